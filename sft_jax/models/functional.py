@@ -1,0 +1,51 @@
+"""A network as a pure function of plain dictionaries, as the train step, checkpoints and weights files hold it."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+
+
+class Functional:
+    """Splits an NNX network once into its structure and two flat dictionaries of arrays.
+
+    Keys are attribute paths joined by dots, for instance "layer1.0.downsample.0.kernel".
+
+    Attributes:
+      params: what is trained.
+      batch_stats: running means and variances of batch norm.
+    """
+
+    def __init__(self, model: nnx.Module):
+        self._structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        self.params, self.batch_stats = _flatten(params), _flatten(batch_stats)
+        self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}
+
+    def bind(self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array]) -> nnx.Module:
+        """The NNX network with these arrays."""
+        return nnx.merge(self._structure, self._state(nnx.Param, params), self._state(nnx.BatchStat, batch_stats))
+
+    def apply(
+        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, Arrays]:
+        """Runs the network on images [batch, height, width, 3], normalised.
+
+        Returns:
+          logits [batch, classes] and the batch statistics after the call: updated ones where `train` is set.
+        """
+        model = self.bind(params, batch_stats)
+        logits = model(images, train=train)
+        return logits, _flatten(nnx.state(model, nnx.BatchStat))
+
+    def _state(self, kind: type[nnx.Variable], arrays: Mapping[str, jax.Array]) -> nnx.State:
+        return nnx.from_flat_state([(self._paths[key], kind(value)) for key, value in sorted(arrays.items())])
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _flatten(state: nnx.State) -> Arrays:
+    return {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(state)}

@@ -1,0 +1,226 @@
+"""Residual networks (He et al., 2015, arXiv:1512.03385) as `torchvision.models.resnet` defines them.
+
+One file serves ResNet-18 to 152, wide ResNet and ResNeXt. Attribute paths are torchvision's state_dict keys; only the
+leaves have JAX's names (`kernel`, `scale`, `bias`, `mean`, `var`).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sft_jax import ops
+from sft_jax.ops.conv import Layout
+
+# torch keeps 0.9 of the old running statistics ("momentum 0.1" in its words).
+KEEP_STATISTICS = 0.9
+
+
+class Conv2d(nnx.Module):
+    """Bias-free convolution, `torch.nn.Conv2d(bias=False)`; kernel [height, width, in / groups, out]."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1, dtype, rngs
+    ):
+        # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu"); its fan_out counts outputs per group.
+        deviation = (2.0 / (size * size * outputs / groups)) ** 0.5
+        shape = (size, size, inputs // groups, outputs)
+        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.stride, self.padding, self.groups, self.dtype = stride, padding, groups, dtype
+
+    def __call__(self, x: jax.Array, layout: Layout = "NHWC") -> jax.Array:
+        """Convolves x [batch, height, width, in] (or as `layout` says)."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return ops.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups, layout=layout)
+
+
+class BatchNorm2d(nnx.Module):
+    """`torch.nn.BatchNorm2d` over the last axis, with the addition and ReLU that follow it in a residual block.
+
+    In training the statistics are those of the batch over all devices of `axis_name`, and the running variance is the
+    unbiased one, as in torch. Statistics are float32 (or wider) whatever the input's dtype.
+    """
+
+    def __init__(self, channels: int, *, axis_name: str | None = None):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.axis_name = axis_name
+
+    def __call__(
+        self, x: jax.Array, *, train: bool, relu: bool = False, residual: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises x [..., channels]; with `train` the running statistics are updated."""
+        scale, bias = self.scale[...], self.bias[...]
+        if train:
+            y, mean, var = ops.batch_norm(x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name)
+            count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = KEEP_STATISTICS * self.mean[...] + (1 - KEEP_STATISTICS) * mean
+            self.var[...] = KEEP_STATISTICS * self.var[...] + (1 - KEEP_STATISTICS) * unbiased
+            return y
+        return ops.normalize(x, self.mean[...], self.var[...], scale, bias, residual=residual, relu=relu)
+
+
+class Linear(nnx.Module):
+    """`torch.nn.Linear`; kernel [in, out], initialised uniformly in +-1/sqrt(in) as torch does."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+        bound = inputs**-0.5
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound))
+        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [batch, in] to [batch, out]."""
+        return x @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int, shape: "Shape", *, dtype, axis_name, rngs):
+        self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm2d(planes, axis_name=axis_name)
+        self.conv2 = Conv2d(planes, planes, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm2d(planes, axis_name=axis_name)
+        self.downsample = _downsample(inputs, planes, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
+        """Maps x [batch, height, width, inputs] (or as `layout` says) to [..., planes]."""
+        shortcut = _shortcut(self.downsample, x, train=train, layout=layout)
+        x = self.bn1(self.conv1(x, layout), train=train, relu=True)
+        return self.bn2(self.conv2(x, layout), train=train, relu=True, residual=shortcut)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and up, wide ResNet, ResNeXt).
+
+    The stride is in the 3x3 convolution, as in torchvision ("ResNet V1.5"), not in the first 1x1 as in the paper.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int, shape: "Shape", *, dtype, axis_name, rngs):
+        width = planes * shape.width_per_group // 64 * shape.groups
+        outputs = planes * self.expansion
+        self.conv1 = Conv2d(inputs, width, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm2d(width, axis_name=axis_name)
+        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, groups=shape.groups, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm2d(width, axis_name=axis_name)
+        self.conv3 = Conv2d(width, outputs, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)
+        self.downsample = _downsample(inputs, outputs, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
+        """Maps x [batch, height, width, inputs] (or as `layout` says) to [..., 4 planes]."""
+        shortcut = _shortcut(self.downsample, x, train=train, layout=layout)
+        x = self.bn1(self.conv1(x, layout), train=train, relu=True)
+        x = self.bn2(self.conv2(x, layout), train=train, relu=True)
+        return self.bn3(self.conv3(x, layout), train=train, relu=True, residual=shortcut)
+
+
+def _downsample(inputs: int, outputs: int, stride: int, *, dtype, axis_name, rngs) -> nnx.List | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    conv = Conv2d(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
+    return nnx.List([conv, BatchNorm2d(outputs, axis_name=axis_name)])
+
+
+def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
+    if downsample is None:
+        return x
+    conv, norm = downsample
+    return norm(conv(x, layout), train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What tells one member of the family from another: arguments of `torchvision.models.resnet.ResNet`."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    layers: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+
+
+SHAPES = {
+    "resnet18": Shape(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Shape(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Shape(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Shape(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Shape(Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": Shape(Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": Shape(Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": Shape(Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
+    "wide_resnet50_2": Shape(Bottleneck, (3, 4, 6, 3), width_per_group=128),
+    "wide_resnet101_2": Shape(Bottleneck, (3, 4, 23, 3), width_per_group=128),
+}
+
+
+class ResNet(nnx.Module):
+    """A residual network: stem, four stages of blocks, global average, linear head.
+
+    Parameters are float32; activations and products are in `dtype`, batch-norm statistics and logits in float32.
+
+    Args:
+      shape: a value of `SHAPES`.
+      num_classes: outputs of the head `fc`.
+      stem: "imagenet" (7x7 convolution of stride 2, then a max-pool of stride 2) or "cifar", for images of about 32
+        pixels: the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the max-pool.
+      dtype: of the computation.
+      axis_name: the mapped axis over which batch norm's statistics are averaged in training.
+      rngs: `nnx.Rngs(params=seed)` for the initial weights, drawn as torchvision draws them.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        num_classes: int,
+        *,
+        stem: str = "imagenet",
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.stem, self.dtype = stem, dtype
+        stem_stride = 1 if stem == "cifar" else 2
+        self.conv1 = Conv2d(3, 64, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm2d(64, axis_name=axis_name)
+        channels = 64
+        for stage, count in enumerate(shape.layers):
+            planes, blocks = 64 * 2**stage, []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(shape.block(channels, planes, stride, shape, dtype=dtype, axis_name=axis_name, rngs=rngs))
+                channels = planes * shape.block.expansion
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+        self.fc = Linear(channels, num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
+
+        With `train` batch norm uses the statistics of the batch and updates the running ones.
+        """
+        return self.fc(self.features(x, train=train)).astype(jnp.promote_types(self.dtype, jnp.float32))
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """What the head sees: images [batch, height, width, 3] -> [batch, channels] in the compute dtype."""
+        *_, (_, last) = self.stages(x, train=train)
+        return last.mean((1, 2))
+
+    def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
+        """Yields (name, activations [batch, height, width, channels]) after the stem and after every block."""
+        x = self.bn1(self.conv1(x.astype(self.dtype)), train=train, relu=True)
+        if self.stem != "cifar":
+            x = ops.max_pool(x, window=3, stride=2, padding=1)
+        yield "stem", x
+        for stage, blocks in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            for index, block in enumerate(blocks):
+                x = block(x, train=train, layout="NHWC")
+                yield f"layer{stage}.{index}", x

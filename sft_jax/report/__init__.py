@@ -1,0 +1,1 @@
+"""What a run tells the user: console lines, metrics and results."""
