@@ -19,7 +19,8 @@ class Functional:
     """
 
     def __init__(self, model: nnx.Module):
-        self._structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]  # typed for 1
+        self._structure = structure
         self.params, self.batch_stats = _flatten(params), _flatten(batch_stats)
         self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}
 
@@ -48,4 +49,4 @@ def _dotted(path: tuple) -> str:
 
 
 def _flatten(state: nnx.State) -> Arrays:
-    return {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {_dotted(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}

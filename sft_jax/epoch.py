@@ -1,0 +1,61 @@
+"""Many steps in one compiled call: the images stay on the device, the host only says which steps to run.
+
+The number of steps is an argument, not a shape, so one program serves calls of any length and every step computes the
+same bits however an epoch is cut into calls.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sft_jax.state import TrainState
+from sft_jax.step import EvalSums, StepMetrics, zero_sums
+
+# (uint8 images, key, position of the first of them in the whole batch, size of the whole batch) -> network inputs
+Augment = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
+
+
+def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, devices: int) -> Callable:
+    """The program of one device's share in steps `start` to `stop` of an epoch.
+
+    It maps (state, images uint8 [n, height, width, 3], labels int32 [n], order int32 [steps, share] of rows in images,
+    start, stop, key) to (state, `StepMetrics` of arrays [steps], zero for the steps not run).
+    """
+
+    def train_steps(state, images, labels, order, start, stop, key) -> tuple[TrainState, StepMetrics]:
+        steps, share = order.shape
+        first = lax.axis_index(axis_name) * share
+
+        def body(index, carry):
+            state, metrics = carry
+            rows = order[index]
+            inputs = augment(images[rows], jax.random.fold_in(key, state.step), first, share * devices)
+            state, new = train_step(state, inputs, labels[rows])
+            return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), metrics, new)
+
+        metrics = StepMetrics(jnp.zeros(steps, jnp.float32), jnp.zeros(steps, jnp.int32))
+        return lax.fori_loop(start, stop, body, (state, metrics))
+
+    return train_steps
+
+
+def make_eval_steps(
+    eval_step: Callable, preprocess: Callable[[jax.Array], jax.Array], classes: int, axis_name: str
+) -> Callable:
+    """The program of one device's share in evaluation steps `start` to `stop`.
+
+    It maps (params, batch_stats, images, labels, order int32 [steps, share], mask bool [steps, share], start, stop) to
+    the `EvalSums` over all devices.
+    """
+
+    def eval_steps(params, batch_stats, images, labels, order, mask, start, stop) -> EvalSums:
+        def body(index, sums):
+            rows = order[index]
+            new = eval_step(params, batch_stats, preprocess(images[rows]), labels[rows], mask[index])
+            return jax.tree.map(jnp.add, sums, new)
+
+        return lax.psum(lax.fori_loop(start, stop, body, zero_sums(classes)), axis_name)
+
+    return eval_steps
