@@ -37,11 +37,15 @@ class Devices:
         """A whole copy of every array on each device."""
         return jax.device_put(tree, self._replicated)
 
-    def split(self, batches: np.ndarray) -> jax.Array:
-        """[steps, batch, ...] -> [devices, steps, share, ...]: each device gets its contiguous share of every batch."""
+    def split(self, batches: np.ndarray, *, flat: bool = False) -> jax.Array:
+        """[steps, batch, ...] -> [devices, steps, share, ...]: each device gets its contiguous share of every batch.
+
+        With `flat` the result is [devices, steps * share, ...].
+        """
         steps, batch, *rest = batches.shape
-        shares = batches.reshape(steps, self.count, batch // self.count, *rest)
-        return jax.device_put(np.ascontiguousarray(np.moveaxis(shares, 1, 0)), self._sharded)
+        shares = np.moveaxis(batches.reshape(steps, self.count, batch // self.count, *rest), 1, 0)
+        leading = (self.count, -1) if flat else (self.count, steps, batch // self.count)
+        return jax.device_put(shares.reshape(*leading, *rest), self._sharded)
 
     def compile(self, program: Callable, *, sharded: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
         """`program` on all devices. Arguments marked in `sharded` have a leading axis of devices, which is taken off;

@@ -1,0 +1,72 @@
+"""How far a run has come: what a resumed run must know besides the arrays of its `TrainState`."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Progress:
+    """Saved as JSON with every checkpoint.
+
+    Attributes:
+      epoch: finished epochs.
+      epoch_steps, epoch_loss, epoch_correct, epoch_seconds: steps done in the unfinished epoch, with the sums of their
+        losses and correct predictions and the seconds they took.
+      best, best_epoch: the highest validation accuracy so far and its epoch, None before the first.
+      seconds: training and validation so far, over all sessions.
+      rows: the finished epochs as metrics.jsonl has them.
+    """
+
+    epoch: int = 0
+    epoch_steps: int = 0
+    epoch_loss: float = 0.0
+    epoch_correct: int = 0
+    epoch_seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int | None = None
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, losses: np.ndarray, correct: np.ndarray, seconds: float) -> None:
+        """Counts further steps of the unfinished epoch: their mean losses [steps] and correct predictions [steps]."""
+        # One by one in double precision: the sum must not depend on how the epoch was cut into calls.
+        for loss in losses.tolist():
+            self.epoch_loss += loss
+        self.epoch_correct += int(correct.sum())
+        self.epoch_steps += len(losses)
+        self.epoch_seconds += seconds
+
+    def finish_epoch(
+        self, *, learning_rate: float, batch_size: int, validation: dict[str, Any], validation_seconds: float
+    ) -> bool:
+        """Closes the epoch with its row of metrics; returns whether it is the best so far."""
+        self.epoch += 1
+        is_best = better(validation["accuracy"], self.best)
+        if is_best:
+            self.best, self.best_epoch = validation["accuracy"], self.epoch
+        images = self.epoch_steps * batch_size
+        self.rows.append(
+            {
+                "epoch": self.epoch,
+                "step": self.epoch * self.epoch_steps,
+                "learning_rate": learning_rate,
+                "train_loss": self.epoch_loss / self.epoch_steps,
+                "train_accuracy": self.epoch_correct / images,
+                "val_loss": validation["loss"],
+                "val_accuracy": validation["accuracy"],
+                "best": self.best,
+                "train_images_per_s": images / self.epoch_seconds,
+                "epoch_s": self.epoch_seconds + validation_seconds,
+            }
+        )
+        self.seconds += self.epoch_seconds + validation_seconds
+        self.epoch_steps, self.epoch_loss, self.epoch_correct, self.epoch_seconds = 0, 0.0, 0, 0.0
+        return is_best
+
+
+def better(candidate: float, best: float | None) -> bool:
+    """Whether `candidate` beats `best` (None: nothing yet). A tie keeps the earlier one; NaN and inf never win."""
+    return math.isfinite(candidate) and (best is None or candidate > best)

@@ -1,0 +1,50 @@
+"""The figures of a run: from evaluation sums to results.json and metrics.jsonl."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.step import EvalSums
+
+
+def summarize(sums: EvalSums) -> dict[str, Any]:
+    """Figures of an evaluated split: loss (mean), accuracy, top5, count, per_class_accuracy, confusion, ece.
+
+    The expected calibration error is the mean gap between confidence and accuracy over bins of confidence, weighted by
+    their images (Guo et al., 2017, arXiv:1706.04599). A class with no image has accuracy None.
+    """
+    total = int(sums.total)
+    confusion = np.asarray(sums.confusion)
+    images, confidence, correct = np.asarray(sums.calibration, np.float64)
+    per_class = [
+        float(row[label] / row.sum()) if row.sum() else None for label, row in enumerate(confusion.astype(np.int64))
+    ]
+    return {
+        "loss": float(sums.loss) / total,
+        "accuracy": int(sums.correct) / total,
+        "top5": int(sums.top5) / total,
+        "count": total,
+        "per_class_accuracy": per_class,
+        "confusion": confusion.tolist(),
+        "ece": float(np.abs(confidence - correct).sum() / images.sum()),
+    }
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value`, whole or not at all."""
+    _replace(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

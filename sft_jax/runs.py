@@ -1,0 +1,115 @@
+"""The folder of a run: what lies where, who may use it, and how its weights are read back."""
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import sft_jax
+from sft_jax.checkpoint import Checkpoints
+from sft_jax.config import complete, flatten
+from sft_jax.errors import UserError
+from sft_jax.report.results import write_json
+from sft_jax.weights import Weights
+
+# Keys that may differ when a run is resumed: they do not change what its steps so far have computed.
+RESUMABLE_KEYS = {"epochs", "save_minutes", "compare_with_scratch", "data.dir", "data.download"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Paths within a run's folder."""
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration, versions, devices and command line."""
+        return self.folder / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object an epoch."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """The figures of the best checkpoint on the test split."""
+        return self.folder / "results.json"
+
+    @property
+    def log_file(self) -> Path:
+        """What the console said."""
+        return self.folder / "train.log"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The latest and the best."""
+        return Checkpoints(self.folder / "checkpoints")
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.exists()
+
+    def check_use(self, config: ConfigDict, *, resume: bool) -> None:
+        """Raises UserError where the folder holds a run that `config` must not or cannot continue."""
+        if not self.exists():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"--workdir {self.folder} is a file; name a folder")
+            return
+        if not resume:
+            raise UserError(
+                f"{self.folder} already holds a run; add --resume to continue it, or choose a fresh --workdir"
+            )
+        old, new = flatten(self.config()), flatten(config)
+        changed = [
+            f"{key} (was {old[key]!r}, now {new[key]!r})"
+            for key in new
+            if old[key] != new[key] and key not in RESUMABLE_KEYS
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder} was started with another config; resume it with the same one or choose a fresh "
+                f"--workdir; changed: {', '.join(changed)}"
+            )
+
+    def config(self) -> ConfigDict:
+        """The configuration the run was started with. Raises UserError where there is none to be read."""
+        return complete(flatten(self._record()["config"]))
+
+    def write_config(self, config: ConfigDict, **facts: Any) -> None:
+        """Records the configuration, the versions in use and further `facts`."""
+        packages = ("jax", "flax", "optax", "orbax-checkpoint")
+        versions = {"sft-jax": sft_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_file, {"config": config.to_dict(), "versions": versions, **facts})
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.config_file.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.folder} holds no run: there is no {self.config_file.name} in it") from None
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{self.config_file} cannot be read: {error}") from None
+
+
+def load_run_weights(workdir: Path, which: str = "best") -> Weights:
+    """The weights of a run's "best" or "latest" checkpoint, with its architecture and class names.
+
+    Raises:
+      UserError: no run there, no such checkpoint yet, or none that can be read.
+    """
+    run = Run(workdir)
+    config = run.config()
+    restored = run.checkpoints.restore(which, None)
+    if restored is None:
+        raise UserError(f"{workdir} has no {which} checkpoint yet: its first epoch was not finished")
+    arrays = {
+        key.partition("/")[2]: array
+        for key, array in restored.arrays.items()
+        if key.startswith(("params/", "batch_stats/"))
+    }
+    return Weights(arrays, config.model.name, tuple(restored.metadata["class_names"]), {"source": str(workdir)})
