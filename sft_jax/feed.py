@@ -1,6 +1,8 @@
 """Brings the images of a split to the devices: all at once where they fit, else in pieces as they are needed."""
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 
 import jax
@@ -40,8 +42,12 @@ class Pace:
         self._seconds = seconds
         self.steps = 1
 
-    def measured(self, steps: int, seconds: float) -> None:
-        """A call of `steps` steps took this long. Grows at most fourfold at a time: first calls mislead."""
+    @contextlib.contextmanager
+    def timing(self, steps: int) -> Iterator[None]:
+        """Measures a call of `steps` steps made within. Grows at most fourfold at a time: first calls mislead."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
         self.steps = max(1, min(4 * self.steps, round(steps * self._seconds / max(seconds, 1e-6))))
 
 
@@ -53,6 +59,9 @@ class Feed:
         self._resident: tuple[jax.Array, jax.Array] | None = None
         if isinstance(split, ArraySplit) and split.images.nbytes <= RESIDENT_SHARE * devices.free_bytes():
             self._resident = devices.replicate((split.images, split.labels))
+
+    def __len__(self) -> int:
+        return len(self._split)
 
     @property
     def resident(self) -> bool:

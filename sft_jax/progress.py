@@ -30,6 +30,10 @@ class Progress:
     seconds: float = 0.0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name: the arguments of an equal `Progress`."""
+        return dataclasses.asdict(self)
+
     def add(self, losses: np.ndarray, correct: np.ndarray, seconds: float) -> None:
         """Counts further steps of the unfinished epoch: their mean losses [steps] and correct predictions [steps]."""
         # One by one in double precision: the sum must not depend on how the epoch was cut into calls.

@@ -5,54 +5,56 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import data, models, optim, parallel, weights
+from sft_jax import data, models, optim, weights
 from sft_jax.data.order import epoch_order
 from sft_jax.epoch import make_train_steps
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.evaluation import Evaluator
 from sft_jax.feed import Feed, Pace, Piece
+from sft_jax.parallel import AXIS, Devices
 from sft_jax.progress import Progress
-from sft_jax.report.console import Console, duration, epoch_line
-from sft_jax.report.results import write_json, write_rows
+from sft_jax.report.console import Bar, Console, epoch_line
+from sft_jax.report.results import summarize, write_json, write_rows
 from sft_jax.runs import Run, load_run_weights
 from sft_jax.signals import StopRequest
 from sft_jax.state import TrainState, from_arrays, to_arrays
-from sft_jax.step import make_train_step
+from sft_jax.step import StepMetrics, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, *, resume: bool, command: list[str], console: Console) -> dict[str, Any]:
-    """Runs `config` in `workdir` to its end and returns what results.json holds.
+def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, command: list[str]) -> dict[str, Any]:
+    """Runs `config` in the folder of `run` to its end and returns what results.json holds.
+
+    Args:
+      config: complete and checked, as `load_config` gives it.
+      run: where everything is written.
+      resume: continue the run that is there, if there is one.
+      console: told what happens.
+      command: the command line, for the record.
 
     Raises:
       UserError: something given is wrong; nothing was written.
-      DivergedError: the loss became non-finite; the checkpoints before it are kept.
+      DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    run = Run(workdir)
+    # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
     run.check_use(config, resume=resume)
-    devices = parallel.Devices()
+    devices = Devices()
     devices.check_batch(config.batch_size)
-    start = load_start(config)
+    init = load_init(config)
     dataset = data.load_dataset(
-        config.data,
-        seed=config.seed,
-        limit_train=config.limit_train_examples,
-        limit_eval=config.limit_eval_examples,
+        config.data, seed=config.seed, limit_train=config.limit_train_examples, limit_eval=config.limit_eval_examples
     )
-    for notice in dataset.notices:
-        console.line(notice)
     trainer = Trainer(config, dataset, devices, run, console)
-    trainer.start(start, resume=resume, command=command)
+    trainer.begin(init, resume=resume, command=command)
     with StopRequest() as stop:
         trainer.fit(stop)
     return trainer.finish()
 
 
-def load_start(config: ConfigDict) -> weights.Weights | None:
+def load_init(config: ConfigDict) -> weights.Weights | None:
     """What `config.init` names: a converted file, the best checkpoint of a run, or nothing (scratch)."""
     if config.init == "scratch":
         return None
@@ -67,59 +69,221 @@ def load_start(config: ConfigDict) -> weights.Weights | None:
 
 
 class Trainer:
-    """One run in one process: its programs, its state on the devices and its progress."""
+    """One run in one process: its compiled programs, its state on the devices and its progress."""
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset, devices: parallel.Devices, run: Run, console: Console):
+    def __init__(self, config: ConfigDict, dataset: data.Dataset, devices: Devices, run: Run, console: Console):
         self.config, self.dataset, self.devices, self.run, self.console = config, dataset, devices, run, console
         self.checkpoints = run.checkpoints
-        self.order = lambda epoch: epoch_order(config.seed, epoch, len(dataset.train), config.batch_size)
-        self.epoch_steps = len(self.order(0))
-        total_steps = config.epochs * self.epoch_steps
-        self.schedule = optim.make_schedule(config.optimizer, total_steps)
-        self.optimizer = optim.make_optimizer(config.optimizer, total_steps)
-        self.network = models.create(config.model, len(dataset.class_names), config.precision, axis_name=parallel.AXIS)
-        self.key = devices.replicate(jax.random.key(config.seed))
-        self.feed = Feed(dataset.train, devices)
-        self.pace = Pace()
-        augment, preprocess = data.make_augment(config.data), data.make_preprocess(config.data)
-        step = make_train_step(self.network, self.optimizer, parallel.AXIS)
-        program = make_train_steps(step, augment, parallel.AXIS, devices.count)
+        self.steps_per_epoch = len(self.order(epoch=0))
+        steps = config.epochs * self.steps_per_epoch
+        self.schedule = optim.make_schedule(config.optimizer, steps)
+        self.optimizer = optim.make_optimizer(config.optimizer, steps)
+        classes = len(dataset.class_names)
+        self.build = models.builder(config.model, classes, precision=config.precision, axis_name=AXIS)
+        self.network = models.Functional.abstract(self.build)
+        self.train_feed, self.validation_feed = Feed(dataset.train, devices), Feed(dataset.validation, devices)
+        step = make_train_step(self.network, self.optimizer, AXIS)
         self.train_steps = devices.compile(
-            program, sharded=(False, *self.feed.sharded, False, False, False), donate=(0,)
+            make_train_steps(step, data.make_augment(config.data), AXIS, devices.count),
+            sharded=(False, *self.train_feed.sharded, False, False, False),
+            donate=(0,),
         )
-        self.evaluator = Evaluator(self.network, preprocess, devices, len(dataset.class_names), config.batch_size)
-        self.validation = Feed(dataset.validation, devices)
+        preprocess = data.make_preprocess(config.data)
+        self.evaluate = Evaluator(self.network, preprocess, devices, classes, config.batch_size)
+        self.key = devices.replicate(jax.random.key(config.seed))
+        self.pace = Pace()
         self.progress = Progress()
+        self.saved_at = time.monotonic()
         self.state: TrainState
 
-    def start(self, init: weights.Weights | None, *, resume: bool, command: list[str]) -> None:
-        """Decides where the weights come from, and records the run.
+    def order(self, epoch: int) -> np.ndarray:
+        """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
+        return epoch_order(self.config.seed, epoch, len(self.dataset.train), self.config.batch_size)
 
-        1. With `resume`, the latest checkpoint of this run, if there is one.
-        2. The weights that `config.init` names; the head is new where the classes differ.
+    def begin(self, init: weights.Weights | None, *, resume: bool, command: list[str]) -> None:
+        """Decides what training starts from, says what will be done, and records the run.
+
+        1. With `resume`: the latest checkpoint of this run, if there is one.
+        2. The weights `init`; the head is a new one where the classes differ.
         3. Random weights.
         """
-        classes = self.dataset.class_names
-        fresh = self.network.init(self.config.seed)
-        restored = None
-        if resume:
-            like = TrainState.create(*fresh, self.optimizer)
-            expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), to_arrays(like))
-            restored = self.checkpoints.restore("latest", expected)
-        if restored is not None:
-            for notice in restored.notices:
-                self.console.line(notice)
-            self.progress = Progress(**restored.metadata["progress"])
-            state = from_arrays(like, restored.arrays)
-            self.say(f"resumed at epoch {self.progress.epoch + 1}, step {int(state.step)}")
+        state = self._restored() if resume else None
+        if state is not None:
+            start = f"resumed after step {int(state.step)}, in epoch {self.progress.epoch + 1}"
         elif init is not None:
-            keep_head = weights.keeps_head(init.class_names, classes)
-            params, batch_stats = weights.initialise(
-                fresh, init.arrays, source=self.config.init, keep_head=keep_head
-            )
-            state = TrainState.create(params, batch_stats, self.optimizer)
-            self.say(f"weights from {self.config.init}, {'its' if keep_head else 'a new'} head")
+            keep_head = weights.keeps_head(init.class_names, self.dataset.class_names)
+            head, _ = models.initial_arrays(self.build, self.config.seed, prefix="fc.")
+            fresh = (self.network.params | head, self.network.batch_stats)
+            arrays = weights.initialise(*fresh, init.arrays, source=self.config.init, keep_head=keep_head)
+            state = TrainState.create(*arrays, self.optimizer)
+            start = f"weights of {self.config.init} with {'its own' if keep_head else 'a new'} head"
         else:
-            state = TrainState.create(*fresh, self.optimizer)
-            self.say("random weights")
+            state = TrainState.create(*models.initial_arrays(self.build, self.config.seed), self.optimizer)
+            start = "random weights"
         self.state = self.devices.replicate(state)
+        if not self.run.exists():
+            if resume:
+                self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
+            self.run.write_config(self.config, devices=str(self.devices), command=command)
+        self.console.log_to(self.run.log_file)
+        for line in self.dataset.notices:
+            self.console.line(line)
+        self._say_plan(start)
+
+    def fit(self, stop: StopRequest) -> None:
+        """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
+        while self.progress.epoch < self.config.epochs:
+            title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
+            with self.console.progress(title, self.steps_per_epoch, self.progress.epoch_steps) as bar:
+                self._train_epoch(bar, stop)
+            start = time.perf_counter()
+            with self.console.progress(f"{title}  validation", 1) as bar:
+                sums = self.evaluate(self.state.params, self.state.batch_stats, self.validation_feed, bar.set)
+            seconds = time.perf_counter() - start
+            if stop:
+                self._stop(stop)
+            learning_rate = float(self.schedule(int(self.state.step) - 1))
+            is_best = self.progress.finish_epoch(
+                learning_rate=learning_rate,
+                batch_size=self.config.batch_size,
+                validation=summarize(sums),
+                validation_seconds=seconds,
+            )
+            self._check_state()
+            if is_best:  # before the latest, whose progress says that it exists
+                self._save("best")
+            self._save("latest")
+            write_rows(self.run.metrics_file, self.progress.rows)
+            row = self.progress.rows[-1]
+            eta = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
+            self.console.line(epoch_line(row, self.config.epochs, eta))
+
+    def finish(self) -> dict[str, Any]:
+        """Scores the best checkpoint on the test split and writes results.json."""
+        best = self.checkpoints.restore("best", None)
+        if best is None:
+            raise UserError(
+                f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
+            )
+        params, batch_stats = (
+            self.devices.replicate({key: best.arrays[f"{part}/{key}"] for key in shapes})
+            for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
+        )
+        figures = summarize(self.evaluate(params, batch_stats, Feed(self.dataset.test, self.devices)))
+        results = {f"test_{name}": figures.pop(name) for name in ("accuracy", "top5", "loss", "count")}
+        results |= {
+            "best_epoch": self.progress.best_epoch,
+            "best_val_accuracy": self.progress.best,
+            "class_names": list(self.dataset.class_names),
+            **figures,
+            "epochs": self.progress.epoch,
+            "steps": self.progress.epoch * self.steps_per_epoch,
+            "seconds": self.progress.seconds,
+        }
+        write_json(self.run.results_file, results)
+        self.console.line(
+            f"best epoch {self.progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
+            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {self.run.folder}"
+        )
+        return results
+
+    def _train_epoch(self, bar: Bar, stop: StopRequest) -> None:
+        order = self.order(self.progress.epoch)
+        pending: tuple[Piece, StepMetrics] | None = None
+        clock = time.perf_counter()
+        for piece in self.train_feed.pieces(order, first=self.progress.epoch_steps, pace=self.pace):
+            with self.pace.timing(piece.steps):
+                self.state, metrics = self.train_steps(self.state, *piece.arguments, self.key)
+                # The call above only queues the work: the devices are never idle while the host reads the last figures.
+                if pending is not None:
+                    clock = self._account(*pending, clock, bar)
+            pending = (piece, metrics)
+            overdue = time.monotonic() - self.saved_at > 60 * self.config.save_minutes
+            if stop or overdue:
+                clock, pending = self._account(*pending, clock, bar), None
+                self._check_state()
+                if stop:
+                    self._stop(stop)
+                self._save("latest")
+                clock = time.perf_counter()
+        if pending is not None:
+            self._account(*pending, clock, bar)
+
+    def _account(self, piece: Piece, metrics: StepMetrics, clock: float, bar: Bar) -> float:
+        """Waits for a piece, counts its figures, and returns the time."""
+        losses, correct = (np.asarray(values)[piece.rows] for values in metrics)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            step = self.progress.epoch * self.steps_per_epoch + self.progress.epoch_steps + int(bad[0]) + 1
+            self._diverged(f"the loss is {losses[bad[0]]} at step {step} (epoch {self.progress.epoch + 1})")
+        now = time.perf_counter()
+        self.progress.add(losses, correct, now - clock)
+        bar.advance(piece.steps, f"loss {losses.mean():.4f}")
+        return now
+
+    def _check_state(self) -> None:
+        """A state that must not be saved: its last update overflowed, which no loss has shown yet."""
+        weights_of = {**self.state.params, **self.state.batch_stats}
+        bad = [key for key, leaf in jax.device_get(weights_of).items() if not np.isfinite(leaf).all()]
+        if bad:
+            self._diverged(
+                f"{bad[0]} is not finite after step {int(self.state.step)} (epoch {self.progress.epoch + 1})"
+            )
+
+    def _diverged(self, what: str) -> None:
+        raise DivergedError(
+            f"{what}; the checkpoints before it are kept in {self.run.folder / 'checkpoints'}; "
+            f"try a lower --config.optimizer.learning_rate with a fresh --workdir"
+        )
+
+    def _stop(self, stop: StopRequest) -> None:
+        self._save("latest")
+        assert stop.signal is not None
+        raise StoppedError(
+            f"stopped by {stop.signal.name} after step {int(self.state.step)}; the state is saved, "
+            f"add --resume to the same command to continue"
+        )
+
+    def _save(self, name: str) -> None:
+        state = self.state if name == "latest" else {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        metadata = {"class_names": list(self.dataset.class_names), "progress": self.progress.to_json()}
+        self.checkpoints.save(name, int(self.state.step), to_arrays(state), metadata)
+        if name == "latest":
+            self.saved_at = time.monotonic()
+
+    def _restored(self) -> TrainState | None:
+        zeros = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), (self.network.params, self.network.batch_stats)
+        )
+        like = TrainState.create(*zeros, self.optimizer)
+        expected = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in to_arrays(like).items()}
+        restored = self.checkpoints.restore("latest", expected)
+        if restored is None:
+            return None
+        for line in restored.notices:
+            self.console.line(line)
+        self.progress = Progress(**restored.metadata["progress"])
+        write_rows(self.run.metrics_file, self.progress.rows)
+        return from_arrays(like, restored.arrays)
+
+    def _say_plan(self, start: str) -> None:
+        config, dataset = self.config, self.dataset
+        sizes = f"{len(dataset.train):,} / {len(dataset.validation):,} / {len(dataset.test):,}"
+        place = "held on the device" if self.train_feed.resident else "streamed to the device"
+        left_out = len(dataset.train) - self.steps_per_epoch * config.batch_size
+        parameters = sum(leaf.size for leaf in self.network.params.values())
+        self.console.line(f"run        {self.run.folder}")
+        self.console.line(
+            f"data       {config.data.source}: {sizes} train / validation / test images, "
+            f"{len(dataset.class_names)} classes; {place}"
+        )
+        self.console.line(f"model      {config.model.name}, {parameters:,} parameters, {config.precision}; {start}")
+        self.console.line(
+            f"training   {config.epochs} epochs of {self.steps_per_epoch} steps, batch {config.batch_size}, "
+            f"{config.data.size} px, {config.optimizer.name} at {config.optimizer.learning_rate:g} "
+            f"({config.optimizer.schedule}), on {self.devices}"
+        )
+        if left_out:
+            self.console.line(
+                f"           {left_out} images, others each time, are left out of an epoch: no full batch"
+            )

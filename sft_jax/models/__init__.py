@@ -1,6 +1,40 @@
 """The networks, by their torchvision names."""
 
-from sft_jax.models.functional import Functional
+import difflib
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from sft_jax.errors import UserError
+from sft_jax.models.functional import Functional, initial_arrays
 from sft_jax.models.resnet import SHAPES, ResNet
 
-__all__ = ["SHAPES", "Functional", "ResNet"]
+__all__ = ["SHAPES", "Functional", "ResNet", "builder", "initial_arrays"]
+
+
+def builder(
+    config: ConfigDict, num_classes: int, *, precision: str = "float32", axis_name: str | None = None
+) -> Callable[[nnx.Rngs], ResNet]:
+    """The constructor of the network that `config` (the part `model` of the configuration) describes.
+
+    Args:
+      config: `name` and `stem` are read.
+      num_classes: outputs of the head.
+      precision: dtype of activations and products, "float32" or "bfloat16".
+      axis_name: see `ResNet`.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    if config.name not in SHAPES:
+        near = difflib.get_close_matches(config.name, SHAPES, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown config.model.name={config.name!r}; the nearest one is {near!r}")
+    settings = {"stem": config.stem, "dtype": jnp.dtype(precision), "axis_name": axis_name}
+    return functools.partial(_build, SHAPES[config.name], num_classes, settings)
+
+
+def _build(shape, num_classes, settings, rngs: nnx.Rngs) -> ResNet:
+    return ResNet(shape, num_classes, **settings, rngs=rngs)

@@ -1,6 +1,6 @@
 """A network as a pure function of plain dictionaries, as the train step, checkpoints and weights files hold it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
@@ -16,7 +16,14 @@ class Functional:
     Attributes:
       params: what is trained.
       batch_stats: running means and variances of batch norm.
+
+    The values are arrays, or `jax.ShapeDtypeStruct`s where the network was built by `abstract`.
     """
+
+    @classmethod
+    def abstract(cls, build: Callable[[nnx.Rngs], nnx.Module]) -> "Functional":
+        """The network that `build` constructs, with shapes in place of arrays: no random number is drawn."""
+        return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
 
     def __init__(self, model: nnx.Module):
         structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]  # typed for 1
@@ -42,6 +49,24 @@ class Functional:
 
     def _state(self, kind: type[nnx.Variable], arrays: Mapping[str, jax.Array]) -> nnx.State:
         return nnx.from_flat_state([(self._paths[key], kind(value)) for key, value in sorted(arrays.items())])
+
+
+def initial_arrays(build: Callable[[nnx.Rngs], nnx.Module], seed: int, prefix: str = "") -> tuple[Arrays, Arrays]:
+    """Freshly initialised parameters and batch statistics of the network that `build` constructs.
+
+    Only those whose key begins with `prefix`: a new head is drawn in a moment, all of ResNet-18 compiles for seconds.
+    """
+
+    @jax.jit
+    def draw() -> tuple[Arrays, Arrays]:
+        network = Functional(build(nnx.Rngs(params=seed)))
+        params, batch_stats = (
+            {key: leaf for key, leaf in part.items() if key.startswith(prefix)}
+            for part in (network.params, network.batch_stats)
+        )
+        return params, batch_stats
+
+    return draw()
 
 
 def _dotted(path: tuple) -> str:

@@ -54,6 +54,10 @@ class Bar:
     def __init__(self, progress: Progress, task, title: str):
         self._progress, self._task, self._title = progress, task, title
 
+    def set(self, done: int, total: int) -> None:
+        """`done` of `total` steps are done."""
+        self._progress.update(self._task, completed=done, total=total)
+
     def advance(self, steps: int, note: str = "") -> None:
         """`steps` more are done; `note` stands behind the title."""
         self._progress.update(self._task, advance=steps, description=f"{self._title}  {note}")

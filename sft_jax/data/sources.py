@@ -1,0 +1,56 @@
+"""From `config.data` to a `Dataset`."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax.data.digits import load_digits
+from sft_jax.data.folder import load_folder
+from sft_jax.data.strata import per_class
+from sft_jax.data.tfds_source import load_tfds
+from sft_jax.data.types import Dataset, Split
+from sft_jax.errors import UserError
+
+
+def load_dataset(
+    config: ConfigDict, *, seed: int, limit_train: int | None = None, limit_eval: int | None = None
+) -> Dataset:
+    """Reads what `config` (the part `data` of the configuration) names.
+
+    Args:
+      config: `source`, `dir`, `download`, `train`, `validation`, `test`, `per_class` and `size` are read.
+      seed: chooses the images of `per_class` and of the limits.
+      limit_train: this many training images, drawn at random.
+      limit_eval: this many images of the validation and of the test split, drawn at random.
+
+    Raises:
+      UserError: the source is unknown or cannot be read.
+    """
+    kind, _, rest = config.source.partition(":")
+    if kind == "tfds" and rest:
+        splits = (config.train, config.validation, config.test)
+        dataset = load_tfds(rest, directory=config.dir, download=config.download, splits=splits, size=config.size)
+    elif kind == "folder" and rest:
+        dataset = load_folder(rest, config.size, seed)
+    elif kind == "digits":
+        dataset = load_digits(config.source, seed)
+    else:
+        raise UserError(
+            f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST"
+        )
+    train = dataset.train
+    if config.per_class is not None:
+        train = train.take(per_class(train.labels, config.per_class, seed))
+    return dataclasses.replace(
+        dataset,
+        train=_limited(train, limit_train, seed),
+        validation=_limited(dataset.validation, limit_eval, seed),
+        test=_limited(dataset.test, limit_eval, seed),
+    )
+
+
+def _limited(split: Split, limit: int | None, seed: int) -> Split:
+    if limit is None or limit >= len(split):
+        return split
+    return split.take(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))

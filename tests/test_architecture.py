@@ -1,0 +1,60 @@
+"""The imports of the package flow one way, and torch stays out of it."""
+
+import ast
+
+import pytest
+
+# A module may import those of earlier rows, and its neighbours of the same row.
+LAYERS = [
+    {"", "errors"},
+    {"config", "signals", "ops", "progress"},
+    {"data", "models", "weights"},
+    {"optim", "state"},
+    {"step"},
+    {"epoch", "parallel"},
+    {"checkpoint", "feed", "report"},
+    {"evaluation", "runs"},
+    {"train"},
+    {"compare"},
+    {"main"},
+]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "sft_jax":
+                yield from (f"sft_jax.{alias.name}" for alias in node.names if not alias.name.startswith("_"))
+
+
+def modules(root):
+    for path in sorted((root / "sft_jax").rglob("*.py")):
+        parts = path.relative_to(root / "sft_jax").with_suffix("").parts
+        yield path, "" if parts[0] == "__init__" else parts[0]
+
+
+def test_imports_flow_one_way(pytestconfig):
+    level = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    for path, name in modules(pytestconfig.rootpath):
+        assert name in level, f"{path} stands in no layer"
+        for imported in imports(path):
+            if imported.startswith("sft_jax."):
+                target = imported.split(".")[1]
+                assert level[target] <= level[name], f"{path} imports {imported}, which comes later"
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
+def test_the_package_does_not_import(package, pytestconfig):
+    for path, _ in modules(pytestconfig.rootpath):
+        assert package not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_one_file_knows_about_devices(pytestconfig):
+    for path, name in modules(pytestconfig.rootpath):
+        if name != "parallel":
+            assert not {"jax.sharding", "jax.pmap"} & set(imports(path)), path
+            assert "pmap(" not in path.read_text(), path
