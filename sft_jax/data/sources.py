@@ -34,7 +34,7 @@ def load_dataset(
     elif kind == "folder" and rest:
         dataset = load_folder(rest, config.size, seed)
     elif kind == "digits":
-        dataset = load_digits(config.source, seed)
+        dataset = load_digits(config.source)
     else:
         raise UserError(
             f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST"

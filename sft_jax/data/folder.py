@@ -1,0 +1,144 @@
+"""Your own images: a folder for each class."""
+
+import concurrent.futures
+import functools
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from sft_jax.data.images import UNREADABLE, read_square
+from sft_jax.data.strata import stratified
+from sft_jax.data.types import DECODING_THREADS, ArraySplit, Dataset, Split, StreamedSplit
+from sft_jax.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+# Shares of a folder that has no parts of its own.
+TRAIN_SHARE, VALIDATION_SHARE, TEST_SHARE = 0.8, 0.1, 0.1
+# Decoded images may take this share of the memory that is free.
+MEMORY_SHARE = 0.5
+
+
+def load_folder(path: str | Path, size: int, seed: int, *, memory_bytes: int | None = None) -> Dataset:
+    """Reads PATH/train/CLASS/*, PATH/val/CLASS/* (or validation) and PATH/test/CLASS/*.
+
+    Parts that are missing are taken from the others, at random (by `seed`) and class by class, and the notices say so:
+    without train/, PATH/CLASS/* is split in 80 % training, 10 % validation and 10 % test images. Files and folders
+    whose name begins with a dot are ignored, files that are no pictures are counted in a notice.
+
+    Args:
+      path: the folder.
+      size: side in pixels to which images are brought (see `to_square`).
+      seed: of the split.
+      memory_bytes: memory that images may take; where they need more they are decoded when they are used. Default: half
+        of what is free.
+
+    Raises:
+      UserError: nothing there, fewer than two classes, an empty class, classes that differ, unreadable pictures.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"data.source=folder:{path}: there is no such folder")
+    parts = {name: _part(root, name) for name in ("train", "val", "test")}
+    whole = parts["train"] or root
+    class_names = _classes(whole)
+    notices: list[str] = []
+    files = {name: _files(part, class_names, notices) for name, part in parts.items() if part is not None}
+    if "train" not in files:
+        files["train"] = _files(root, class_names, notices)
+    _fill_parts(files, seed, notices)
+
+    needed = sum(len(labels) for _, labels in files.values()) * size * size * 3
+    if memory_bytes is None:
+        memory_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
+    if needed > memory_bytes:
+        notices.append(f"the images need {needed / 2**30:.1f} GiB of memory: they are decoded again in every epoch")
+        splits = {name: _streamed(paths, labels, size) for name, (paths, labels) in files.items()}
+    else:
+        splits = {name: _decoded(paths, labels, size) for name, (paths, labels) in files.items()}
+    return Dataset(splits["train"], splits["val"], splits["test"], class_names, tuple(notices))
+
+
+def _part(root: Path, name: str) -> Path | None:
+    aliases = {"val": ("val", "validation"), "train": ("train",), "test": ("test",)}[name]
+    return next((root / alias for alias in aliases if (root / alias).is_dir()), None)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [name for name in names if folder.name == "train" or name not in {"val", "validation", "test"}]
+    if len(names) < 2:
+        found = f"only {names[0]!r}" if names else "none"
+        raise UserError(f"{folder} needs a folder of images for each of at least two classes; found {found}")
+    return tuple(names)
+
+
+def _files(folder: Path, class_names: tuple[str, ...], notices: list[str]) -> tuple[list[Path], np.ndarray]:
+    """The pictures below `folder` and their labels."""
+    here = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    unknown = sorted(here - set(class_names) - {"val", "validation", "test"})
+    missing = sorted(set(class_names) - here)
+    if unknown or missing:
+        raise UserError(f"the classes of {folder} differ from those of training: missing {missing}, unknown {unknown}")
+    paths: list[Path] = []
+    labels: list[int] = []
+    others = 0
+    for label, name in enumerate(class_names):
+        entries = sorted(entry for entry in (folder / name).iterdir() if not entry.name.startswith("."))
+        pictures = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+        if not pictures:
+            raise UserError(f"there is no image in {folder / name} (known are {', '.join(sorted(SUFFIXES))})")
+        others += len(entries) - len(pictures)
+        paths += pictures
+        labels += [label] * len(pictures)
+    if others:
+        notices.append(f"{others} entries of {folder} are no pictures and were left out")
+    return paths, np.array(labels, np.int32)
+
+
+def _fill_parts(files: dict[str, tuple[list[Path], np.ndarray]], seed: int, notices: list[str]) -> None:
+    """Takes what is missing of val and test from train."""
+    shares = {"val": VALIDATION_SHARE, "test": TEST_SHARE}
+    missing = [name for name in shares if name not in files]
+    if not missing:
+        return
+    paths, labels = files["train"]
+    fractions = [1 - sum(shares[name] for name in missing), *(shares[name] for name in missing)]
+    parts = stratified(labels, fractions, seed)
+    for name, rows in zip(["train", *missing], parts, strict=True):
+        if not len(rows):
+            raise UserError(
+                f"{paths[0].parent.parent} has too few images to take a {name} part from: add some, or a folder {name}/"
+            )
+        files[name] = ([paths[row] for row in rows], labels[rows])
+    counts = ", ".join(f"{len(files[name][1]):,} {name}" for name in ("train", "val", "test"))
+    notices.append(f"no folder {' or '.join(missing)}: taken from the training images at random, by class: {counts}")
+
+
+def _decoded(paths: list[Path], labels: np.ndarray, size: int) -> Split:
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+
+    def decode(row: int) -> str | None:
+        try:
+            images[row] = read_square(paths[row], size)
+        except UNREADABLE as error:
+            return f"{paths[row]} ({type(error).__name__})"
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+        bad = [problem for problem in pool.map(decode, range(len(paths))) if problem]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise UserError(f"{len(bad)} images cannot be read; mend or remove them: {', '.join(bad[:10])}{more}")
+    return ArraySplit(images, labels)
+
+
+def _streamed(paths: list[Path], labels: np.ndarray, size: int) -> Split:
+    return StreamedSplit(functools.partial(_decode_or_refuse, paths, size), np.arange(len(paths)), labels)
+
+
+def _decode_or_refuse(paths: list[Path], size: int, row: int) -> np.ndarray:
+    try:
+        return read_square(paths[row], size)
+    except UNREADABLE as error:
+        raise UserError(f"{paths[row]} cannot be read ({type(error).__name__}); mend or remove it") from error

@@ -1,0 +1,48 @@
+"""Pictures of any size and mode as square RGB arrays, as torchvision's evaluation transform makes them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What Pillow's decoders raise on damaged or hostile files.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """The shorter side is brought to `size` pixels (bilinear, antialiased), then the centre is cut out.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit gray is scaled to 8 bits.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    image = _rgb(ImageOps.exif_transpose(image))
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def array_to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """`to_square` of an image uint8 [height, width, 3]."""
+    return to_square(Image.fromarray(image), size)
+
+
+def read_square(path: Path, size: int) -> np.ndarray:
+    """`to_square` of an image file (the first frame). Raises one of `UNREADABLE`."""
+    with Image.open(path) as image:
+        return to_square(image, size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit gray clips at 255.
+        gray = np.asarray(image).astype(np.uint32) >> 8
+        image = Image.fromarray(gray.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

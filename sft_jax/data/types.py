@@ -1,0 +1,96 @@
+"""Labelled images in memory or decoded on demand, behind one interface."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+# Pictures are decoded outside Python's lock, so threads keep the cores busy; the buffer holds whole batches.
+DECODING_THREADS = 16
+BUFFERED_BATCHES = 4
+
+
+class Split(Protocol):
+    """Images with their labels, int32 [n]."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all images, int32 [n]."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The images of each row of `order` int [steps, batch]: (uint8 [batch, height, width, 3], int32 [batch])."""
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The split of these rows only, in this order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySplit:
+    """A split in memory: images uint8 [n, height, width, 3], labels int32 [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+            raise TypeError(f"images must be uint8 [n, height, width, 3], not {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise TypeError(f"labels must be int32 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Split`."""
+        for rows in order:
+            yield self.images[rows], self.labels[rows]
+
+    def take(self, rows: np.ndarray) -> "ArraySplit":
+        """See `Split`."""
+        return ArraySplit(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedSplit:
+    """A split whose images are decoded when they are needed.
+
+    Attributes:
+      decode: row -> image uint8 [size, size, 3].
+      rows: the rows of this split, as `decode` counts them.
+      labels: int32 [n], of `rows`.
+    """
+
+    decode: Callable[[int], np.ndarray]
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Split`. The next batches are decoded in the background."""
+        batch = order.shape[1]
+        pictures = grain.MapDataset.source(self.rows[order.ravel()]).map(self.decode)
+        options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=BUFFERED_BATCHES * batch)
+        images = pictures.to_iter_dataset(options).batch(batch)
+        for block, rows in zip(images, order, strict=True):
+            yield block, self.labels[rows]
+
+    def take(self, rows: np.ndarray) -> "StreamedSplit":
+        """See `Split`."""
+        return StreamedSplit(self.decode, self.rows[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three splits, the names of the classes (label = position), and what the user should be told about them."""
+
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    notices: tuple[str, ...] = ()
