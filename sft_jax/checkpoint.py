@@ -1,0 +1,166 @@
+"""Checkpoints on disk: the latest ones to resume from, and the best one, each verified when it is read.
+
+Orbax writes each to a temporary folder and renames it when it is complete, so a killed save leaves the earlier ones
+untouched. What is kept, and which one is valid, is decided here: Orbax's own keep-best policy removes the latest one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sft_jax.errors import UserError
+
+FORMAT = 1
+# Two of the latest: should the newer one be damaged, the older is one save back.
+KEEP = {"latest": 2, "best": 1}
+
+# It reports every phase of every save.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint as it was saved.
+
+    Attributes:
+      step: of the training, which it was saved after.
+      arrays: host arrays by name.
+      metadata: what was saved with them.
+      notices: lines about newer checkpoints that had to be passed over.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+    notices: tuple[str, ...]
+
+
+class InvalidError(Exception):
+    """A checkpoint that cannot be trusted; the message says why."""
+
+
+class Checkpoints:
+    """The checkpoints "latest" and "best" of a run, in folders of these names below `directory`."""
+
+    def __init__(self, directory: Path):
+        self._directory = Path(directory).absolute()
+
+    def save(self, name: str, step: int, arrays: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
+        """Writes a checkpoint and returns when it is complete on disk; then removes those it replaces.
+
+        Args:
+          name: "latest" or "best".
+          step: of the training. A step that was saved before is replaced.
+          arrays: fully replicated or on one device.
+          metadata: anything JSON can hold.
+        """
+        host = jax.device_get(dict(arrays))
+        contents = {"step": step, "metadata": dict(metadata)}
+        facts = {"format": FORMAT, "digest": _digest(host, contents), "contents": contents}
+        older = self._found(name)
+        folder = self._directory / name
+        attempts = [attempt for found, attempt, _ in older if found == step]
+        target = folder / (f"{step}.{max(attempts) + 1}" if attempts else str(step))
+        folder.mkdir(parents=True, exist_ok=True)
+        with _checkpointer() as checkpointer:
+            checkpointer.save(
+                target, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(host), facts=ocp.args.JsonSave(facts))
+            )
+        if not (target / "facts").is_dir():
+            raise OSError(f"the checkpoint {target} was not written")
+        others = [path for found, _, path in older if found != step]
+        replaced = [path for found, _, path in older if found == step]
+        for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
+            shutil.rmtree(stale)
+
+    def restore(self, name: str, expected: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> Restored | None:
+        """Reads the newest valid checkpoint; damaged ones are named in `notices` and left where they are.
+
+        Args:
+          name: "latest" or "best".
+          expected: the arrays that must be there, neither more nor fewer, with these shapes and dtypes.
+
+        Returns:
+          The checkpoint, or None where none was ever saved.
+
+        Raises:
+          UserError: there are some, but none is valid, or the arrays are not the expected ones.
+        """
+        notices: list[str] = []
+        for _, _, folder in reversed(self._found(name)):
+            try:
+                restored = _read(folder)
+            except InvalidError as error:
+                notices.append(f"checkpoint {folder} is damaged and was passed over: {error}")
+                continue
+            if expected is not None:
+                _check(restored.arrays, expected, folder)
+            return dataclasses.replace(restored, notices=tuple(notices))
+        if notices:
+            raise UserError(f"no valid {name} checkpoint is left; {'; '.join(notices)}")
+        return None
+
+    def _found(self, name: str) -> list[tuple[int, int, Path]]:
+        """(step, attempt, folder) from the oldest to the newest; Orbax's temporary folders have other names."""
+        folder = self._directory / name
+        entries = folder.iterdir() if folder.is_dir() else iter(())
+        matches = ((re.fullmatch(r"(\d+)(?:\.(\d+))?", entry.name), entry) for entry in entries)
+        return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches if match)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _read(folder: Path) -> Restored:
+    if not (folder / "facts").is_dir():
+        raise InvalidError("it is incomplete")
+    try:
+        with _checkpointer() as checkpointer:
+            facts = checkpointer.restore(folder, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+            if facts["format"] != FORMAT:
+                raise UserError(
+                    f"checkpoint {folder} has format {facts['format']}, this version reads format {FORMAT}; "
+                    f"use the version of sft-jax that wrote it"
+                )
+            arrays = checkpointer.restore(folder, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
+    except UserError:
+        raise
+    except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+        raise InvalidError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    arrays = {key: np.asarray(leaf) for key, leaf in arrays.items()}
+    contents = facts["contents"]
+    if _digest(arrays, contents) != facts["digest"]:
+        raise InvalidError("its contents are not what was saved")
+    return Restored(contents["step"], arrays, contents["metadata"], ())
+
+
+def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+    problems = [f"{key} is missing" for key in sorted(expected.keys() - arrays.keys())]
+    problems += [f"{key} is unknown" for key in sorted(arrays.keys() - expected.keys())]
+    for key in sorted(expected.keys() & arrays.keys()):
+        found, wanted = arrays[key], expected[key]
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            problems.append(f"{key} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}")
+    if problems:
+        raise UserError(f"checkpoint {folder} does not fit this config: {'; '.join(problems)}")
+
+
+def _digest(arrays: Mapping[str, np.ndarray], contents: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the arrays, and over the JSON beside them."""
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
+    for key in sorted(arrays):
+        array = np.ascontiguousarray(arrays[key])
+        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
