@@ -1,5 +1,6 @@
 """Converted weights: one safetensors file, checked key by key before a network gets them."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +27,7 @@ class Weights:
       arrays: float32, under the keys of `sft_jax.models.Functional`.
       arch: the network's torchvision name.
       class_names: of the head's outputs, None where they are not known.
-      metadata: where they come from.
+      metadata: where they come from; `convert/resnet_to_flax.py` lists its keys.
     """
 
     arrays: dict[str, np.ndarray]
@@ -36,33 +37,54 @@ class Weights:
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Writes a `.safetensors` file, whole or not at all."""
+    """Writes a `.safetensors` file, whole or not at all. Raises UserError where it cannot be written."""
     facts = {"format": FORMAT, "arch": weights.arch, "class_names": json.dumps(weights.class_names)}
     arrays = {key: np.ascontiguousarray(array) for key, array in weights.arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(arrays, temporary, metadata=weights.metadata | facts)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not save_file, which makes a file that nobody else may read.
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=weights.metadata | facts))
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def load_weights(path: Path) -> Weights:
     """Reads what `save_weights` wrote. Raises UserError where there is no such file or it is something else."""
-    convert = f"python convert/resnet_to_flax.py --output {path}"
+    target = path.with_suffix(".safetensors")
     if not path.is_file():
-        raise UserError(f"no weights at {path}; make them with: {convert}")
+        raise UserError(
+            f"no weights at {path}; make them with: python convert/resnet_to_flax.py --output {target} "
+            f"(and --arch NAME for another network than resnet18)"
+        )
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path} is no .safetensors file; convert it first with: "
+            f"python convert/resnet_to_flax.py --state-dict {path} --output {target}"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()} if facts.get("format") == FORMAT else {}  # noqa: SIM118
+            keys = set(file.keys())
+            arrays = {key: file.get_tensor(key) for key in keys} if facts.get("format") == FORMAT else {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); make it anew with: {convert}") from None
-    if facts.get("format") != FORMAT:
         raise UserError(
-            f"{path} was not written by convert/resnet_to_flax.py of this version; convert it with: "
-            f"python convert/resnet_to_flax.py --state-dict {path} --output weights/NAME.safetensors"
+            f"{path} is damaged ({error}); make it anew with: python convert/resnet_to_flax.py --output {path}"
+        ) from None
+    version = facts.get("format", "")
+    if version.startswith(FORMAT.split()[0]) and version != FORMAT:
+        raise UserError(f"{path} has the format {version!r}, this version of sft-jax reads {FORMAT!r}; convert it anew")
+    if version != FORMAT:
+        kind = "has torch's keys" if "conv1.weight" in keys else "is no converted file"
+        raise UserError(
+            f"{path} {kind}; convert it first with: "
+            f"python convert/resnet_to_flax.py --state-dict {path} --output {path.with_suffix('.flax.safetensors')}"
         )
     names = json.loads(facts["class_names"])
-    return Weights(arrays, facts["arch"], tuple(names) if names else None, dict(facts))
+    return Weights(arrays, facts["arch"], tuple(names) if names else None, facts)
 
 
 def keeps_head(old: tuple[str, ...] | None, new: tuple[str, ...]) -> bool:
@@ -85,7 +107,8 @@ def initialise(
       batch_stats: likewise.
       arrays: parameters and batch statistics together.
       source: where they come from, for the message.
-      keep_head: whether the head is taken over too; otherwise the fresh one stays, and theirs is ignored.
+      keep_head: whether the head is taken over too; otherwise the fresh one stays, and theirs is ignored whatever its
+        shape.
 
     Returns:
       params and batch statistics.
@@ -96,13 +119,25 @@ def initialise(
     fresh = {**params, **batch_stats}
     wanted = {key: leaf for key, leaf in fresh.items() if keep_head or not key.startswith(HEAD)}
     given = {key: array for key, array in arrays.items() if keep_head or not key.startswith(HEAD)}
-    problems = [f"{key} is missing" for key in sorted(wanted.keys() - given.keys())]
-    problems += [f"{key} is unknown" for key in sorted(given.keys() - wanted.keys())]
-    for key in sorted(wanted.keys() & given.keys()):
-        found, leaf = given[key], wanted[key]
-        if tuple(found.shape) != tuple(leaf.shape) or found.dtype != leaf.dtype:
-            problems.append(f"{key} is {found.dtype}{list(found.shape)}, not {leaf.dtype}{list(leaf.shape)}")
+    problems = misfits(_described(given), _described(wanted))
     if problems:
-        raise UserError(f"the weights of {source} do not fit the network: {'; '.join(problems)}")
+        raise UserError("\n  ".join([f"the weights of {source} do not fit the network:", *problems]))
     merged = fresh | given
     return {key: merged[key] for key in params}, {key: merged[key] for key in batch_stats}
+
+
+def misfits(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What must change for `found` to equal `wanted`, a line a key; values as "float32[64, 3, 7, 7]"."""
+    return [
+        *(f"{key} is missing" for key in sorted(wanted.keys() - found.keys())),
+        *(f"{key} is unknown" for key in sorted(found.keys() - wanted.keys())),
+        *(
+            f"{key} is {found[key]}, not {wanted[key]}"
+            for key in sorted(wanted.keys() & found.keys())
+            if found[key] != wanted[key]
+        ),
+    ]
+
+
+def _described(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {key: f"{array.dtype}{list(array.shape)}" for key, array in arrays.items()}

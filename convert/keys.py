@@ -1,0 +1,75 @@
+"""The same arrays under torch's keys and layouts and under Flax's.
+
+| torch             | Flax   | layout                                     |
+| ----------------- | ------ | ------------------------------------------ |
+| conv weight       | kernel | [out, in, h, w] -> [h, w, in, out]         |
+| linear weight     | kernel | [out, in] -> [in, out]                     |
+| batch norm weight | scale  |                                            |
+| bias              | bias   |                                            |
+| running_mean      | mean   |                                            |
+| running_var       | var    |                                            |
+
+Modules have the same path on both sides. `num_batches_tracked` has no counterpart; it is optional on torch's side.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import torch
+
+from sft_jax.models import Functional
+from sft_jax.weights import misfits
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+COUNTER = "num_batches_tracked"
+# From torch's axes to Flax's, by number of axes; the way back is the reverse permutation.
+TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+TO_TORCH = {ndim: tuple(np.argsort(axes).tolist()) for ndim, axes in TO_FLAX.items()}
+
+
+def torch_key(flax_key: str) -> str:
+    """For instance "layer1.0.bn1.scale" -> "layer1.0.bn1.weight"."""
+    module, _, leaf = flax_key.rpartition(".")
+    return f"{module}.{LEAVES[leaf]}"
+
+
+def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> list[str]:
+    """Everything that keeps `network` from taking over a state_dict: keys, shapes, dtypes, values; a line each."""
+    leaves = network.params | network.batch_stats
+    wanted = {torch_key(key): _described_for_torch(leaf) for key, leaf in leaves.items()}
+    counters = {torch_key(key).replace("running_mean", COUNTER) for key in network.batch_stats if key.endswith(".mean")}
+    wanted |= dict.fromkeys(counters & state_dict.keys(), "int64[]")
+    found = {
+        key: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for key, tensor in state_dict.items()
+    }
+    return misfits(found, wanted) + [
+        f"{key} has values that are not finite"
+        for key, tensor in sorted(state_dict.items())
+        if not tensor.isfinite().all()
+    ]
+
+
+def to_flax(state_dict: Mapping[str, torch.Tensor], network: Functional) -> dict[str, np.ndarray]:
+    """The arrays of `network`, under its keys, from a state_dict that has no `problems`."""
+    return {
+        key: np.ascontiguousarray(state_dict[torch_key(key)].numpy().transpose(TO_FLAX[len(leaf.shape)]))
+        for key, leaf in (network.params | network.batch_stats).items()
+    }
+
+
+def to_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The state_dict of these parameters and batch statistics, without `num_batches_tracked`: undoes `to_flax`."""
+    return {
+        torch_key(key): torch.from_numpy(np.array(array.transpose(TO_TORCH[array.ndim]), order="C"))
+        for key, array in arrays.items()
+    }
+
+
+def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Batch norm's counts of training steps, by torch's key; they change no output and Flax has no place for them."""
+    return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}
+
+
+def _described_for_torch(leaf: jax.Array) -> str:
+    return f"{leaf.dtype}{[leaf.shape[axis] for axis in TO_TORCH[len(leaf.shape)]]}"
