@@ -30,8 +30,8 @@ class Conv2d(nnx.Module):
         self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
         self.stride, self.padding, self.groups, self.dtype = stride, padding, groups, dtype
 
-    def __call__(self, x: jax.Array, layout: Layout = "NHWC") -> jax.Array:
-        """Convolves x [batch, height, width, in] (or as `layout` says)."""
+    def __call__(self, x: jax.Array, layout: Layout = "HWNC") -> jax.Array:
+        """Convolves x [height, width, batch, in] (or as `layout` says)."""
         kernel = self.kernel[...].astype(self.dtype)
         return ops.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups, layout=layout)
 
@@ -91,11 +91,11 @@ class BasicBlock(nnx.Module):
         self.bn2 = BatchNorm2d(planes, axis_name=axis_name)
         self.downsample = _downsample(inputs, planes, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
-        """Maps x [batch, height, width, inputs] (or as `layout` says) to [..., planes]."""
-        shortcut = _shortcut(self.downsample, x, train=train, layout=layout)
-        x = self.bn1(self.conv1(x, layout), train=train, relu=True)
-        return self.bn2(self.conv2(x, layout), train=train, relu=True, residual=shortcut)
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps x [height, width, batch, inputs] to [..., planes]."""
+        shortcut = _shortcut(self.downsample, x, train=train)
+        x = self.bn1(self.conv1(x), train=train, relu=True)
+        return self.bn2(self.conv2(x), train=train, relu=True, residual=shortcut)
 
 
 class Bottleneck(nnx.Module):
@@ -117,12 +117,12 @@ class Bottleneck(nnx.Module):
         self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)
         self.downsample = _downsample(inputs, outputs, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
-        """Maps x [batch, height, width, inputs] (or as `layout` says) to [..., 4 planes]."""
-        shortcut = _shortcut(self.downsample, x, train=train, layout=layout)
-        x = self.bn1(self.conv1(x, layout), train=train, relu=True)
-        x = self.bn2(self.conv2(x, layout), train=train, relu=True)
-        return self.bn3(self.conv3(x, layout), train=train, relu=True, residual=shortcut)
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps x [height, width, batch, inputs] to [..., 4 planes]."""
+        shortcut = _shortcut(self.downsample, x, train=train)
+        x = self.bn1(self.conv1(x), train=train, relu=True)
+        x = self.bn2(self.conv2(x), train=train, relu=True)
+        return self.bn3(self.conv3(x), train=train, relu=True, residual=shortcut)
 
 
 def _downsample(inputs: int, outputs: int, stride: int, *, dtype, axis_name, rngs) -> nnx.List | None:
@@ -132,11 +132,11 @@ def _downsample(inputs: int, outputs: int, stride: int, *, dtype, axis_name, rng
     return nnx.List([conv, BatchNorm2d(outputs, axis_name=axis_name)])
 
 
-def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool, layout: Layout) -> jax.Array:
+def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool) -> jax.Array:
     if downsample is None:
         return x
     conv, norm = downsample
-    return norm(conv(x, layout), train=train)
+    return norm(conv(x), train=train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +178,11 @@ class ResNet(nnx.Module):
       rngs: `nnx.Rngs(params=seed)` for the initial weights, drawn as torchvision draws them.
     """
 
+    layer1: nnx.List
+    layer2: nnx.List
+    layer3: nnx.List
+    layer4: nnx.List
+
     def __init__(
         self,
         shape: Shape,
@@ -211,16 +216,22 @@ class ResNet(nnx.Module):
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """What the head sees: images [batch, height, width, 3] -> [batch, channels] in the compute dtype."""
-        *_, (_, last) = self.stages(x, train=train)
-        return last.mean((1, 2))
+        *_, (_, last) = self._stages(x, train=train)
+        return last.mean((0, 1))
 
     def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, height, width, channels]) after the stem and after every block."""
-        x = self.bn1(self.conv1(x.astype(self.dtype)), train=train, relu=True)
+        for name, activations in self._stages(x, train=train):
+            yield name, activations.transpose(2, 0, 1, 3)
+
+    def _stages(self, x: jax.Array, *, train: bool) -> Iterator[tuple[str, jax.Array]]:
+        """`stages` with activations [height, width, batch, channels], which is what `ops.conv2d` is fast with."""
+        x = self.bn1(self.conv1(x.astype(self.dtype), layout="NHWC"), train=train, relu=True)
         if self.stem != "cifar":
             x = ops.max_pool(x, window=3, stride=2, padding=1)
+        x = x.transpose(1, 2, 0, 3)
         yield "stem", x
         for stage, blocks in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
             for index, block in enumerate(blocks):
-                x = block(x, train=train, layout="NHWC")
+                x = block(x, train=train)
                 yield f"layer{stage}.{index}", x

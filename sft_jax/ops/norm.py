@@ -1,8 +1,15 @@
-"""Batch normalisation, in training and in evaluation."""
+"""Batch normalisation with the addition and ReLU that follow it, in training and in evaluation.
+
+Arrays are [..., channels]; every axis but the last is reduced.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+EPSILON = 1e-5  # torch's default, added to the variance
 
 
 def batch_norm(
@@ -12,33 +19,27 @@ def batch_norm(
     *,
     residual: jax.Array | None = None,
     relu: bool = False,
-    epsilon: float = 1e-5,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises by the statistics of the batch, then adds `residual` and applies ReLU where asked.
 
+    The backward pass is written by hand: it keeps x and y only, and makes one pass over each.
+
     Args:
-      x: [..., channels]; every axis but the last is reduced.
+      x: [..., channels].
       scale: [channels] float32 (gamma).
       bias: [channels] float32 (beta).
       residual: of x's shape and dtype, added before the ReLU.
       relu: whether to clip the result at zero.
-      epsilon: added to the variance; torch's default.
       axis_name: a mapped axis over which the statistics are averaged, so that any number of devices computes the
         same step. The shards must be of equal size.
 
     Returns:
-      y of x's shape and dtype; mean [channels] float32; variance [channels] float32, biased (divided by the count).
+      y of x's shape and dtype; mean and variance, [channels] float32, the variance biased (divided by the count). No
+      gradient flows through the returned statistics.
     """
-    axes = tuple(range(x.ndim - 1))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = wide.mean(axes)
-    if axis_name is not None:
-        mean = lax.pmean(mean, axis_name)
-    variance = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
-    if axis_name is not None:
-        variance = lax.pmean(variance, axis_name)
-    return normalize(x, mean, variance, scale, bias, residual=residual, relu=relu, epsilon=epsilon), mean, variance
+    y, mean, variance = _batch_norm(x, scale, bias, residual, relu, axis_name)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
 
 
 def normalize(
@@ -50,14 +51,66 @@ def normalize(
     *,
     residual: jax.Array | None = None,
     relu: bool = False,
-    epsilon: float = 1e-5,
 ) -> jax.Array:
     """`batch_norm` with given statistics, each [channels], as in evaluation. Returns y of x's shape and dtype."""
-    axes = tuple(range(x.ndim - 1))
-    factor = scale * lax.rsqrt(variance + jnp.asarray(epsilon, variance.dtype))
-    wide = x.astype(factor.dtype)
-    y = wide * jnp.expand_dims(factor, axes) + jnp.expand_dims(bias - mean * factor, axes)
-    y = y.astype(x.dtype)
+    factor = scale * _inverse_deviation(variance)
+    y = _affine(x, factor, bias - mean * factor)
     if residual is not None:
         y = y + residual
     return jax.nn.relu(y) if relu else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _batch_norm(x, scale, bias, residual, relu, axis_name):
+    return _forward(x, scale, bias, residual, relu, axis_name)[0]
+
+
+def _forward(x, scale, bias, residual, relu, axis_name):
+    wide = x.astype(scale.dtype)
+    mean = _mean(wide, axis_name)
+    # Two passes, as torch: the difference of E[x^2] and E[x]^2 loses everything where the mean is large.
+    variance = _mean(jnp.square(wide - _channels(mean, x)), axis_name)
+    y = normalize(x, mean, variance, scale, bias, residual=residual, relu=relu)
+    return (y, mean, variance), (x, scale, mean, variance, y if relu else None, residual is not None)
+
+
+def _backward(relu, axis_name, saved, cotangents):
+    x, scale, mean, variance, y, has_residual = saved
+    dy = cotangents[0]
+    if relu:
+        dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
+    wide, wide_dy = x.astype(scale.dtype), dy.astype(scale.dtype)
+    axes = tuple(range(x.ndim - 1))
+    inverse = _inverse_deviation(variance)
+    centred = wide - _channels(mean, x)
+    d_bias = wide_dy.sum(axes)
+    d_scale = (wide_dy * centred).sum(axes) * inverse
+    # dx = scale / deviation * (dy - mean(dy) - normalised x * mean(dy * normalised x)), means over all devices
+    count = x.size // x.shape[-1]
+    mean_dy, mean_dy_x = d_bias / count, d_scale / count
+    if axis_name is not None:
+        mean_dy, mean_dy_x = lax.pmean((mean_dy, mean_dy_x), axis_name)
+    factor = scale * inverse
+    dx = _channels(factor, x) * (wide_dy - _channels(mean_dy, x) - centred * _channels(inverse * mean_dy_x, x))
+    return dx.astype(x.dtype), d_scale, d_bias, dy if has_residual else None
+
+
+_batch_norm.defvjp(_forward, _backward)
+
+
+def _mean(x, axis_name):
+    mean = x.mean(tuple(range(x.ndim - 1)))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def _inverse_deviation(variance):
+    return lax.rsqrt(variance + jnp.asarray(EPSILON, variance.dtype))
+
+
+def _affine(x, factor, offset):
+    wide = x.astype(factor.dtype)
+    return (wide * _channels(factor, x) + _channels(offset, x)).astype(x.dtype)
+
+
+def _channels(values, x):
+    return jnp.expand_dims(values, tuple(range(x.ndim - 1)))

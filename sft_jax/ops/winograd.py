@@ -1,0 +1,134 @@
+"""3x3 convolutions of stride 1 on small maps as bilinear algorithms, y = A [(B x) * (G w)], all in matrix products.
+
+Winograd's F(4, 3) (Lavin & Gray, 2015, arXiv:1509.09308), and Karatsuba's product where an axis has two pixels. Padding
+is part of the matrices A and B, which act on whole axes: maps are small, so that the transforms are cheap products too.
+All arrays are [height, width, batch, channels].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# F(4, 3): four outputs from six inputs by six products.
+_B4 = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_G4 = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+_A4 = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+
+
+class Bilinear(NamedTuple):
+    """A zero-padded 3-tap correlation of one axis.
+
+    Attributes:
+      b: [points * tiles, size], transforms the input; points come first.
+      g: [points, 3], transforms the kernel.
+      a: [size, points * tiles], transforms the products back.
+      points: products a tile.
+      tiles: tiles of the axis.
+    """
+
+    b: np.ndarray
+    g: np.ndarray
+    a: np.ndarray
+    points: int
+    tiles: int
+
+
+def bilinear(size: int) -> Bilinear:
+    """The algorithm for an axis of `size` >= 2 pixels."""
+    if size == 2:  # y0 = w1 x0 + w2 x1, y1 = w0 x0 + w1 x1: three products instead of four
+        b, g, a = [[1, 1], [0, 1], [1, 0]], [[0, 1, 0], [0, -1, 1], [1, -1, 0]], [[1, 1, 0], [1, 0, 1]]
+        return Bilinear(np.array(b, float), np.array(g, float), np.array(a, float), points=3, tiles=1)
+    outputs, points = 4, 6
+    tiles = -(-size // outputs)
+    b, a = np.zeros((points, tiles, size)), np.zeros((size, points, tiles))
+    for tile in range(tiles):
+        for k in range(points):
+            pixel = tile * outputs + k - 1  # one pixel of padding before the first
+            if 0 <= pixel < size:
+                b[:, tile, pixel] = np.array(_B4)[:, k]
+        for k in range(min(outputs, size - tile * outputs)):
+            a[tile * outputs + k, :, tile] = _A4[k]
+    return Bilinear(b.reshape(-1, size), np.array(_G4), a.reshape(size, -1), points, tiles)
+
+
+@jax.custom_vjp
+def conv_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv2d` of x [height, width, batch, in] with kernel [3, 3, in, out], stride 1, padding 1, both sides >= 2."""
+    return _forward(x, kernel)[0]
+
+
+def _forward(x, kernel):
+    height, width, batch, channels = x.shape
+    outputs = kernel.shape[-1]
+    vertical, horizontal = bilinear(height), bilinear(width)
+    v = _products(_separable(vertical.b, horizontal.b, x), vertical, horizontal)
+    taps = np.einsum("pi,qj->pqij", vertical.g, horizontal.g).reshape(-1, 9)
+    u = _dot(_like(taps, x), kernel.reshape(9, -1), 1, 0)
+    u = u.reshape(vertical.points, 1, horizontal.points, channels, outputs)
+    # The same for every row of tiles.
+    u = jnp.broadcast_to(u, (vertical.points, vertical.tiles, horizontal.points, channels, outputs))
+    u = u.reshape(-1, channels, outputs)
+    m = _batched(v, u, 2, 1).reshape(len(vertical.b), len(horizontal.b), batch, outputs)
+    return _separable(vertical.a, horizontal.a, m), (v, u, jnp.zeros((height, width, batch, 0), x.dtype))
+
+
+def _backward(residuals, dy):
+    # A linear map in x and in w: both gradients share the transformed dy, and V is kept from the forward pass.
+    v, u, shape_of_x = residuals
+    height, width, batch, _ = shape_of_x.shape
+    outputs, channels = dy.shape[-1], v.shape[-1]
+    vertical, horizontal = bilinear(height), bilinear(width)
+    d = _products(_separable(vertical.a.T, horizontal.a.T, dy), vertical, horizontal)
+    dv = _batched(d, u, 2, 2).reshape(len(vertical.b), len(horizontal.b), batch, channels)
+    dx = _separable(vertical.b.T, horizontal.b.T, dv)
+    # The barrier keeps the transposition out of the product: fused into it, XLA leaves its fast path (2x slower).
+    du = _batched(lax.optimization_barrier(v.swapaxes(1, 2)), d, 2, 1)
+    taps = np.einsum("pi,qj,t->ijptq", vertical.g, horizontal.g, np.ones(vertical.tiles)).reshape(9, -1)
+    return dx, _dot(_like(taps, dy), du.reshape(len(du), -1), 1, 0).reshape(3, 3, channels, outputs)
+
+
+conv_winograd.defvjp(_forward, _backward)
+
+
+def _separable(vertical: np.ndarray, horizontal: np.ndarray, x: jax.Array) -> jax.Array:
+    """One matrix along the rows, one along the columns: [h, w, batch, c] -> [rows of each matrix, batch, c]."""
+    _, width, batch, channels = x.shape
+    tall = _dot(_like(vertical, x), x.reshape(len(x), -1), 1, 0).reshape(len(vertical), width, batch * channels)
+    # Written as a batched product: XLA's CPU backend would transpose around a contraction of the middle axis.
+    stacked = jnp.broadcast_to(_like(horizontal, x), (len(vertical), *horizontal.shape))
+    return _batched(stacked, tall, 2, 1).reshape(len(vertical), len(horizontal), batch, channels)
+
+
+def _products(x: jax.Array, vertical: Bilinear, horizontal: Bilinear) -> jax.Array:
+    """[v points * tiles, h points * tiles, batch, c] -> [v points * v tiles * h points, h tiles * batch, c]."""
+    _, _, batch, channels = x.shape
+    return x.reshape(len(vertical.b) * horizontal.points, horizontal.tiles * batch, channels)
+
+
+def _like(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    return jnp.asarray(matrix, x.dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    return lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())))
+
+
+def _batched(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    return lax.dot_general(a, b, (((over_a,), (over_b,)), ((0,), (0,))))
