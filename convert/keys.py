@@ -12,7 +12,7 @@
 Modules have the same path on both sides. `num_batches_tracked` has no counterpart; it is optional on torch's side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -58,12 +58,20 @@ def to_flax(state_dict: Mapping[str, torch.Tensor], network: Functional) -> dict
     }
 
 
-def to_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The state_dict of these parameters and batch statistics, without `num_batches_tracked`: undoes `to_flax`."""
-    return {
+def to_torch(arrays: Mapping[str, np.ndarray], counters: Mapping[str, int] | None = None) -> dict[str, torch.Tensor]:
+    """The state_dict of these parameters and batch statistics: undoes `to_flax`.
+
+    Args:
+      arrays: under the keys of our networks.
+      counters: of `counters_of`; zeros where it is None.
+    """
+    tensors = {
         torch_key(key): torch.from_numpy(np.array(array.transpose(TO_TORCH[array.ndim]), order="C"))
         for key, array in arrays.items()
     }
+    if counters is None:
+        counters = dict.fromkeys(_counter_keys(arrays), 0)
+    return tensors | {key: torch.tensor(count) for key, count in counters.items()}
 
 
 def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -73,3 +81,7 @@ def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 def _described_for_torch(leaf: jax.Array) -> str:
     return f"{leaf.dtype}{[leaf.shape[axis] for axis in TO_TORCH[len(leaf.shape)]]}"
+
+
+def _counter_keys(flax_keys: Iterable[str]) -> list[str]:
+    return [key.removesuffix("mean") + COUNTER for key in flax_keys if key.endswith(".mean")]

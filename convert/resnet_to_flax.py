@@ -46,6 +46,10 @@ def main() -> None:
     # After the flags: --help and wrong usage need not wait for torch and jax.
     from sft_jax.errors import UserError
 
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"--output {args.output} must end in .safetensors")
+    if args.state_dict and not args.state_dict.is_file():
+        raise UserError(f"there is no file {args.state_dict}")
     try:
         import torchvision  # noqa: F401
     except ModuleNotFoundError as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 import torchvision
 
@@ -28,19 +27,20 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Reads a state_dict without running any code in it.
 
     Args:
-      path: a `.safetensors` file, or else one of torch.save's.
+      path: an existing file, `.safetensors` or else of torch.save's.
 
     Returns:
       The tensors by key, and notices about what was unwrapped to get at them.
 
     Raises:
-      UserError: no such file, a damaged one, or one that holds something else.
+      UserError: a damaged file, or one that holds something else.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         try:
-            return _unwrap(safetensors.torch.load_file(path), path)
+            with safetensors.safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("format", "").startswith("sft-jax"):
+                    raise UserError(f"{path} is converted already; use it as it is: --config.init={path}")
+                return _unwrap({key: file.get_tensor(key) for key in file.keys()}, path)  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
     try:
@@ -53,7 +53,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             f"where you trust it, load it yourself and torch.save(model.state_dict(), FILE)"
         ) from None
     except Exception as error:  # torch raises many kinds for files that are damaged or not its own
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise UserError(f"{path} is damaged or no file of torch.save's ({reason})") from None
     return _unwrap(content, path)
 

@@ -76,7 +76,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [batch, in] to [batch, out]."""
-        return x @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return x @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)[None]
 
 
 class BasicBlock(nnx.Module):
@@ -212,7 +212,7 @@ class ResNet(nnx.Module):
 
         With `train` batch norm uses the statistics of the batch and updates the running ones.
         """
-        return self.fc(self.features(x, train=train)).astype(jnp.promote_types(self.dtype, jnp.float32))
+        return self.fc(self.features(x, train=train)).astype(self.fc.bias[...].dtype)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """What the head sees: images [batch, height, width, 3] -> [batch, channels] in the compute dtype."""

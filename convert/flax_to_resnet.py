@@ -1,0 +1,122 @@
+"""The way back to torch: `python convert/flax_to_resnet.py --workdir runs/cifar10 --output resnet18.pth`.
+
+The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, or whichever network was trained.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+EXAMPLE = """examples:
+  python convert/flax_to_resnet.py --workdir runs/cifar10 --output resnet18-cifar10.pth
+  python convert/flax_to_resnet.py --weights weights/resnet18.safetensors --output resnet18.safetensors
+"""
+SUFFIXES = (".pth", ".safetensors")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python convert/flax_to_resnet.py",
+        description="Writes weights as torchvision's state_dict, and proves that both networks give the same logits.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="the best checkpoint of this run")
+    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .pth or .safetensors file")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Parses the command line and converts."""
+    args = parse(sys.argv[1:])
+    # After the flags: --help and wrong usage need not wait for torch and jax.
+    from sft_jax.errors import UserError
+
+    if args.output.suffix not in SUFFIXES:
+        raise UserError(f"--output {args.output} must end in {' or '.join(SUFFIXES)}")
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"converting needs {error.name}: pip install -e '.[convert]'") from None
+    convert(args.workdir, args.weights, args.output)
+
+
+def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
+    """Converts the best checkpoint of the run `workdir`, or else the weights in `file`, and says what it does.
+
+    Raises:
+      UserError: there are none, or they do not fit their network or give other logits; nothing is written then.
+    """
+    from rich.console import Console
+
+    from convert import keys, networks, parity
+    from sft_jax.weights import initialise, load_weights
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    stem = "imagenet"
+    if workdir is not None:
+        from sft_jax.runs import Run, load_run_weights
+
+        weights = load_run_weights(workdir)
+        stem = Run(workdir).config().model.stem
+    else:
+        assert file is not None
+        weights = load_weights(file)
+
+    head = weights.arrays.get("fc.bias")
+    classes = 1000 if head is None else head.shape[0]
+    network = networks.flax_network(weights.arch, classes, stem)
+    source = str(workdir or file)
+    initialise(network.params, network.batch_stats, weights.arrays, source=source, keep_head=True)
+    counters = weights.metadata.get("num_batches_tracked")
+    state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
+
+    module = networks.torch_network(weights.arch, classes, state_dict, stem)
+    comparisons = [parity.compare(module, network, weights.arrays, size) for size in parity.SIZES]
+    console.print(parity.table(comparisons))
+    parity.check(comparisons)
+    _save(state_dict, output)
+    difference = max(comparison.relative for comparison in comparisons)
+    console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
+    console.print(f"  model = torchvision.models.{weights.arch}(num_classes={classes})")
+    if stem == "cifar":
+        console.print("  model.conv1.stride, model.maxpool = (1, 1), torch.nn.Identity()  # the stem of this run")
+    loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
+    console.print(f'  model.load_state_dict({loader}("{output}"))')
+    if weights.class_names:
+        names = ", ".join(weights.class_names[:10])
+        console.print(f"classes: {names}{', ...' if classes > 10 else ''}")
+
+
+def _save(state_dict: dict, output: Path) -> None:
+    import safetensors.torch
+    import torch
+
+    from sft_jax.errors import UserError
+
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".pth":
+            torch.save(state_dict, temporary)
+        else:
+            temporary.write_bytes(safetensors.torch.save(state_dict, metadata={"format": "pt"}))
+        os.replace(temporary, output)
+    except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{output} cannot be written: {error}") from None
+
+
+if __name__ == "__main__":
+    from sft_jax.errors import run_command
+
+    sys.exit(run_command(main))
