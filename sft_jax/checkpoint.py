@@ -83,12 +83,13 @@ class Checkpoints:
         for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
             shutil.rmtree(stale)
 
-    def restore(self, name: str, expected: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> Restored | None:
+    def restore(self, name: str, expected: Mapping[str, Any] | None = None) -> Restored | None:
         """Reads the newest valid checkpoint; damaged ones are named in `notices` and left where they are.
 
         Args:
           name: "latest" or "best".
-          expected: the arrays that must be there, neither more nor fewer, with these shapes and dtypes.
+          expected: arrays or `jax.ShapeDtypeStruct`s: what must be there, neither more nor fewer, with these shapes
+            and dtypes.
 
         Returns:
           The checkpoint, or None where none was ever saved.
@@ -145,7 +146,7 @@ def _read(folder: Path) -> Restored:
     return Restored(contents["step"], arrays, contents["metadata"], ())
 
 
-def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Any], folder: Path) -> None:
     problems = [f"{key} is missing" for key in sorted(expected.keys() - arrays.keys())]
     problems += [f"{key} is unknown" for key in sorted(arrays.keys() - expected.keys())]
     for key in sorted(expected.keys() & arrays.keys()):

@@ -17,6 +17,7 @@ from sft_jax.feed import Feed, Pace, Piece
 from sft_jax.parallel import AXIS, Devices
 from sft_jax.progress import Progress
 from sft_jax.report.console import Bar, Console, epoch_line
+from sft_jax.report.plan import plan_lines
 from sft_jax.report.results import summarize, write_json, write_rows
 from sft_jax.runs import Run, load_run_weights
 from sft_jax.signals import StopRequest
@@ -113,12 +114,18 @@ class Trainer:
         elif init is not None:
             keep_head = weights.keeps_head(init.class_names, self.dataset.class_names)
             head, _ = models.initial_arrays(self.build, self.config.seed, prefix="fc.")
-            fresh = (self.network.params | head, self.network.batch_stats)
-            arrays = weights.initialise(*fresh, init.arrays, source=self.config.init, keep_head=keep_head)
-            state = TrainState.create(*arrays, self.optimizer)
+            params, batch_stats = weights.initialise(
+                self.network.params | head,
+                self.network.batch_stats,
+                init.arrays,
+                source=self.config.init,
+                keep_head=keep_head,
+            )
+            state = TrainState.create(params, batch_stats, self.optimizer)
             start = f"weights of {self.config.init} with {'its own' if keep_head else 'a new'} head"
         else:
-            state = TrainState.create(*models.initial_arrays(self.build, self.config.seed), self.optimizer)
+            params, batch_stats = models.initial_arrays(self.build, self.config.seed)
+            state = TrainState.create(params, batch_stats, self.optimizer)
             start = "random weights"
         self.state = self.devices.replicate(state)
         if not self.run.exists():
@@ -126,9 +133,18 @@ class Trainer:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
             self.run.write_config(self.config, devices=str(self.devices), command=command)
         self.console.log_to(self.run.log_file)
-        for line in self.dataset.notices:
+        self.console.line(f"run        {self.run.folder}")
+        plan = plan_lines(
+            self.config,
+            self.dataset,
+            parameters=sum(leaf.size for leaf in self.network.params.values()),
+            steps_per_epoch=self.steps_per_epoch,
+            resident=self.train_feed.resident,
+            devices=str(self.devices),
+            start=start,
+        )
+        for line in plan:
             self.console.line(line)
-        self._say_plan(start)
 
     def fit(self, stop: StopRequest) -> None:
         """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
@@ -252,12 +268,11 @@ class Trainer:
             self.saved_at = time.monotonic()
 
     def _restored(self) -> TrainState | None:
-        zeros = jax.tree.map(
-            lambda leaf: np.zeros(leaf.shape, leaf.dtype), (self.network.params, self.network.batch_stats)
+        network = self.network
+        like = jax.eval_shape(
+            lambda params, stats: TrainState.create(params, stats, self.optimizer), network.params, network.batch_stats
         )
-        like = TrainState.create(*zeros, self.optimizer)
-        expected = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in to_arrays(like).items()}
-        restored = self.checkpoints.restore("latest", expected)
+        restored = self.checkpoints.restore("latest", to_arrays(like))
         if restored is None:
             return None
         for line in restored.notices:
@@ -265,25 +280,3 @@ class Trainer:
         self.progress = Progress(**restored.metadata["progress"])
         write_rows(self.run.metrics_file, self.progress.rows)
         return from_arrays(like, restored.arrays)
-
-    def _say_plan(self, start: str) -> None:
-        config, dataset = self.config, self.dataset
-        sizes = f"{len(dataset.train):,} / {len(dataset.validation):,} / {len(dataset.test):,}"
-        place = "held on the device" if self.train_feed.resident else "streamed to the device"
-        left_out = len(dataset.train) - self.steps_per_epoch * config.batch_size
-        parameters = sum(leaf.size for leaf in self.network.params.values())
-        self.console.line(f"run        {self.run.folder}")
-        self.console.line(
-            f"data       {config.data.source}: {sizes} train / validation / test images, "
-            f"{len(dataset.class_names)} classes; {place}"
-        )
-        self.console.line(f"model      {config.model.name}, {parameters:,} parameters, {config.precision}; {start}")
-        self.console.line(
-            f"training   {config.epochs} epochs of {self.steps_per_epoch} steps, batch {config.batch_size}, "
-            f"{config.data.size} px, {config.optimizer.name} at {config.optimizer.learning_rate:g} "
-            f"({config.optimizer.schedule}), on {self.devices}"
-        )
-        if left_out:
-            self.console.line(
-                f"           {left_out} images, others each time, are left out of an epoch: no full batch"
-            )

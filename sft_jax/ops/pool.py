@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+_CENTRE = 4  # the tap of 9 that is never padding
+
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Array:
     """Max over square windows of `x` [batch, height, width, channels], padded with -inf as `torch.nn.MaxPool2d`."""
@@ -28,18 +30,16 @@ def _max_pool_even(x: jax.Array) -> jax.Array:
 def _forward(x):
     batch, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    best, winner = None, None
+    best = jnp.full((batch, height // 2, width // 2, channels), -jnp.inf, x.dtype)
+    winner = jnp.full(best.shape, _CENTRE, jnp.uint8)
     for tap in range(9):
         row, column = divmod(tap, 3)
         limits = (batch, row + height - 1, column + width - 1, channels)
         view = lax.slice(padded, (0, row, column, 0), limits, (1, 2, 2, 1))
-        if best is None:
-            best, winner = view, jnp.zeros(view.shape, jnp.uint8)
-        else:
-            # As torch: the first of equal maxima wins, and NaN wins over everything.
-            better = (view > best) | jnp.isnan(view)
-            best = jnp.where(better, view, best)
-            winner = jnp.where(better, jnp.uint8(tap), winner)
+        # As torch: the first of equal maxima wins, and NaN wins over everything.
+        better = (view > best) | jnp.isnan(view)
+        best = jnp.where(better, view, best)
+        winner = jnp.where(better, jnp.uint8(tap), winner)
     return best, winner
 
 
@@ -51,15 +51,14 @@ def _backward(winner, dy):
     dy, winner = jnp.pad(dy, after), jnp.pad(winner, after, constant_values=255)
     none = 99
     taps = ((1, 2), (none, 0))  # [window shift][q]
-    total = None
+    total = jnp.zeros((batch, out_height, 2, out_width, 2, channels), dy.dtype)
     for down in (0, 1):
         for right in (0, 1):
             pairs = [[(taps[down][q], taps[right][p]) for p in (0, 1)] for q in (0, 1)]
             codes = np.array([[254 if none in pair else 3 * pair[0] + pair[1] for pair in row] for row in pairs])
             codes = codes.astype(np.uint8)[None, None, :, None, :, None]
             window = (slice(None), slice(down, down + out_height), None, slice(right, right + out_width), None)
-            part = jnp.where(winner[window] == codes, dy[window], jnp.zeros((), dy.dtype))
-            total = part if total is None else total + part
+            total = total + jnp.where(winner[window] == codes, dy[window], jnp.zeros((), dy.dtype))
     return (total.reshape(batch, 2 * out_height, 2 * out_width, channels),)
 
 

@@ -53,8 +53,13 @@ class Bilinear(NamedTuple):
 def bilinear(size: int) -> Bilinear:
     """The algorithm for an axis of `size` >= 2 pixels."""
     if size == 2:  # y0 = w1 x0 + w2 x1, y1 = w0 x0 + w1 x1: three products instead of four
-        b, g, a = [[1, 1], [0, 1], [1, 0]], [[0, 1, 0], [0, -1, 1], [1, -1, 0]], [[1, 1, 0], [1, 0, 1]]
-        return Bilinear(np.array(b, float), np.array(g, float), np.array(a, float), points=3, tiles=1)
+        return Bilinear(
+            b=np.array([[1.0, 1], [0, 1], [1, 0]]),
+            g=np.array([[0.0, 1, 0], [0, -1, 1], [1, -1, 0]]),
+            a=np.array([[1.0, 1, 0], [1, 0, 1]]),
+            points=3,
+            tiles=1,
+        )
     outputs, points = 4, 6
     tiles = -(-size // outputs)
     b, a = np.zeros((points, tiles, size)), np.zeros((size, points, tiles))
