@@ -1,5 +1,6 @@
 """Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a user."""
 
+import os
 import signal
 from types import FrameType
 
@@ -27,6 +28,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+        # Not print(): the handler may interrupt a print under way.
+        os.write(2, b"stopping after the step under way; once more to stop at once, without saving\n")
         self._restore()
 
     def _restore(self) -> None:

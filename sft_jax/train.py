@@ -1,14 +1,13 @@
 """The training run: prepare, then epoch by epoch train, evaluate and save, then score the best checkpoint once."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import data, models, optim, weights
+from sft_jax import data, models, optim
 from sft_jax.data.order import epoch_order
 from sft_jax.epoch import make_train_steps
 from sft_jax.errors import DivergedError, StoppedError, UserError
@@ -18,11 +17,13 @@ from sft_jax.parallel import AXIS, Devices
 from sft_jax.progress import Progress
 from sft_jax.report.console import Bar, Console, epoch_line
 from sft_jax.report.plan import plan_lines
-from sft_jax.report.results import summarize, write_json, write_rows
-from sft_jax.runs import Run, load_run_weights
+from sft_jax.report.results import summarize, test_results, write_json, write_rows
+from sft_jax.runs import Run
 from sft_jax.signals import StopRequest
+from sft_jax.start import fresh_state, load_init
 from sft_jax.state import TrainState, from_arrays, to_arrays
-from sft_jax.step import StepMetrics, make_train_step
+from sft_jax.step import EvalSums, StepMetrics, make_train_step
+from sft_jax.weights import Weights
 
 
 def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, command: list[str]) -> dict[str, Any]:
@@ -40,40 +41,38 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
-    run.check_use(config, resume=resume)
-    devices = Devices()
-    devices.check_batch(config.batch_size)
-    init = load_init(config)
-    dataset = data.load_dataset(
-        config.data, seed=config.seed, limit_train=config.limit_train_examples, limit_eval=config.limit_eval_examples
-    )
-    trainer = Trainer(config, dataset, devices, run, console)
-    trainer.begin(init, resume=resume, command=command)
     with StopRequest() as stop:
-        trainer.fit(stop)
-    return trainer.finish()
-
-
-def load_init(config: ConfigDict) -> weights.Weights | None:
-    """What `config.init` names: a converted file, the best checkpoint of a run, or nothing (scratch)."""
-    if config.init == "scratch":
-        return None
-    path = Path(config.init)
-    found = load_run_weights(path) if path.is_dir() else weights.load_weights(path)
-    if found.arch != config.model.name:
-        raise UserError(
-            f"init={config.init} holds a {found.arch}, but model.name={config.model.name}; "
-            f"use --config.model.name={found.arch}"
+        # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
+        run.check_use(config, resume=resume)
+        devices = Devices()
+        devices.check_batch(config.batch_size)
+        init = load_init(config)
+        dataset = data.load_dataset(
+            config.data,
+            seed=config.seed,
+            limit_train=config.limit_train_examples,
+            limit_eval=config.limit_eval_examples,
         )
-    return found
+        trainer = Trainer(config, dataset, devices, run, console, stop)
+        trainer.begin(init, resume=resume, command=command)
+        trainer.fit()
+    return trainer.finish()
 
 
 class Trainer:
     """One run in one process: its compiled programs, its state on the devices and its progress."""
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset, devices: Devices, run: Run, console: Console):
-        self.config, self.dataset, self.devices, self.run, self.console = config, dataset, devices, run, console
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: data.Dataset,
+        devices: Devices,
+        run: Run,
+        console: Console,
+        stop: StopRequest,
+    ):
+        self.config, self.dataset, self.devices = config, dataset, devices
+        self.run, self.console, self.stop = run, console, stop
         self.checkpoints = run.checkpoints
         self.steps_per_epoch = len(self.order(epoch=0))
         steps = config.epochs * self.steps_per_epoch
@@ -101,32 +100,17 @@ class Trainer:
         """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
         return epoch_order(self.config.seed, epoch, len(self.dataset.train), self.config.batch_size)
 
-    def begin(self, init: weights.Weights | None, *, resume: bool, command: list[str]) -> None:
-        """Decides what training starts from, says what will be done, and records the run.
-
-        1. With `resume`: the latest checkpoint of this run, if there is one.
-        2. The weights `init`; the head is a new one where the classes differ.
-        3. Random weights.
+    def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
+        """Continues the run's latest checkpoint if there is one and `resume` is set, else starts from `init`; says what
+        will be done, and records the run.
         """
         state = self._restored() if resume else None
         if state is not None:
             start = f"resumed after step {int(state.step)}, in epoch {self.progress.epoch + 1}"
-        elif init is not None:
-            keep_head = weights.keeps_head(init.class_names, self.dataset.class_names)
-            head, _ = models.initial_arrays(self.build, self.config.seed, prefix="fc.")
-            params, batch_stats = weights.initialise(
-                self.network.params | head,
-                self.network.batch_stats,
-                init.arrays,
-                source=self.config.init,
-                keep_head=keep_head,
-            )
-            state = TrainState.create(params, batch_stats, self.optimizer)
-            start = f"weights of {self.config.init} with {'its own' if keep_head else 'a new'} head"
         else:
-            params, batch_stats = models.initial_arrays(self.build, self.config.seed)
-            state = TrainState.create(params, batch_stats, self.optimizer)
-            start = "random weights"
+            state, start = fresh_state(
+                self.config, self.build, self.network, self.optimizer, init, self.dataset.class_names
+            )
         self.state = self.devices.replicate(state)
         if not self.run.exists():
             if resume:
@@ -146,18 +130,16 @@ class Trainer:
         for line in plan:
             self.console.line(line)
 
-    def fit(self, stop: StopRequest) -> None:
+    def fit(self) -> None:
         """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
         while self.progress.epoch < self.config.epochs:
             title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
             with self.console.progress(title, self.steps_per_epoch, self.progress.epoch_steps) as bar:
-                self._train_epoch(bar, stop)
+                self._train_epoch(bar)
             start = time.perf_counter()
             with self.console.progress(f"{title}  validation", 1) as bar:
-                sums = self.evaluate(self.state.params, self.state.batch_stats, self.validation_feed, bar.set)
+                sums = self._validate(bar)
             seconds = time.perf_counter() - start
-            if stop:
-                self._stop(stop)
             learning_rate = float(self.schedule(int(self.state.step) - 1))
             is_best = self.progress.finish_epoch(
                 learning_rate=learning_rate,
@@ -185,13 +167,10 @@ class Trainer:
             self.devices.replicate({key: best.arrays[f"{part}/{key}"] for key in shapes})
             for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
         )
-        figures = summarize(self.evaluate(params, batch_stats, Feed(self.dataset.test, self.devices)))
-        results = {f"test_{name}": figures.pop(name) for name in ("accuracy", "top5", "loss", "count")}
-        results |= {
+        sums = self.evaluate(params, batch_stats, Feed(self.dataset.test, self.devices))
+        results = test_results(sums, self.dataset.class_names) | {
             "best_epoch": self.progress.best_epoch,
             "best_val_accuracy": self.progress.best,
-            "class_names": list(self.dataset.class_names),
-            **figures,
             "epochs": self.progress.epoch,
             "steps": self.progress.epoch * self.steps_per_epoch,
             "seconds": self.progress.seconds,
@@ -203,7 +182,7 @@ class Trainer:
         )
         return results
 
-    def _train_epoch(self, bar: Bar, stop: StopRequest) -> None:
+    def _train_epoch(self, bar: Bar) -> None:
         order = self.order(self.progress.epoch)
         pending: tuple[Piece, StepMetrics] | None = None
         clock = time.perf_counter()
@@ -215,15 +194,22 @@ class Trainer:
                     clock = self._account(*pending, clock, bar)
             pending = (piece, metrics)
             overdue = time.monotonic() - self.saved_at > 60 * self.config.save_minutes
-            if stop or overdue:
+            if self.stop or overdue:
                 clock, pending = self._account(*pending, clock, bar), None
                 self._check_state()
-                if stop:
-                    self._stop(stop)
+                self._obey()
                 self._save("latest")
                 clock = time.perf_counter()
         if pending is not None:
             self._account(*pending, clock, bar)
+
+    def _validate(self, bar: Bar) -> EvalSums:
+        def after_piece(done: int, steps: int) -> None:
+            bar.set(done, steps)
+            # The epoch counts as unfinished then; a resumed run comes back to this evaluation at once.
+            self._obey()
+
+        return self.evaluate(self.state.params, self.state.batch_stats, self.validation_feed, after_piece)
 
     def _account(self, piece: Piece, metrics: StepMetrics, clock: float, bar: Bar) -> float:
         """Waits for a piece, counts its figures, and returns the time."""
@@ -252,11 +238,13 @@ class Trainer:
             f"try a lower --config.optimizer.learning_rate with a fresh --workdir"
         )
 
-    def _stop(self, stop: StopRequest) -> None:
+    def _obey(self) -> None:
+        """Saves and raises StoppedError where a stop was asked for."""
+        if self.stop.signal is None:
+            return
         self._save("latest")
-        assert stop.signal is not None
         raise StoppedError(
-            f"stopped by {stop.signal.name} after step {int(self.state.step)}; the state is saved, "
+            f"stopped by {self.stop.signal.name} after step {int(self.state.step)}; the state is saved, "
             f"add --resume to the same command to continue"
         )
 

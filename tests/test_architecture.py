@@ -14,6 +14,7 @@ LAYERS = [
     {"epoch", "parallel"},
     {"checkpoint", "feed", "report"},
     {"evaluation", "runs"},
+    {"start"},
     {"train"},
     {"compare"},
     {"main"},

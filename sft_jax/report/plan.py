@@ -31,13 +31,14 @@ def plan_lines(
     sizes = " / ".join(f"{len(split):,}" for split in (dataset.train, dataset.validation, dataset.test))
     yield from dataset.notices
     yield (
-        f"data       {config.data.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes; "
-        f"{'held on' if resident else 'streamed to'} the device"
+        f"data       {config.data.source}: {sizes} train / validation / test images, "
+        f"{len(dataset.class_names)} classes; {'held on' if resident else 'streamed to'} the device"
     )
     yield f"model      {config.model.name}, {parameters:,} parameters, {config.precision}; {start}"
     yield (
-        f"training   {config.epochs} epochs of {steps_per_epoch} steps, batch {config.batch_size}, {config.data.size} px, "
-        f"{config.optimizer.name} at {config.optimizer.learning_rate:g} ({config.optimizer.schedule}), on {devices}"
+        f"training   {config.epochs} epochs of {steps_per_epoch} steps, batch {config.batch_size}, "
+        f"{config.data.size} px, {config.optimizer.name} at {config.optimizer.learning_rate:g} "
+        f"({config.optimizer.schedule}), on {devices}"
     )
     left_out = len(dataset.train) - steps_per_epoch * config.batch_size
     if left_out:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
         "confusion": confusion.tolist(),
         "ece": float(np.abs(confidence - correct).sum() / images.sum()),
     }
+
+
+def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
+    """What results.json says of the test split: `summarize`, four of its names with "test_" before them."""
+    figures = summarize(sums)
+    named = {f"test_{name}": figures.pop(name) for name in ("accuracy", "top5", "loss", "count")}
+    return named | {"class_names": list(class_names), **figures}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,55 @@
+"""What training starts from: converted weights, an earlier run, or random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optax
+from ml_collections import ConfigDict
+
+from sft_jax.errors import UserError
+from sft_jax.models import Functional, initial_arrays
+from sft_jax.runs import load_run_weights
+from sft_jax.state import TrainState
+from sft_jax.weights import Weights, initialise, keeps_head, load_weights
+
+
+def load_init(config: ConfigDict) -> Weights | None:
+    """What `config.init` names: a converted file, the best checkpoint of a run, or nothing (scratch)."""
+    if config.init == "scratch":
+        return None
+    path = Path(config.init)
+    found = load_run_weights(path) if path.is_dir() else load_weights(path)
+    if found.arch != config.model.name:
+        raise UserError(
+            f"init={config.init} holds a {found.arch}, but model.name={config.model.name}; "
+            f"use --config.model.name={found.arch}"
+        )
+    return found
+
+
+def fresh_state(
+    config: ConfigDict,
+    build: Callable,
+    network: Functional,
+    optimizer: optax.GradientTransformation,
+    init: Weights | None,
+    class_names: tuple[str, ...],
+) -> tuple[TrainState, str]:
+    """The state before the first step, and in words what it is made of.
+
+    With `init` the weights are its own; the head is a new one, drawn with `config.seed`, where its classes are not
+    `class_names`. Without it all weights are random.
+
+    Raises:
+      UserError: `init` does not fit the network; every misfit is named.
+    """
+    if init is None:
+        params, batch_stats = initial_arrays(build, config.seed)
+        return TrainState.create(params, batch_stats, optimizer), "random weights"
+    keep_head = keeps_head(init.class_names, class_names)
+    head, _ = initial_arrays(build, config.seed, prefix="fc.")
+    params, batch_stats = initialise(
+        network.params | head, network.batch_stats, init.arrays, source=config.init, keep_head=keep_head
+    )
+    state = TrainState.create(params, batch_stats, optimizer)
+    return state, f"weights of {config.init} with {'its own' if keep_head else 'a new'} head"
