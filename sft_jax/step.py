@@ -95,7 +95,8 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalSums
     rank = classes - ((own > logits) | ((own == logits) & not_earlier)).sum(-1)
     confidence = jax.nn.softmax(logits).max(-1)
     bins = jnp.clip((confidence * CALIBRATION_BINS).astype(jnp.int32), 0, CALIBRATION_BINS - 1)
-    per_image = jnp.stack([mask, jnp.where(mask, confidence, 0.0), hit]).astype(jnp.float32)
+    counted = mask.astype(jnp.float32)
+    per_image = jnp.stack([counted, jnp.where(mask, confidence, 0.0), hit.astype(jnp.float32)])
     return EvalSums(
         total=mask.sum(dtype=jnp.int32),
         loss=jnp.where(mask, cross_entropy(logits, labels), 0.0).sum(),
