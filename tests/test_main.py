@@ -1,0 +1,123 @@
+"""The command line: flags, exit codes, and one clear line on stderr for what a user got wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sft_jax.errors import DivergedError, StoppedError, UserError, run_command
+from sft_jax.main import main, parse
+
+
+def run_main(monkeypatch, capsys, *flags):
+    """The exit code, and what was printed on stderr."""
+    monkeypatch.setattr(sys, "argv", ["main", *flags])
+    code = run_command(main)
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def recipes(pytestconfig):
+    return pytestconfig.rootpath / "configs"
+
+
+def test_overrides_in_both_spellings():
+    args, overrides = parse(
+        ["--config", "a.py", "--config.epochs=3", "--resume", "--config.init", "x=y", "--config.a.b=c=d"]
+    )
+    assert args.config == "a.py"
+    assert args.resume
+    assert args.workdir is None
+    assert overrides == [("epochs", "3"), ("init", "x=y"), ("a.b", "c=d")]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--config"], ["--config", "a.py", "--workdri", "x"], ["--config", "a.py", "--config.epochs"]],
+    ids=["none", "no value", "misspelt", "override without a value"],
+)
+def test_wrong_flags_exit_with_2(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["main", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+
+
+def test_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["main", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--config", "--config.KEY", "--workdir", "--resume", "default: runs/<config name>"):
+        assert flag in text
+    assert "python -m sft_jax.main --config configs/cifar10.py" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.epochz=3"], "unknown config key 'epochz'; the nearest one is 'epochs'"),
+        (["--config.epochs=many"], "config.epochs='many' is not a whole number"),
+        (["--config.batch_size=100"], "batch_size=100 does not divide evenly over 8 devices"),
+        (["--config.init=w.safetensors"], "python convert/resnet_to_flax.py --output w.safetensors"),
+        (["--config.data.source=imagenet", "--config.init=scratch"], "is none of tfds:NAME, folder:PATH, digits"),
+        (["--config.data.source=folder:nowhere", "--config.init=scratch"], "nowhere"),
+        (["--config.model.name=resnet19", "--config.init=scratch"], "the nearest one is 'resnet18'"),
+        (["--config.init=."], "holds no run"),
+    ],
+    ids=["key", "value", "batch", "weights", "source", "folder", "model", "run"],
+)
+def test_wrong_input_is_one_line_and_2(flags, message, recipes, monkeypatch, capsys, tmp_path):
+    defaults = ["--config", f"{recipes}/digits.py:source", "--config.init=scratch"]
+    code, error = run_main(monkeypatch, capsys, *defaults, *flags)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_missing_recipe(monkeypatch, capsys):
+    code, error = run_main(monkeypatch, capsys, "--config", "configs/nothing.py")
+    assert (code, error) == (
+        2,
+        "error: no config file 'configs/nothing.py'; recipes are Python files such as configs/cifar10.py\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "printed"),
+    [
+        (UserError("wrong"), 2, "error: wrong\n"),
+        (DivergedError("nan"), 3, "error: nan\n"),
+        (StoppedError("stopped"), 4, "stopped\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes(raised, code, printed, capsys):
+    def command():
+        raise raised
+
+    assert run_command(command) == code
+    assert capsys.readouterr().err == printed
+
+
+def test_a_bug_shows_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+def test_as_a_process(tmp_path):
+    """`python -m` passes the exit code on, and prints no traceback."""
+    command = [sys.executable, "-m", "sft_jax.main", "--config", "no.py"]
+    done = subprocess.run(command, env=os.environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no config file 'no.py'")
+    assert done.stdout == ""

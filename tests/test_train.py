@@ -1,0 +1,322 @@
+"""The loop, on a one-block-a-stage ResNet and scikit-learn's digits: what it writes, and what interrupts it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax import train as train_module
+from sft_jax.compare import train_and_compare
+from sft_jax.config import complete
+from sft_jax.errors import DivergedError, StoppedError, UserError
+from sft_jax.feed import Pace
+from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+from sft_jax.report.console import Console
+from sft_jax.runs import Run
+from sft_jax.train import train
+
+TINY = {
+    "epochs": 2,
+    "batch_size": 64,
+    "init": "scratch",
+    "model.name": "tiny",
+    "data.source": "digits:0-4",
+    "data.size": 16,
+    "data.crop_padding": 2,
+    "data.flip": False,
+    "optimizer.learning_rate": 0.02,
+    "limit_train_examples": 320,
+    "limit_eval_examples": 61,
+}
+METRICS = "epoch step learning_rate train_loss train_accuracy val_loss val_accuracy best train_images_per_s epoch_s"
+RESULTS = (
+    "test_accuracy test_top5 test_loss test_count best_epoch best_val_accuracy class_names per_class_accuracy "
+    "confusion ece epochs steps seconds"
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every run compiles the same two programs: the first one's serve the others."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+def run(folder, *, resume=False, **changes):
+    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return train(complete(values), Run(folder), resume=resume, console=Console(), command=["test"])
+
+
+def state_of(folder):
+    return Run(folder).checkpoints.restore("latest", None)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in Run(folder).metrics_file.read_text().splitlines()]
+
+
+def untimed(rows):
+    return [{key: row[key] for key in row if key not in ("train_images_per_s", "epoch_s")} for row in rows]
+
+
+def assert_same_run(folder, other):
+    one, two = state_of(folder), state_of(other)
+    assert one.step == two.step
+    assert one.arrays.keys() == two.arrays.keys()
+    for key, array in one.arrays.items():
+        np.testing.assert_array_equal(array, two.arrays[key], err_msg=key, strict=True)
+    assert untimed(rows_of(folder)) == untimed(rows_of(other))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    # Wider than the fixture `tiny`, which belongs to one test.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
+        folder = tmp_path_factory.mktemp("runs") / "whole"
+        return folder, run(folder)
+
+
+def test_what_a_run_leaves(whole):
+    folder, results = whole
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert set(RESULTS.split()) == results.keys()
+    assert results["test_count"] == 61 == np.sum(results["confusion"])
+    assert results["epochs"] == 2
+    assert results["steps"] == 10
+    assert results["class_names"] == list("01234")
+    rows = rows_of(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [5, 10]
+    assert all(list(row) == METRICS.split() for row in rows)
+    assert results["best_val_accuracy"] == max(row["val_accuracy"] for row in rows) == rows[-1]["best"]
+    record = json.loads((folder / "config.json").read_text())
+    assert record["config"]["optimizer"]["momentum"] == 0.9
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "sft-jax"} == record["versions"].keys()
+    assert record["command"] == ["test"]
+    assert record["devices"] == "8 x cpu"
+    log = (folder / "train.log").read_text()
+    assert "epoch 2/2  loss " in log
+    assert f"test accuracy {results['test_accuracy']:.2%} on 61 images" in log
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest", "best"}
+
+
+def test_it_learns(tmp_path):
+    results = run(tmp_path / "run", epochs=6, limit_train_examples=None)
+    assert results["test_accuracy"] > 0.8, "five classes: 0.2 is chance"
+
+
+class StopAt:
+    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
+
+    def __init__(self, calls):
+        self._left, self._asked = calls, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __bool__(self):
+        self._left -= 1
+        self._asked = self._asked or self._left <= 0
+        return self._asked
+
+    @property
+    def signal(self):
+        # Validation reads the signal without asking first: that counts as a call too.
+        return signal.SIGTERM if self._asked or bool(self) else None
+
+
+@pytest.mark.parametrize(
+    ("calls", "step"),
+    [(1, 1), (3, 3), (5, 5), pytest.param(6, 5, id="validation"), (8, 7), pytest.param(12, 10, id="last validation")],
+)
+def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, calls, step):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(train_module, "Pace", lambda: Pace(seconds=0))  # it asks after every step
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
+    with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {step}; the state is saved, add --resume"):
+        run(folder)
+    assert not Run(folder).results_file.exists()
+    monkeypatch.undo()
+    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
+    results = run(folder, resume=True)
+    assert_same_run(folder, whole[0])
+    assert results | {"seconds": 0} == whole[1] | {"seconds": 0}
+
+
+def test_more_epochs_by_resuming(whole, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, epochs=1)
+    run(folder, resume=True)
+    assert_same_run(folder, whole[0])
+
+
+def test_a_save_within_an_epoch_changes_nothing(whole, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, save_minutes=1e-9)
+    assert_same_run(folder, whole[0])
+
+
+def test_resuming_nothing_is_a_fresh_start_that_says_so(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(folder, resume=True)
+    assert f"nothing to resume in {folder}: a fresh start" in capsys.readouterr().out
+    assert_same_run(folder, whole[0])
+
+
+def test_a_used_folder_is_refused(whole):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(
+        UserError, match="already holds a run; add --resume to continue it, or choose a fresh --workdir"
+    ):
+        run(folder)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_resuming_with_another_config_is_refused(whole):
+    with pytest.raises(UserError, match=r"changed: optimizer\.learning_rate \(was 0\.02, now 0\.5\)"):
+        run(whole[0], resume=True, optimizer__learning_rate=0.5)
+
+
+def test_an_odd_batch_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="batch_size=60 does not divide evenly over 8 devices; .*=56 or 64"):
+        run(tmp_path / "run", batch_size=60)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_loss_stops_the_run(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"at step \d+ \(epoch \d\); the checkpoints before it are kept in"):
+        run(folder, optimizer__learning_rate=1e30)
+    saved = Run(folder).checkpoints.restore("latest", None)
+    if saved is not None:
+        assert all(np.isfinite(array).all() for array in saved.arrays.values())
+
+
+def test_what_a_diverged_run_had_is_kept(tmp_path):
+    folder = tmp_path / "run"
+    run(folder, epochs=1)
+    before = state_of(folder)
+    poisoned = {key: np.full_like(a, np.nan) if key == "params/fc.bias" else a for key, a in before.arrays.items()}
+    Run(folder).checkpoints.save("latest", before.step + 1, poisoned, before.metadata)
+    with pytest.raises(DivergedError, match="the loss is nan at step 6"):
+        run(folder, resume=True)
+    assert Run(folder).checkpoints.restore("best", None).step == before.step
+
+
+def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
+    folder, _ = whole
+    run(tmp_path / "run", init=str(folder), data__source="digits:5-9", epochs=1)
+    assert f"weights of {folder} with a new head" in capsys.readouterr().out
+    before, after = (Run(place).checkpoints.restore("best", None).arrays for place in (folder, tmp_path / "run"))
+    # Closer to where it started than a new network would be.
+    moved, size = (
+        np.abs(array).mean()
+        for array in (after["params/conv1.kernel"] - before["params/conv1.kernel"], before["params/conv1.kernel"])
+    )
+    assert 0 < moved < 0.5 * size
+
+
+def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
+    """A learning rate of 0 and the same classes: the best checkpoint's accuracy comes back, batch statistics aside."""
+    folder, _ = whole
+    run(tmp_path / "run", init=str(folder), epochs=1, optimizer__learning_rate=0.0)
+    before, after = (Run(place).checkpoints.restore("best", None).arrays for place in (folder, tmp_path / "run"))
+    for key, array in before.items():
+        if key.startswith("params/"):
+            np.testing.assert_array_equal(after[key], array, err_msg=key)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"model__stem": "cifar"}])
+def test_variants_train(tmp_path, changes):
+    results = run(tmp_path / "run", epochs=3, limit_train_examples=None, **changes)
+    assert results["test_accuracy"] > 0.5, "0.2 is chance"
+    kept = Run(tmp_path / "run").checkpoints.restore("best", None).arrays
+    assert {array.dtype for array in kept.values()} == {np.dtype(np.float32)}
+
+
+def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
+    values = TINY | {"init": str(whole[0]), "epochs": 1, "compare_with_scratch": True}
+    folder = tmp_path / "run"
+    results = train_and_compare(complete(values), Run(folder), resume=False, console=Console(), command=["test"])
+    scratch = json.loads((folder / "scratch" / "results.json").read_text())
+    assert results["scratch_test_accuracy"] == scratch["test_accuracy"]
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"test accuracy {results['test_accuracy']:.2%} from {whole[0]}, "
+        f"{scratch['test_accuracy']:.2%} from random weights"
+    )
+
+
+SCRIPT = """
+import sys
+from sft_jax.errors import run_command
+from sft_jax.main import main
+from sft_jax.feed import Pace
+from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+SHAPES["tiny"] = Shape(BasicBlock, (1, 1, 1, 1))
+sys.exit(run_command(main))
+"""
+
+
+@contextlib.contextmanager
+def process(folder, *flags):
+    recipe = folder / "recipe.py"
+    recipe.write_text(
+        "from sft_jax.config import complete\n"
+        + f"def get_config(arg=''): return complete({TINY | {'epochs': 500}!r})\n"
+    )
+    command = [sys.executable, "-c", SCRIPT, "--config", str(recipe), "--workdir", str(folder / "run"), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": ""}, **pipes) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_real_signal(tmp_path, number):
+    with process(tmp_path) as child:
+        for line in child.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        child.send_signal(number)
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 4
+    lines = stderr.splitlines()
+    assert lines[0] == "stopping after the step under way; once more to stop at once, without saving"
+    assert lines[1].startswith(f"stopped by {signal.Signals(number).name} after step ")
+    assert len(lines) == 2
+    step = state_of(tmp_path / "run").step
+    assert step >= 10
+    with process(tmp_path, "--resume") as child:
+        printed = [line for line in child.stdout if line.startswith("model") or child.kill()]
+    assert f"resumed after step {step}" in printed[0]
