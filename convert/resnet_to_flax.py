@@ -59,8 +59,6 @@ def main() -> None:
     if args.arch not in SHAPES:
         near = difflib.get_close_matches(args.arch, SHAPES, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no network {args.arch!r}; the nearest is --arch {near}")
-    if args.output.suffix != ".safetensors":
-        raise UserError(f"--output {args.output} must end in .safetensors")
     convert(args.arch, args.state_dict, args.weights, args.output)
 
 
