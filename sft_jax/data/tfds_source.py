@@ -1,10 +1,11 @@
 """Image-classification sets of tensorflow_datasets, read without TensorFlow where they are prepared as ArrayRecord."""
 
-import concurrent.futures
+import contextlib
 import difflib
 import importlib.util
 import logging
 import socket
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +16,8 @@ from sft_jax.data.images import array_to_square
 from sft_jax.data.types import ArraySplit, Dataset
 from sft_jax.errors import UserError
 
-# Seconds within which a machine that is offline is found out; tfds itself tries for minutes.
-PROBE_SECONDS = 4.0
+# Seconds within which a machine that is offline is found out; tfds itself tries for minutes. Importing it takes two more.
+PROBE_SECONDS = 2.0
 # Records decoded at a time: few enough that their dictionaries cost little memory beside the arrays.
 BLOCK = 4096
 
@@ -62,7 +63,7 @@ def _builder(name: str, directory: str | None) -> Any:
 
 
 def _prepare(builder: Any, name: str, download: bool) -> None:
-    where = f"the data set {name} is not prepared in {builder.data_root}"
+    where = f"the data set {name} is not prepared in {builder.data_dir_root}"
     remedy = "name the folder of a prepared copy with --config.data.dir=FOLDER"
     if not download:
         raise UserError(f"{where} and data.download is off; {remedy}")
@@ -81,23 +82,23 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def _host(builder: Any) -> str:
-    hosts = [urllib.parse.urlsplit(url).hostname for url in builder.url_infos]
+    hosts = [urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()]
     return next((host for host in hosts if host), "storage.googleapis.com")
 
 
 def _reachable(host: str) -> bool:
-    def connect() -> bool:
-        with socket.create_connection((host, 443), timeout=PROBE_SECONDS):
-            return True
+    answered = threading.Event()
 
-    # The name look-up has no time limit of its own, so the whole attempt gets one; a hanging thread is left behind.
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    try:
-        return pool.submit(connect).result(timeout=PROBE_SECONDS)
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, 443), timeout=PROBE_SECONDS):
+            answered.set()
+
+    # The name look-up has no time limit of its own: where it hangs, its thread is left behind, and does not keep the
+    # program from ending.
+    probe = threading.Thread(target=connect, daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    return answered.is_set()
 
 
 def _read(builder: Any, name: str, split: str, classes: int, size: int) -> ArraySplit:
