@@ -16,7 +16,7 @@ from sft_jax.data.images import array_to_square
 from sft_jax.data.types import ArraySplit, Dataset
 from sft_jax.errors import UserError
 
-# Seconds within which a machine that is offline is found out; tfds itself tries for minutes. Importing it takes two more.
+# Seconds within which a machine that is offline is found out, where tfds itself tries for minutes.
 PROBE_SECONDS = 2.0
 # Records decoded at a time: few enough that their dictionaries cost little memory beside the arrays.
 BLOCK = 4096
@@ -55,7 +55,7 @@ def _builder(name: str, directory: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=directory)
     except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
         hint = f"; did you mean tfds:{near[0]}?" if near else ""
         raise UserError(f"tensorflow_datasets knows no data set {name!r}{hint}") from None
     except (ValueError, RuntimeError) as error:
