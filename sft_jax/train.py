@@ -106,7 +106,9 @@ class Trainer:
         """
         state = self._restored() if resume else None
         if state is not None:
-            start = f"resumed after step {int(state.step)}, in epoch {self.progress.epoch + 1}"
+            done = self.progress.epoch >= self.config.epochs
+            where = "all epochs are done" if done else f"in epoch {self.progress.epoch + 1}"
+            start = f"resumed after step {int(state.step)}, {where}"
         else:
             state, start = fresh_state(
                 self.config, self.build, self.network, self.optimizer, init, self.dataset.class_names
