@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from sft_jax.errors import UserError
+from sft_jax.weights import misfits
 
 FORMAT = 1
 # Two of the latest: should the newer one be damaged, the older is one save back.
 KEEP = {"latest": 2, "best": 1}
 
-# It reports every phase of every save.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every phase of every save; what goes wrong it raises, too. Of several arrays that cannot be read asyncio
+# reports all but the first.
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +67,36 @@ class Checkpoints:
           step: of the training. A step that was saved before is replaced.
           arrays: fully replicated or on one device.
           metadata: anything JSON can hold.
+
+        Raises:
+          UserError: it cannot be written; those before it are as they were.
         """
         host = jax.device_get(dict(arrays))
-        contents = {"step": step, "metadata": dict(metadata)}
+        empty = {key: [str(array.dtype), array.shape] for key, array in host.items() if array.size == 0}
+        contents = {"step": step, "metadata": dict(metadata), "empty": empty}
         facts = {"format": FORMAT, "digest": _digest(host, contents), "contents": contents}
-        older = self._found(name)
+        filled = {key: array for key, array in host.items() if key not in empty}
+        earlier = self._found(name)
         folder = self._directory / name
-        attempts = [attempt for found, attempt, _ in older if found == step]
+        attempts = [attempt for found, attempt, _ in earlier if found == step]
         target = folder / (f"{step}.{max(attempts) + 1}" if attempts else str(step))
-        folder.mkdir(parents=True, exist_ok=True)
-        with _checkpointer() as checkpointer:
-            checkpointer.save(
-                target, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(host), facts=ocp.args.JsonSave(facts))
-            )
-        if not (target / "facts").is_dir():
-            raise OSError(f"the checkpoint {target} was not written")
-        others = [path for found, _, path in older if found != step]
-        replaced = [path for found, _, path in older if found == step]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(folder)
+            with _checkpointer() as checkpointer:
+                checkpointer.save(
+                    target, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(filled), facts=ocp.args.JsonSave(facts))
+                )
+            if not (target / "facts").is_dir():
+                raise OSError("nothing was written")
+        except (OSError, ValueError) as error:  # tensorstore has ValueError for a full disk
+            _remove_unfinished(folder)
+            raise UserError(
+                f"checkpoint {target} cannot be written, those before it are kept: {_reason(error)}"
+            ) from error
+        replaced = [path for found, _, path in earlier if found == step]
+        # Those after this step were passed over when the run was resumed: they go before the ones it came from.
+        others = [path for found, _, path in sorted(earlier, key=lambda entry: entry[0] < step) if found != step]
         for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
             shutil.rmtree(stale)
 
@@ -115,12 +132,18 @@ class Checkpoints:
         """(step, attempt, folder) from the oldest to the newest; Orbax's temporary folders have other names."""
         folder = self._directory / name
         entries = folder.iterdir() if folder.is_dir() else iter(())
-        matches = ((re.fullmatch(r"(\d+)(?:\.(\d+))?", entry.name), entry) for entry in entries)
+        matches = ((re.fullmatch(r"(\d+)(?:\.(\d+))?", entry.name), entry) for entry in entries if entry.is_dir())
         return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches if match)
 
 
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What killed or failed saves left behind: a network's size each."""
+    for leftover in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read(folder: Path) -> Restored:
@@ -135,26 +158,32 @@ def _read(folder: Path) -> Restored:
                     f"use the version of sft-jax that wrote it"
                 )
             arrays = checkpointer.restore(folder, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
-    except UserError:
+        digest, contents = facts["digest"], facts["contents"]
+        arrays = {key: np.asarray(leaf) for key, leaf in arrays.items()}
+        # The first checkpoints of this format did not say.
+        arrays |= {key: np.zeros(shape, jnp.dtype(dtype)) for key, (dtype, shape) in contents.get("empty", {}).items()}
+        if _digest(arrays, contents) != digest:
+            raise InvalidError("its contents are not what was saved")
+        return Restored(contents["step"], arrays, contents["metadata"], ())
+    except (UserError, InvalidError):
         raise
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
-        raise InvalidError(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    arrays = {key: np.asarray(leaf) for key, leaf in arrays.items()}
-    contents = facts["contents"]
-    if _digest(arrays, contents) != facts["digest"]:
-        raise InvalidError("its contents are not what was saved")
-    return Restored(contents["step"], arrays, contents["metadata"], ())
+        raise InvalidError(f"it cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line, without the specification that tensorstore appends (a thousand characters)."""
+    line = next(iter(str(error).splitlines()), "").partition(" [tensorstore_spec=")[0]
+    return f"{type(error).__name__}: {line}"
 
 
 def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Any], folder: Path) -> None:
-    problems = [f"{key} is missing" for key in sorted(expected.keys() - arrays.keys())]
-    problems += [f"{key} is unknown" for key in sorted(arrays.keys() - expected.keys())]
-    for key in sorted(expected.keys() & arrays.keys()):
-        found, wanted = arrays[key], expected[key]
-        if found.shape != wanted.shape or found.dtype != wanted.dtype:
-            problems.append(f"{key} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}")
+    found, wanted = (
+        {key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in part.items()} for part in (arrays, expected)
+    )
+    problems = misfits(found, wanted)
     if problems:
-        raise UserError(f"checkpoint {folder} does not fit this config: {'; '.join(problems)}")
+        raise UserError("\n  ".join([f"checkpoint {folder} does not fit this config:", *problems]))
 
 
 def _digest(arrays: Mapping[str, np.ndarray], contents: Mapping[str, Any]) -> str:
