@@ -78,22 +78,19 @@ class Run:
 
     def config(self) -> ConfigDict:
         """The configuration the run was started with. Raises UserError where there is none to be read."""
-        return complete(flatten(self._record()["config"]))
-
-    def write_config(self, config: ConfigDict, **facts: Any) -> None:
-        """Records the configuration, the versions in use and further `facts`."""
-        packages = ("jax", "flax", "optax", "orbax-checkpoint")
-        versions = {"sft-jax": sft_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.config_file, {"config": config.to_dict(), "versions": versions, **facts})
-
-    def _record(self) -> dict[str, Any]:
         try:
-            return json.loads(self.config_file.read_text())
+            values = flatten(json.loads(self.config_file.read_text())["config"])
         except FileNotFoundError:
             raise UserError(f"{self.folder} holds no run: there is no {self.config_file.name} in it") from None
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{self.config_file} cannot be read: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # no file of ours, or no longer
+            raise UserError(f"{self.config_file} cannot be read: {error!r}") from None
+        return complete(values)
+
+    def write_config(self, config: ConfigDict, **facts: Any) -> None:
+        """Records the configuration, the versions in use and further `facts`. Raises UserError where it cannot."""
+        packages = ("jax", "flax", "optax", "orbax-checkpoint")
+        versions = {"sft-jax": sft_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
+        write_json(self.config_file, {"config": config.to_dict(), "versions": versions, **facts})
 
 
 def load_run_weights(workdir: Path, which: str = "best") -> Weights:

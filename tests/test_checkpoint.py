@@ -291,6 +291,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
     assert checkpoints.restore("latest").step == 3
 
 
+def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
+    """Each file is sound by itself: only our own digest tells."""
+    checkpoints = saved(tmp_path, 1)
+    checkpoints.save("latest", 2, {key: array + 1 for key, array in ONE.items()}, {"step": 2})
+    older, newer = (tmp_path / "latest" / step / "arrays" for step in "12")
+    shutil.rmtree(newer)
+    shutil.copytree(older, newer)
+    restored = checkpoints.restore("latest")
+    assert restored.step == 1
+    assert restored.notices[0].endswith("passed over: its contents are not what was saved")
+
+
 def test_going_on_from_an_earlier_checkpoint_keeps_it(tmp_path):
     """The one that was passed over goes first, or a second mishap would leave nothing."""
     checkpoints = saved(tmp_path, 3, 5)

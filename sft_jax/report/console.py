@@ -13,8 +13,8 @@ class Console:
     """Prints lines on standard output and, once a run's folder is known, appends them to its log."""
 
     def __init__(self) -> None:
-        # Lines are data ("[45000:]", paths): no markup, no colouring of numbers, no wrapping.
-        self._rich = RichConsole(markup=False, highlight=False, soft_wrap=True)
+        # Lines are data ("[45000:]", paths): no markup, no emoji for names, no colouring of numbers, no wrapping.
+        self._rich = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._log: Path | None = None
         self._pending: list[str] = []
         self._progress: Progress | None = None

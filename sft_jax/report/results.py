@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.errors import UserError
 from sft_jax.step import EvalSums
 
 
@@ -42,16 +43,20 @@ def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value`, whole or not at all."""
+    """Writes `value`, whole or not at all. Raises UserError where it cannot."""
     _replace(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+    """Writes one JSON object a line, whole or not at all. Raises UserError where it cannot."""
     _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
