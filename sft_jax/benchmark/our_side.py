@@ -1,0 +1,132 @@
+"""Our side of the benchmark: the compiled programs that `python -m sft_jax.main` trains and evaluates with.
+
+python -m sft_jax.benchmark.our_side ARCH BATCH SIZE PRECISION [stock]
+"""
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+from sft_jax.allocator import keep_freed_memory
+
+ALLOCATOR = keep_freed_memory()
+
+import jax  # noqa: E402  # the allocator first
+import numpy as np  # noqa: E402
+
+from sft_jax import data, models, optim  # noqa: E402
+from sft_jax.benchmark import worker  # noqa: E402
+from sft_jax.config import complete  # noqa: E402
+from sft_jax.data.types import ArraySplit  # noqa: E402
+from sft_jax.epoch import make_train_steps  # noqa: E402
+from sft_jax.errors import run_command  # noqa: E402
+from sft_jax.evaluation import Evaluator  # noqa: E402
+from sft_jax.feed import Feed, Pace  # noqa: E402
+from sft_jax.ops import conv  # noqa: E402
+from sft_jax.parallel import AXIS, Devices  # noqa: E402
+from sft_jax.report.console import Console  # noqa: E402
+from sft_jax.runs import Run  # noqa: E402
+from sft_jax.signals import StopRequest  # noqa: E402
+from sft_jax.state import TrainState  # noqa: E402
+from sft_jax.step import make_train_step  # noqa: E402
+from sft_jax.train import Trainer  # noqa: E402
+
+# Steps of one compiled call: a run has as many as fit into a second.
+STEPS = 4
+
+
+def main() -> None:
+    """Serves train, eval and epoch."""
+    arch, batch, size, precision, *rest = sys.argv[1:]
+    if rest == ["stock"]:
+        conv._cpu_lowering = lambda *_: None  # XLA's own convolutions, as a network of stock Flax has
+    config = complete(
+        {
+            "init": "scratch",
+            "model.name": arch,
+            "batch_size": int(batch),
+            "precision": precision,
+            "data.size": int(size),
+            "data.crop_padding": worker.CROP_PADDING,
+            "optimizer.learning_rate": worker.LEARNING_RATE,
+            "optimizer.momentum": worker.MOMENTUM,
+        }
+    )
+    devices = Devices()
+    devices.check_batch(config.batch_size)
+    side = _Side(config, devices)
+    facts = {"jax": jax.__version__, "device": str(devices), "allocator": ALLOCATOR, "train_flops": side.flops()}
+    worker.serve(facts, {"train": side.train, "eval": side.evaluate, "epoch": side.epoch})
+
+
+class _Side:
+    def __init__(self, config, devices: Devices):
+        self.config, self.devices = config, devices
+        self.build = models.builder(config.model, worker.CLASSES, precision=config.precision, axis_name=AXIS)
+        self.network = models.Functional.abstract(self.build)
+        self.optimizer = optim.make_optimizer(config.optimizer, STEPS)
+        split = ArraySplit(*worker.images(STEPS * config.batch_size, config.data.size))
+        self.feed = Feed(split, devices)
+        order = np.arange(len(split), dtype=np.int32).reshape(STEPS, -1)
+        pace = Pace()
+        pace.steps = STEPS
+        self.piece = next(self.feed.pieces(order, pace=pace))
+        params, batch_stats = models.initial_arrays(self.build, config.seed)
+        self.state = devices.replicate(TrainState.create(params, batch_stats, self.optimizer))
+        self.key = devices.replicate(jax.random.key(config.seed))
+        step = make_train_step(self.network, self.optimizer, AXIS)
+        program = make_train_steps(step, data.make_augment(config.data), AXIS, devices.count)
+        self.program = devices.compile(program, sharded=(False, *self.feed.sharded, False, False, False), donate=(0,))
+        self.evaluator = Evaluator(
+            self.network, data.make_preprocess(config.data), devices, worker.CLASSES, config.batch_size
+        )
+
+    def flops(self) -> float:
+        """Floating-point operations of one training step, as XLA counts them."""
+        network = models.Functional.abstract(
+            models.builder(self.config.model, worker.CLASSES, precision=self.config.precision)
+        )
+        size = self.config.data.size
+        images = jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32)
+        labels = jax.ShapeDtypeStruct((self.config.batch_size,), np.int32)
+        step = make_train_step(network, self.optimizer)
+        analysis = jax.jit(step).lower(jax.eval_shape(lambda: self.state), images, labels).cost_analysis()
+        assert analysis is not None
+        return float(analysis["flops"])
+
+    def train(self, repeats: int) -> list[float]:
+        def call() -> None:
+            self.state, metrics = self.program(self.state, *self.piece.arguments, self.key)
+            jax.block_until_ready((self.state, metrics))
+
+        return worker.milliseconds(call, repeats, STEPS)
+
+    def evaluate(self, repeats: int) -> list[float]:
+        def call() -> None:
+            self.evaluator(self.state.params, self.state.batch_stats, self.feed)
+
+        return worker.milliseconds(call, repeats, STEPS)
+
+    def epoch(self, repeats: int) -> list[float]:
+        images, labels = worker.images(worker.EPOCH_TRAIN + worker.EPOCH_VALIDATION, self.config.data.size)
+        whole = ArraySplit(images, labels)
+        training, validation = np.split(np.arange(len(whole)), [worker.EPOCH_TRAIN])
+        held_out = whole.take(validation)
+        dataset = data.Dataset(whole.take(training), held_out, held_out, tuple(map(str, range(worker.CLASSES))))
+        quiet = contextlib.redirect_stdout(sys.stderr)  # standard output is for answers
+        with tempfile.TemporaryDirectory() as folder, self.config.unlocked(), quiet:
+            trainer = Trainer(self.config, dataset, self.devices, Run(Path(folder)), Console(), StopRequest())
+            trainer.begin(None, resume=False, command=sys.argv)
+            self.config.epochs = 1
+            trainer.fit()  # compiles
+
+            def call() -> None:
+                self.config.epochs += 1
+                trainer.fit()
+
+            return worker.milliseconds(call, repeats)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

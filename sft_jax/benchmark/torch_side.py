@@ -1,0 +1,103 @@
+"""PyTorch's side of the benchmark: torchvision's network in the plain training script that people write.
+
+    python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE
+
+The only file of the package that imports torch; it runs as a process of its own, where torch is installed.
+"""
+
+import sys
+
+from sft_jax.allocator import keep_freed_memory
+
+# Set to 0 by `python -m sft_jax.benchmark` for the PyTorch that people have.
+ALLOCATOR = keep_freed_memory()
+
+import torch  # noqa: E402  # the allocator first
+import torchvision  # noqa: E402
+from PIL import Image  # noqa: E402
+from torchvision import transforms  # noqa: E402
+
+from sft_jax.benchmark import worker  # noqa: E402
+from sft_jax.errors import run_command  # noqa: E402
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, count: int, size: int, transform):
+        self.images, self.labels = worker.images(count, size)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int):
+        return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
+
+
+def main() -> None:
+    """Serves train, eval and epoch."""
+    arch, batch, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM)
+    criterion = torch.nn.CrossEntropyLoss()
+    inputs = torch.randn(batch, 3, size, size, device=device)
+    labels = torch.randint(0, worker.CLASSES, (batch,), device=device)
+
+    def update(inputs, labels) -> None:
+        optimizer.zero_grad()
+        criterion(network(inputs), labels).backward()
+        optimizer.step()
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def train(repeats: int) -> list[float]:
+        network.train()
+
+        def step() -> None:
+            update(inputs, labels)
+            wait()
+
+        return worker.milliseconds(step, repeats)
+
+    @torch.no_grad()
+    def evaluate(repeats: int) -> list[float]:
+        network.eval()
+
+        def step() -> None:
+            network(inputs)
+            wait()
+
+        return worker.milliseconds(step, repeats)
+
+    def epoch(repeats: int) -> list[float]:
+        normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+        crop = transforms.RandomCrop(size, padding=worker.CROP_PADDING)
+        augment = transforms.Compose([transforms.RandomHorizontalFlip(), crop, transforms.ToTensor(), normalize])
+        plain = transforms.Compose([transforms.ToTensor(), normalize])
+        loader = torch.utils.data.DataLoader
+        training = loader(_Images(worker.EPOCH_TRAIN, size, augment), batch, shuffle=True, num_workers=2)
+        validation = loader(_Images(worker.EPOCH_VALIDATION, size, plain), batch, num_workers=2)
+
+        def whole() -> None:
+            network.train()
+            for inputs, labels in training:
+                update(inputs.to(device), labels.to(device))
+            network.eval()
+            with torch.no_grad():
+                correct = sum(
+                    (network(inputs.to(device)).argmax(1).cpu() == labels).sum() for inputs, labels in validation
+                )
+            assert 0 <= int(correct) <= worker.EPOCH_VALIDATION
+
+        return worker.milliseconds(whole, repeats)
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    facts = {"torch": torch.__version__, "device": name, "allocator": ALLOCATOR}
+    worker.serve(facts, {"train": train, "eval": evaluate, "epoch": epoch})
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

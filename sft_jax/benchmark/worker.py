@@ -1,0 +1,40 @@
+"""One side of the benchmark, in a process of its own: it answers each line on standard input with a line of JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+CLASSES = 10
+# The recipe of configs/cifar10.py.
+LEARNING_RATE, MOMENTUM, CROP_PADDING = 1e-3, 0.9, 4
+EPOCH_TRAIN, EPOCH_VALIDATION = 45_000, 5_000
+
+
+def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same uint8 images [count, size, size, 3] and int32 labels on every side."""
+    random = np.random.default_rng(0)
+    return (
+        random.integers(0, 256, (count, size, size, 3), np.uint8),
+        random.integers(0, CLASSES, count).astype(np.int32),
+    )
+
+
+def milliseconds(call: Callable[[], None], repeats: int, steps: int = 1) -> list[float]:
+    """How long each of `repeats` calls took, divided by the steps in a call."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3 / steps)
+    return times
+
+
+def serve(facts: dict, tasks: dict[str, Callable[[int], list[float]]]) -> None:
+    """Prints `facts`, then answers "TASK REPEATS" lines with the list of milliseconds that the task returns."""
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        name, repeats = line.split()
+        print(json.dumps(tasks[name](int(repeats))), flush=True)
