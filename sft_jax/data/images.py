@@ -1,4 +1,4 @@
-"""Pictures of any size and mode as square RGB arrays, as torchvision's evaluation transform makes them."""
+"""Pictures of any size and mode as square RGB arrays, as torchvision's `Resize(size)`, `CenterCrop(size)` make them."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
       uint8 [size, size, 3].
     """
     image = _rgb(ImageOps.exif_transpose(image))
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    width, height = (size * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
+    # Rounded half to even, as torchvision has it.
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

@@ -103,22 +103,29 @@ def _reachable(host: str) -> bool:
 
 def _read(builder: Any, name: str, split: str, classes: int, size: int) -> ArraySplit:
     try:
-        records = _records(builder, name, split)
+        count = builder.info.splits[split].num_examples
+        records = _records(builder, name, split) if count else iter(())
         pairs = [(_rgb(record["image"], name), int(record["label"])) for record in records]
     except UserError:
         raise
     except Exception as error:  # tfds, array_record and pillow share no base class for what damaged files raise
         raise UserError(
             f"split {split!r} of tfds:{name} in {builder.data_dir} cannot be read: {_first_line(error)}"
-        ) from (error)
-    if not pairs:
+        ) from error
+    if not count:
         raise UserError(f"split {split!r} of tfds:{name} is empty")
+    if len(pairs) != count:
+        raise UserError(
+            f"split {split!r} of tfds:{name} in {builder.data_dir} has {len(pairs)} images, not the {count} it should "
+            "have; its files are damaged"
+        )
     if len({image.shape for image, _ in pairs}) > 1:
         pairs = [(array_to_square(image, size), label) for image, label in pairs]
     labels = np.array([label for _, label in pairs], np.int32)
     if labels.min() < 0 or labels.max() >= classes:
         raise UserError(
-            f"split {split!r} of tfds:{name} has labels outside its {classes} classes; its files are damaged"
+            f"split {split!r} of tfds:{name} in {builder.data_dir} has labels outside its {classes} classes; its files "
+            "are damaged"
         )
     return ArraySplit(np.stack([image for image, _ in pairs]), labels)
 

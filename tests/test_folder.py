@@ -1,0 +1,213 @@
+"""Folders of images: every kind of picture, every way to lay them out, and what is refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import v2
+
+from sft_jax.data.folder import load_folder
+from sft_jax.data.images import array_to_square, read_square, to_square
+from sft_jax.errors import UserError
+
+SIZE = 8
+
+
+def picture(seed, width=12, height=10):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def fill(folder, classes, count, start=0):
+    """`count` pictures of each class, no two alike."""
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture(start + 1000 * index + number).save(folder / name / f"{number:03}.png")
+
+
+def message(path, **settings):
+    with pytest.raises(UserError) as caught:
+        load_folder(path, SIZE, 0, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(12, 10), (9, 31), (8, 8), (31, 31), (5, 7), (1, 1), (200, 3), (17, 1), (9, 8), (8, 11)]
+)
+def test_any_size_is_brought_to_a_square_as_torchvision_does(width, height):
+    image = picture(0, width, height)
+    theirs = np.asarray(v2.Compose([v2.Resize(SIZE), v2.CenterCrop(SIZE)])(image))
+    np.testing.assert_array_equal(to_square(image, SIZE), theirs)
+    np.testing.assert_array_equal(array_to_square(np.asarray(image), SIZE), theirs)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA", "I;16", "HSV", "RGBX"])
+def test_modes(tmp_path, mode):
+    gray = np.full((SIZE, SIZE), 128, np.uint8)
+    gray[:, : SIZE // 2] = 0
+    if mode == "I;16":
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
+    elif mode == "1":
+        image = Image.fromarray(np.where(gray > 0, 255, 0).astype(np.uint8)).convert("1")
+    elif mode == "P":
+        image = Image.fromarray(gray).convert("P")  # from RGB it would be dithered
+    else:
+        image = Image.fromarray(gray).convert("RGB").convert(mode)
+    bright = 255 if mode == "1" else 128
+    found = to_square(image, SIZE)
+    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_allclose(found[:, : SIZE // 2], 0, atol=2)
+    np.testing.assert_allclose(found[:, SIZE // 2 :], bright, atol=2)
+    if mode in ("L", "P", "1", "RGBA", "LA", "I;16"):
+        image.save(tmp_path / "image.png")
+        np.testing.assert_array_equal(read_square(tmp_path / "image.png", SIZE), found)
+
+
+def test_transparency_is_white():
+    image = Image.new("RGBA", (SIZE, SIZE), (255, 0, 0, 0))
+    assert (to_square(image, SIZE) == 255).all()
+
+
+def test_exif_rotation(tmp_path):
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pixels[0] = 255  # a bright upper edge
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
+    found = read_square(tmp_path / "image.png", SIZE)
+    assert found[:, -1].min() == 255
+    assert found[:, :-1].max() == 0
+
+
+def test_the_first_frame(tmp_path):
+    frames = [Image.new("RGB", (SIZE, SIZE), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_square(tmp_path / "image.gif", SIZE)[0, 0], (255, 0, 0))
+
+
+def test_parts_of_its_own(tmp_path):
+    for part, count in {"train": 5, "val": 2, "test": 3}.items():
+        fill(tmp_path / part, ["cat", "dög"], count, start=100 * count)
+    dataset = load_folder(tmp_path, SIZE, 0)
+    assert dataset.class_names == ("cat", "dög")
+    assert dataset.notices == ()
+    for split, count in ((dataset.train, 5), (dataset.validation, 2), (dataset.test, 3)):
+        np.testing.assert_array_equal(split.labels, np.repeat([0, 1], count))
+    first = read_square(tmp_path / "train" / "dög" / "000.png", SIZE)
+    np.testing.assert_array_equal(dataset.train.images[5], first)
+
+
+def test_validation_may_be_spelled_out(tmp_path):
+    for part in ("train", "validation", "test"):
+        fill(tmp_path / part, ["a", "b"], 2)
+    assert load_folder(tmp_path, SIZE, 0).notices == ()
+
+
+def test_without_parts_they_are_drawn_by_seed_and_class_and_said(tmp_path):
+    fill(tmp_path, ["a", "b", "c"], 20)
+    one, same, other = (load_folder(tmp_path, SIZE, seed) for seed in (0, 0, 1))
+    assert one.notices == (
+        "no folder val or test: taken from the training images at random, by class: 48 train, 6 val, 6 test",
+    )
+    for split, count in ((one.train, 16), (one.validation, 2), (one.test, 2)):
+        np.testing.assert_array_equal(np.bincount(split.labels), 3 * [count])
+    everything = [image.tobytes() for split in (one.train, one.validation, one.test) for image in split.images]
+    assert len(set(everything)) == 60, "no image is in two parts"
+    np.testing.assert_array_equal(one.test.images, same.test.images)
+    assert (one.test.images != other.test.images).any()
+
+
+def test_a_missing_validation_part_comes_from_training(tmp_path):
+    fill(tmp_path / "train", ["a", "b"], 20)
+    fill(tmp_path / "test", ["a", "b"], 3, start=500)
+    dataset = load_folder(tmp_path, SIZE, 0)
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [36, 4, 6]
+    assert dataset.notices[0].startswith("no folder val: taken from the training images")
+
+
+def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
+    fill(tmp_path, ["a", "b"], 10)
+    (tmp_path / "a" / "notes.txt").write_text("")
+    (tmp_path / "b" / "folder.png").mkdir()
+    (tmp_path / "b" / ".hidden.png").write_text("")
+    (tmp_path / ".cache").mkdir()
+    dataset = load_folder(tmp_path, SIZE, 0)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.notices[0] == f"2 entries of {tmp_path} are no pictures and were left out"
+
+
+def test_streamed_images_are_those_in_memory(tmp_path):
+    fill(tmp_path, ["a", "b"], 10)
+    memory, streamed = load_folder(tmp_path, SIZE, 0), load_folder(tmp_path, SIZE, 0, memory_bytes=1000)
+    assert streamed.notices[-1] == "the images need 0.0 GiB of memory: they are decoded again in every epoch"
+    order = np.array([[3, 0, 15], [7, 7, 1]])
+    for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])
+    rows = np.array([4, 2])
+    (found,), (wanted,) = (list(data.train.take(rows).batches(np.array([[1, 0]]))) for data in (streamed, memory))
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_refusals(tmp_path):
+    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: there is no such folder"
+    needs = f"{tmp_path} needs a folder of images for each of at least two classes; found "
+    assert message(tmp_path) == needs + "none"
+    fill(tmp_path, ["a"], 10)
+    assert message(tmp_path) == needs + "only 'a'"
+    (tmp_path / "b").mkdir()
+    assert message(tmp_path).startswith(f"there is no image in {tmp_path / 'b'} (known are .bmp, .gif, .jpeg,")
+    fill(tmp_path, ["b"], 1)
+    fill(tmp_path / "test", ["a", "b", "x"], 1)
+    differ = f"the classes of {tmp_path / 'test'} differ from those of training: missing "
+    assert message(tmp_path) == differ + "[], unknown ['x']"
+    fill(tmp_path / "val", ["a"], 1)
+    (tmp_path / "test" / "x" / "000.png").unlink()
+    (tmp_path / "test" / "x").rmdir()
+    assert (
+        message(tmp_path)
+        == f"the classes of {tmp_path / 'val'} differ from those of training: missing ['b'], unknown []"
+    )
+
+
+def test_too_few_to_split(tmp_path):
+    fill(tmp_path, ["a", "b"], 1)
+    assert message(tmp_path).startswith(f"{tmp_path} has too few images to take a ")
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "text": lambda data: b"no picture at all",
+    "flipped": lambda data: data[:20] + bytes(byte ^ 0xFF for byte in data[20:]),
+}
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 100], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
+    fill(tmp_path, ["a", "b"], 10)
+    bad = tmp_path / "b" / "003.png"
+    bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
+    if memory_bytes is None:
+        assert message(tmp_path).startswith(f"1 images cannot be read; mend or remove them: {bad} (")
+        return
+    dataset = load_folder(tmp_path, SIZE, 0, memory_bytes=memory_bytes)
+    batches = (
+        split.batches(np.arange(len(split))[None]) for split in (dataset.train, dataset.validation, dataset.test)
+    )
+    with pytest.raises(UserError, match=r"b/003\.png cannot be read \(\w+\); mend or remove it"):
+        list(itertools.chain.from_iterable(batches))
+
+
+def test_many_damaged_pictures_are_counted(tmp_path):
+    for part in ("train", "val", "test"):
+        fill(tmp_path / part, ["a", "b"], 12)
+    for path in (tmp_path / "train" / "a").iterdir():
+        path.write_bytes(b"")
+    said = message(tmp_path)
+    assert said.startswith("12 images cannot be read")
+    assert said.endswith(" and 2 more")
