@@ -20,7 +20,6 @@ from sft_jax.errors import UserError
 # So that tfds's own class for CIFAR-100 finds what is prepared here in its place.
 VERSION = tfds.builder_cls("cifar100").VERSION
 SPLITS = ("train[:45000]", "train[45000:]", "test")
-# A folder in which tfds has prepared CIFAR-10 (its data_dir).
 REAL = os.environ.get("SFT_JAX_TEST_DATA")
 
 
@@ -182,9 +181,9 @@ def test_an_unknown_set(tmp_path, offline):
     assert message("xyzxyzxyz", tmp_path) == unknown + "'xyzxyzxyz'"
 
 
-@pytest.mark.skipif(REAL is None, reason="SFT_JAX_TEST_DATA names no folder (tfds's data_dir) with CIFAR-10")
+@pytest.mark.skipif(REAL is None, reason="SFT_JAX_TEST_DATA names no folder with tfds/")
 def test_real_cifar10():
-    dataset = load("cifar10", REAL)
+    dataset = load("cifar10", f"{REAL}/tfds")
     assert dataset.class_names[:3] == ("airplane", "automobile", "bird")
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [45000, 5000, 10000]
     assert dataset.train.images.shape == (45000, 32, 32, 3)
