@@ -5,8 +5,6 @@ untouched. What is kept, and which one is valid, is decided here: Orbax's own ke
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sft_jax.digest import digest
 from sft_jax.errors import UserError
 from sft_jax.weights import misfits
 
@@ -74,7 +73,7 @@ class Checkpoints:
         host = jax.device_get(dict(arrays))
         empty = {key: [str(array.dtype), array.shape] for key, array in host.items() if array.size == 0}
         contents = {"step": step, "metadata": dict(metadata), "empty": empty}
-        facts = {"format": FORMAT, "digest": _digest(host, contents), "contents": contents}
+        facts = {"format": FORMAT, "digest": digest(host, contents), "contents": contents}
         filled = {key: array for key, array in host.items() if key not in empty}
         earlier = self._found(name)
         folder = self._directory / name
@@ -158,11 +157,11 @@ def _read(folder: Path) -> Restored:
                     f"use the version of sft-jax that wrote it"
                 )
             arrays = checkpointer.restore(folder, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
-        digest, contents = facts["digest"], facts["contents"]
+        contents = facts["contents"]
         arrays = {key: np.asarray(leaf) for key, leaf in arrays.items()}
         # The first checkpoints of this format did not say.
         arrays |= {key: np.zeros(shape, jnp.dtype(dtype)) for key, (dtype, shape) in contents.get("empty", {}).items()}
-        if _digest(arrays, contents) != digest:
+        if digest(arrays, contents) != facts["digest"]:
             raise InvalidError("its contents are not what was saved")
         return Restored(contents["step"], arrays, contents["metadata"], ())
     except (UserError, InvalidError):
@@ -184,13 +183,3 @@ def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Any], folder
     problems = misfits(found, wanted)
     if problems:
         raise UserError("\n  ".join([f"checkpoint {folder} does not fit this config:", *problems]))
-
-
-def _digest(arrays: Mapping[str, np.ndarray], contents: Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the arrays, and over the JSON beside them."""
-    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
-    for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -5,6 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+from sft_jax.allocator import keep_freed_memory
+from sft_jax.cache import keep_compiled_programs
+
 EXAMPLE = """example:
   python -m sft_jax.main --config configs/cifar10.py --config.epochs=20 --workdir runs/short
 """
@@ -42,7 +45,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
 def main() -> None:
     """Parses the command line and trains."""
     args, overrides = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for jax.
+    # After the flags: --help and wrong usage need not wait for jax, and the allocator has to be set before it comes.
+    keep_freed_memory()
+    keep_compiled_programs()
     from sft_jax.compare import train_and_compare
     from sft_jax.config import config_name, load_config
     from sft_jax.report.console import Console

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 
 import numpy as np
@@ -169,10 +170,17 @@ def test_not_prepared_and_not_to_be_downloaded(tmp_path):
 
 
 def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(60))
+    over = threading.Event()
+
+    def hang(*_, **__):
+        over.wait()
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", hang)
     start = time.monotonic()
     assert not tfds_source._reachable("example.org")
     assert time.monotonic() - start < tfds_source.PROBE_SECONDS + 1
+    over.set()
 
 
 def test_an_unknown_set(tmp_path, offline):

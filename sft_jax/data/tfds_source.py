@@ -2,17 +2,20 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import logging
 import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sft_jax.data.images import array_to_square
+from sft_jax.data.kept import kept, source_digest
 from sft_jax.data.types import ArraySplit, Dataset
 from sft_jax.errors import UserError
 
@@ -42,7 +45,13 @@ def load_tfds(name: str, *, directory: str | None, download: bool, splits: tuple
     if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"tfds:{name} is no image-classification set: it has no features 'image' and 'label'")
     class_names = tuple(features["label"].names)
-    train, validation, test = (_read(builder, name, split, len(class_names), size) for split in splits)
+    source = source_digest(Path(builder.data_dir))
+
+    def read(split: str) -> ArraySplit:
+        decode = functools.partial(_read, builder, name, split, len(class_names), size)
+        return decode() if source is None else kept((source, split, str(size)), decode)
+
+    train, validation, test = map(read, splits)
     return Dataset(train, validation, test, class_names, notices=())
 
 
