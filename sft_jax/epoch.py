@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.collectives import all_sum
 from sft_jax.state import TrainState
 from sft_jax.step import EvalSums, StepMetrics, zero_sums
 
@@ -56,6 +57,6 @@ def make_eval_steps(
             new = eval_step(params, batch_stats, preprocess(images[rows]), labels[rows], mask[index])
             return jax.tree.map(jnp.add, sums, new)
 
-        return lax.psum(lax.fori_loop(start, stop, body, zero_sums(classes)), axis_name)
+        return all_sum(lax.fori_loop(start, stop, body, zero_sums(classes)), axis_name)
 
     return eval_steps

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from sft_jax.models import Functional
+from sft_jax.ops.collectives import all_mean, all_sum
 from sft_jax.state import TrainState
 
 CALIBRATION_BINS = 15
@@ -61,10 +61,8 @@ def make_train_step(
             return cross_entropy(logits, labels).mean(), (logits, batch_stats)
 
         (loss, (logits, batch_stats)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
-        if axis_name is not None:
-            loss, gradients = lax.pmean((loss, gradients), axis_name)
-            correct = lax.psum(correct, axis_name)
+        loss, gradients = all_mean((loss, gradients), axis_name)
+        correct = all_sum((logits.argmax(-1) == labels).sum(dtype=jnp.int32), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state)

@@ -76,11 +76,11 @@ class _Side:
         self.state = devices.replicate(TrainState.create(params, batch_stats, self.optimizer))
         self.key = devices.replicate(jax.random.key(config.seed))
         step = make_train_step(self.network, self.optimizer, AXIS)
-        program = make_train_steps(step, data.make_augment(config.data), AXIS, devices.count)
+        preprocess = data.make_preprocess(config.data)
+        # Not augmented: PyTorch's batch is ready, too. An epoch has its input on both sides.
+        program = make_train_steps(step, lambda images, *_: preprocess(images), AXIS, devices.count)
         self.program = devices.compile(program, sharded=(False, *self.feed.sharded, False, False, False), donate=(0,))
-        self.evaluator = Evaluator(
-            self.network, data.make_preprocess(config.data), devices, worker.CLASSES, config.batch_size
-        )
+        self.evaluator = Evaluator(self.network, preprocess, devices, worker.CLASSES, config.batch_size)
 
     def flops(self) -> float:
         """Floating-point operations of one training step, as XLA counts them."""

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.collectives import all_mean
+
 EPSILON = 1e-5  # torch's default, added to the variance
 
 
@@ -87,9 +89,7 @@ def _backward(relu, axis_name, saved, cotangents):
     d_scale = (wide_dy * centred).sum(axes) * inverse
     # dx = scale / deviation * (dy - mean(dy) - normalised x * mean(dy * normalised x)), means over all devices
     count = x.size // x.shape[-1]
-    mean_dy, mean_dy_x = d_bias / count, d_scale / count
-    if axis_name is not None:
-        mean_dy, mean_dy_x = lax.pmean((mean_dy, mean_dy_x), axis_name)
+    mean_dy, mean_dy_x = all_mean((d_bias / count, d_scale / count), axis_name)
     factor = scale * inverse
     dx = _channels(factor, x) * (wide_dy - _channels(mean_dy, x) - centred * _channels(inverse * mean_dy_x, x))
     return dx.astype(x.dtype), d_scale, d_bias, dy if has_residual else None
@@ -99,8 +99,7 @@ _batch_norm.defvjp(_forward, _backward)
 
 
 def _mean(x, axis_name):
-    mean = x.mean(tuple(range(x.ndim - 1)))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+    return all_mean(x.mean(tuple(range(x.ndim - 1))), axis_name)
 
 
 def _inverse_deviation(variance):
