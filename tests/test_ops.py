@@ -13,9 +13,11 @@ from jax import lax
 
 from sft_jax import ops
 from sft_jax.models.resnet import BatchNorm2d
+from sft_jax.ops import conv
 from sft_jax.ops.conv import conv_patch_gradient
 from sft_jax.ops.im2col import conv_im2col, live_taps
 from sft_jax.ops.winograd import conv_winograd
+from sft_jax.ops.winograd_tiles import conv_winograd_tiles
 
 # Every example compiles two programs.
 few = functools.partial(settings, deadline=None, derandomize=True)
@@ -99,6 +101,39 @@ def test_winograd(height, width, inputs, outputs, batch):
 
 
 @few(max_examples=15)
+@given(st.integers(1, 17), st.integers(1, 17), channels, channels, st.integers(1, 3))
+def test_winograd_tiles(height, width, inputs, outputs, batch):
+    check_conv(conv_winograd_tiles, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("side", "batch", "channels", "lowering"),
+    [
+        (1, 100, 512, "_im2col"),
+        (2, 100, 256, "conv_winograd"),
+        (2, 512, 512, "conv_winograd"),
+        (8, 100, 64, "conv_winograd"),
+        (7, 32, 512, "conv_winograd_tiles"),
+        (56, 32, 64, "conv_winograd_tiles"),
+        (56, 1, 64, "conv_winograd_tiles"),
+        (28, 1, 64, "conv_winograd"),
+    ],
+)
+def test_the_lowering_follows_from_the_shapes(side, batch, channels, lowering):
+    x = jax.ShapeDtypeStruct((side, side, batch, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+    chosen = conv._cpu_lowering(x, kernel, 1, 1, 1, "HWNC")
+    assert getattr(chosen, "func", chosen).__name__ == lowering
+
+
+@pytest.mark.parametrize("limit", [1, 40_000, 10**9])
+def test_patches_of_a_few_images_at_a_time(monkeypatch, limit):
+    monkeypatch.setattr(conv, "PATCH_BYTES", limit)
+    convolve = functools.partial(conv_patch_gradient, stride=2, padding=3)
+    check_conv(convolve, (12, 13), (7, 7, 3, 4), batch=6, layout="NHWC", stride=2, padding=3)
+
+
+@few(max_examples=15)
 @given(st.integers(7, 20), st.integers(7, 20), st.integers(1, 7), channels, windows)
 def test_patch_gradient(height, width, taps, inputs, window):
     """Of square kernels: XLA (jax 0.10.2) aborts while it compiles the input's gradient of some others, such as 7x2."""
@@ -113,6 +148,7 @@ LAYERS = {
     "layer1": (8, (3, 3, 64, 64), {"padding": 1}),
     "layer1 odd": (9, (3, 3, 64, 64), {"padding": 1}),
     "layer1 large": (18, (3, 3, 64, 64), {"padding": 1}),
+    "layer1 at 224": (30, (3, 3, 64, 64), {"padding": 1}),
     "layer2": (4, (3, 3, 128, 128), {"padding": 1}),
     "layer3": (2, (3, 3, 256, 256), {"padding": 1}),
     "layer4": (1, (3, 3, 256, 256), {"padding": 1}),

@@ -14,8 +14,15 @@ from jax import lax
 
 from sft_jax.ops.im2col import conv_im2col, live_taps
 from sft_jax.ops.winograd import conv_winograd
+from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
 
 Layout = Literal["NHWC", "HWNC"]
+
+# Multiply-adds from which on XLA's CPU backend spreads each product of a batched one over the cores (jax 0.10.2):
+# measured at 120-160 GFLOP/s below and 220-310 above.
+PARALLEL_PRODUCT = 2**23
+# Patches of the stem are made for so many bytes at a time, which stay in the cache until they are multiplied.
+PATCH_BYTES = 2**24
 
 
 def conv2d(
@@ -60,10 +67,13 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
     if layout == "NHWC":
         # The network's first layer. Its input is no activation: only the kernel's gradient is ever computed.
         return functools.partial(conv_patch_gradient, stride=stride, padding=padding)
-    height, width, _, channels = x.shape
+    height, width, _, _ = x.shape
     exact = x.dtype in (jnp.float32, jnp.float64)  # Winograd's cancellations leave nothing of bfloat16's 8 bits
-    small = min(height, width) >= 2 and max(height, width) <= (16 if channels <= 64 else 8)
-    if kernel.shape[:2] == (3, 3) and stride == padding == 1 and exact and small:
+    if kernel.shape[:2] == (3, 3) and stride == padding == 1 and exact and min(height, width) >= 2:
+        # Batch 32: 56 px 101 ms, by matrices 126, as patches 150; 14 px 43, 62 and 55; 7 px 40, 48 and 45.
+        large = product_size(x.shape, kernel.shape[-1]) >= PARALLEL_PRODUCT or max(height, width) > 28
+        if large and min(height, width) > 2:  # Karatsuba's product needs a quarter of F(4, 3)'s for two pixels
+            return conv_winograd_tiles
         return conv_winograd  # layer1 to 3 at 32 px: 2-4 ms a convolution, XLA 6-145
     if all(live_taps(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1)):
         # 1x1, stride 2, and 3x3 at one pixel: layer4 at 32 px 0.8 ms, XLA 40-80
@@ -93,22 +103,37 @@ def _patch_backward(stride, padding, residuals, dy):
     x, kernel = residuals
     rows, columns, inputs, outputs = kernel.shape
     batch, out_height, out_width, _ = dy.shape
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))).transpose(3, 0, 1, 2)
-    views = [
-        lax.slice(
-            padded,
-            (0, 0, row, column),
-            (inputs, batch, row + (out_height - 1) * stride + 1, column + (out_width - 1) * stride + 1),
-            (1, 1, stride, stride),
-        )
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    patches = jnp.stack(views).reshape(rows * columns * inputs, -1)
-    d_kernel = (patches @ dy.reshape(-1, outputs)).reshape(kernel.shape)
+    edge = (padding, padding)
+    padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+    per_image = rows * columns * inputs * out_height * out_width * x.dtype.itemsize
+    images = next(
+        count for count in range(batch, 0, -1) if count == 1 or (not batch % count and count * per_image <= PATCH_BYTES)
+    )
+
+    def gradient(padded, dy):
+        """[rows * columns * in, out] of some images."""
+        channels_first = padded.transpose(3, 0, 1, 2)
+        views = [
+            lax.slice(
+                channels_first,
+                (0, 0, row, column),
+                (inputs, len(dy), row + (out_height - 1) * stride + 1, column + (out_width - 1) * stride + 1),
+                (1, 1, stride, stride),
+            )
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        return jnp.stack(views).reshape(rows * columns * inputs, -1) @ dy.reshape(-1, outputs)
+
+    if images == batch:
+        d_kernel = gradient(padded, dy)
+    else:
+        shares = [array.reshape(-1, images, *array.shape[1:]) for array in (padded, dy)]
+        zero = jnp.zeros((rows * columns * inputs, outputs), x.dtype)
+        d_kernel, _ = lax.scan(lambda total, share: (total + gradient(*share), None), zero, shares)
     # For the network's input nobody asks for this, and XLA removes it.
     _, pull = jax.vjp(lambda x: conv_xla(x, kernel, stride=stride, padding=padding), x)
-    return *pull(dy), d_kernel
+    return *pull(dy), d_kernel.reshape(kernel.shape)
 
 
 _patch_gradient.defvjp(_patch_forward, _patch_backward)

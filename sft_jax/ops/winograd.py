@@ -12,24 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# F(4, 3): four outputs from six inputs by six products.
-_B4 = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_G4 = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-_A4 = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+# F(4, 3): four outputs from six inputs by six products. y = F4_OUTPUT [(F4_INPUT x) * (F4_KERNEL w)].
+F4_INPUT = np.array(
+    [
+        [4.0, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+F4_KERNEL = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+F4_OUTPUT = np.array([[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
 
 class Bilinear(NamedTuple):
@@ -67,10 +71,10 @@ def bilinear(size: int) -> Bilinear:
         for k in range(points):
             pixel = tile * outputs + k - 1  # one pixel of padding before the first
             if 0 <= pixel < size:
-                b[:, tile, pixel] = np.array(_B4)[:, k]
+                b[:, tile, pixel] = F4_INPUT[:, k]
         for k in range(min(outputs, size - tile * outputs)):
-            a[tile * outputs + k, :, tile] = _A4[k]
-    return Bilinear(b.reshape(-1, size), np.array(_G4), a.reshape(size, -1), points, tiles)
+            a[tile * outputs + k, :, tile] = F4_OUTPUT[k]
+    return Bilinear(b.reshape(-1, size), F4_KERNEL, a.reshape(size, -1), points, tiles)
 
 
 @jax.custom_vjp
@@ -85,12 +89,12 @@ def _forward(x, kernel):
     vertical, horizontal = bilinear(height), bilinear(width)
     v = _products(_separable(vertical.b, horizontal.b, x), vertical, horizontal)
     taps = np.einsum("pi,qj->pqij", vertical.g, horizontal.g).reshape(-1, 9)
-    u = _dot(_like(taps, x), kernel.reshape(9, -1), 1, 0)
+    u = dot(constant(taps, x), kernel.reshape(9, -1), 1, 0)
     u = u.reshape(vertical.points, 1, horizontal.points, channels, outputs)
     # The same for every row of tiles.
     u = jnp.broadcast_to(u, (vertical.points, vertical.tiles, horizontal.points, channels, outputs))
     u = u.reshape(-1, channels, outputs)
-    m = _batched(v, u, 2, 1).reshape(len(vertical.b), len(horizontal.b), batch, outputs)
+    m = batched_dot(v, u, 2, 1).reshape(len(vertical.b), len(horizontal.b), batch, outputs)
     return _separable(vertical.a, horizontal.a, m), (v, u, jnp.zeros((height, width, batch, 0), x.dtype))
 
 
@@ -101,12 +105,12 @@ def _backward(residuals, dy):
     outputs, channels = dy.shape[-1], v.shape[-1]
     vertical, horizontal = bilinear(height), bilinear(width)
     d = _products(_separable(vertical.a.T, horizontal.a.T, dy), vertical, horizontal)
-    dv = _batched(d, u, 2, 2).reshape(len(vertical.b), len(horizontal.b), batch, channels)
+    dv = batched_dot(d, u, 2, 2).reshape(len(vertical.b), len(horizontal.b), batch, channels)
     dx = _separable(vertical.b.T, horizontal.b.T, dv)
     # The barrier keeps the transposition out of the product: fused into it, XLA leaves its fast path (2x slower).
-    du = _batched(lax.optimization_barrier(v.swapaxes(1, 2)), d, 2, 1)
+    du = batched_dot(lax.optimization_barrier(v.swapaxes(1, 2)), d, 2, 1)
     taps = np.einsum("pi,qj,t->ijptq", vertical.g, horizontal.g, np.ones(vertical.tiles)).reshape(9, -1)
-    return dx, _dot(_like(taps, dy), du.reshape(len(du), -1), 1, 0).reshape(3, 3, channels, outputs)
+    return dx, dot(constant(taps, dy), du.reshape(len(du), -1), 1, 0).reshape(3, 3, channels, outputs)
 
 
 conv_winograd.defvjp(_forward, _backward)
@@ -115,10 +119,10 @@ conv_winograd.defvjp(_forward, _backward)
 def _separable(vertical: np.ndarray, horizontal: np.ndarray, x: jax.Array) -> jax.Array:
     """One matrix along the rows, one along the columns: [h, w, batch, c] -> [rows of each matrix, batch, c]."""
     _, width, batch, channels = x.shape
-    tall = _dot(_like(vertical, x), x.reshape(len(x), -1), 1, 0).reshape(len(vertical), width, batch * channels)
+    tall = dot(constant(vertical, x), x.reshape(len(x), -1), 1, 0).reshape(len(vertical), width, batch * channels)
     # Written as a batched product: XLA's CPU backend would transpose around a contraction of the middle axis.
-    stacked = jnp.broadcast_to(_like(horizontal, x), (len(vertical), *horizontal.shape))
-    return _batched(stacked, tall, 2, 1).reshape(len(vertical), len(horizontal), batch, channels)
+    stacked = jnp.broadcast_to(constant(horizontal, x), (len(vertical), *horizontal.shape))
+    return batched_dot(stacked, tall, 2, 1).reshape(len(vertical), len(horizontal), batch, channels)
 
 
 def _products(x: jax.Array, vertical: Bilinear, horizontal: Bilinear) -> jax.Array:
@@ -127,13 +131,16 @@ def _products(x: jax.Array, vertical: Bilinear, horizontal: Bilinear) -> jax.Arr
     return x.reshape(len(vertical.b) * horizontal.points, horizontal.tiles * batch, channels)
 
 
-def _like(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    return jnp.asarray(matrix, x.dtype)
+def constant(values: np.ndarray, like: jax.Array) -> jax.Array:
+    """`values` in the dtype of `like`."""
+    return jnp.asarray(values, like.dtype)
 
 
-def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """The product of two arrays over one axis of each."""
     return lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())))
 
 
-def _batched(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+def batched_dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """`dot` for each entry of the first axes."""
     return lax.dot_general(a, b, (((over_a,), (over_b,)), ((0,), (0,))))
