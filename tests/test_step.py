@@ -134,6 +134,20 @@ def test_how_an_epoch_is_cut_into_calls_changes_no_bit(steps):
 
 
 @pytest.mark.parametrize("count", [1, 8])
+def test_an_epoch_in_memory_is_one_call_without_a_transfer(count):
+    devices, by_feed = programs(count)
+    feed = Feed(split_of(STEPS * BATCH + 3), devices)
+    state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
+    key = devices.replicate(jax.random.key(0))
+    pieces = list(feed.pieces(epoch_order(0, 0, len(feed), BATCH), pace=steady(STEPS)))
+    assert [piece.steps for piece in pieces] == [STEPS]
+    with jax.transfer_guard("disallow_explicit"):
+        state, metrics = by_feed[True](state, *pieces[0].arguments, key)
+        jax.block_until_ready((state, metrics))
+    assert np.isfinite(metrics.loss).all()
+
+
+@pytest.mark.parametrize("count", [1, 8])
 def test_streamed_images_train_as_those_in_memory(count):
     split = split_of(STEPS * BATCH + 3)
     assert STEPS % STREAMED_STEPS, "the last piece is not a full one"

@@ -1,5 +1,6 @@
 """The loop, on a one-block-a-stage ResNet and scikit-learn's digits: what it writes, and what interrupts it."""
 
+import collections
 import contextlib
 import json
 import os
@@ -273,6 +274,32 @@ def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
         f"test accuracy {results['test_accuracy']:.2%} from {whole[0]}, "
         f"{scratch['test_accuracy']:.2%} from random weights"
     )
+
+
+def test_nothing_is_traced_twice(tmp_path, monkeypatch):
+    """Neither between epochs, nor for calls of another length or the last batch of an evaluation."""
+    traced = collections.Counter()
+
+    def counting(name):
+        make = getattr(train_module.data, name)
+
+        def made(config):
+            function = make(config)
+
+            def counted(*arguments):
+                traced[name] += 1
+                return function(*arguments)
+
+            return counted
+
+        return made
+
+    for name in ("make_augment", "make_preprocess"):
+        monkeypatch.setattr(train_module.data, name, counting(name))
+    pieces = iter([1, 2, 1, 3, 1, 1, 2, 2, 1, 5, 5, 5])
+    monkeypatch.setattr(Pace, "steps", property(lambda self: next(pieces, 1), lambda self, steps: None), raising=False)
+    run(tmp_path / "run", epochs=3)
+    assert traced == {"make_augment": 1, "make_preprocess": 1}
 
 
 SCRIPT = """
