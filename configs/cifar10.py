@@ -2,6 +2,10 @@
 
 python convert/resnet_to_flax.py --output weights/resnet18.safetensors
 python -m sft_jax.main --config configs/cifar10.py
+
+Seen on two CPU cores, with all 50,000 training images and the weights that the README's results describe: 58.9, 67.7,
+72.2, 74.4 and 76.2 % of the test images after the first five epochs, one run, half a minute an epoch (PyTorch: 58.6,
+68.3, 71.3, 74.3 and 76.0 %). All 100 epochs have not been run.
 """
 
 from ml_collections import ConfigDict

@@ -159,3 +159,28 @@ def test_a_cache_chosen_for_jax_is_left_alone(tmp_path):
         )
         assert done.stdout.strip() == expected
         assert done.stderr == ""
+
+
+COMPILES = """
+import jax
+from sft_jax.cache import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+jax.jit(lambda x: x * 2 + 1)(1.0)
+print(hits.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_a_second_process_finds_what_the_first_one_compiled(tmp_path):
+    environment = os.environ | {"SFT_JAX_CACHE": str(tmp_path / "ours"), "XLA_FLAGS": ""}
+    hits = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        hits.append(int(done.stdout))
+    assert hits[0] == 0
+    assert hits[1] > 0
