@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.optimizer.learning_rate = 0.02
         # Without it the features fit 0-4 alone: the fine-tuned 5-9 lose about five points.
         config.optimizer.weight_decay = 0.02
+        config.optimizer.decay = "all"
     else:
         config.init = "runs/digits_source"
         config.compare_with_scratch = True

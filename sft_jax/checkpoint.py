@@ -40,12 +40,26 @@ class Restored:
       arrays: host arrays by name.
       metadata: what was saved with them.
       notices: lines about newer checkpoints that had to be passed over.
+      folder: where it lies.
     """
 
     step: int
     arrays: dict[str, np.ndarray]
     metadata: dict[str, Any]
     notices: tuple[str, ...]
+    folder: Path
+
+    def check(self, expected: Mapping[str, Any]) -> None:
+        """Raises UserError unless the arrays have just the names, shapes and dtypes of `expected`.
+
+        That holds arrays or `jax.ShapeDtypeStruct`s.
+        """
+        found, wanted = (
+            {key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in part.items()} for part in (self.arrays, expected)
+        )
+        problems = misfits(found, wanted)
+        if problems:
+            raise UserError("\n  ".join([f"checkpoint {self.folder} does not fit this config:", *problems]))
 
 
 class InvalidError(Exception):
@@ -99,19 +113,12 @@ class Checkpoints:
         for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
             shutil.rmtree(stale)
 
-    def restore(self, name: str, expected: Mapping[str, Any] | None = None) -> Restored | None:
-        """Reads the newest valid checkpoint; damaged ones are named in `notices` and left where they are.
-
-        Args:
-          name: "latest" or "best".
-          expected: arrays or `jax.ShapeDtypeStruct`s: what must be there, neither more nor fewer, with these shapes
-            and dtypes.
-
-        Returns:
-          The checkpoint, or None where none was ever saved.
+    def restore(self, name: str) -> Restored | None:
+        """Reads the newest valid checkpoint called "latest" or "best"; damaged ones are named in its `notices` and left
+        where they are. None where none was ever saved.
 
         Raises:
-          UserError: there are some, but none is valid, or the arrays are not the expected ones.
+          UserError: there are some, but none is valid.
         """
         notices: list[str] = []
         for _, _, folder in reversed(self._found(name)):
@@ -120,8 +127,6 @@ class Checkpoints:
             except InvalidError as error:
                 notices.append(f"checkpoint {folder} is damaged and was passed over: {error}")
                 continue
-            if expected is not None:
-                _check(restored.arrays, expected, folder)
             return dataclasses.replace(restored, notices=tuple(notices))
         if notices:
             raise UserError(f"no valid {name} checkpoint is left; {'; '.join(notices)}")
@@ -163,7 +168,7 @@ def _read(folder: Path) -> Restored:
         arrays |= {key: np.zeros(shape, jnp.dtype(dtype)) for key, (dtype, shape) in contents.get("empty", {}).items()}
         if digest(arrays, contents) != facts["digest"]:
             raise InvalidError("its contents are not what was saved")
-        return Restored(contents["step"], arrays, contents["metadata"], ())
+        return Restored(contents["step"], arrays, contents["metadata"], (), folder)
     except (UserError, InvalidError):
         raise
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
@@ -174,12 +179,3 @@ def _reason(error: Exception) -> str:
     """The first line, without the specification that tensorstore appends (a thousand characters)."""
     line = next(iter(str(error).splitlines()), "").partition(" [tensorstore_spec=")[0]
     return f"{type(error).__name__}: {line}"
-
-
-def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Any], folder: Path) -> None:
-    found, wanted = (
-        {key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in part.items()} for part in (arrays, expected)
-    )
-    problems = misfits(found, wanted)
-    if problems:
-        raise UserError("\n  ".join([f"checkpoint {folder} does not fit this config:", *problems]))

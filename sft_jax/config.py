@@ -1,115 +1,15 @@
-"""The configuration: every key with its default, and how recipes and the command line set it."""
+"""The configuration: how recipes and the command line set the keys of `schema`."""
 
-import dataclasses
 import difflib
-import math
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One setting: its default, the type of its values, what it means, and what its values must satisfy."""
-
-    default: Any
-    kind: type
-    doc: str
-    check: Callable[[Any], bool] = lambda value: True
-    rule: str = ""
-    optional: bool = False
-
-    def parse(self, text: str) -> Any:
-        """The value that `text`, from the command line, stands for. Raises ValueError."""
-        if self.optional and text.lower() == "none":
-            return None
-        if self.kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if self.kind is tuple:
-            return tuple(float(part) for part in text.strip("()[] ").split(",") if part.strip())
-        return self.kind(text)
-
-    def coerce(self, value: Any) -> Any:
-        """`value` as the key's type where nothing is lost by it, as 1 for a float. Raises TypeError, ValueError."""
-        if value is None and self.optional:
-            return None
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if self.kind is tuple and isinstance(value, list | tuple):
-            return tuple(float(part) for part in value)
-        if type(value) is not self.kind:
-            raise ValueError(value)
-        return value
-
-
-def _one_of(*names: str) -> dict[str, Any]:
-    return {"check": lambda value: value in names, "rule": f"one of {', '.join(names)}"}
-
-
-_POSITIVE: dict[str, Any] = {"check": lambda value: value is None or 0 < value < math.inf, "rule": "greater than 0"}
-_NOT_NEGATIVE: dict[str, Any] = {"check": lambda value: 0 <= value < math.inf, "rule": "0 or more"}
-_RGB: dict[str, Any] = {
-    "check": lambda value: len(value) == 3 and all(map(math.isfinite, value)),
-    "rule": "three numbers, one a channel",
-}
-_DEVIATIONS: dict[str, Any] = {
-    "check": lambda value: len(value) == 3 and all(0 < deviation < math.inf for deviation in value),
-    "rule": "three numbers greater than 0, one a channel",
-}
-
-KEYS: dict[str, Key] = {
-    "seed": Key(0, int, "Of the new weights, the order of the images and their augmentation.", **_NOT_NEGATIVE),
-    "epochs": Key(100, int, "Passes over the training images.", **_POSITIVE),
-    "batch_size": Key(100, int, "Images a step, over all devices together.", **_POSITIVE),
-    "precision": Key(
-        "float32", str, "Of activations and products; weights stay float32.", **_one_of("float32", "bfloat16")
-    ),
-    "save_minutes": Key(10.0, float, "A long epoch is saved this often; every epoch's end is.", **_POSITIVE),
-    "compare_with_scratch": Key(
-        False, bool, "Afterwards train the same recipe from random weights and report its test accuracy beside."
-    ),
-    "model.name": Key("resnet18", str, "The network, by its torchvision name."),
-    "model.stem": Key(
-        "imagenet", str, "cifar: stride 1 and no max-pool, for small images.", **_one_of("imagenet", "cifar")
-    ),
-    "init": Key(
-        "weights/resnet18.safetensors",
-        str,
-        "Converted weights (.safetensors), the folder of a run to fine-tune further, or scratch.",
-    ),
-    "data.source": Key("tfds:cifar10", str, "tfds:NAME, folder:PATH, digits or digits:FIRST-LAST."),
-    "data.dir": Key(None, str, "Where tfds keeps its data sets; none: its own default.", optional=True),
-    "data.download": Key(True, bool, "Whether tfds may download and prepare a data set that is not there."),
-    "data.train": Key("train[:45000]", str, "The split to train on, as tfds writes it."),
-    "data.validation": Key("train[45000:]", str, "The split that chooses the best checkpoint."),
-    "data.test": Key("test", str, "The split that is scored once, at the end."),
-    "data.per_class": Key(
-        None, int, "Train on this many images of each class only (few-shot).", optional=True, **_POSITIVE
-    ),
-    "data.size": Key(32, int, "Side in pixels of what the network sees; images are resized.", **_POSITIVE),
-    "data.mean": Key((0.5, 0.5, 0.5), tuple, "Subtracted from each channel, on the scale 0..1.", **_RGB),
-    "data.std": Key((0.5, 0.5, 0.5), tuple, "Each channel is divided by it, on the scale 0..1.", **_DEVIATIONS),
-    "data.crop_padding": Key(
-        4, int, "Zeros around an image before a random crop, in pixels; 0: no crop.", **_NOT_NEGATIVE
-    ),
-    "data.flip": Key(True, bool, "Mirror every second training image, at random."),
-    "optimizer.name": Key("sgd", str, "SGD with momentum as torch defines it.", **_one_of("sgd")),
-    "optimizer.learning_rate": Key(1e-3, float, "The peak of the schedule.", **_NOT_NEGATIVE),
-    "optimizer.momentum": Key(
-        0.9, float, "Of SGD.", check=lambda value: 0 <= value < 1, rule="at least 0 and less than 1"
-    ),
-    "optimizer.weight_decay": Key(
-        0.0, float, "Times the weights, added to the gradient (L2, as torch).", **_NOT_NEGATIVE
-    ),
-    "optimizer.schedule": Key("constant", str, "cosine: falls to 0 at the end.", **_one_of("constant", "cosine")),
-    "limit_train_examples": Key(None, int, "Train on this many images only.", optional=True, **_POSITIVE),
-    "limit_eval_examples": Key(None, int, "Evaluate on this many images of a split only.", optional=True, **_POSITIVE),
-}
+from sft_jax.schema import KEYS, KIND_WORDS, Key
 
 
 def default_config() -> ConfigDict:
@@ -149,7 +49,7 @@ def complete(values: Mapping[str, Any]) -> ConfigDict:
         try:
             checked[name] = key.coerce(value)
         except (TypeError, ValueError):
-            raise UserError(f"config.{name}={value!r} is not {_KIND_WORDS[key.kind]}") from None
+            raise UserError(f"config.{name}={value!r} is not {KIND_WORDS[key.kind]}") from None
         if not key.check(checked[name]):
             raise UserError(f"config.{name}={value!r} must be {key.rule}")
     return _nested(checked).lock()
@@ -172,15 +72,6 @@ def config_name(recipe: str) -> str:
     return "_".join(part for part in (Path(path).stem, arg) if part)
 
 
-_KIND_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    tuple: "a list of numbers such as 0.5,0.5,0.5",
-}
-
-
 def _key(name: str) -> Key:
     if name not in KEYS:
         near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)[0]
@@ -193,7 +84,7 @@ def _parse(name: str, text: str) -> Any:
     try:
         return key.parse(text)
     except (KeyError, ValueError):
-        raise UserError(f"config.{name}={text!r} is not {_KIND_WORDS[key.kind]}") from None
+        raise UserError(f"config.{name}={text!r} is not {KIND_WORDS[key.kind]}") from None
 
 
 def _nested(values: Mapping[str, Any]) -> ConfigDict:

@@ -32,8 +32,9 @@ def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, dev
         def body(index, carry):
             state, metrics = carry
             rows = order[index]
-            inputs = augment(images[rows], jax.random.fold_in(key, state.step), first, share * devices)
-            state, new = train_step(state, inputs, labels[rows])
+            step_key = jax.random.fold_in(key, state.step)
+            inputs = augment(images[rows], step_key, first, share * devices)
+            state, new = train_step(state, inputs, labels[rows], jax.random.fold_in(step_key, 1))
             return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), metrics, new)
 
         metrics = StepMetrics(jnp.zeros(steps, jnp.float32), jnp.zeros(steps, jnp.int32))

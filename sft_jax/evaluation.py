@@ -8,23 +8,27 @@ import numpy as np
 from sft_jax.data.order import eval_order
 from sft_jax.epoch import make_eval_steps
 from sft_jax.feed import Feed, Pace
-from sft_jax.models import Functional
 from sft_jax.parallel import AXIS, Devices
-from sft_jax.step import EvalSums, make_eval_step
+from sft_jax.step import EvalSums, Network, make_eval_step
 
 
 class Evaluator:
-    """The evaluation of a network with `classes` outputs, `batch_size` images at a time over all devices."""
+    """The evaluation of a network with `classes` outputs, `batch_size` images at a time over all devices.
+
+    With `flips` the logits of each image's mirror image are added to its own.
+    """
 
     def __init__(
         self,
-        network: Functional,
+        network: Network,
         preprocess: Callable[[jax.Array], jax.Array],
         devices: Devices,
         classes: int,
         batch_size: int,
+        *,
+        flips: bool = False,
     ):
-        self._program = make_eval_steps(make_eval_step(network), preprocess, classes, AXIS)
+        self._program = make_eval_steps(make_eval_step(network, flips=flips), preprocess, classes, AXIS)
         self._devices, self._batch_size = devices, batch_size
         self._compiled: dict[tuple[bool, ...], Callable] = {}
         self._pace = Pace()

@@ -52,16 +52,20 @@ class Pace:
 
 
 class Feed:
-    """A split as a sequence of `Piece`s in any order of its images."""
+    """A split as a sequence of `Piece`s in any order of its images.
+
+    Attributes:
+      split: where the images come from.
+    """
 
     def __init__(self, split: Split, devices: Devices):
-        self._split, self._devices = split, devices
+        self.split, self._devices = split, devices
         self._resident: tuple[jax.Array, jax.Array] | None = None
         if isinstance(split, ArraySplit) and split.images.nbytes <= RESIDENT_SHARE * devices.free_bytes():
             self._resident = devices.replicate((split.images, split.labels))
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self.split)
 
     @property
     def resident(self) -> bool:
@@ -99,7 +103,7 @@ class Feed:
         share = batch // self._devices.count
         own = np.arange(STREAMED_STEPS * share, dtype=np.int32).reshape(STREAMED_STEPS, share)
         own_order = self._devices.split(np.tile(own, (1, self._devices.count)))
-        batches = self._split.batches(order[first:])
+        batches = self.split.batches(order[first:])
         while first < len(order):
             stop = min(first + STREAMED_STEPS, len(order))
             images, labels = zip(*(next(batches) for _ in range(first, stop)), strict=True)

@@ -23,14 +23,18 @@ class Devices:
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raises UserError where the batch does not split evenly: pmap would run on fewer devices and say nothing."""
-        if batch_size % self.count:
-            lower = batch_size // self.count * self.count
-            better = " or ".join(str(size) for size in (lower, lower + self.count) if size)
+    def check_batch(self, batch_size: int, parts: int = 1) -> None:
+        """Raises UserError where the batch does not split evenly: pmap would run on fewer devices and say nothing.
+
+        `parts` are those in which each device computes its share.
+        """
+        unit = self.count * parts
+        if batch_size % unit:
+            lower = batch_size // unit * unit
+            better = " or ".join(str(size) for size in (lower, lower + unit) if size)
             raise UserError(
-                f"batch_size={batch_size} does not divide evenly over {self.count} devices; "
-                f"use --config.batch_size={better}"
+                f"batch_size={batch_size} does not divide evenly over {self.count} devices"
+                f"{f' in {parts} parts (optimizer.accumulate)' if parts > 1 else ''}; use --config.batch_size={better}"
             )
 
     def replicate(self, tree: Any) -> Any:
@@ -47,15 +51,18 @@ class Devices:
         leading = (self.count, -1) if flat else (self.count, steps, batch // self.count)
         return jax.device_put(shares.reshape(*leading, *rest), self._sharded)
 
-    def compile(self, program: Callable, *, sharded: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
+    def compile(
+        self, program: Callable, *, sharded: tuple[bool, ...], donate: tuple[int, ...] = (), gather: bool = True
+    ) -> Callable:
         """`program` on all devices. Arguments marked in `sharded` have a leading axis of devices, which is taken off;
-        the others are replicated, and so are all results: the program has to make them equal on all devices.
+        the others are replicated, and so are all results: the program has to make them equal on all devices. Without
+        `gather` results have a leading axis of devices instead.
         """
         return jax.pmap(
             program,
             axis_name=AXIS,
             in_axes=tuple(0 if split else None for split in sharded),
-            out_axes=None,
+            out_axes=None if gather else 0,
             devices=self.devices,
             donate_argnums=donate,
         )

@@ -44,9 +44,15 @@ class Progress:
         self.epoch_seconds += seconds
 
     def finish_epoch(
-        self, *, learning_rate: float, batch_size: int, validation: dict[str, Any], validation_seconds: float
+        self,
+        *,
+        learning_rate: float,
+        batch_size: int,
+        validation: dict[str, Any],
+        validation_seconds: float,
+        beside: dict[str, Any] | None = None,
     ) -> bool:
-        """Closes the epoch with its row of metrics; returns whether it is the best so far."""
+        """Closes the epoch with its row of metrics, `beside` added; returns whether it is the best so far."""
         self.epoch += 1
         is_best = better(validation["accuracy"], self.best)
         if is_best:
@@ -64,6 +70,7 @@ class Progress:
                 "best": self.best,
                 "train_images_per_s": images / self.epoch_seconds,
                 "epoch_s": self.epoch_seconds + validation_seconds,
+                **(beside or {}),
             }
         )
         self.seconds += self.epoch_seconds + validation_seconds

@@ -101,7 +101,7 @@ def load_run_weights(workdir: Path, which: str = "best") -> Weights:
     """
     run = Run(workdir)
     config = run.config()
-    restored = run.checkpoints.restore(which, None)
+    restored = run.checkpoints.restore(which)
     if restored is None:
         raise UserError(f"{workdir} has no {which} checkpoint yet: its first epoch was not finished")
     arrays = {

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import optax
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
 from sft_jax.models import Functional, initial_arrays
 from sft_jax.runs import load_run_weights
-from sft_jax.state import TrainState
+from sft_jax.state import Arrays
 from sft_jax.weights import Weights, initialise, keeps_head, load_weights
 
 
@@ -27,15 +26,10 @@ def load_init(config: ConfigDict) -> Weights | None:
     return found
 
 
-def fresh_state(
-    config: ConfigDict,
-    build: Callable,
-    network: Functional,
-    optimizer: optax.GradientTransformation,
-    init: Weights | None,
-    class_names: tuple[str, ...],
-) -> tuple[TrainState, str]:
-    """The state before the first step, and in words what it is made of.
+def initial_weights(
+    config: ConfigDict, build: Callable, network: Functional, init: Weights | None, class_names: tuple[str, ...]
+) -> tuple[Arrays, Arrays, str]:
+    """The parameters and batch statistics before the first step, and in words where they come from.
 
     With `init` the weights are its own; the head is a new one, drawn with `config.seed`, where its classes are not
     `class_names`. Without it all weights are random.
@@ -44,12 +38,10 @@ def fresh_state(
       UserError: `init` does not fit the network; every misfit is named.
     """
     if init is None:
-        params, batch_stats = initial_arrays(build, config.seed)
-        return TrainState.create(params, batch_stats, optimizer), "random weights"
+        return *initial_arrays(build, config.seed), "random weights"
     keep_head = keeps_head(init.class_names, class_names)
     head, _ = initial_arrays(build, config.seed, prefix="fc.")
     params, batch_stats = initialise(
         network.params | head, network.batch_stats, init.arrays, source=config.init, keep_head=keep_head
     )
-    state = TrainState.create(params, batch_stats, optimizer)
-    return state, f"weights of {config.init} with {'its own' if keep_head else 'a new'} head"
+    return params, batch_stats, f"weights of {config.init} with {'its own' if keep_head else 'a new'} head"

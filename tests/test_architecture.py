@@ -6,15 +6,16 @@ import pytest
 
 # A module may import those of earlier rows, and its neighbours of the same row.
 LAYERS = [
-    {"", "allocator", "cache", "digest", "errors"},
+    {"", "allocator", "cache", "digest", "errors", "linear_probe", "schema"},
     {"config", "signals", "ops", "progress"},
-    {"data", "models", "weights"},
+    {"data", "finetune", "models", "regularize", "weights"},
     {"optim", "state"},
     {"step"},
     {"epoch", "parallel"},
     {"checkpoint", "feed", "report"},
-    {"evaluation", "runs"},
-    {"start"},
+    {"evaluation", "passes", "runs"},
+    {"task"},
+    {"programs", "start"},
     {"train"},
     {"compare"},
     {"benchmark", "main"},

@@ -65,7 +65,8 @@ def saved(directory, *steps, name="latest"):
 def test_round_trip_on_devices(tmp_path):
     arrays = ARRAYS | {"none": np.zeros((0, 3), jnp.bfloat16), "flags": np.array([True, False])}
     Checkpoints(tmp_path).save("latest", 7, {key: jnp.asarray(array) for key, array in arrays.items()}, METADATA)
-    restored = Checkpoints(tmp_path).restore("latest", arrays)
+    restored = Checkpoints(tmp_path).restore("latest")
+    restored.check(arrays)
     assert_restored(restored, 7, arrays, METADATA)
     assert restored.notices == ()
 
@@ -91,13 +92,13 @@ def test_from_eight_devices_to_one_and_two_and_back(tmp_path):
         on_devices = Devices(jax.devices()[:count]).replicate(arrays)
         assert len(on_devices["step"].sharding.device_set) == count
         Checkpoints(tmp_path).save("latest", step, on_devices, {})
-        arrays = Checkpoints(tmp_path).restore("latest", on_devices).arrays
+        arrays = Checkpoints(tmp_path).restore("latest").arrays
     assert_restored(Checkpoints(tmp_path).restore("latest"), len(counts) - 1, ARRAYS, {})
 
 
 def test_a_checkpoint_of_the_first_version(pytestconfig):
     golden = pytestconfig.rootpath / "tests" / "golden" / "checkpoint"
-    assert_restored(Checkpoints(golden).restore("latest", ARRAYS), 7, ARRAYS, METADATA)
+    assert_restored(Checkpoints(golden).restore("latest"), 7, ARRAYS, METADATA)
 
 
 def test_nothing_there(tmp_path):
@@ -275,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
     checkpoints = saved(tmp_path, 1, 2)
     damage(tmp_path / "latest" / "2")
     before = sorted(tmp_path.rglob("*"))
-    restored = checkpoints.restore("latest", ONE)
+    restored = checkpoints.restore("latest")
     assert_restored(restored, 1, ONE, {"step": 1})
     (notice,) = restored.notices
     assert notice.startswith(f"checkpoint {tmp_path}/latest/2 is damaged and was passed over: it")
@@ -356,7 +357,7 @@ def test_every_misfit_is_listed_at_once(tmp_path):
     }
     del expected["step"]
     with pytest.raises(UserError) as caught:
-        checkpoints.restore("latest", expected)
+        checkpoints.restore("latest").check(expected)
     assert str(caught.value).splitlines() == [
         f"checkpoint {tmp_path}/latest/7 does not fit this config:",
         "  params/fc.kernel is missing",

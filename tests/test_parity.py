@@ -15,8 +15,9 @@ from sft_jax.config import complete
 from sft_jax.models import Functional, ResNet
 from sft_jax.models.resnet import BasicBlock, Bottleneck, Shape
 from sft_jax.optim import make_optimizer
+from sft_jax.regularize import cross_entropy
 from sft_jax.state import TrainState
-from sft_jax.step import cross_entropy, make_train_step
+from sft_jax.step import make_train_step
 
 TORCH_BLOCKS = {BasicBlock: torch_resnet.BasicBlock, Bottleneck: torch_resnet.Bottleneck}
 BASIC = Shape(BasicBlock, (1, 1, 1, 1))
@@ -134,7 +135,7 @@ def train_torch(
 def train_flax(
     network: Functional, arrays: dict, images, labels, rate: float, decay: float = 0.0
 ) -> tuple[list, TrainState]:
-    settings = {"learning_rate": rate, "momentum": 0.9, "weight_decay": decay, "schedule": "constant"}
+    settings = {"learning_rate": rate, "momentum": 0.9, "weight_decay": decay, "decay": "all"}
     config = complete({f"optimizer.{key}": value for key, value in settings.items()})
     optimizer = make_optimizer(config.optimizer, STEPS)
     step = jax.jit(make_train_step(network, optimizer), donate_argnums=0)

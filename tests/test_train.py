@@ -71,7 +71,7 @@ def run(folder, *, resume=False, **changes):
 
 
 def state_of(folder):
-    return Run(folder).checkpoints.restore("latest", None)
+    return Run(folder).checkpoints.restore("latest")
 
 
 def rows_of(folder):
@@ -216,7 +216,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(DivergedError, match=r"at step \d+ \(epoch \d\); the checkpoints before it are kept in"):
         run(folder, optimizer__learning_rate=1e30)
-    saved = Run(folder).checkpoints.restore("latest", None)
+    saved = Run(folder).checkpoints.restore("latest")
     if saved is not None:
         assert all(np.isfinite(array).all() for array in saved.arrays.values())
 
@@ -229,14 +229,14 @@ def test_what_a_diverged_run_had_is_kept(tmp_path):
     Run(folder).checkpoints.save("latest", before.step + 1, poisoned, before.metadata)
     with pytest.raises(DivergedError, match="the loss is nan at step 6"):
         run(folder, resume=True)
-    assert Run(folder).checkpoints.restore("best", None).step == before.step
+    assert Run(folder).checkpoints.restore("best").step == before.step
 
 
 def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), data__source="digits:5-9", epochs=1)
     assert f"weights of {folder} with a new head" in capsys.readouterr().out
-    before, after = (Run(place).checkpoints.restore("best", None).arrays for place in (folder, tmp_path / "run"))
+    before, after = (Run(place).checkpoints.restore("best").arrays for place in (folder, tmp_path / "run"))
     # Closer to where it started than a new network would be.
     moved, size = (
         np.abs(array).mean()
@@ -249,7 +249,7 @@ def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
     """A learning rate of 0 and the same classes: the best checkpoint's accuracy comes back, batch statistics aside."""
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), epochs=1, optimizer__learning_rate=0.0)
-    before, after = (Run(place).checkpoints.restore("best", None).arrays for place in (folder, tmp_path / "run"))
+    before, after = (Run(place).checkpoints.restore("best").arrays for place in (folder, tmp_path / "run"))
     for key, array in before.items():
         if key.startswith("params/"):
             np.testing.assert_array_equal(after[key], array, err_msg=key)
@@ -259,7 +259,7 @@ def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
 def test_variants_train(tmp_path, changes):
     results = run(tmp_path / "run", epochs=3, limit_train_examples=None, **changes)
     assert results["test_accuracy"] > 0.5, "0.2 is chance"
-    kept = Run(tmp_path / "run").checkpoints.restore("best", None).arrays
+    kept = Run(tmp_path / "run").checkpoints.restore("best").arrays
     assert {array.dtype for array in kept.values()} == {np.dtype(np.float32)}
 
 
@@ -283,8 +283,8 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch):
     def counting(name):
         make = getattr(train_module.data, name)
 
-        def made(config):
-            function = make(config)
+        def made(*settings):
+            function = make(*settings)
 
             def counted(*arguments):
                 traced[name] += 1

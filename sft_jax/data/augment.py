@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
+from sft_jax.data import policies
+
+Policy = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 def preprocess(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 [batch, height, width, 3] -> normalised float32 [batch, size, size, 3]: (pixel / 255 - mean) / std.
@@ -29,8 +33,10 @@ def augment(
     std: Sequence[float],
     crop_padding: int,
     flip: bool,
+    policy: Policy | None = None,
+    erasing: float = 0.0,
 ) -> jax.Array:
-    """`preprocess` with a random crop and a random horizontal flip of each image.
+    """`preprocess` with a random crop and a random horizontal flip of each image, and what else is asked for.
 
     As torchvision's `RandomCrop(size, padding=crop_padding)` (black borders, of the network's pixels) and
     `RandomHorizontalFlip(0.5)`.
@@ -45,21 +51,32 @@ def augment(
       std: see `preprocess`.
       crop_padding: the crop is moved by up to this many pixels each way; 0 for none.
       flip: whether to flip.
+      policy: (one image [size, size, 3] with whole values in 0..255, key) -> an image.
+      erasing: share of the images in which a rectangle is erased.
     """
     share = len(images)
     crop_key, flip_key = jax.random.split(key)
+    policy_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
+
+    def own(draws: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(draws, first, share)
+
     pixels = _resized(images, size)
     if flip:
-        draws = lax.dynamic_slice_in_dim(jax.random.bernoulli(flip_key, shape=(total,)), first, share)
+        draws = own(jax.random.bernoulli(flip_key, shape=(total,)))
         pixels = jnp.where(draws[:, None, None, None], pixels[:, :, ::-1], pixels)
     if crop_padding:
-        shifts = jax.random.randint(crop_key, (total, 2), 0, 2 * crop_padding + 1)
-        shifts = lax.dynamic_slice_in_dim(shifts, first, share)
+        shifts = own(jax.random.randint(crop_key, (total, 2), 0, 2 * crop_padding + 1))
         edge = (crop_padding, crop_padding)
         padded = jnp.pad(pixels, ((0, 0), edge, edge, (0, 0)))
         crop = functools.partial(lax.dynamic_slice, slice_sizes=(size, size, 3))
         pixels = jax.vmap(lambda image, shift: crop(image, (shift[0], shift[1], 0)))(padded, shifts)
-    return _normalize(pixels, mean, std)
+    if policy is not None:
+        pixels = jax.vmap(policy)(jnp.round(pixels.astype(jnp.float32)), own(jax.random.split(policy_key, total)))
+    inputs = _normalize(pixels, mean, std)
+    if erasing:
+        inputs = jax.vmap(functools.partial(_erased, rate=erasing))(inputs, own(jax.random.split(erase_key, total)))
+    return inputs
 
 
 def make_preprocess(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -67,10 +84,49 @@ def make_preprocess(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     return functools.partial(preprocess, size=config.size, mean=config.mean, std=config.std)
 
 
-def make_augment(config: ConfigDict) -> Callable[[jax.Array, jax.Array, jax.Array | int, int], jax.Array]:
-    """`augment` with the settings of `config`, the part `data` of the configuration."""
-    settings = {"size": config.size, "mean": config.mean, "std": config.std}
-    return functools.partial(augment, **settings, crop_padding=config.crop_padding, flip=config.flip)
+def make_augment(
+    config: ConfigDict, size: int | None = None
+) -> Callable[[jax.Array, jax.Array, jax.Array | int, int], jax.Array]:
+    """`augment` with the settings of `config`, the part `data` of the configuration; `size` in place of its own."""
+    policy: Policy | None = None
+    if config.auto_augment == "trivial":
+        policy = policies.trivial_augment
+    elif config.auto_augment == "rand":
+        policy = functools.partial(
+            policies.rand_augment,
+            operations=config.rand_augment_operations,
+            magnitude=config.rand_augment_magnitude,
+        )
+    return functools.partial(
+        augment,
+        size=config.size if size is None else size,
+        mean=config.mean,
+        std=config.std,
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        policy=policy,
+        erasing=config.random_erasing,
+    )
+
+
+def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
+    """Random erasing (Zhong et al., 2020, arXiv:1708.04896) of a normalised image [height, width, 3], with its zero.
+
+    Area and shape as `torchvision.transforms.RandomErasing`: 2 to 33% of the image, 0.3 to 3.3 as wide as high. One
+    that would stick out is cut off there, where torchvision draws again.
+    """
+    height, width, _ = image.shape
+    on_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
+    area = jax.random.uniform(area_key, minval=0.02, maxval=0.33) * height * width
+    ratio = jnp.exp(jax.random.uniform(ratio_key, minval=jnp.log(0.3), maxval=jnp.log(3.3)))
+    sides = jnp.round(jnp.minimum(jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)]), min(height, width)))
+    free = jnp.array([height, width], jnp.float32) - sides
+    corner = jnp.floor(jax.random.uniform(place_key, (2,)) * (free + 1))
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    inside_rows = (rows >= corner[0]) & (rows < corner[0] + sides[0])
+    inside_columns = (columns >= corner[1]) & (columns < corner[1] + sides[1])
+    inside = inside_rows[:, None] & inside_columns[None, :] & jax.random.bernoulli(on_key, rate)
+    return jnp.where(inside[..., None], 0.0, image)
 
 
 def _resized(images: jax.Array, size: int) -> jax.Array:

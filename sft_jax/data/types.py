@@ -55,6 +55,17 @@ class ArraySplit:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeatureSplit(ArraySplit):
+    """What a network makes of the images of a split: float32 [n, views, channels] in place of them."""
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.float32 or self.images.ndim != 3 or len(self.images) != len(self.labels):
+            raise TypeError(
+                f"features must be float32 [n, views, channels], not {self.images.dtype} {self.images.shape}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamedSplit:
     """A split whose images are decoded when they are needed.
 

@@ -1,6 +1,7 @@
 """A network as a pure function of plain dictionaries, as the train step, checkpoints and weights files hold it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -36,7 +37,13 @@ class Functional:
         return nnx.merge(self._structure, self._state(nnx.Param, params), self._state(nnx.BatchStat, batch_stats))
 
     def apply(
-        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], images: jax.Array, *, train: bool
+        self,
+        params: Mapping[str, jax.Array],
+        batch_stats: Mapping[str, jax.Array],
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Arrays]:
         """Runs the network on images [batch, height, width, 3], normalised.
 
@@ -44,11 +51,39 @@ class Functional:
           logits [batch, classes] and the batch statistics after the call: updated ones where `train` is set.
         """
         model = self.bind(params, batch_stats)
-        logits = model(images, train=train)
+        logits = model(images, train=train, key=key)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
+
+    def features(
+        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], images: jax.Array
+    ) -> jax.Array:
+        """What the head sees of images [batch, height, width, 3], normalised: [batch, channels]."""
+        model: Any = self.bind(params, batch_stats)
+        return model.features(images, train=False)
 
     def _state(self, kind: type[nnx.Variable], arrays: Mapping[str, jax.Array]) -> nnx.State:
         return nnx.from_flat_state([(self._paths[key], kind(value)) for key, value in sorted(arrays.items())])
+
+
+class Head:
+    """The last layer of `network` alone, with its interface: a function of features in place of images."""
+
+    def __init__(self, network: Functional):
+        self._network = network
+        self.params, self.batch_stats = network.params, network.batch_stats
+
+    def apply(
+        self,
+        params: Mapping[str, jax.Array],
+        batch_stats: Mapping[str, jax.Array],
+        features: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Arrays]:
+        """The logits of features [batch, channels], as `Functional.features` gives them; nothing else changes."""
+        model: Any = self._network.bind(params, batch_stats)
+        return model.head(features), dict(batch_stats)
 
 
 def initial_arrays(build: Callable[[nnx.Rngs], nnx.Module], seed: int, prefix: str = "") -> tuple[Arrays, Arrays]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
+from sft_jax.ops.collectives import own_rows
 from sft_jax.ops.conv import Layout
 
 # torch keeps 0.9 of the old running statistics ("momentum 0.1" in its words).
@@ -91,11 +92,11 @@ class BasicBlock(nnx.Module):
         self.bn2 = BatchNorm2d(planes, axis_name=axis_name)
         self.downsample = _downsample(inputs, planes, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., planes]."""
+    def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
+        """Maps x [height, width, batch, inputs] to [..., planes]; see `_residual` for `factor`."""
         shortcut = _shortcut(self.downsample, x, train=train)
         x = self.bn1(self.conv1(x), train=train, relu=True)
-        return self.bn2(self.conv2(x), train=train, relu=True, residual=shortcut)
+        return _residual(self.bn2, self.conv2(x), shortcut, train=train, factor=factor)
 
 
 class Bottleneck(nnx.Module):
@@ -117,12 +118,12 @@ class Bottleneck(nnx.Module):
         self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)
         self.downsample = _downsample(inputs, outputs, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., 4 planes]."""
+    def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
+        """Maps x [height, width, batch, inputs] to [..., 4 planes]; see `_residual` for `factor`."""
         shortcut = _shortcut(self.downsample, x, train=train)
         x = self.bn1(self.conv1(x), train=train, relu=True)
         x = self.bn2(self.conv2(x), train=train, relu=True)
-        return self.bn3(self.conv3(x), train=train, relu=True, residual=shortcut)
+        return _residual(self.bn3, self.conv3(x), shortcut, train=train, factor=factor)
 
 
 def _downsample(inputs: int, outputs: int, stride: int, *, dtype, axis_name, rngs) -> nnx.List | None:
@@ -137,6 +138,14 @@ def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool) -> jax.
         return x
     conv, norm = downsample
     return norm(conv(x), train=train)
+
+
+def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bool, factor: jax.Array | None):
+    """ReLU of the normalised x, times `factor` [batch] where one is given (stochastic depth), and the shortcut."""
+    if factor is None:
+        return norm(x, train=train, relu=True, residual=shortcut)
+    branch = norm(x, train=train) * factor.astype(x.dtype)[None, None, :, None]
+    return jax.nn.relu(branch + shortcut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +184,8 @@ class ResNet(nnx.Module):
         pixels: the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the max-pool.
       dtype: of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
+      stochastic_depth: rate at which the last block is skipped in training; it grows linearly from block to block
+        (Huang et al., 2016, arXiv:1603.09382).
       rngs: `nnx.Rngs(params=seed)` for the initial weights, drawn as torchvision draws them.
     """
 
@@ -191,9 +202,10 @@ class ResNet(nnx.Module):
         stem: str = "imagenet",
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
+        stochastic_depth: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.stem, self.dtype = stem, dtype
+        self.stem, self.dtype, self.axis_name, self.stochastic_depth = stem, dtype, axis_name, stochastic_depth
         stem_stride = 1 if stem == "cifar" else 2
         self.conv1 = Conv2d(3, 64, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(64, axis_name=axis_name)
@@ -207,31 +219,50 @@ class ResNet(nnx.Module):
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.fc = Linear(channels, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
 
-        With `train` batch norm uses the statistics of the batch and updates the running ones.
+        With `train` batch norm uses the statistics of the batch and updates the running ones. `key` decides which
+        blocks each image skips; without it none is skipped.
         """
-        return self.fc(self.features(x, train=train)).astype(self.fc.bias[...].dtype)
+        return self.head(self.features(x, train=train, key=key))
 
-    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """What the head sees: images [batch, height, width, 3] -> [batch, channels] in the compute dtype."""
-        *_, (_, last) = self._stages(x, train=train)
+        *_, (_, last) = self._stages(x, train=train, key=key)
         return last.mean((0, 1))
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Logits [batch, num_classes] of features [batch, channels]."""
+        return self.fc(features.astype(self.dtype)).astype(self.fc.bias[...].dtype)
 
     def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, height, width, channels]) after the stem and after every block."""
         for name, activations in self._stages(x, train=train):
             yield name, activations.transpose(2, 0, 1, 3)
 
-    def _stages(self, x: jax.Array, *, train: bool) -> Iterator[tuple[str, jax.Array]]:
+    def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """`stages` with activations [height, width, batch, channels], which is what `ops.conv2d` is fast with."""
         x = self.bn1(self.conv1(x.astype(self.dtype), layout="NHWC"), train=train, relu=True)
         if self.stem != "cifar":
             x = ops.max_pool(x, window=3, stride=2, padding=1)
         x = x.transpose(1, 2, 0, 3)
         yield "stem", x
-        for stage, blocks in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
-            for index, block in enumerate(blocks):
-                x = block(x, train=train)
-                yield f"layer{stage}.{index}", x
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [
+            (f"layer{stage}.{index}", block)
+            for stage, row in enumerate(stages, start=1)
+            for index, block in enumerate(row)
+        ]
+        for position, (name, block) in enumerate(blocks, start=1):
+            x = block(x, train=train, factor=self._skips(key, position, len(blocks), x.shape[2]))
+            yield name, x
+
+    def _skips(self, key: jax.Array | None, position: int, blocks: int, batch: int) -> jax.Array | None:
+        """The factor [batch] of a block's branch: 0 where it is skipped, else what keeps its mean."""
+        if key is None or not self.stochastic_depth:
+            return None
+        survival = 1 - self.stochastic_depth * position / blocks
+        own = jax.random.fold_in(key, position)
+        draws = own_rows(lambda total: jax.random.bernoulli(own, survival, (total,)), batch, self.axis_name)
+        return draws.astype(jnp.float32) / survival

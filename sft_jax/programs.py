@@ -1,0 +1,192 @@
+"""A phase of a run made ready: its optimizer, its compiled steps, and the images or features they read."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sft_jax import data, optim
+from sft_jax.data.types import FeatureSplit
+from sft_jax.epoch import make_train_steps
+from sft_jax.evaluation import Evaluator
+from sft_jax.feed import Feed
+from sft_jax.finetune import HEAD, Phase
+from sft_jax.linear_probe import solve_head
+from sft_jax.models import Head
+from sft_jax.parallel import AXIS
+from sft_jax.passes import features, measured_statistics
+from sft_jax.state import Arrays, TrainState
+from sft_jax.step import StepSettings, make_train_step
+from sft_jax.task import Task
+
+
+class Weighted(NamedTuple):
+    """Weights to evaluate: parameters and batch statistics."""
+
+    params: Arrays
+    batch_stats: Arrays
+
+
+class Programs:
+    """What the loop calls in one phase of a task.
+
+    Attributes:
+      phase: which epochs, and what is trained in them.
+      optimizer: of the parameters that are trained.
+      train_steps: many steps in one call, see `epoch.make_train_steps`. Ready after `prepare`.
+      train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
+      evaluate: of parameters and batch statistics on `validation_feed`.
+    """
+
+    train_steps: Callable
+
+    def __init__(self, task: Task, phase: Phase):
+        self.phase, self._task = phase, task
+        self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
+        # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
+        origin = 0 if phase.on_features else min(other.first for other in task.phases if not other.on_features)
+        self._origin = origin * task.steps_per_epoch
+        self._schedule = self._make_schedule()
+        offset = (phase.start - origin) * task.steps_per_epoch
+        self.optimizer = optim.make_optimizer(
+            task.config.optimizer,
+            lambda count: self._schedule(count + offset),
+            clip_norm=task.config.regularization.clip_norm,
+            multipliers=phase.multipliers,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step after `step` others."""
+        return float(self._schedule(step - self._origin))
+
+    def first_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
+        """The state before the first step. Makes the programs ready.
+
+        Batch norm's statistics are measured and the head is solved first where the configuration asks for it.
+        """
+        task = self._task
+        params, batch_stats = task.devices.replicate((params, batch_stats))
+        if task.config.finetune.batch_norm == "recalibrate":
+            batch_stats = measured_statistics(
+                task.network, params, batch_stats, task.train_feed, task.devices, task.preprocess, task.order(epoch=0)
+            )
+        self.prepare(params, batch_stats)
+        if self.phase.on_features:
+            params = params | self._solved_head()
+        return task.devices.replicate(self.new_state(params, batch_stats))
+
+    def next_state(self, state: TrainState, before: Phase) -> TrainState:
+        """The state with which the phase follows `before`. Makes the programs ready."""
+        self.prepare(state.params, state.batch_stats)
+        if self.phase.start == before.start:
+            return state
+        new = self.new_state(state.params, state.batch_stats)
+        return self._task.devices.replicate(new.replace(step=state.step, anchor=state.anchor))
+
+    def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
+        """A state of the phase's structure, its optimizer's part as before the first step."""
+        regularization = self._task.config.regularization
+        return TrainState.create(
+            params,
+            batch_stats,
+            self.optimizer,
+            trained=self.phase.trained,
+            ema=bool(regularization.ema) and not self.phase.on_features,
+            anchored=[name for name in params if regularization.l2_sp and not name.startswith(HEAD)],
+        )
+
+    def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
+        """Makes `train_steps`; where the phase is trained on features, computes them with these weights."""
+        task, phase = self._task, self.phase
+        if phase.on_features:
+            self._read_features(params, batch_stats)
+        step = make_train_step(
+            Head(task.network) if phase.on_features else task.network, self.optimizer, AXIS, self._settings()
+        )
+        augment = pick_view if phase.on_features else data.make_augment(task.config.data, phase.size)
+        self.train_steps = task.devices.compile(
+            make_train_steps(step, augment, AXIS, task.devices.count),
+            sharded=(False, *self.train_feed.sharded, False, False, False),
+            donate=(0,),
+        )
+
+    def candidates(self, state: TrainState) -> dict[str, Weighted]:
+        """The weights to choose from after an epoch: "raw" and, where they are averaged, "ema"."""
+        params = optim.evaluated(self._task.config.optimizer, state.opt_state, state.params)
+        found = {"raw": Weighted(params, state.batch_stats)}
+        if state.ema:
+            found["ema"] = Weighted(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
+        return found
+
+    def _make_schedule(self) -> optax.Schedule:
+        config, steps = self._task.config, self._task.steps_per_epoch
+        if self.phase.on_features and config.finetune.head_learning_rate is not None:
+            return optax.constant_schedule(config.finetune.head_learning_rate)
+        epochs = self.phase.stop if self.phase.on_features else config.epochs - self._origin // steps
+        return optim.make_schedule(
+            config.optimizer, epochs * steps, steps_per_epoch=steps, batch_size=config.batch_size
+        )
+
+    def _settings(self) -> StepSettings:
+        config, phase = self._task.config, self.phase
+        regularization, on_images = config.regularization, not phase.on_features
+        return StepSettings(
+            trained=phase.trained,
+            batch_statistics=on_images and config.finetune.batch_norm == "train",
+            label_smoothing=regularization.label_smoothing,
+            mixup=regularization.mixup * on_images,
+            cutmix=regularization.cutmix * on_images,
+            l2_sp=regularization.l2_sp,
+            sam_rho=config.optimizer.sam_rho,
+            ema=regularization.ema,
+            accumulate=config.optimizer.accumulate,
+        )
+
+    def _read_features(self, params: Arrays, batch_stats: Arrays) -> None:
+        task = self._task
+        feeds = []
+        for feed, mirrored in ((task.train_feed, task.config.data.flip), (task.validation_feed, False)):
+            found = features(
+                task.network,
+                params,
+                batch_stats,
+                feed,
+                task.devices,
+                task.preprocess,
+                task.config.batch_size,
+                mirrored=mirrored,
+            )
+            feeds.append(Feed(FeatureSplit(found, feed.split.labels), task.devices))
+        self.train_feed, self.validation_feed = feeds
+        classes = len(task.dataset.class_names)
+        self.evaluate = Evaluator(
+            Head(task.network), lambda views: views[:, 0], task.devices, classes, task.config.batch_size
+        )
+
+    def _solved_head(self) -> Arrays:
+        train, validation = self.train_feed.split, self.validation_feed.split
+        assert isinstance(train, FeatureSplit)
+        assert isinstance(validation, FeatureSplit)
+        views = train.images.shape[1]
+        kernel, bias = solve_head(
+            train.images.reshape(len(train) * views, -1),
+            np.repeat(train.labels, views),
+            validation.images[:, 0],
+            validation.labels,
+            len(self._task.dataset.class_names),
+        )
+        return {"fc.kernel": jnp.asarray(kernel), "fc.bias": jnp.asarray(bias)}
+
+
+def pick_view(views: jax.Array, key: jax.Array, first: jax.Array | int, total: int) -> jax.Array:
+    """One of the views of each image at random: features [share, views, channels] -> [share, channels].
+
+    For `key`, `first` and `total` see `data.augment`.
+    """
+    draws = jax.random.randint(key, (total,), 0, views.shape[1])
+    own = lax.dynamic_slice_in_dim(draws, first, len(views))
+    return jnp.take_along_axis(views, own[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,76 @@
+"""What a configuration trains on what: the network, the images on the devices, their evaluation, the phases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax import data, finetune, models
+from sft_jax.data.order import epoch_order
+from sft_jax.evaluation import Evaluator
+from sft_jax.feed import Feed
+from sft_jax.parallel import AXIS, Devices
+from sft_jax.report.results import summarize, test_results
+
+
+class Task:
+    """One configuration on its data set and devices. Nothing here changes while it is trained.
+
+    Attributes:
+      config, dataset, devices: as given.
+      build: the network's constructor, see `models.builder`.
+      network: the network as a function.
+      phases: of the training, see `finetune.phases`.
+      steps_per_epoch: full batches of an epoch.
+      preprocess: from uint8 images to the network's inputs in evaluation.
+      evaluate: of parameters and batch statistics on a feed of images.
+      train_feed, validation_feed: the images.
+      key: of all that is random in training, replicated.
+
+    Raises:
+      UserError: the configuration does not fit the data or the network.
+    """
+
+    def __init__(self, config: ConfigDict, dataset: data.Dataset, devices: Devices):
+        self.config, self.dataset, self.devices = config, dataset, devices
+        self.build = models.builder(
+            config.model,
+            len(dataset.class_names),
+            precision=config.precision,
+            axis_name=AXIS,
+            stochastic_depth=config.regularization.stochastic_depth,
+        )
+        self.network = models.Functional.abstract(self.build)
+        self.phases = finetune.phases(config, list(self.network.params), self.network.batch_stats)
+        self.steps_per_epoch = len(self.order(epoch=0))
+        self.preprocess = data.make_preprocess(config.data)
+        self.evaluate = self.evaluator(self.network)
+        self.train_feed, self.validation_feed = Feed(dataset.train, devices), Feed(dataset.validation, devices)
+        self.key = devices.replicate(jax.random.key(config.seed))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
+        return epoch_order(self.config.seed, epoch, len(self.dataset.train), self.config.batch_size)
+
+    def evaluator(self, network: models.Functional, *, flips: bool = False) -> Evaluator:
+        """Of a network on images, see `Evaluator`."""
+        classes = len(self.dataset.class_names)
+        return Evaluator(network, self.preprocess, self.devices, classes, self.config.batch_size, flips=flips)
+
+    def test(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The figures of a checkpoint's arrays on the test split, see `report.results.test_results`.
+
+        With `evaluation.flips` there is `test_accuracy_flips` too.
+        """
+        params, batch_stats = (
+            self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
+            for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
+        )
+        feed = Feed(self.dataset.test, self.devices)
+        results = test_results(self.evaluate(params, batch_stats, feed), self.dataset.class_names)
+        if self.config.evaluation.flips:
+            flipped = self.evaluator(self.network, flips=True)(params, batch_stats, feed)
+            results["test_accuracy_flips"] = summarize(flipped)["accuracy"]
+        return results

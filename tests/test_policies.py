@@ -1,0 +1,95 @@
+"""TrivialAugmentWide and RandAugment, operation by operation against torchvision's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import autoaugment
+from torchvision.transforms.functional import InterpolationMode
+
+from sft_jax.data import policies
+
+NAMES = (  # noqa: SIM905  # one line of a list of them is too long
+    "Identity ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness Posterize Solarize "
+    "AutoContrast Equalize"
+).split()
+BLENDS = {"Brightness", "Color", "Contrast", "Sharpness"}
+
+
+@functools.cache
+def picture(size=24):
+    """Something smooth, so that a nearest pixel beside the right one is close, with noise on it."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = np.stack([np.sin(5 * x + 2 * y), np.cos(4 * y), x * y], -1)
+    noise = np.random.default_rng(0).normal(0, 4, waves.shape)
+    return np.clip(40 + 150 * (waves - waves.min()) / np.ptp(waves) + noise, 0, 255).astype(np.uint8)
+
+
+def theirs(name, magnitude):
+    image = torch.from_numpy(picture()).permute(2, 0, 1)
+    found = autoaugment._apply_op(image, name, magnitude, InterpolationMode.NEAREST, fill=None)
+    return found.permute(1, 2, 0).numpy()
+
+
+@jax.jit
+def ours(operation, amount, bits, threshold, sign):
+    magnitudes = dict.fromkeys(("shear", "translate", "rotate", "blend"), amount)
+    return policies.apply(jnp.asarray(picture(), jnp.float32), operation, magnitudes, bits, threshold, sign)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_operation_is_torchvisions(name):
+    space = autoaugment.TrivialAugmentWide()._augmentation_space(policies.BINS)
+    magnitudes, signed = space[name]
+    for level in (0, 7, 15, 22, 30):
+        magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
+        for sign in (1.0, -1.0) if signed else (1.0,):
+            bits, threshold = (magnitude, 0.0) if name == "Posterize" else (8.0, magnitude)
+            found = np.asarray(ours(NAMES.index(name), magnitude, bits, threshold, sign))
+            wanted = theirs(name, sign * magnitude)
+            assert found.min() >= 0
+            assert found.max() <= 255
+            np.testing.assert_array_equal(found, np.round(found), err_msg="whole values")
+            if name in BLENDS | {"AutoContrast"}:
+                # float32 in another order: a value just below a whole number may be cut off to the one below.
+                assert np.abs(found - wanted).max() <= 1
+                assert (found != wanted).mean() < (0.25 if name == "Sharpness" else 0.01)
+            elif name in ("ShearX", "ShearY", "Rotate"):
+                # A source exactly between two pixels may go to either.
+                assert (found != wanted).mean() < 0.02, (level, sign)
+            else:
+                np.testing.assert_array_equal(found, wanted)
+
+
+def test_trivial_augment_draws_every_operation_of_every_magnitude():
+    keys = jax.random.split(jax.random.key(0), 500)
+    found = np.asarray(jax.vmap(lambda key: policies.trivial_augment(jnp.asarray(picture(), jnp.float32), key))(keys))
+    same = (found == picture()).all((1, 2, 3)).mean()
+    assert 1 / 14 < same < 0.25, "the identity, and operations of magnitude 0"
+    assert len(np.unique(found.reshape(500, -1), axis=0)) > 200
+
+
+def test_rand_augment_has_one_magnitude_and_so_many_operations():
+    image = jnp.asarray(picture(), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 300)
+    one, two = (
+        np.asarray(jax.vmap(functools.partial(policies.rand_augment, image, operations=count, magnitude=9))(keys))
+        for count in (1, 2)
+    )
+    assert len(np.unique(one.reshape(300, -1), axis=0)) <= 14 + 9, "14 operations, 9 of them of either sign"
+    assert len(np.unique(two.reshape(300, -1), axis=0)) > 100
+    none = np.asarray(jax.vmap(functools.partial(policies.rand_augment, image, operations=1, magnitude=0))(keys))
+    assert (none == picture()).all((1, 2, 3)).mean() > 0.6
+
+
+def test_a_translation_by_rand_augment_is_torchvisions():
+    space = autoaugment.RandAugment()._augmentation_space(31, (24, 24))
+    image = jnp.asarray(picture(), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 300)
+    found = np.asarray(jax.vmap(functools.partial(policies.rand_augment, image, operations=1, magnitude=20))(keys))
+    for name in ("TranslateX", "TranslateY", "Posterize", "Solarize"):
+        wanted = theirs(name, float(space[name][0][20]))
+        assert (found == wanted).all((1, 2, 3)).any(), name
