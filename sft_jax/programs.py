@@ -37,7 +37,8 @@ class Programs:
     Attributes:
       phase: which epochs, and what is trained in them.
       optimizer: of the parameters that are trained.
-      train_steps: many steps in one call, see `epoch.make_train_steps`. Ready after `prepare`.
+      ready: whether `prepare` was called.
+      train_steps: many steps in one call, see `epoch.make_train_steps`; from `prepare` on.
       train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
       evaluate: of parameters and batch statistics on `validation_feed`.
     """
@@ -45,7 +46,7 @@ class Programs:
     train_steps: Callable
 
     def __init__(self, task: Task, phase: Phase):
-        self.phase, self._task = phase, task
+        self.phase, self._task, self.ready = phase, task, False
         self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
         # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
         origin = 0 if phase.on_features else min(other.first for other in task.phases if not other.on_features)
@@ -54,7 +55,8 @@ class Programs:
         offset = (phase.start - origin) * task.steps_per_epoch
         self.optimizer = optim.make_optimizer(
             task.config.optimizer,
-            lambda count: self._schedule(count + offset),
+            # As a float: optax's schedules divide the count.
+            lambda count: self._schedule(jnp.asarray(count + offset, jnp.float32)),
             clip_norm=task.config.regularization.clip_norm,
             multipliers=phase.multipliers,
         )
@@ -113,6 +115,7 @@ class Programs:
             sharded=(False, *self.train_feed.sharded, False, False, False),
             donate=(0,),
         )
+        self.ready = True
 
     def candidates(self, state: TrainState) -> dict[str, Weighted]:
         """The weights to choose from after an epoch: "raw" and, where they are averaged, "ema"."""

@@ -89,7 +89,6 @@ class Trainer:
             where = "all epochs are done" if self._done() else f"in epoch {self.progress.epoch + 1}"
             start = f"resumed after step {int(state.step)}, {where}"
             self.state = self.devices.replicate(state)
-            self.programs.prepare(self.state.params, self.state.batch_stats)
         else:
             params, batch_stats, start = initial_weights(
                 self.config, self.task.build, self.task.network, init, self.dataset.class_names
@@ -116,6 +115,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
         while not self._done():
+            self._enter_phase()
             title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
             with self.console.progress(title, self.task.steps_per_epoch, self.progress.epoch_steps) as bar:
                 self._train_epoch(bar)
@@ -133,10 +133,6 @@ class Trainer:
             self._check_state()
             if is_best:  # before the latest, whose progress says that it exists
                 self._save("best", weights)
-            before = self.programs.phase
-            if self.progress.epoch == before.stop and not self._done():
-                self.programs = Programs(self.task, self.task.phases[self.task.phases.index(before) + 1])
-                self.state = self.programs.next_state(self.state, before)
             self._save("latest", self.state)
             write_rows(self.run.metrics_file, self.progress.rows)
             row = self.progress.rows[-1]
@@ -168,6 +164,15 @@ class Trainer:
             f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {self.run.folder}"
         )
         return results
+
+    def _enter_phase(self) -> None:
+        """Makes the programs of the next epoch's phase ready, and the state theirs."""
+        before = self.programs.phase
+        if self.progress.epoch >= before.stop:
+            self.programs = Programs(self.task, self.task.phases[self.task.phases.index(before) + 1])
+            self.state = self.programs.next_state(self.state, before)
+        elif not self.programs.ready:
+            self.programs.prepare(self.state.params, self.state.batch_stats)
 
     def _train_epoch(self, bar: Bar) -> None:
         order = self.task.order(self.progress.epoch)
@@ -260,10 +265,10 @@ class Trainer:
         if restored is None:
             return None
         self.progress = Progress(**restored.metadata["progress"])
-        # A finished run is in its last phase.
+        # Between two epochs the state is still of the phase of the one before.
+        epoch = self.progress.epoch - (self.progress.epoch > 0 and not self.progress.epoch_steps)
         phases = self.task.phases
-        phase = next((phase for phase in phases if self.progress.epoch < phase.stop), phases[-1])
-        self.programs = Programs(self.task, phase)
+        self.programs = Programs(self.task, next((phase for phase in phases if epoch < phase.stop), phases[-1]))
         network = self.task.network
         like = jax.eval_shape(self.programs.new_state, network.params, network.batch_stats)
         restored.check(to_arrays(like))
