@@ -1,45 +1,25 @@
 """Trains: `python -m sft_jax.main --config configs/cifar10.py`."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from sft_jax.allocator import keep_freed_memory
 from sft_jax.cache import keep_compiled_programs
+from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
 
 EXAMPLE = """example:
   python -m sft_jax.main --config configs/cifar10.py --config.epochs=20 --workdir runs/short
 """
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """The flags, and the (key, text) pairs of `--config.KEY=VALUE` or `--config.KEY VALUE`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sft_jax.main",
-        description="Fine-tunes an image classifier as a recipe says.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="a recipe, for instance configs/cifar10.py"
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="set one key of the recipe (may be repeated)")
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
+    """The flags, and the overrides of the recipe's keys."""
+    parser = make_parser("main", "Fine-tunes an image classifier as a recipe says.", EXAMPLE)
+    add_config_flags(parser)
     parser.add_argument("--workdir", type=Path, metavar="RUN", help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="continue the run that is in the workdir")
-    rest, overrides = [], []
-    words = iter(argv)
-    for word in words:
-        match = re.fullmatch(r"--config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
-        if match is None:
-            rest.append(word)
-            continue
-        value = match[2] if match[2] is not None else next(words, None)
-        if value is None:
-            parser.error(f"{word} wants a value")
-        overrides.append((match[1], value))
-    return parser.parse_args(rest), overrides
+    return parse_with_overrides(parser, argv)
 
 
 def main() -> None:

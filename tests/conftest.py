@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 virtual CPU devices, no silent rank or dtype promotion."""
 
+import gc
 import os
 
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
@@ -9,6 +10,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["SFT_JAX_CACHE"] = "0"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Many runs compile the same programs: the first one's serve the others."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_after():
+    """Every program that a process holds takes some dozens of memory mappings, and Linux ends a process at 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()

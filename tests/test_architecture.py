@@ -6,7 +6,7 @@ import pytest
 
 # A module may import those of earlier rows, and its neighbours of the same row.
 LAYERS = [
-    {"", "allocator", "cache", "digest", "errors", "linear_probe", "schema"},
+    {"", "allocator", "cache", "cli", "digest", "errors", "linear_probe", "schema"},
     {"config", "signals", "ops", "progress"},
     {"data", "finetune", "models", "regularize", "weights"},
     {"optim", "state"},

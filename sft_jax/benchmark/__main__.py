@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_jax.allocator import SWITCH
 from sft_jax.benchmark.turns import Side
+from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
 
 EXAMPLE = """example:
@@ -39,13 +40,7 @@ PEAK_FLOPS = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sft_jax.benchmark",
-        description="Times training and evaluation steps, ours and PyTorch's.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("benchmark", "Times training and evaluation steps, ours and PyTorch's.", EXAMPLE)
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
     parser.add_argument("--batch", default=100, help="images a step (default: %(default)s)", **number)

@@ -1,0 +1,42 @@
+"""What the command lines have in common: the recipe with its overrides."""
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import Any
+
+Overrides = list[tuple[str, str]]
+
+
+def make_parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser for `python -m sft_jax.<command>`, whose help ends with `epilog` as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m sft_jax.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds --config, and --config.KEY to the help: `parse_with_overrides` takes those out."""
+    options: dict[str, Any] = {"required": required, "metavar": "FILE[:ARG]"}
+    parser.add_argument("--config", help="a recipe, for instance configs/cifar10.py", **options)
+    parser.add_argument("--config.KEY", metavar="VALUE", help="set one key of the recipe (may be repeated)")
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -> tuple[argparse.Namespace, Overrides]:
+    """The flags, and the (key, text) pairs of `--config.KEY=VALUE` or `--config.KEY VALUE`."""
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            rest.append(word)
+            continue
+        value = match[2] if match[2] is not None else next(words, None)
+        if value is None:
+            parser.error(f"{word} wants a value")
+        overrides.append((match[1], value))
+    return parser.parse_args(rest), overrides
