@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax import data
-from sft_jax.errors import DivergedError, StoppedError, UserError
+from sft_jax.errors import StoppedError, UserError
 from sft_jax.feed import Pace, Piece
+from sft_jax.finite import check_losses, check_state
 from sft_jax.parallel import Devices
 from sft_jax.programs import Programs, Weighted
 from sft_jax.progress import Progress
@@ -17,9 +17,10 @@ from sft_jax.report.console import Bar, Console, epoch_line
 from sft_jax.report.plan import plan_lines
 from sft_jax.report.results import summarize, write_json, write_rows
 from sft_jax.runs import Run
+from sft_jax.saves import Saves
 from sft_jax.signals import StopRequest
 from sft_jax.start import initial_weights, load_init
-from sft_jax.state import TrainState, from_arrays, to_arrays
+from sft_jax.state import TrainState
 from sft_jax.step import StepMetrics
 from sft_jax.task import Task
 from sft_jax.weights import Weights
@@ -72,23 +73,26 @@ class Trainer:
     ):
         self.config, self.dataset, self.devices = config, dataset, devices
         self.run, self.console, self.stop = run, console, stop
-        self.checkpoints = run.checkpoints
         self.task = Task(config, dataset, devices)
         self.programs = Programs(self.task, self.task.phases[0])
+        self.saves = Saves(self.task, run)
         self.pace = Pace()
         self.progress = Progress()
-        self.saved_at = time.monotonic()
         self.state: TrainState
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
         """Continues the run's latest checkpoint if there is one and `resume` is set, else starts from `init`; says what
         will be done, and records the run.
         """
-        state = self._restored() if resume else None
-        if state is not None:
+        continued = self.saves.restore() if resume else None
+        if continued is not None:
+            self.progress, self.programs = continued.progress, continued.programs
+            for line in continued.notices:
+                self.console.line(line)
+            write_rows(self.run.metrics_file, self.progress.rows)
             where = "all epochs are done" if self._done() else f"in epoch {self.progress.epoch + 1}"
-            start = f"resumed after step {int(state.step)}, {where}"
-            self.state = self.devices.replicate(state)
+            start = f"resumed after step {int(continued.state.step)}, {where}"
+            self.state = self.devices.replicate(continued.state)
         else:
             params, batch_stats, start = initial_weights(
                 self.config, self.task.build, self.task.network, init, self.dataset.class_names
@@ -130,7 +134,7 @@ class Trainer:
                 validation_seconds=seconds,
                 beside=beside,
             )
-            self._check_state()
+            check_state(self.state, epoch=self.progress.epoch, run=self.run)
             if is_best:  # before the latest, whose progress says that it exists
                 self._save("best", weights)
             self._save("latest", self.state)
@@ -146,7 +150,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Scores the best checkpoint on the test split and writes results.json."""
-        best = self.checkpoints.restore("best")
+        best = self.run.checkpoints.restore("best")
         if best is None:
             raise UserError(
                 f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
@@ -185,10 +189,9 @@ class Trainer:
                 if pending is not None:
                     clock = self._account(*pending, clock, bar)
             pending = (piece, metrics)
-            overdue = time.monotonic() - self.saved_at > 60 * self.config.save_minutes
-            if self.stop or overdue:
+            if self.stop or self.saves.overdue:
                 clock, pending = self._account(*pending, clock, bar), None
-                self._check_state()
+                check_state(self.state, epoch=self.progress.epoch + 1, run=self.run)
                 self._obey()
                 self._save("latest", self.state)
                 clock = time.perf_counter()
@@ -220,29 +223,12 @@ class Trainer:
     def _account(self, piece: Piece, metrics: StepMetrics, clock: float, bar: Bar) -> float:
         """Waits for a piece, counts its figures, and returns the time."""
         losses, correct = (np.asarray(values)[piece.rows] for values in metrics)
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            step = self.progress.epoch * self.task.steps_per_epoch + self.progress.epoch_steps + int(bad[0]) + 1
-            self._diverged(f"the loss is {losses[bad[0]]} at step {step} (epoch {self.progress.epoch + 1})")
+        first = self.progress.epoch * self.task.steps_per_epoch + self.progress.epoch_steps + 1
+        check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
         now = time.perf_counter()
         self.progress.add(losses, correct, now - clock)
         bar.advance(piece.steps, f"loss {losses.mean():.4f}")
         return now
-
-    def _check_state(self) -> None:
-        """A state that must not be saved: its last update overflowed, which no loss has shown yet."""
-        weights_of = {**self.state.params, **self.state.batch_stats}
-        bad = [key for key, leaf in jax.device_get(weights_of).items() if not np.isfinite(leaf).all()]
-        if bad:
-            self._diverged(
-                f"{bad[0]} is not finite after step {int(self.state.step)} (epoch {self.progress.epoch + 1})"
-            )
-
-    def _diverged(self, what: str) -> None:
-        raise DivergedError(
-            f"{what}; the checkpoints before it are kept in {self.run.folder / 'checkpoints'}; "
-            f"try a lower --config.optimizer.learning_rate with a fresh --workdir"
-        )
 
     def _obey(self) -> None:
         """Saves and raises StoppedError where a stop was asked for."""
@@ -255,27 +241,7 @@ class Trainer:
         )
 
     def _save(self, name: str, what: Any) -> None:
-        metadata = {"class_names": list(self.dataset.class_names), "progress": self.progress.to_json()}
-        self.checkpoints.save(name, int(self.state.step), to_arrays(what), metadata)
-        if name == "latest":
-            self.saved_at = time.monotonic()
-
-    def _restored(self) -> TrainState | None:
-        restored = self.checkpoints.restore("latest")
-        if restored is None:
-            return None
-        self.progress = Progress(**restored.metadata["progress"])
-        # Between two epochs the state is still of the phase of the one before.
-        epoch = self.progress.epoch - (self.progress.epoch > 0 and not self.progress.epoch_steps)
-        phases = self.task.phases
-        self.programs = Programs(self.task, next((phase for phase in phases if epoch < phase.stop), phases[-1]))
-        network = self.task.network
-        like = jax.eval_shape(self.programs.new_state, network.params, network.batch_stats)
-        restored.check(to_arrays(like))
-        for line in restored.notices:
-            self.console.line(line)
-        write_rows(self.run.metrics_file, self.progress.rows)
-        return from_arrays(like, restored.arrays)
+        self.saves.save(name, int(self.state.step), what, self.progress)
 
     def _done(self) -> bool:
         """Whether no epoch is left, or enough of them brought nothing."""

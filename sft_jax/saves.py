@@ -1,0 +1,64 @@
+"""The saves of a run under way: what stands in its checkpoints, when one is due, and how it goes on from the latest."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from sft_jax.programs import Programs
+from sft_jax.progress import Progress
+from sft_jax.runs import Run
+from sft_jax.state import TrainState, from_arrays, to_arrays
+from sft_jax.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Continued:
+    """What a run goes on with.
+
+    Attributes:
+      state: after the last step that was saved, on the host.
+      progress: how far the run had come.
+      programs: of the phase that the state belongs to; not yet ready.
+      notices: lines about checkpoints that had to be passed over.
+    """
+
+    state: TrainState
+    progress: Progress
+    programs: Programs
+    notices: tuple[str, ...]
+
+
+class Saves:
+    """The checkpoints of `task` in the folder of `run`."""
+
+    def __init__(self, task: Task, run: Run):
+        self._task, self._checkpoints = task, run.checkpoints
+        self._saved_at = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the latest save is longer ago than `config.save_minutes`."""
+        return time.monotonic() - self._saved_at > 60 * self._task.config.save_minutes
+
+    def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
+        """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
+        metadata = {"class_names": list(self._task.dataset.class_names), "progress": progress.to_json()}
+        self._checkpoints.save(name, step, to_arrays(what), metadata)
+        if name == "latest":
+            self._saved_at = time.monotonic()
+
+    def restore(self) -> Continued | None:
+        """From the latest checkpoint; None where there is none. Raises UserError where it does not fit the task."""
+        restored = self._checkpoints.restore("latest")
+        if restored is None:
+            return None
+        progress = Progress(**restored.metadata["progress"])
+        # Between two epochs the state is still of the phase of the one before.
+        epoch = progress.epoch - (progress.epoch > 0 and not progress.epoch_steps)
+        phases, network = self._task.phases, self._task.network
+        programs = Programs(self._task, next((phase for phase in phases if epoch < phase.stop), phases[-1]))
+        like = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
+        restored.check(to_arrays(like))
+        return Continued(from_arrays(like, restored.arrays), progress, programs, restored.notices)
