@@ -21,6 +21,9 @@ Layout = Literal["NHWC", "HWNC"]
 # Multiply-adds from which on XLA's CPU backend spreads each product of a batched one over the cores (jax 0.10.2):
 # measured at 120-160 GFLOP/s below and 220-310 above.
 PARALLEL_PRODUCT = 2**23
+# On maps of at least 8 px tiles win earlier, as their transforms are cheaper. 16 px, 64 channels: batch 100 10.9 ms by
+# tiles, 15.3 over whole axes; batch 64 8.3, 9.8; 8 px, 128 channels: batch 100 9.4, 12.0; below, the two are equal.
+TILED_PRODUCT = 2**22
 # Patches of the stem are made for so many bytes at a time, which stay in the cache until they are multiplied.
 PATCH_BYTES = 2**24
 
@@ -71,7 +74,8 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
     exact = x.dtype in (jnp.float32, jnp.float64)  # Winograd's cancellations leave nothing of bfloat16's 8 bits
     if kernel.shape[:2] == (3, 3) and stride == padding == 1 and exact and min(height, width) >= 2:
         # Batch 32: 56 px 101 ms, by matrices 126, as patches 150; 14 px 43, 62 and 55; 7 px 40, 48 and 45.
-        large = product_size(x.shape, kernel.shape[-1]) >= PARALLEL_PRODUCT or max(height, width) > 28
+        enough = PARALLEL_PRODUCT if max(height, width) < 8 else TILED_PRODUCT
+        large = product_size(x.shape, kernel.shape[-1]) >= enough or max(height, width) > 28
         if large and min(height, width) > 2:  # Karatsuba's product needs a quarter of F(4, 3)'s for two pixels
             return conv_winograd_tiles
         return conv_winograd  # layer1 to 3 at 32 px: 2-4 ms a convolution, XLA 6-145
