@@ -37,7 +37,7 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
     if get_config is None:
         raise UserError(f"{path} has no get_config(arg=''); see configs/cifar10.py for an example")
     values = flatten(get_config(arg))
-    values.update((name, _parse(name, text)) for name, text in overrides)
+    values.update((name, parse_value(name, text)) for name, text in overrides)
     return complete(values)
 
 
@@ -79,7 +79,8 @@ def _key(name: str) -> Key:
     return KEYS[name]
 
 
-def _parse(name: str, text: str) -> Any:
+def parse_value(name: str, text: str) -> Any:
+    """The value of the key `name` that `text`, from the command line, stands for. Raises UserError."""
     key = _key(name)
     try:
         return key.parse(text)

@@ -10,6 +10,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
+from sft_jax.traced import is_on
 
 # Of optax's functions of a learning rate: those that want more than the batch's gradient (the loss, its curvature, the
 # gradient of each image), take no schedule, are deprecated, or that "sgd" stands for.
@@ -95,8 +96,8 @@ def evaluated(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dic
 
 def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, _decayed(config)) if config.weight_decay else optax.identity(),
-        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov, **dict(config.arguments)),
+        optax.add_decayed_weights(config.weight_decay, _decayed(config)) if is_on(config.weight_decay) else optax.identity(),
+        optax.sgd(schedule, momentum=config.momentum if is_on(config.momentum) else None, nesterov=config.nesterov, **dict(config.arguments)),
     )
 
 
@@ -122,11 +123,11 @@ def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
         raise UserError(f"optimizer.name={config.name} needs config.optimizer.arguments for {', '.join(missing)}")
     if "weight_decay" in accepted:  # several have a default of their own
         arguments["weight_decay"] = config.weight_decay
-    elif config.weight_decay:
+    elif is_on(config.weight_decay):
         raise UserError(f"optimizer.name={config.name} has no weight decay; set optimizer.weight_decay=0")
     masks = [name for name in ("mask", "weight_decay_mask") if name in accepted]
     arguments |= {name: _decayed(config) for name in masks}
-    if config.weight_decay and config.decay != "all" and not masks:
+    if is_on(config.weight_decay) and config.decay != "all" and not masks:
         raise UserError(f"optimizer.name={config.name} decays all parameters alike; set optimizer.decay=all")
     if config.name == "muon":
         arguments["muon_weight_dimension_numbers"] = _muon_dimensions

@@ -32,9 +32,10 @@ class Weighted(NamedTuple):
 
 
 class Programs:
-    """What the loop calls in one phase of a task.
+    """What the loop calls in one phase of a task, with `schedule` in place of the configuration's where it is given.
 
     Attributes:
+      task: of which it is a phase.
       phase: which epochs, and what is trained in them.
       optimizer: of the parameters that are trained.
       ready: whether `prepare` was called.
@@ -45,13 +46,13 @@ class Programs:
 
     train_steps: Callable
 
-    def __init__(self, task: Task, phase: Phase):
-        self.phase, self._task, self.ready = phase, task, False
+    def __init__(self, task: Task, phase: Phase, schedule: optax.Schedule | None = None):
+        self.task, self.phase, self.ready = task, phase, False
         self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
         # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
         origin = 0 if phase.on_features else min(other.first for other in task.phases if not other.on_features)
         self._origin = origin * task.steps_per_epoch
-        self._schedule = self._make_schedule()
+        self._schedule = self._make_schedule() if schedule is None else schedule
         offset = (phase.start - origin) * task.steps_per_epoch
         self.optimizer = optim.make_optimizer(
             task.config.optimizer,
@@ -70,7 +71,7 @@ class Programs:
 
         Batch norm's statistics are measured and the head is solved first where the configuration asks for it.
         """
-        task = self._task
+        task = self.task
         params, batch_stats = task.devices.replicate((params, batch_stats))
         if task.config.finetune.batch_norm == "recalibrate":
             batch_stats = measured_statistics(
@@ -87,11 +88,11 @@ class Programs:
         if self.phase.start == before.start:
             return state
         new = self.new_state(state.params, state.batch_stats)
-        return self._task.devices.replicate(new.replace(step=state.step, anchor=state.anchor))
+        return self.task.devices.replicate(new.replace(step=state.step, anchor=state.anchor))
 
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
         """A state of the phase's structure, its optimizer's part as before the first step."""
-        regularization = self._task.config.regularization
+        regularization = self.task.config.regularization
         return TrainState.create(
             params,
             batch_stats,
@@ -103,30 +104,35 @@ class Programs:
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
         """Makes `train_steps`; where the phase is trained on features, computes them with these weights."""
-        task, phase = self._task, self.phase
-        if phase.on_features:
+        if self.phase.on_features:
             self._read_features(params, batch_stats)
+        self.train_steps = self.compiled()
+        self.ready = True
+
+    def compiled(self) -> Callable:
+        """`program` on all devices."""
+        sharded = (False, *self.train_feed.sharded, False, False, False)
+        return self.task.devices.compile(self.program(), sharded=sharded, donate=(0,))
+
+    def program(self) -> Callable:
+        """One device's share of many steps, not compiled, see `epoch.make_train_steps`."""
+        task, phase = self.task, self.phase
         step = make_train_step(
             Head(task.network) if phase.on_features else task.network, self.optimizer, AXIS, self._settings()
         )
         augment = pick_view if phase.on_features else data.make_augment(task.config.data, phase.size)
-        self.train_steps = task.devices.compile(
-            make_train_steps(step, augment, AXIS, task.devices.count),
-            sharded=(False, *self.train_feed.sharded, False, False, False),
-            donate=(0,),
-        )
-        self.ready = True
+        return make_train_steps(step, augment, AXIS, task.devices.count)
 
     def candidates(self, state: TrainState) -> dict[str, Weighted]:
         """The weights to choose from after an epoch: "raw" and, where they are averaged, "ema"."""
-        params = optim.evaluated(self._task.config.optimizer, state.opt_state, state.params)
+        params = optim.evaluated(self.task.config.optimizer, state.opt_state, state.params)
         found = {"raw": Weighted(params, state.batch_stats)}
         if state.ema:
             found["ema"] = Weighted(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
         return found
 
     def _make_schedule(self) -> optax.Schedule:
-        config, steps = self._task.config, self._task.steps_per_epoch
+        config, steps = self.task.config, self.task.steps_per_epoch
         if self.phase.on_features and config.finetune.head_learning_rate is not None:
             return optax.constant_schedule(config.finetune.head_learning_rate)
         epochs = self.phase.stop if self.phase.on_features else config.epochs - self._origin // steps
@@ -135,7 +141,7 @@ class Programs:
         )
 
     def _settings(self) -> StepSettings:
-        config, phase = self._task.config, self.phase
+        config, phase = self.task.config, self.phase
         regularization, on_images = config.regularization, not phase.on_features
         return StepSettings(
             trained=phase.trained,
@@ -150,7 +156,7 @@ class Programs:
         )
 
     def _read_features(self, params: Arrays, batch_stats: Arrays) -> None:
-        task = self._task
+        task = self.task
         feeds = []
         for feed, mirrored in ((task.train_feed, task.config.data.flip), (task.validation_feed, False)):
             found = features(
@@ -180,7 +186,7 @@ class Programs:
             np.repeat(train.labels, views),
             validation.images[:, 0],
             validation.labels,
-            len(self._task.dataset.class_names),
+            len(self.task.dataset.class_names),
         )
         return {"fc.kernel": jnp.asarray(kernel), "fc.bias": jnp.asarray(bias)}
 

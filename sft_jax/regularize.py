@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sft_jax.ops.collectives import reversed_batch
+from sft_jax.traced import is_on
 
 
 class Mixture(NamedTuple):
@@ -42,8 +43,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     (Szegedy et al., 2016, arXiv:1512.00567).
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if not smoothing:
+    if not is_on(smoothing):
         return loss
+    smoothing = jnp.asarray(smoothing, loss.dtype) if isinstance(smoothing, jax.Array) else smoothing
     uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
     return (1 - smoothing) * loss + smoothing * uniform
 

@@ -21,6 +21,22 @@ def per_class(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([rows[:count] for rows in groups]))
 
 
+def folds(labels: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """Deals all rows out to `count` folds, whose sizes differ by one at most: those of a class do, and those of all.
+
+    Returns:
+      sorted rows, one array a fold; together each row once.
+
+    Raises:
+      UserError: a class has fewer rows than there are folds.
+    """
+    groups = _rows_by_class(labels, seed)
+    fewest = min(len(rows) for rows in groups)
+    if fewest < count:
+        raise UserError(f"--folds {count}, but a class has only {fewest} training images; use --folds {max(fewest, 1)}")
+    return [np.sort(np.concatenate(groups)[first::count]) for first in range(count)]
+
+
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
     """Splits all rows in parts of about these `fractions`, class by class.
 
