@@ -89,13 +89,14 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def _nested(values: Mapping[str, Any]) -> ConfigDict:
-    config = ConfigDict()
+    # Types are the schema's business: ConfigDict would refuse a recipe's tuple where the default is a `Pairs`.
+    config = ConfigDict(type_safe=False)
     for name, value in values.items():
         *groups, leaf = name.split(".")
         node = config
         for group in groups:
             if group not in node:
-                node[group] = ConfigDict()
+                node[group] = ConfigDict(type_safe=False)
             node = node[group]
         node[leaf] = value
     return config

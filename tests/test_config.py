@@ -89,3 +89,11 @@ def test_config_name():
 @pytest.mark.parametrize("path", ["configs/cifar10.py", "configs/digits.py", "configs/digits.py:source"])
 def test_shipped_recipes_are_valid(path, pytestconfig):
     load_config(str(pytestconfig.rootpath / path))
+
+
+def test_every_recipe_is_a_config(pytestconfig, tmp_path):
+    paths = sorted((pytestconfig.rootpath / "configs").glob("*.py"))
+    assert len(paths) >= 6
+    for path in paths:
+        argument = f":{tmp_path}" if path.stem == "folder" else ""
+        load_config(f"{path}{argument}")
