@@ -22,6 +22,11 @@ def preprocess(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequ
     return _normalize(_resized(images, size), mean, std)
 
 
+def preprocess_unit(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """`preprocess` of float32 images [batch, height, width, 3] whose values are in 0..1: (value - mean) / std."""
+    return _normalize(_resize(images * 255, size), mean, std)
+
+
 def augment(
     images: jax.Array,
     key: jax.Array,
@@ -133,6 +138,10 @@ def _resized(images: jax.Array, size: int) -> jax.Array:
     """uint8 where nothing has to be resized, since a byte moves faster than a float; else float32 in 0..255."""
     if images.dtype != jnp.uint8:
         raise TypeError(f"images must be uint8 in 0..255, not {images.dtype}: scaling is done here, once")
+    return _resize(images, size)
+
+
+def _resize(images: jax.Array, size: int) -> jax.Array:
     batch, height, width, channels = images.shape
     if height == width == size:
         return images

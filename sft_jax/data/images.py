@@ -17,23 +17,39 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     Returns:
       uint8 [size, size, 3].
     """
-    image = _rgb(ImageOps.exif_transpose(image))
+    return np.asarray(_squared(_upright(image), size))
+
+
+def array_to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """`to_square` of an image [height, width, 3], uint8 or float32 in any range."""
+    if image.dtype == np.uint8:
+        return to_square(Image.fromarray(image), size)
+    channels = (Image.fromarray(image[..., channel]) for channel in range(image.shape[-1]))
+    return np.stack([np.asarray(_squared(channel, size)) for channel in channels], -1)
+
+
+def read_square(path: Path, size: int, *, keep_square: bool = False) -> np.ndarray:
+    """`to_square` of an image file (the first frame); with `keep_square` a square picture keeps the size that it has.
+
+    Raises one of `UNREADABLE`.
+    """
+    with Image.open(path) as image:
+        if keep_square and image.width == image.height:
+            return np.asarray(_upright(image))
+        return to_square(image, size)
+
+
+def _squared(image: Image.Image, size: int) -> Image.Image:
     width, height = (size * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     # Rounded half to even, as torchvision has it.
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return image.crop((left, top, left + size, top + size))
 
 
-def array_to_square(image: np.ndarray, size: int) -> np.ndarray:
-    """`to_square` of an image uint8 [height, width, 3]."""
-    return to_square(Image.fromarray(image), size)
-
-
-def read_square(path: Path, size: int) -> np.ndarray:
-    """`to_square` of an image file (the first frame). Raises one of `UNREADABLE`."""
-    with Image.open(path) as image:
-        return to_square(image, size)
+def _upright(image: Image.Image) -> Image.Image:
+    """In RGB, turned as its EXIF data say."""
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

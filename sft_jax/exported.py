@@ -1,0 +1,85 @@
+"""A network as one file that runs without this package: a program of jax.export with its weights inside.
+
+The file begins with the program as jax.export serialises it (StableHLO), and ends with a zip archive whose only entry,
+metadata.json, has the class names and what images go through. Readers of the one do not see the other:
+
+    jax.export.deserialize(bytearray(Path("classifier.stablehlo").read_bytes())).call(inputs)
+    unzip -p classifier.stablehlo metadata.json
+
+Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from sft_jax.errors import UserError
+
+SUFFIXES = (".stablehlo", ".jax")
+FORMAT = "sft-jax export 1"
+PLATFORMS = ("cpu", "cuda", "tpu")
+METADATA = "metadata.json"
+
+
+def save_exported(
+    path: Path, program: Callable[[jax.Array], jax.Array], size: int, metadata: Mapping[str, Any]
+) -> None:
+    """Writes `program`, float32 [batch, size, size, 3] -> logits [batch, classes], for batches of any size.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    _need_flatbuffers()
+    (batch,) = export.symbolic_shape("batch")
+    inputs = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    serialized = export.export(jax.jit(program), platforms=PLATFORMS)(inputs).serialize()
+    facts = {"format": FORMAT, "bytes": len(serialized), "sha256": hashlib.sha256(serialized).hexdigest()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(serialized)
+        with zipfile.ZipFile(path, "a") as archive:  # appended to a file that is no archive
+            archive.writestr(METADATA, json.dumps({**metadata, **facts}, indent=2))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+
+
+def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[str, Any]]:
+    """The program, and the metadata that `save_exported` was given.
+
+    Raises:
+      UserError: no such file, another kind of file, or a damaged one.
+    """
+    _need_flatbuffers()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read(METADATA))
+        with path.open("rb") as file:
+            serialized = bytearray(file.read(metadata["bytes"]))
+        version, expected = metadata["format"], metadata["sha256"]
+    except FileNotFoundError:
+        raise UserError(f"there is no export {path}; make one with: python -m sft_jax.export --output {path}") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no export of sft-jax's, or damaged ({error})") from None
+    if version != FORMAT:
+        raise UserError(f"{path} has the format {version!r}, this version of sft-jax reads {FORMAT!r}")
+    if hashlib.sha256(serialized).hexdigest() != expected:
+        raise UserError(f"{path} is damaged: its program is not the one that was written; export it anew")
+    try:
+        return export.deserialize(serialized).call, metadata
+    except ValueError as error:  # a version of the serialisation that this jax no longer, or not yet, reads
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"jax {jax.__version__} cannot read {path} ({reason}); export it anew") from None
+
+
+def _need_flatbuffers() -> None:
+    try:
+        import flatbuffers  # type: ignore[import-untyped]  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("jax.export needs flatbuffers to write and read programs: pip install flatbuffers") from None
