@@ -77,6 +77,16 @@ class Progress:
         self.epoch_steps, self.epoch_loss, self.epoch_correct, self.epoch_seconds = 0, 0.0, 0, 0.0
         return is_best
 
+    def outcome(self) -> dict[str, Any]:
+        """What results.json says of the training: best_epoch, best_val_accuracy, epochs, steps, seconds."""
+        return {
+            "best_epoch": self.best_epoch,
+            "best_val_accuracy": self.best,
+            "epochs": self.epoch,
+            "steps": self.rows[-1]["step"] if self.rows else 0,
+            "seconds": self.seconds,
+        }
+
 
 def better(candidate: float, best: float | None) -> bool:
     """Whether `candidate` beats `best` (None: nothing yet). A tie keeps the earlier one; NaN and inf never win."""

@@ -1,6 +1,7 @@
 """What a configuration trains on what: the network, the images on the devices, their evaluation, the phases."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from sft_jax import data, finetune, models
 from sft_jax.data.order import epoch_order
+from sft_jax.data.types import Split
 from sft_jax.evaluation import Evaluator
 from sft_jax.feed import Feed
 from sft_jax.parallel import AXIS, Devices
@@ -26,7 +28,6 @@ class Task:
       steps_per_epoch: full batches of an epoch.
       preprocess: from uint8 images to the network's inputs in evaluation.
       evaluate: of parameters and batch statistics on a feed of images.
-      train_feed, validation_feed: the images.
       key: of all that is random in training, replicated.
 
     Raises:
@@ -47,8 +48,17 @@ class Task:
         self.steps_per_epoch = len(self.order(epoch=0))
         self.preprocess = data.make_preprocess(config.data)
         self.evaluate = self.evaluator(self.network)
-        self.train_feed, self.validation_feed = Feed(dataset.train, devices), Feed(dataset.validation, devices)
         self.key = devices.replicate(jax.random.key(config.seed))
+
+    @functools.cached_property
+    def train_feed(self) -> Feed:
+        """The training images; they go to the devices when they are first asked for."""
+        return Feed(self.dataset.train, self.devices)
+
+    @functools.cached_property
+    def validation_feed(self) -> Feed:
+        """The validation images, likewise."""
+        return Feed(self.dataset.validation, self.devices)
 
     def order(self, epoch: int) -> np.ndarray:
         """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
@@ -59,8 +69,18 @@ class Task:
         classes = len(self.dataset.class_names)
         return Evaluator(network, self.preprocess, self.devices, classes, self.config.batch_size, flips=flips)
 
-    def test(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def test(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        split: Split | None = None,
+        after_piece: Callable[[int, int], None] = lambda done, steps: None,
+    ) -> dict[str, Any]:
         """The figures of a checkpoint's arrays on the test split, see `report.results.test_results`.
+
+        Args:
+          arrays: as a checkpoint has them.
+          split: another one in place of the test split.
+          after_piece: see `Evaluator`.
 
         With `evaluation.flips` there is `test_accuracy_flips` too.
         """
@@ -68,8 +88,8 @@ class Task:
             self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
             for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
         )
-        feed = Feed(self.dataset.test, self.devices)
-        results = test_results(self.evaluate(params, batch_stats, feed), self.dataset.class_names)
+        feed = Feed(self.dataset.test if split is None else split, self.devices)
+        results = test_results(self.evaluate(params, batch_stats, feed, after_piece), self.dataset.class_names)
         if self.config.evaluation.flips:
             flipped = self.evaluator(self.network, flips=True)(params, batch_stats, feed)
             results["test_accuracy_flips"] = summarize(flipped)["accuracy"]

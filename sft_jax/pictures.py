@@ -1,0 +1,82 @@
+"""Pictures that a user names: which files they are, and their contents one after the other."""
+
+import collections
+import concurrent.futures
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from sft_jax.data.folder import SUFFIXES
+from sft_jax.data.images import UNREADABLE
+from sft_jax.data.types import DECODING_THREADS
+
+# Pictures decoded before they are asked for.
+AHEAD = 64
+
+Tell = Callable[[str], None]
+
+
+def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
+    """The files that `names` stand for: each itself, a folder for the pictures in and below it, "-" for stdin's lines.
+
+    `tell` is called with a line about each name that stands for none.
+    """
+    for name in names:
+        if name == "-":
+            lines = (line.rstrip("\r\n") for line in sys.stdin)
+            yield from files((line for line in lines if line not in ("", "-")), tell)
+        elif re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+            tell(f"{name} is a URL; download it and name the file")
+        elif Path(name).is_dir():
+            found = _in_folder(Path(name))
+            if not found:
+                tell(f"{name} has no picture in it (known are {', '.join(sorted(SUFFIXES))})")
+            yield from found
+        else:
+            yield Path(name)
+
+
+def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tell) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each path with what `read` returns for it, in order; read in threads, at most `AHEAD` of them in advance.
+
+    `tell` is called with a line about each file that cannot be read, and it is left out.
+    """
+    with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+        pending: collections.deque[tuple[Path, concurrent.futures.Future[np.ndarray]]] = collections.deque()
+        todo = iter(paths)
+        while True:
+            ahead = itertools.islice(todo, AHEAD - len(pending))
+            pending.extend((path, pool.submit(read, path)) for path in ahead)
+            if not pending:
+                return
+            path, reading = pending.popleft()
+            try:
+                picture = reading.result()
+            except UNREADABLE as error:
+                tell(f"{path} cannot be read: {_reason(error)}")
+                continue
+            yield path, picture
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Sorted; names that begin with a dot are ignored, as in training."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
