@@ -4,7 +4,6 @@ The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, o
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -58,43 +57,24 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     """
     from rich.console import Console
 
-    from convert import keys, networks, parity
-    from sft_jax.weights import initialise, load_weights
+    from convert import parity, trained
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    stem = "imagenet"
-    if workdir is not None:
-        from sft_jax.runs import Run, load_run_weights
-
-        weights = load_run_weights(workdir)
-        stem = Run(workdir).config().model.stem
-    else:
-        assert file is not None
-        weights = load_weights(file)
-
-    head = weights.arrays.get("fc.bias")
-    classes = 1000 if head is None else head.shape[0]
-    network = networks.flax_network(weights.arch, classes, stem)
-    source = str(workdir or file)
-    initialise(network.params, network.batch_stats, weights.arrays, source=source, keep_head=True)
-    counters = weights.metadata.get("num_batches_tracked")
-    state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
-
-    module = networks.torch_network(weights.arch, classes, state_dict, stem)
-    comparisons = [parity.compare(module, network, weights.arrays, size) for size in parity.SIZES]
+    found = trained.read(workdir, file)
+    comparisons = [parity.compare(found.module, found.network, found.arrays, size) for size in parity.SIZES]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    _save(state_dict, output)
+    _save(found.state_dict, output)
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
-    console.print(f"  model = torchvision.models.{weights.arch}(num_classes={classes})")
-    if stem == "cifar":
+    console.print(f"  model = torchvision.models.{found.arch}(num_classes={found.classes})")
+    if found.stem == "cifar":
         console.print("  model.conv1.stride, model.maxpool = (1, 1), torch.nn.Identity()  # the stem of this run")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
-    if weights.class_names:
-        names = ", ".join(weights.class_names[:10])
-        console.print(f"classes: {names}{', ...' if classes > 10 else ''}")
+    if found.class_names:
+        names = ", ".join(found.class_names[:10])
+        console.print(f"classes: {names}{', ...' if found.classes > 10 else ''}")
 
 
 def _save(state_dict: dict, output: Path) -> None:

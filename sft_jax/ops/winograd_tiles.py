@@ -16,11 +16,15 @@ from jax import lax
 from sft_jax.ops.winograd import F4_INPUT, F4_KERNEL, F4_OUTPUT, batched_dot, constant, dot
 
 OUTPUTS, POINTS = 4, 6  # of a tile, along each axis
+# Stands for a symbolic batch, that of an exported program: only the choice between two algorithms depends on it.
+USUAL_BATCH = 32
 
 
 def product_size(shape: tuple[int, ...], outputs: int) -> int:
     """Multiply-adds of each of the 36 products for an input of this shape."""
     height, width, batch, channels = shape
+    if not isinstance(batch, int):
+        batch = USUAL_BATCH
     return _tiles(height) * _tiles(width) * batch * channels * outputs
 
 

@@ -1,0 +1,130 @@
+"""Writes a trained network as ONNX: `python convert/flax_to_onnx.py --workdir runs/cifar10 --output cifar10.onnx`.
+
+Through torch's network of the same weights. The input `images` is float32 [batch, 3, size, size], normalised as the
+file's metadata say (mean, std, on the scale 0..1), the output `logits` float32 [batch, classes].
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+EXAMPLE = """examples:
+  python convert/flax_to_onnx.py --workdir runs/cifar10 --output resnet18-cifar10.onnx
+  python convert/flax_to_onnx.py --weights weights/resnet18.safetensors --output resnet18.onnx
+"""
+PACKAGES = ("torchvision", "onnx", "onnxscript", "onnxruntime")
+# Numbers of images with which the file is run.
+BATCHES = (1, 3, 8)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python convert/flax_to_onnx.py",
+        description="Writes a trained network as ONNX, and proves with onnxruntime that it gives the same logits.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="the best checkpoint of this run")
+    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="what to write")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Parses the command line and converts."""
+    args = parse(sys.argv[1:])
+    # After the flags: --help and wrong usage need not wait for torch and jax.
+    import importlib.util
+
+    from sft_jax.errors import UserError
+
+    if args.output.suffix != ".onnx":
+        raise UserError(f"--output {args.output} must end in .onnx")
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"converting to ONNX needs {', '.join(missing)}: pip install -e '.[convert,onnx]'")
+    convert(args.workdir, args.weights, args.output)
+
+
+def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
+    """Converts the best checkpoint of the run `workdir`, or else the weights in `file`, and says what it does.
+
+    Raises:
+      UserError: there are none, they do not fit their network, the ONNX file gives other logits, or it cannot be
+        written; nothing is left then.
+    """
+    import torch
+    from rich.console import Console
+
+    from convert import trained
+    from sft_jax.errors import UserError
+
+    found = trained.read(workdir, file)
+    size, batches = found.preprocess.size, ", ".join(map(str, BATCHES))
+    program = torch.onnx.export(
+        found.module,
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None, "the dynamo exporter returns one"
+    names = found.class_names or [str(label) for label in range(found.classes)]
+    facts = {"class_names": list(names), "mean": found.preprocess.mean, "std": found.preprocess.std}
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        program.save(temporary, external_data=False)
+        difference = max(largest_difference(temporary, found, batch) for batch in BATCHES)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    Console(markup=False, highlight=False, soft_wrap=True).print(
+        f"wrote {output}: {found.arch}, {found.classes} classes; images float32 [batch, 3, {size}, {size}], "
+        f"normalised; run by onnxruntime with batches of {batches}, logits within {difference:.1e} of Flax's"
+    )
+
+
+def largest_difference(path: Path, found, batch: int) -> float:
+    """Of a logit of the ONNX file from our network's, relative to the largest one, on random images.
+
+    Raises:
+      UserError: it is too large.
+    """
+    import numpy as np
+    import onnxruntime  # type: ignore[import-untyped]
+
+    from convert import parity
+    from sft_jax.errors import UserError
+
+    size = found.preprocess.size
+    images = np.random.default_rng(batch).standard_normal((batch, size, size, 3), np.float32)
+    _, ours = parity.flax_activations(found.network, found.arrays, images)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(["logits"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
+    if not difference <= parity.TOLERANCE:  # NaN must fail too
+        raise UserError(
+            f"the ONNX network differs: a logit is off by {difference:.1e} of the largest one, more than "
+            f"{parity.TOLERANCE:.0e}; nothing was written"
+        )
+    return difference
+
+
+if __name__ == "__main__":
+    from sft_jax.errors import run_command
+
+    sys.exit(run_command(main))

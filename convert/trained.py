@@ -1,0 +1,63 @@
+"""A trained network of ours as torch's: what every way back to torch starts from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from convert import keys, networks
+from sft_jax.data.preprocess import IMAGENET, Preprocess
+from sft_jax.models import Functional
+from sft_jax.runs import Run, load_run_weights
+from sft_jax.weights import initialise, load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The same weights on both sides.
+
+    Attributes:
+      arch, stem: of the network.
+      classes: how many.
+      class_names: None where they are not known.
+      preprocess: what its images go through.
+      network, arrays: ours.
+      state_dict, module: torch's; the latter in evaluation mode.
+    """
+
+    arch: str
+    stem: str
+    classes: int
+    class_names: tuple[str, ...] | None
+    preprocess: Preprocess
+    network: Functional
+    arrays: dict[str, np.ndarray]
+    state_dict: dict[str, torch.Tensor]
+    module: torchvision.models.ResNet
+
+
+def read(workdir: Path | None, file: Path | None) -> Trained:
+    """The best checkpoint of the run `workdir`, or else the converted weights in `file`.
+
+    Raises:
+      UserError: there are none, or they do not fit their network.
+    """
+    if workdir is not None:
+        weights, config = load_run_weights(workdir), Run(workdir).config()
+        stem, preprocess = config.model.stem, Preprocess.of_config(config.data)
+    else:
+        assert file is not None
+        weights, stem, preprocess = load_weights(file), "imagenet", IMAGENET
+    head = weights.arrays.get("fc.bias")
+    classes = 1000 if head is None else head.shape[0]
+    network = networks.flax_network(weights.arch, classes, stem)
+    initialise(network.params, network.batch_stats, weights.arrays, source=str(workdir or file), keep_head=True)
+    counters = weights.metadata.get("num_batches_tracked")
+    state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
+    module = networks.torch_network(weights.arch, classes, state_dict, stem)
+    return Trained(
+        weights.arch, stem, classes, weights.class_names, preprocess, network, weights.arrays, state_dict, module
+    )

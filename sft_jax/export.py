@@ -1,0 +1,125 @@
+"""Writes a trained network as one file for jax.export: `python -m sft_jax.export --workdir RUN --output FILE`."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from sft_jax.allocator import keep_freed_memory
+from sft_jax.cache import keep_compiled_programs
+from sft_jax.cli import make_parser
+from sft_jax.errors import UserError, run_command
+
+EXAMPLE = """example:
+  python -m sft_jax.export --workdir runs/cifar10 --output classifier.stablehlo
+
+The file holds a StableHLO program with the weights, for CPUs, NVIDIA GPUs and TPUs and for any number of images. It is
+opened with sft_jax.load(FILE), or without this package:
+
+  program = jax.export.deserialize(bytearray(pathlib.Path("classifier.stablehlo").read_bytes()))
+  program.call(inputs)  # normalised float32 [n, size, size, 3] -> logits
+
+Its end is a zip archive: `unzip -p classifier.stablehlo metadata.json` prints size, mean, std and the class names.
+For torch and ONNX see convert/flax_to_resnet.py and convert/flax_to_onnx.py.
+"""
+# Of a logit, relative to the largest one, as in convert/parity.py.
+TOLERANCE = 1e-4
+# Numbers of images with which the program is tried.
+BATCHES = (1, 3, 8)
+ELSEWHERE = {
+    ".onnx": "convert/flax_to_onnx.py",
+    ".pth": "convert/flax_to_resnet.py",
+    ".safetensors": "convert/flax_to_resnet.py",
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = make_parser(
+        "export", "Writes a trained network as one program, and proves that its logits are the same.", EXAMPLE
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
+    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file in place of a run")
+    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .stablehlo or .jax")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Exports, compares, and says what was written."""
+    args = parse(sys.argv[1:])
+    # Without a chance to import anything slow: wrong usage is told at once.
+    if args.output.suffix in ELSEWHERE:
+        raise UserError(
+            f"--output {args.output}: {args.output.suffix} is written by python {ELSEWHERE[args.output.suffix]}"
+        )
+    keep_freed_memory()
+    keep_compiled_programs()
+    from sft_jax.exported import PLATFORMS, SUFFIXES
+
+    if suffix not in SUFFIXES:
+        raise UserError(f"--output {args.output} must end in {' or '.join(SUFFIXES)}")
+    source = args.workdir or args.weights
+    difference, platform = export(source, args.checkpoint, args.output)
+    print(
+        f"wrote {args.output} ({args.output.stat().st_size / 1e6:.0f} MB) for {', '.join(PLATFORMS)}: tried on "
+        f"{platform} with batches of {', '.join(map(str, BATCHES))}, logits within {difference:.1e} of those of "
+        f'{source}; open it with sft_jax.load("{args.output}")'
+    )
+
+
+def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
+    """Writes the network of `source` (see `sft_jax.load`) to `output`, once it was run and gave the same logits.
+
+    Returns:
+      the largest difference of a logit relative to the largest one, and the platform on which it was measured.
+
+    Raises:
+      UserError: nothing to export, the program's logits differ, or it cannot be written; nothing is left then.
+    """
+    import jax
+    import numpy as np
+
+    import sft_jax
+    from sft_jax.classifier import load, load_export
+    from sft_jax.exported import save_exported
+
+    classifier = load(source, checkpoint=checkpoint)
+    preprocess = classifier.preprocess
+    metadata = {
+        "source": str(source),
+        "class_names": list(classifier.class_names),
+        "preprocess": dataclasses.asdict(preprocess),
+        "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
+    }
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        save_exported(temporary, classifier.program, preprocess.size, metadata)
+        exported = load_export(temporary)
+        shape = (max(BATCHES), preprocess.size, preprocess.size, 3)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        difference = max(
+            relative_difference(exported.logits(images[:batch]), classifier.logits(images[:batch])) for batch in BATCHES
+        )
+        if not difference <= TOLERANCE:  # NaN must fail too
+            raise UserError(
+                f"the exported program's logits differ by {difference:.1e} of the largest one from those of {source}, "
+                f"more than {TOLERANCE:.0e}; nothing was written"
+            )
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return difference, jax.default_backend()
+
+
+def relative_difference(found, wanted) -> float:
+    """The largest difference of two arrays relative to the largest value of `wanted`."""
+    import numpy as np
+
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
