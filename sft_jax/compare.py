@@ -27,7 +27,7 @@ def train_and_compare(
     results["scratch_test_accuracy"] = scratch["test_accuracy"]
     write_json(run.results_file, results)
     console.log_to(run.log_file)
-    console.line(
+    console.conclude(
         f"test accuracy {results['test_accuracy']:.2%} from {config.init}, "
         f"{results['scratch_test_accuracy']:.2%} from random weights"
     )

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from sft_jax import data
 from sft_jax.errors import UserError
 from sft_jax.models import Functional, initial_arrays
+from sft_jax.report.console import Console
 from sft_jax.runs import load_run_weights
 from sft_jax.state import Arrays
 from sft_jax.weights import Weights, initialise, keeps_head, load_weights
@@ -17,6 +19,11 @@ def load_init(config: ConfigDict) -> Weights | None:
     if config.init == "scratch":
         return None
     path = Path(config.init)
+    if not path.suffix and not path.exists():
+        raise UserError(
+            f"init={config.init}: there is no such run yet; train it first (its recipe with --workdir {path}; "
+            f"runs/digits_source is that of --config configs/digits.py:source), or start from --config.init=scratch"
+        )
     found = load_run_weights(path) if path.is_dir() else load_weights(path)
     if found.arch != config.model.name:
         raise UserError(
@@ -24,6 +31,17 @@ def load_init(config: ConfigDict) -> Weights | None:
             f"use --config.model.name={found.arch}"
         )
     return found
+
+
+def read_dataset(config: ConfigDict, console: Console) -> data.Dataset:
+    """What `config.data` names, less what the limits leave out. Raises UserError where it cannot be read."""
+    with console.status(f"reading {config.data.source}"):
+        return data.load_dataset(
+            config.data,
+            seed=config.seed,
+            limit_train=config.limit_train_examples,
+            limit_eval=config.limit_eval_examples,
+        )
 
 
 def initial_weights(

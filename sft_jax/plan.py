@@ -1,0 +1,106 @@
+"""What a run is about to do, said before it does it."""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from sft_jax.config import flatten
+from sft_jax.estimate import size_text
+from sft_jax.finetune import Phase
+from sft_jax.parallel import Devices
+from sft_jax.schema import KEYS
+from sft_jax.task import Task
+
+BATCH_NORM = {
+    "train": "statistics of each batch",
+    "freeze_statistics": "frozen statistics, those of init",
+    "freeze": "frozen, statistics, scale and bias",
+    "recalibrate": "frozen statistics, measured on the training images first",
+}
+
+
+def plan_lines(task: Task, start: str) -> Iterator[str]:
+    """Lines for the console; `start` says what training starts from."""
+    config, dataset = task.config, task.dataset
+    yield from dataset.notices
+    yield from _data(task)
+    yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
+    yield f"batch norm {BATCH_NORM[config.finetune.batch_norm]} (finetune.batch_norm={config.finetune.batch_norm})"
+    yield (
+        f"training   {config.epochs} epochs of {task.steps_per_epoch} steps, batch {config.batch_size} "
+        f"(finetune.method={config.finetune.method})"
+    )
+    for phase in task.phases:
+        yield f"           {_phase(phase, task)}"
+    left_out = len(dataset.train) - task.steps_per_epoch * config.batch_size
+    if left_out:
+        yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
+    yield f"optimizer  {_optimizer(config)}"
+    yield f"images     {_augmentation(config)}"
+    regularization = _changed(config, "regularization")
+    if regularization:
+        yield f"           {regularization}"
+    yield f"devices    {task.devices}, {size_text(task.devices.free_bytes())} of memory free{_on_each(task.devices)}"
+
+
+def memory_line(needed: int, devices: Devices) -> str:
+    """What the compiled step needs on each device, in bytes; says so where that is more than is free."""
+    free = devices.free_bytes()
+    warning = f"; only {size_text(free)} are free: a smaller batch_size needs less" if needed > free else ""
+    where = _on_each(devices)
+    return f"memory     {size_text(needed)}{where} for a step with weights and images (XLA's analysis){warning}"
+
+
+def _on_each(devices: Devices) -> str:
+    return " on each" if devices.count > 1 else ""
+
+
+def _data(task: Task) -> Iterator[str]:
+    config, dataset = task.config.data, task.dataset
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    sizes = " / ".join(f"{len(split):,}" for split in splits.values())
+    yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
+    where = f"{'held on' if task.train_feed.resident else 'streamed to'} the device"
+    if config.source.startswith("tfds:"):
+        where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
+    yield f"           {where}"
+
+
+def _phase(phase: Phase, task: Task) -> str:
+    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+    trained = sum(sizes[name] for name in phase.trained)
+    frozen = sum(sizes.values()) - trained
+    epochs = "all epochs" if len(task.phases) == 1 else f"epochs {phase.first + 1}-{phase.stop}"
+    where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
+    factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
+    rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
+    return f"{epochs}: {where}; {trained:,} parameters trained, {frozen:,} frozen{rates}"
+
+
+def _optimizer(config: ConfigDict) -> str:
+    optimizer = config.optimizer
+    found = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"
+    if optimizer.name == "sgd":
+        found += f", momentum {optimizer.momentum:g}"
+    named = ("name", "learning_rate", "schedule", "momentum")
+    changed = _changed(config, "optimizer", leave_out=named)
+    return f"{found}, {changed}" if changed else found
+
+
+def _augmentation(config: ConfigDict) -> str:
+    data = config.data
+    found = [
+        f"random crops with {data.crop_padding} px of padding" if data.crop_padding else "",
+        "mirrored at random" if data.flip else "",
+        _changed(config, "data", only=("auto_augment", "random_erasing")),
+    ]
+    return ", ".join(filter(None, found)) or "not augmented"
+
+
+def _changed(config: ConfigDict, group: str, *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> str:
+    """The keys of a group that are not at their defaults, as "weight_decay=0.0005, nesterov=True"."""
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in flatten(config[group]).items()
+        if name not in leave_out and (name in only or not only) and value != KEYS[f"{group}.{name}"].default
+    )
