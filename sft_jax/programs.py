@@ -118,7 +118,7 @@ class Programs:
         """One device's share of many steps, not compiled, see `epoch.make_train_steps`."""
         task, phase = self.task, self.phase
         step = make_train_step(
-            Head(task.network) if phase.on_features else task.network, self.optimizer, AXIS, self._settings()
+            Head(task.network) if phase.on_features else task.network, self.optimizer, AXIS, self.settings()
         )
         augment = pick_view if phase.on_features else data.make_augment(task.config.data, phase.size)
         return make_train_steps(step, augment, AXIS, task.devices.count)
@@ -140,7 +140,8 @@ class Programs:
             config.optimizer, epochs * steps, steps_per_epoch=steps, batch_size=config.batch_size
         )
 
-    def _settings(self) -> StepSettings:
+    def settings(self) -> StepSettings:
+        """Of the steps of the phase."""
         config, phase = self.task.config, self.phase
         regularization, on_images = config.regularization, not phase.on_features
         return StepSettings(

@@ -178,7 +178,7 @@ def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", hang)
     start = time.monotonic()
-    assert not tfds_source._reachable("example.org")
+    assert not tfds_source.reachable("example.org")
     assert time.monotonic() - start < tfds_source.PROBE_SECONDS + 1
     over.set()
 

@@ -1,6 +1,7 @@
 """From `config.data` to a `Dataset`."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from sft_jax.data.digits import load_digits
 from sft_jax.data.folder import load_folder
 from sft_jax.data.strata import per_class
-from sft_jax.data.tfds_source import load_tfds
+from sft_jax.data.tfds_source import check_tfds, load_tfds
 from sft_jax.data.types import Dataset, Split
 from sft_jax.errors import UserError
 
@@ -36,9 +37,7 @@ def load_dataset(
     elif kind == "digits":
         dataset = load_digits(config.source)
     else:
-        raise UserError(
-            f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST"
-        )
+        raise UserError(_unknown(config.source))
     train = dataset.train
     if config.per_class is not None:
         train = train.take(per_class(train.labels, config.per_class, seed))
@@ -48,6 +47,26 @@ def load_dataset(
         validation=_limited(dataset.validation, limit_eval, seed),
         test=_limited(dataset.test, limit_eval, seed),
     )
+
+
+def check_source(config: ConfigDict) -> tuple[bool, str]:
+    """Whether the images of `config` (the part `data` of the configuration) are here, and in words where; in seconds.
+
+    Raises:
+      UserError: the source is unknown, not there and not to be had.
+    """
+    kind, _, rest = config.source.partition(":")
+    if kind == "tfds" and rest:
+        return check_tfds(rest, directory=config.dir, download=config.download)
+    if kind == "folder" and Path(rest).is_dir():
+        return True, "the folder is there"
+    if kind == "digits":
+        return True, "comes with scikit-learn"
+    raise UserError(f"there is no folder {rest}" if kind == "folder" and rest else _unknown(config.source))
+
+
+def _unknown(source: str) -> str:
+    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST"
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:

@@ -55,6 +55,18 @@ def load_tfds(name: str, *, directory: str | None, download: bool, splits: tuple
     return Dataset(train, validation, test, class_names, notices=())
 
 
+def check_tfds(name: str, *, directory: str | None, download: bool) -> tuple[bool, str]:
+    """Whether the set is prepared, and in words where it is or comes from; in seconds, nothing is read.
+
+    Arguments and errors are those of `load_tfds`.
+    """
+    builder = _builder(name, directory)
+    if builder.info.splits:
+        return True, f"prepared in {builder.data_dir}"
+    host = _check_obtainable(builder, name, download)
+    return False, f"will be downloaded from {host} and prepared in {builder.data_dir_root}"
+
+
 def _builder(name: str, directory: str | None) -> Any:
     # Importing tfds takes half a second that runs on other data need not pay.
     import tensorflow_datasets as tfds
@@ -71,23 +83,39 @@ def _builder(name: str, directory: str | None) -> Any:
         raise UserError(f"tfds:{name} cannot be opened: {_first_line(error)}") from None
 
 
-def _prepare(builder: Any, name: str, download: bool) -> None:
-    where = f"the data set {name} is not prepared in {builder.data_dir_root}"
-    remedy = "name the folder of a prepared copy with --config.data.dir=FOLDER"
+def _check_obtainable(builder: Any, name: str, download: bool) -> str:
+    """The host that a set which is not prepared comes from. Raises UserError where it cannot be had."""
+    where, remedy = _unprepared(builder, name)
     if not download:
         raise UserError(f"{where} and data.download is off; {remedy}")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(f"{where} and preparing it needs TensorFlow: pip install -e '.[prepare]'; or {remedy}")
     host = _host(builder)
-    if not _reachable(host):
+    if not reachable(host):
         raise UserError(
             f"{where} and {host} cannot be reached to download it; go online (preparing also needs "
             f"pip install -e '.[prepare]'), or {remedy}"
         )
+    return host
+
+
+def _prepare(builder: Any, name: str, download: bool) -> None:
+    import tensorflow_datasets as tfds
+
+    _check_obtainable(builder, name, download)
+    where, remedy = _unprepared(builder, name)
+    tfds.disable_progress_bar()  # the console's status moves meanwhile
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever a download, an archive or TensorFlow may raise
         raise UserError(f"{where} and preparing it failed: {_first_line(error)}; or {remedy}") from error
+
+
+def _unprepared(builder: Any, name: str) -> tuple[str, str]:
+    return (
+        f"the data set {name} is not prepared in {builder.data_dir_root}",
+        "name the folder of a prepared copy with --config.data.dir=FOLDER",
+    )
 
 
 def _host(builder: Any) -> str:
@@ -95,7 +123,8 @@ def _host(builder: Any) -> str:
     return next((host for host in hosts if host), "storage.googleapis.com")
 
 
-def _reachable(host: str) -> bool:
+def reachable(host: str) -> bool:
+    """Whether `host` answers, within `PROBE_SECONDS`."""
     answered = threading.Event()
 
     def connect() -> None:

@@ -1,0 +1,111 @@
+"""The command: `python -m sft_jax.doctor`."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
+from sft_jax.doctor.finding import MISSING, OK, Finding, Report
+from sft_jax.doctor.installed import check_installed
+from sft_jax.errors import UserError, run_command
+
+SIZES = (32, 64, 96, 128, 224)
+EXAMPLE = """examples:
+  python -m sft_jax.doctor
+  python -m sft_jax.doctor --config configs/cifar10.py --sizes
+
+Exits with code 2 where something is missing that is needed; otherwise with 0.
+"""
+QUICK_START = (
+    "python -m sft_jax.main --config configs/digits.py:source",
+    "python -m sft_jax.main --config configs/digits.py",
+)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
+    """The flags, and the overrides of the recipe's keys."""
+    parser = make_parser("doctor", "Says what this machine has and lacks, and what a recipe would cost on it.", EXAMPLE)
+    add_config_flags(parser, required=False)
+    words = ", ".join(map(str, SIZES))
+    parser.add_argument("--sizes", action="store_true", help=f"estimate the recipe at {words} px, not at its own only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args, overrides = parse_with_overrides(parser, argv)
+    if args.config is None and (overrides or args.sizes):
+        parser.error("--sizes and --config.KEY need --config")
+    return args, overrides
+
+
+def main() -> None:
+    """Looks, prints, and says what to do next. Raises UserError where something is missing."""
+    args, overrides = parse(sys.argv[1:])
+    report = Report()
+
+    def tell(finding: Finding) -> None:
+        report.findings.append(finding)
+        if not args.json:
+            print(finding, flush=True)
+
+    for finding in check_installed():
+        tell(finding)
+    if report.usable:  # else what follows may not even be imported
+        examine(args, overrides, report, tell)
+    commands = next_commands(args, report)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(report) | {"next": commands, "usable": report.usable}))
+    else:
+        print("\nnext:", *(f"  {command}" for command in commands), sep="\n")
+    if not report.usable:
+        names = [finding.name for finding in report.findings if finding.mark == MISSING]
+        raise UserError(f"missing: {', '.join(names)}; the lines above say what to do")
+
+
+def examine(args: argparse.Namespace, overrides: Overrides, report: Report, tell: Callable[[Finding], None]) -> None:
+    """What needs the packages: devices, folders, and with --config its inputs, plan and costs."""
+    from sft_jax.allocator import keep_freed_memory
+    from sft_jax.cache import keep_compiled_programs
+
+    keep_freed_memory()
+    keep_compiled_programs()
+    from sft_jax.config import default_config, load_config
+    from sft_jax.doctor.inputs import check_data, check_weights
+    from sft_jax.doctor.machine import check_cache, check_devices, check_disk
+    from sft_jax.report.console import Console
+
+    config = load_config(args.config, overrides) if args.config else default_config()
+    for finding in (*check_devices(), check_cache(), check_disk(Path.cwd())):
+        tell(finding)
+    inputs = [check_data(config), check_weights(config)]
+    for finding in inputs:
+        # Without --config they are those of the CIFAR-10 recipe, which the quick start does not need.
+        tell(finding if args.config else finding.optional())
+    if args.config and report.usable and all(finding.mark == OK for finding in inputs):
+        from sft_jax.doctor.planned import add_plan
+
+        add_plan(config, SIZES if args.sizes else (config.data.size,), report, Console(quiet=args.json))
+
+
+def next_commands(args: argparse.Namespace, report: Report) -> list[str]:
+    """What to type, one line after the other."""
+    return list(dict.fromkeys(_commands(args, report)))
+
+
+def _commands(args: argparse.Namespace, report: Report) -> Iterator[str]:
+    marks = {finding.mark for finding in report.findings}
+    for finding in report.findings:
+        if finding.mark == MISSING or MISSING not in marks:
+            yield from finding.remedies
+    if not report.usable:
+        yield shlex.join(["python", "-m", "sft_jax.doctor", *sys.argv[1:]])
+    elif args.config:
+        flags = [flag for flag in sys.argv[1:] if flag not in ("--sizes", "--json")]
+        yield shlex.join(["python", "-m", "sft_jax.main", *flags])
+    else:
+        yield from QUICK_START
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,65 @@
+"""Python and packages, against what the project's own metadata declare."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+
+from sft_jax.doctor.finding import MISSING, OK, Finding
+
+PROJECT = "sft-jax"
+INSTALL = "pip install -e ."
+
+
+def check_installed(project: str = PROJECT) -> list[Finding]:
+    """Python, the packages that are needed, and the optional ones."""
+    try:
+        from packaging.requirements import Requirement
+        from packaging.specifiers import SpecifierSet
+
+        metadata = importlib.metadata.metadata(project)
+    except ModuleNotFoundError as error:  # PackageNotFoundError is one
+        return [Finding("packages", MISSING, f"{error.name} is not installed", (INSTALL,))]
+    version, wanted = platform.python_version(), metadata["Requires-Python"]
+    fits = SpecifierSet(wanted).contains(version, prereleases=True)
+    found = [Finding("python", OK if fits else MISSING, f"{version}, {'' if fits else 'but '}{wanted} is needed")]
+    needed = list(_requirements(project, ""))
+    problems = [problem for requirement in needed for problem in unmet(requirement)]
+    if problems:
+        found.append(Finding("packages", MISSING, "; ".join(problems), (INSTALL,)))
+    else:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax"))
+        found.append(Finding("packages", OK, f"all {len(needed)} within the supported range: {versions}, ..."))
+    extras = metadata.get_all("Provides-Extra") or []
+    absent = [extra for extra in extras if unmet(Requirement(f"{project}[{extra}]"))]
+    there = [extra for extra in extras if extra not in absent]
+    text = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+    found.append(Finding("optional", OK, f"{text} (pip install -e '.[NAME]')" if absent else text))
+    return found
+
+
+def unmet(requirement) -> list[str]:
+    """Why `requirement`, a `packaging.requirements.Requirement`, is not met; its extras are followed."""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return [f"{requirement.name} is not installed"]
+    if not requirement.specifier.contains(version, prereleases=True):
+        return [f"{requirement.name} {version} is installed, {requirement.specifier} is needed"]
+    return [
+        problem
+        for extra in sorted(requirement.extras)
+        for inner in _requirements(requirement.name, extra)
+        for problem in unmet(inner)
+    ]
+
+
+def _requirements(package: str, extra: str) -> Iterator:
+    """What `package` needs here, or what `extra` of it needs beyond that."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires(package) or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if always if not extra else not always and marker is not None and marker.evaluate({"extra": extra}):
+            yield requirement

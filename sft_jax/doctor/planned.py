@@ -1,0 +1,51 @@
+"""The plan of a configuration and what it would cost, printed as it is found."""
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from sft_jax.doctor.costs import Cost, measure
+from sft_jax.doctor.finding import Report
+from sft_jax.estimate import size_text
+from sft_jax.parallel import Devices
+from sft_jax.plan import plan_lines
+from sft_jax.report.console import Console, duration
+from sft_jax.start import initial_weights, load_init, read_dataset
+from sft_jax.task import Task
+
+HEADER = f"{'size':>7}{'GFLOP a step':>15}{'memory':>11}{'ms a step':>12}{'img/s':>9}{'an epoch':>11}"
+
+
+def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: Console) -> None:
+    """Adds to `report` what a run of `config` would do, and its cost at each of `sizes` pixels; prints both.
+
+    Raises:
+      UserError: what `train` would refuse.
+    """
+    devices = Devices()
+    devices.check_batch(config.batch_size, config.optimizer.accumulate)
+    dataset = read_dataset(config, console)
+    task = Task(config, dataset, devices)
+    params, batch_stats, start = initial_weights(
+        config, task.build, task.network, load_init(config), dataset.class_names
+    )
+    console.line("")
+    for line in plan_lines(task, start):
+        report.plan.append(line)
+        console.line(line)
+    console.line("")
+    console.line(HEADER)
+    for size in sizes:
+        with console.status(f"compiling and timing steps at {size} px"):
+            cost = measure(config, dataset, devices, size, params, batch_stats)
+        report.costs.append(cost)
+        console.line(cost_line(cost, config.batch_size))
+
+
+def cost_line(cost: Cost, batch_size: int) -> str:
+    """A row below `HEADER`."""
+    memory = "unknown" if cost.memory_bytes is None else size_text(cost.memory_bytes)
+    return (
+        f"{cost.size:>4} px{cost.gflop:>15,.1f}{memory:>11}{cost.step_ms:>12,.1f}"
+        f"{1e3 * batch_size / cost.step_ms:>9,.0f}{duration(cost.epoch_s):>11}"
+    )
