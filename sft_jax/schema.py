@@ -88,7 +88,11 @@ KEYS: dict[str, Key] = {
     "compare_with_scratch": Key(
         False, bool, "Afterwards train the same recipe from random weights and report its test accuracy beside."
     ),
-    "model.name": Key("resnet18", str, "The network, by its torchvision name."),
+    "model.name": Key(
+        "resnet18",
+        str,
+        "The network by its torchvision name: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...",
+    ),
     "model.stem": Key(
         "imagenet", str, "cifar: stride 1 and no max-pool, for small images.", **_one_of("imagenet", "cifar")
     ),
@@ -249,6 +253,8 @@ KEYS: dict[str, Key] = {
     "optimizer.accumulate": Key(
         1, int, "A batch is computed in this many parts, one after the other, to save memory.", **_POSITIVE
     ),
+    "logging.wandb": Key(False, bool, "Log to Weights & Biases too (pip install wandb), in the project WANDB_PROJECT."),
+    "logging.mlflow": Key(False, bool, "Log to MLflow too (pip install mlflow); MLFLOW_TRACKING_URI says where."),
     "limit_train_examples": Key(None, int, "Train on this many images only.", optional=True, **_POSITIVE),
     "limit_eval_examples": Key(None, int, "Evaluate on this many images of a split only.", optional=True, **_POSITIVE),
 }
