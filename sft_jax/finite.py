@@ -16,9 +16,7 @@ def check_losses(losses: np.ndarray, *, first: int, epoch: int, run: Run) -> Non
 
 
 def check_state(state: TrainState, *, epoch: int, run: Run) -> None:
-    """Raises DivergedError where weights are not finite: their last update, in `epoch`, overflowed, which no loss of the
-    steps so far has shown.
-    """
+    """Raises DivergedError where weights are not finite: the last update, in `epoch`, overflowed."""
     weights_of = {**state.params, **state.batch_stats}
     bad = [key for key, leaf in jax.device_get(weights_of).items() if not np.isfinite(leaf).all()]
     if bad:

@@ -1,4 +1,4 @@
-"""Passes over a split that train nothing: the features of its images, and batch norm's statistics on them."""
+"""Passes over a split that train nothing: logits and features of its images, and batch norm's statistics on them."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,6 +14,51 @@ from sft_jax.models.resnet import KEEP_STATISTICS
 from sft_jax.parallel import Devices
 
 Preprocess = Callable[[jax.Array], jax.Array]
+
+
+# (params, batch_stats, images uint8 [share, height, width, 3]) -> [share, ...]
+Outputs = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], jax.Array]
+
+
+class PerImage:
+    """A function of the weights and each image of a split; `batch_size` images at a time over all devices."""
+
+    def __init__(self, outputs: Outputs, devices: Devices, batch_size: int):
+        def program(params, batch_stats, images, labels, order, start, stop):
+            def of(rows) -> jax.Array:
+                return outputs(params, batch_stats, images[rows]).astype(jnp.float32)
+
+            def body(index, table):
+                return table.at[index].set(of(order[index]))
+
+            like = jax.eval_shape(of, order[0])
+            return lax.fori_loop(start, stop, body, jnp.zeros((len(order), *like.shape), jnp.float32))
+
+        self._program, self._devices, self._batch_size = program, devices, batch_size
+        self._compiled: dict[tuple[bool, ...], Callable] = {}
+
+    def __call__(self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], feed: Feed) -> np.ndarray:
+        """Of all images of the split behind `feed`, in its order: float32 [n, ...]."""
+        sharded = (False, False, *feed.sharded, False, False)
+        if sharded not in self._compiled:
+            self._compiled[sharded] = self._devices.compile(self._program, sharded=sharded, gather=False)
+        order, _ = eval_order(len(feed), self._batch_size)
+        found, pace = [], Pace(seconds=5.0)
+        for piece in feed.pieces(order, pace=pace):
+            with pace.timing(piece.steps):
+                table = np.asarray(self._compiled[sharded](params, batch_stats, *piece.arguments)[:, piece.rows])
+            # [devices, steps, share, ...] -> the images in their order
+            found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
+        return np.concatenate(found)[: len(feed)]
+
+
+def logits(network: Functional, devices: Devices, preprocess: Preprocess, batch_size: int) -> PerImage:
+    """What `network` says of each image: float32 [n, classes] of a split."""
+
+    def outputs(params, batch_stats, images) -> jax.Array:
+        return network.apply(params, batch_stats, preprocess(images), train=False)[0]
+
+    return PerImage(outputs, devices, batch_size)
 
 
 def features(
@@ -33,27 +78,12 @@ def features(
       float32 [n, views, channels]: of the image and, with `mirrored`, of its mirror image.
     """
 
-    def program(params, batch_stats, images, labels, order, start, stop):
-        def views(rows) -> jax.Array:
-            inputs = preprocess(images[rows])
-            found = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
-            return jnp.stack([network.features(params, batch_stats, view).astype(jnp.float32) for view in found], 1)
+    def outputs(params, batch_stats, images) -> jax.Array:
+        inputs = preprocess(images)
+        views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
+        return jnp.stack([network.features(params, batch_stats, view).astype(jnp.float32) for view in views], 1)
 
-        def body(index, table):
-            return table.at[index].set(views(order[index]))
-
-        like = jax.eval_shape(views, order[0])
-        return lax.fori_loop(start, stop, body, jnp.zeros((len(order), *like.shape), jnp.float32))
-
-    compiled = devices.compile(program, sharded=(False, False, *feed.sharded, False, False), gather=False)
-    order, _ = eval_order(len(feed), batch_size)
-    found, pace = [], Pace(seconds=5.0)
-    for piece in feed.pieces(order, pace=pace):
-        with pace.timing(piece.steps):
-            table = np.asarray(compiled(params, batch_stats, *piece.arguments)[:, piece.rows])
-        # [devices, steps, share, ...] -> the images in their order
-        found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
-    return np.concatenate(found)[: len(feed)]
+    return PerImage(outputs, devices, batch_size)(params, batch_stats, feed)
 
 
 def measured_statistics(

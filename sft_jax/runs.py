@@ -16,7 +16,15 @@ from sft_jax.report.results import write_json
 from sft_jax.weights import Weights
 
 # Keys that may differ when a run is resumed: they do not change what its steps so far have computed.
-RESUMABLE_KEYS = {"epochs", "save_minutes", "compare_with_scratch", "data.dir", "data.download"}
+RESUMABLE_KEYS = {
+    "epochs",
+    "save_minutes",
+    "compare_with_scratch",
+    "data.dir",
+    "data.download",
+    "logging.wandb",
+    "logging.mlflow",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,11 @@ class Run:
     def results_file(self) -> Path:
         """The figures of the best checkpoint on the test split."""
         return self.folder / "results.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The page on the run."""
+        return self.folder / "report.html"
 
     @property
     def log_file(self) -> Path:
@@ -78,13 +91,36 @@ class Run:
 
     def config(self) -> ConfigDict:
         """The configuration the run was started with. Raises UserError where there is none to be read."""
+        return complete(flatten(self.record()["config"]))
+
+    def record(self) -> dict[str, Any]:
+        """config.json: config, versions, devices, command. Raises UserError where there is none to be read."""
         try:
-            values = flatten(json.loads(self.config_file.read_text())["config"])
+            record = json.loads(self.config_file.read_text())
+            flatten(record["config"])
         except FileNotFoundError:
             raise UserError(f"{self.folder} holds no run: there is no {self.config_file.name} in it") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # no file of ours, or no longer
             raise UserError(f"{self.config_file} cannot be read: {error!r}") from None
-        return complete(values)
+        return record
+
+    def rows(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, nothing before the first epoch's end. Raises UserError where it cannot be read."""
+        try:
+            return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics_file} cannot be read: {error}") from None
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json, None before the end. Raises UserError where it cannot be read."""
+        try:
+            return json.loads(self.results_file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.results_file} cannot be read: {error}") from None
 
     def write_config(self, config: ConfigDict, **facts: Any) -> None:
         """Records the configuration, the versions in use and further `facts`. Raises UserError where it cannot."""

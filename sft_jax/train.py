@@ -13,9 +13,11 @@ from sft_jax.finite import check_losses, check_state
 from sft_jax.parallel import Devices
 from sft_jax.programs import Programs, Weighted
 from sft_jax.progress import Progress
-from sft_jax.report.console import Bar, Console, epoch_line
+from sft_jax.report.console import Bar, Console
+from sft_jax.report.logs import Logs
 from sft_jax.report.plan import plan_lines
-from sft_jax.report.results import summarize, write_json, write_rows
+from sft_jax.report.results import summarize
+from sft_jax.reporting import Reporter
 from sft_jax.runs import Run
 from sft_jax.saves import Saves
 from sft_jax.signals import StopRequest
@@ -41,22 +43,23 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    with StopRequest() as stop:
-        # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
-        run.check_use(config, resume=resume)
-        devices = Devices()
-        devices.check_batch(config.batch_size, config.optimizer.accumulate)
-        init = load_init(config)
-        dataset = data.load_dataset(
-            config.data,
-            seed=config.seed,
-            limit_train=config.limit_train_examples,
-            limit_eval=config.limit_eval_examples,
-        )
-        trainer = Trainer(config, dataset, devices, run, console, stop)
-        trainer.begin(init, resume=resume, command=command)
-        trainer.fit()
-    return trainer.finish()
+    with Logs(config.logging) as logs:
+        with StopRequest() as stop:
+            # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
+            run.check_use(config, resume=resume)
+            devices = Devices()
+            devices.check_batch(config.batch_size, config.optimizer.accumulate)
+            init = load_init(config)
+            dataset = data.load_dataset(
+                config.data,
+                seed=config.seed,
+                limit_train=config.limit_train_examples,
+                limit_eval=config.limit_eval_examples,
+            )
+            trainer = Trainer(config, dataset, devices, run, console, stop, logs)
+            trainer.begin(init, resume=resume, command=command)
+            trainer.fit()
+        return trainer.finish()
 
 
 class Trainer:
@@ -70,12 +73,14 @@ class Trainer:
         run: Run,
         console: Console,
         stop: StopRequest,
+        logs: Logs | None = None,
     ):
         self.config, self.dataset, self.devices = config, dataset, devices
         self.run, self.console, self.stop = run, console, stop
         self.task = Task(config, dataset, devices)
         self.programs = Programs(self.task, self.task.phases[0])
         self.saves = Saves(self.task, run)
+        self.reporter = Reporter(self.task, run, console, logs)
         self.pace = Pace()
         self.progress = Progress()
         self.state: TrainState
@@ -89,7 +94,6 @@ class Trainer:
             self.progress, self.programs = continued.progress, continued.programs
             for line in continued.notices:
                 self.console.line(line)
-            write_rows(self.run.metrics_file, self.progress.rows)
             where = "all epochs are done" if self._done() else f"in epoch {self.progress.epoch + 1}"
             start = f"resumed after step {int(continued.state.step)}, {where}"
             self.state = self.devices.replicate(continued.state)
@@ -115,6 +119,7 @@ class Trainer:
         )
         for line in plan:
             self.console.line(line)
+        self.reporter.begin(self.progress)
 
     def fit(self) -> None:
         """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
@@ -138,10 +143,9 @@ class Trainer:
             if is_best:  # before the latest, whose progress says that it exists
                 self._save("best", weights)
             self._save("latest", self.state)
-            write_rows(self.run.metrics_file, self.progress.rows)
-            row = self.progress.rows[-1]
-            eta = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
-            self.console.line(epoch_line(row, self.config.epochs, eta))
+            self.reporter.epoch(self.progress)
+            if is_best:
+                self.reporter.best(*weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
             self.console.line(
                 f"stopped early: no better validation accuracy since epoch {self.progress.best_epoch}, see "
@@ -149,25 +153,13 @@ class Trainer:
             )
 
     def finish(self) -> dict[str, Any]:
-        """Scores the best checkpoint on the test split and writes results.json."""
+        """Scores the best checkpoint on the test split, writes results.json and returns what it holds."""
         best = self.run.checkpoints.restore("best")
         if best is None:
             raise UserError(
                 f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
             )
-        results = self.task.test(best.arrays) | {
-            "best_epoch": self.progress.best_epoch,
-            "best_val_accuracy": self.progress.best,
-            "epochs": self.progress.epoch,
-            "steps": self.progress.epoch * self.task.steps_per_epoch,
-            "seconds": self.progress.seconds,
-        }
-        write_json(self.run.results_file, results)
-        self.console.line(
-            f"best epoch {self.progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
-            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {self.run.folder}"
-        )
-        return results
+        return self.reporter.finish(self.task.test(best.arrays), self.progress)
 
     def _enter_phase(self) -> None:
         """Makes the programs of the next epoch's phase ready, and the state theirs."""

@@ -42,21 +42,27 @@ def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
     return named | {"class_names": list(class_names), **figures}
 
 
+def test_summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `test_results`: the figures of the test split as `summarize` gives them."""
+    return {name.removeprefix("test_"): value for name, value in results.items()}
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes `value`, whole or not at all. Raises UserError where it cannot."""
-    _replace(path, json.dumps(value, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all. Raises UserError where it cannot."""
-    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes `text`, whole or not at all. Raises UserError where it cannot."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -1,0 +1,134 @@
+"""Line charts as numbers: what the templates draw as SVG, in the page's own colours."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 360, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 348, 10, 196
+# Up to this many points of a line are marked and say their value when they are pointed at.
+MARKED_POINTS = 40
+
+
+class Tick(NamedTuple):
+    """A mark on an axis."""
+
+    at: float
+    text: str
+
+
+class Point(NamedTuple):
+    """A value of a line: where it lies and what it says."""
+
+    x: float
+    y: float
+    text: str
+
+
+class Line(NamedTuple):
+    """A series of a chart.
+
+    Attributes:
+      label: for the legend.
+      paths: coordinates of unbroken stretches, as SVG's polyline wants them.
+      marks: points to draw.
+    """
+
+    label: str
+    paths: tuple[str, ...]
+    marks: tuple[Point, ...]
+
+
+class Chart(NamedTuple):
+    """A line chart over epochs; `described` says in words what it shows."""
+
+    title: str
+    described: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[tuple[int, float | None]]],
+    show: Callable[[float], str] = "{:.4g}".format,
+    show_tick: Callable[[float], str] = "{:g}".format,
+) -> Chart | None:
+    """A chart of `series`: label -> (epoch, value) in order. Values that are missing or not finite leave a gap.
+
+    Args:
+      title: of the chart.
+      series: the lines.
+      show: a value as text.
+      show_tick: a round value as text, at the axis.
+
+    Returns:
+      None where there is not one value.
+    """
+    drawn = {
+        label: [(epoch, value if _finite(value) else None) for epoch, value in points]
+        for label, points in series.items()
+    }
+    values = [value for points in drawn.values() for _, value in points if value is not None]
+    if not values:
+        return None
+    epochs = [epoch for points in drawn.values() for epoch, _ in points]
+    whole = (value for value in nice_ticks(min(epochs), max(epochs), 6) if value == round(value))
+    x_ticks = [value for value in whole if min(epochs) <= value <= max(epochs)]
+    y_ticks = nice_ticks(min(values), max(values), 5)
+    across = _scale(min(epochs), max(epochs), LEFT + 6, RIGHT - 6)
+    up = _scale(min(y_ticks[0], *values), max(y_ticks[-1], *values), BOTTOM, TOP)
+    return Chart(
+        title,
+        f"{title}, " + "; ".join(filter(None, (_describe(label, points, show) for label, points in drawn.items()))),
+        tuple(Tick(across(value), f"{value:g}") for value in x_ticks),
+        tuple(Tick(up(value), show_tick(value)) for value in y_ticks),
+        tuple(_line(label, points, across, up, show) for label, points in drawn.items()),
+    )
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) that enclose low..high.
+
+    Where both are the same: that number.
+    """
+    if not high > low:
+        return [low]
+    rough = (high - low) / (most - 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def _line(label: str, points: list[tuple[int, float | None]], across, up, show) -> Line:
+    stretches: list[list[str]] = [[]]
+    marks = []
+    for epoch, value in points:
+        if value is None:
+            stretches.append([])
+            continue
+        x, y = round(across(epoch), 1), round(up(value), 1)
+        stretches[-1].append(f"{x},{y}")
+        marks.append(Point(x, y, f"{label}, epoch {epoch}: {show(value)}"))
+    paths = tuple(" ".join(stretch) for stretch in stretches if len(stretch) > 1)
+    return Line(label, paths, tuple(marks) if len(points) <= MARKED_POINTS else ())
+
+
+def _describe(label: str, points: list[tuple[int, float | None]], show) -> str:
+    finite = [(epoch, value) for epoch, value in points if value is not None]
+    if not finite:
+        return ""
+    (first, start), (last, end) = finite[0], finite[-1]
+    return f"{label}: {show(start)} in epoch {first}" + (f", {show(end)} in epoch {last}" if last > first else "")
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    if high == low:
+        return lambda value: (start + stop) / 2
+    return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

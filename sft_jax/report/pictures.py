@@ -1,0 +1,36 @@
+"""Images of a data set as they stand in the page: small, and inside it."""
+
+import base64
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from sft_jax.data.types import Split
+
+# Larger images are reduced to this side in pixels; those above LOSSLESS are JPEG.
+LARGEST, LOSSLESS = 160, 64
+
+
+def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:
+    """Row -> the image of that row of `split` as a data URI."""
+    wanted = np.array(sorted(set(rows)), np.int32)
+    if not len(wanted):
+        return {}
+    images, _ = next(split.batches(wanted[None]))
+    return {int(row): data_uri(image) for row, image in zip(wanted, images, strict=True)}
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An image uint8 [height, width, 3] as a data URI: PNG where it is small, else JPEG."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((LARGEST, LARGEST))
+    lossless = max(picture.size) <= LOSSLESS
+    buffer = io.BytesIO()
+    if lossless:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "JPEG", quality=85)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
