@@ -7,7 +7,7 @@ import pytest
 # A module may import those of earlier rows, and its neighbours of the same row.
 LAYERS = [
     {"", "accelerators", "allocator", "cache", "cli", "config_docs", "digest", "errors", "estimate", "linear_probe"}
-    | {"schema"},
+    | {"schema", "traced"},
     {"config", "signals", "ops", "progress"},
     {"data", "exported", "finetune", "models", "pictures", "regularize", "weights"},
     {"optim", "state"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"classifier", "task"},
     {"finite", "plan", "programs", "start"},
     {"reporting", "saves"},
-    {"train"},
+    {"lr_find", "train"},
     {"compare"},
     {
         "benchmark",
@@ -30,6 +30,8 @@ LAYERS = [
         "main",
         "predict",
         "report/__main__",
+        "search",
+        "search/__main__",
     },
 ]
 # A process of its own, which the benchmark starts where torch is installed.

@@ -1,0 +1,95 @@
+"""Searches hyper-parameters: `python -m sft_jax.search --config FILE --space 'KEY=log(LOW,HIGH)' --trials 16`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sft_jax.allocator import keep_freed_memory
+from sft_jax.cache import keep_compiled_programs
+from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
+
+EXAMPLE = """example:
+  python -m sft_jax.search --config configs/cifar10.py --space 'optimizer.learning_rate=log(1e-4,1e-1)' --trials 16
+
+Forms of --space, for any key of a recipe (see sft_jax/schema.py):
+  KEY=log(LOW,HIGH)         a number; its logarithm is drawn evenly
+  KEY=linear(LOW,HIGH)      a number
+  KEY=int(LOW,HIGH)         a whole number, LOW and HIGH included
+  KEY=choice(ONE,TWO,...)   one of these values, spelt as in --config.KEY=VALUE; of init, each with its own network
+
+The folder then holds best.py (a recipe for sft_jax.main), search.csv, search.json, dimensions.png, history.png,
+curves.png, search.log and search.db (Optuna's). A search that was stopped or killed goes on with --resume.
+"""
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
+    """The flags, and the overrides of the recipe's keys."""
+    parser = make_parser("search", "Searches the settings with the best validation accuracy.", EXAMPLE)
+    add_config_flags(parser)
+    parser.add_argument(
+        "--space", action="append", required=True, metavar="KEY=FORM", help="what to vary (may be repeated)"
+    )
+    parser.add_argument("--trials", type=_positive, default=16, help="how many settings to try (default: %(default)s)")
+    parser.add_argument(
+        "--folds",
+        type=_positive,
+        default=1,
+        help="score by stratified cross-validation with so many folds of the training split; 1 scores on the "
+        "validation split (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=("tpe", "random", "grid"),
+        default="tpe",
+        help="what is tried next: what earlier trials suggest, anything, or evenly spaced values "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pruner",
+        choices=("none", "median", "asha"),
+        default="none",
+        help="give up trials that are behind others after as many epochs; a high learning rate under a falling "
+        "schedule often is, and wins in the end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=_positive,
+        metavar="N",
+        help="train N trials side by side where they differ in continuous settings only (default: 8 if that is "
+        "measured to be faster and fits into memory, else 1)",
+    )
+    parser.add_argument("--workdir", type=Path, metavar="RUN", help="folder (default: runs/search_<config name>)")
+    parser.add_argument("--resume", action="store_true", help="continue the search that is in the workdir")
+    return parse_with_overrides(parser, argv)
+
+
+def main() -> None:
+    """Parses the command line and searches."""
+    args, overrides = parse(sys.argv[1:])
+    # After the flags, as in `main.py`.
+    keep_freed_memory()
+    keep_compiled_programs()
+    from sft_jax.config import config_name, load_config
+    from sft_jax.report.console import Console
+    from sft_jax.search.session import Options, search
+    from sft_jax.search.space import Space
+
+    space = Space(args.space)
+    config = load_config(args.config, overrides)
+    folder = args.workdir or Path("runs") / f"search_{config_name(args.config)}"
+    names = ("trials", "folds", "sampler", "pruner", "at_once", "resume")
+    options = Options(**{name: getattr(args, name) for name in names}, command=sys.argv)
+    search(config, space, folder, options, Console())
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+if __name__ == "__main__":
+    from sft_jax.errors import run_command
+
+    sys.exit(run_command(main))

@@ -1,0 +1,122 @@
+"""How many trials train side by side: measured, since it depends on the device whether that is faster."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax import optim
+from sft_jax.data import Dataset
+from sft_jax.feed import Pace
+from sft_jax.search.together import Together
+from sft_jax.traced import TRACEABLE, with_traced
+
+# More at once would learn less from one another: a sampler chooses all of them before the first is done.
+MOST = 8
+# Of the memory that is free on the device.
+MEMORY_SHARE = 0.8
+# A call that is timed has so many steps; calls of one and of several take turns.
+STEPS, TURNS = 4, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class AtOnce:
+    """How many trials train at once, and why.
+
+    Attributes:
+      count: trials in one program.
+      reason: in words.
+      measured: trials at once that were timed; 1 where nothing was.
+      alone_s, together_s: seconds a step, of one trial and of `measured` at once; None where nothing was timed.
+    """
+
+    count: int
+    reason: str
+    measured: int = 1
+    alone_s: float | None = None
+    together_s: float | None = None
+
+    def one_by_one(self, seconds: float) -> float | None:
+        """What trials that took `seconds` would have taken one after the other; None where that was not measured."""
+        if self.count == 1 or self.alone_s is None or self.together_s is None:
+            return None
+        return seconds * self.alone_s * self.measured / self.together_s
+
+
+def traced_keys(config: ConfigDict, keys: Sequence[str]) -> tuple[str, ...]:
+    """Those of the config keys `keys` that one program can have as arguments, with the optimizer of `config`."""
+    found = tuple(key for key in keys if key in TRACEABLE)
+    like = {
+        "conv.kernel": jax.ShapeDtypeStruct((3, 3, 2, 2), np.float32),
+        "fc.bias": jax.ShapeDtypeStruct((2,), np.float32),
+    }
+
+    def update(values, params):
+        optimizer = optim.make_optimizer(with_traced(config, values).optimizer, 2)
+        return optimizer.update(params, optimizer.init(params), params)
+
+    try:
+        jax.eval_shape(update, {key: jax.ShapeDtypeStruct((), np.float32) for key in found}, like)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return ()  # an optimizer that looks at its numbers before it is compiled
+    return found
+
+
+def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:
+    """Times one trial and several at once, and takes the faster way.
+
+    Args:
+      together: of the trials.
+      configs: as many as may train at once; two or more.
+      dataset: to train on.
+      asked: the number the user wants; None to decide.
+    """
+    task = together.task(dataset)
+    phase = len(task.phases) - 1  # the one without frozen parts, where there are several
+    one = _Timed(together, configs[:1], dataset, phase)
+    fitting = len(configs)
+    if asked is None and one.bytes_needed:
+        fitting = min(fitting, max(1, int(MEMORY_SHARE * task.devices.free_bytes() / one.bytes_needed)))
+    if fitting == 1:
+        return AtOnce(1, "two would not fit into the memory that is free")
+    several = _Timed(together, configs[:fitting], dataset, phase)
+    for _ in range(TURNS):
+        one.call()
+        several.call()
+    alone, at_once = (float(np.median(timed.seconds)) for timed in (one, several))
+    figures = (
+        f"a step of a trial takes {1e3 * at_once / fitting:.1f} ms with {fitting} at once, {1e3 * alone:.1f} ms alone "
+        f"on {task.devices}"
+    )
+    if fitting < len(configs):
+        figures += "; no more fit into the memory that is free"
+    if asked is not None:
+        return AtOnce(fitting, f"as --at-once says; {figures}", fitting, alone, at_once)
+    return AtOnce(fitting if at_once < fitting * alone else 1, figures, fitting, alone, at_once)
+
+
+class _Timed:
+    """A few steps of some trials, called again and again."""
+
+    def __init__(self, together: Together, configs: Sequence[ConfigDict], dataset: Dataset, phase: int):
+        task = together.task(dataset)
+        programs = together.programs(task, phase, configs)
+        self._state = together.first_state(programs)
+        pace = Pace()
+        pace.steps = STEPS
+        self._piece = next(iter(programs.train_feed.pieces(task.order(epoch=0), pace=pace)))
+        self._programs, self._key = programs, task.key
+        self.bytes_needed = programs.bytes_needed(self._state, *self._piece.arguments, self._key)
+        self.seconds: list[float] = []
+        self.call()
+        self.seconds.clear()  # the first one may have compiled
+
+    def call(self) -> None:
+        """One call, timed."""
+        start = time.perf_counter()
+        self._state, metrics = self._programs.train_steps(self._state, *self._piece.arguments, self._key)
+        jax.block_until_ready(metrics)
+        self.seconds.append((time.perf_counter() - start) / self._piece.steps)

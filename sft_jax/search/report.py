@@ -1,0 +1,125 @@
+"""What a search leaves: the table on the console, search.csv, search.json and best.py."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from sft_jax.config import flatten
+from sft_jax.report.results import write_json, write_text
+from sft_jax.schema import KEYS
+from sft_jax.search.results import DONE, Trial
+from sft_jax.search.space import Point
+
+# As wide as a search with a dozen folds needs: lines are not wrapped.
+TABLE_WIDTH = 240
+
+
+def table_lines(trials: Sequence[Trial], keys: Iterable[str], folds: int) -> list[str]:
+    """The table of `trials`, best first, with a column for each of the config keys `keys`."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    columns = ["rank", "trial", *(key.rpartition(".")[2] for key in keys), "mean"]
+    columns += ["std", *(f"fold {fold + 1}" for fold in range(folds))] if folds > 1 else []
+    for column in [*columns, "epochs", "seconds", "state"]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for rank, trial in enumerate(trials, 1):
+        done = trial.state == DONE
+        scores = [f"{trial.mean:.2%}"] if done else ["-"]
+        if folds > 1:
+            scores += (
+                [f"{trial.deviation:.2%}", *(f"{score:.2%}" for score in trial.per_fold)]
+                if done
+                else ["-"] * (folds + 1)
+            )
+        entries = [f"{entry:.4g}" if isinstance(entry, float) else str(entry) for entry in trial.point.values()]
+        last = [str(trial.epochs) if done else "-", f"{trial.seconds:.1f}", trial.state]
+        table.add_row(str(rank), str(trial.number), *entries, *scores, *last)
+    text = io.StringIO()
+    RichConsole(file=text, width=TABLE_WIDTH, markup=False, emoji=False, highlight=False, color_system=None).print(
+        table
+    )
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def write_tables(folder: Path, trials: Sequence[Trial], folds: int, facts: Mapping[str, Any]) -> None:
+    """Writes search.csv, a line a trial, and search.json, with the curves and `facts`. Raises UserError."""
+    rows = [{"rank": rank, **trial.row()} for rank, trial in enumerate(trials, 1)]
+    text = io.StringIO()
+    flat = []
+    for row in rows:
+        scores = row.pop("per_fold") or [None] * folds
+        flat.append(row | {f"fold_{fold}": score for fold, score in enumerate(scores, 1)})
+    writer = csv.DictWriter(text, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(folder / "search.csv", text.getvalue())
+    whole = [
+        {"rank": rank, **trial.row(), "folds": [vars(fold) for fold in trial.folds]}
+        for rank, trial in enumerate(trials, 1)
+    ]
+    write_json(folder / "search.json", {**facts, "trials": whole})
+
+
+def best_config(config: ConfigDict, trial: Trial) -> tuple[ConfigDict, bool]:
+    """The configuration of the best trial, and whether its `epochs` are those that cross-validation chose.
+
+    They are where a shorter run is the beginning of the longer one. A schedule that ends with the epochs does not allow
+    it: fewer would be another training.
+    """
+    cut = (
+        config.optimizer.schedule == "constant"
+        and config.optimizer.warmup_epochs < trial.epochs
+        and not config.data.size_schedule
+        and (config.finetune.method != "head_then_full" or config.finetune.head_epochs < trial.epochs)
+    )
+    if not cut:
+        return config, False
+    chosen = config.copy_and_resolve_references()
+    with chosen.unlocked():
+        chosen.epochs = trial.epochs
+    return chosen, True
+
+
+def recipe(config: ConfigDict, point: Point, *, summary: str, command: str) -> str:
+    """A config file, as those in configs/, with all settings of `config` that are not at their defaults.
+
+    `summary` goes into its docstring with `command`, which runs it; the keys of `point` are marked.
+    """
+    lines = [
+        f'"""{_quoted(summary)}',
+        "",
+        *(f"    {_quoted(line)}" for line in command.splitlines()),
+        '"""',
+        "",
+        "from ml_collections import ConfigDict",
+        "",
+        "from sft_jax.config import default_config",
+        "",
+        "",
+        'def get_config(arg: str = "") -> ConfigDict:',
+        '    """The best trial of the search; what it chose is marked."""',
+        "    config = default_config()",
+    ]
+    for key, value in flatten(config).items():
+        if key in point or value != KEYS[key].default:
+            mark = "  # chosen" if key in point else ""
+            lines.append(f"    config.{key} = {_literal(value)}{mark}")
+    return "\n".join([*lines, "    return config", ""])
+
+
+def _literal(value: Any) -> str:
+    """Python for a config value. JSON's double quotes are those of the other recipes."""
+    if isinstance(value, tuple):
+        return f"({''.join(_literal(part) + ', ' for part in value).rstrip()})"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """Text that may stand between triple quotes."""
+    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

@@ -1,0 +1,121 @@
+"""What trials came to: the score over folds, the number of epochs, and the order of merit."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+
+from sft_jax.search.space import Point, Space
+from sft_jax.search.study import Study, fold_of, point_of
+
+DONE, PRUNED, DIVERGED = "done", "pruned", "diverged"
+
+
+@dataclasses.dataclass
+class Fold:
+    """One trial on one fold. Of a run that diverged or was pruned, the epochs before.
+
+    Attributes:
+      val_accuracy, val_loss, train_loss: by epoch.
+      state: `DONE`, `PRUNED` or `DIVERGED`.
+      seconds: of training and validation; of trials that trained at once, the trial's share.
+    """
+
+    val_accuracy: list[float] = dataclasses.field(default_factory=list)
+    val_loss: list[float] = dataclasses.field(default_factory=list)
+    train_loss: list[float] = dataclasses.field(default_factory=list)
+    state: str = DONE
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A finished trial, with its number counted from 1."""
+
+    number: int
+    point: Point
+    folds: tuple[Fold, ...]
+
+    @property
+    def state(self) -> str:
+        """`DIVERGED` or `PRUNED` where one of its folds is, else `DONE`."""
+        states = {fold.state for fold in self.folds}
+        return DIVERGED if DIVERGED in states else PRUNED if PRUNED in states else DONE
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs with the best accuracy on average over the folds: that of cross-validation."""
+        return int(np.argmax(self.curve())) + 1
+
+    @property
+    def per_fold(self) -> list[float]:
+        """Validation accuracy after `epochs` epochs, of each fold."""
+        return [fold.val_accuracy[self.epochs - 1] for fold in self.folds]
+
+    @property
+    def mean(self) -> float:
+        """The score: the mean of `per_fold`. 0 where a fold diverged, since that run would end without a result."""
+        return 0.0 if self.state == DIVERGED else float(np.mean(self.per_fold))
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of `per_fold` (of a sample, divided by n - 1); None for one fold."""
+        return float(np.std(self.per_fold, ddof=1)) if len(self.folds) > 1 else None
+
+    @property
+    def loss(self) -> float:
+        """Mean validation loss after `epochs` epochs: of two trials with one accuracy the lower one is better."""
+        return float(np.mean([fold.val_loss[self.epochs - 1] for fold in self.folds]))
+
+    @property
+    def seconds(self) -> float:
+        """Of training and validation, over all folds."""
+        return sum(fold.seconds for fold in self.folds)
+
+    def curve(self) -> np.ndarray:
+        """Validation accuracy by epoch, the mean over the folds, as far as all of them got."""
+        shortest = min(len(fold.val_accuracy) for fold in self.folds)
+        return np.mean([fold.val_accuracy[:shortest] for fold in self.folds], axis=0)
+
+    def row(self) -> dict[str, Any]:
+        """The trial's line of the table: JSON-like, in the order of the columns."""
+        done = self.state == DONE
+        return {
+            "trial": self.number,
+            "state": self.state,
+            **self.point,
+            "mean": self.mean if done else None,
+            "standard_deviation": self.deviation if done else None,
+            "per_fold": self.per_fold if done else None,
+            "epochs": self.epochs if done else None,
+            "validation_loss": self.loss if done else None,
+            "seconds": self.seconds,
+        }
+
+
+def trial_of(kept: optuna.Trial | optuna.trial.FrozenTrial, number: int, space: Space, folds: int) -> Trial:
+    """What is kept of a trial, under the number `number`."""
+    records = [record for fold in range(folds) if (record := fold_of(kept, fold)) is not None]
+    return Trial(number, point_of(kept, space), tuple(Fold(**record) for record in records))
+
+
+def finished(study: Study, space: Space, folds: int) -> list[Trial]:
+    """The trials that ended, in their order."""
+    return [trial_of(kept, number, space, folds) for number, kept in enumerate(study.trials(), 1)]
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """From the best to the worst; those without a score come last, the pruned before the diverged."""
+    order = [DONE, PRUNED, DIVERGED]
+    return sorted(
+        trials,
+        key=lambda trial: (order.index(trial.state), *((-trial.mean, trial.loss) if trial.state == DONE else ())),
+    )
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """The best one; None where none has a score."""
+    first = ranked(trials)[:1]
+    return first[0] if first and first[0].state == DONE else None

@@ -1,0 +1,237 @@
+"""A search from start to end: choose trials, train them, keep what they came to, and write it all down."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from ml_collections import ConfigDict
+
+from sft_jax import optim
+from sft_jax.config import flatten
+from sft_jax.errors import DivergedError, StoppedError, UserError
+from sft_jax.parallel import Devices
+from sft_jax.report.console import Console
+from sft_jax.report.results import write_text
+from sft_jax.runs import Run
+from sft_jax.search import plots
+from sft_jax.search.at_once import MOST, AtOnce, choose, traced_keys
+from sft_jax.search.report import best_config, recipe, table_lines, write_tables
+from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, trial_of
+from sft_jax.search.space import Space, describe
+from sft_jax.search.study import Study
+from sft_jax.search.trials import Trainer
+from sft_jax.signals import StopRequest
+from sft_jax.traced import ROUNDED, TRACEABLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to search: the command's flags, see `__main__.py`."""
+
+    trials: int
+    folds: int
+    sampler: str
+    pruner: str
+    at_once: int | None
+    resume: bool
+    command: Sequence[str]
+
+
+def search(config: ConfigDict, space: Space, folder: Path, options: Options, console: Console) -> Trial:
+    """Searches `space` around `config` in `folder` and returns the best trial.
+
+    Raises:
+      UserError: something given is wrong.
+      DivergedError: no trial came to a score.
+      StoppedError: a signal came; what is finished is kept.
+    """
+    with StopRequest() as stop:
+        session = Session(config, space, folder, options, console, stop)
+        session.begin()
+        session.run()
+    return session.finish()
+
+
+class Session:
+    """One search in one process."""
+
+    def __init__(
+        self, config: ConfigDict, space: Space, folder: Path, options: Options, console: Console, stop: StopRequest
+    ):
+        self.config, self.space, self.folder, self.options = config, space, folder, options
+        self.console, self.stop = console, stop
+        self.study: Study
+        self.at_once = AtOnce(1, "")
+
+    def begin(self) -> None:
+        """Checks what can be wrong, opens the study and decides how many trials train at once."""
+        options = self.options
+        if Run(self.folder).exists():
+            raise UserError(f"{self.folder} holds a run; choose a fresh --workdir")
+        devices = Devices()
+        corners = [self.space.config(self.config, point) for point in self.space.corners()]
+        for corner in corners:
+            devices.check_batch(corner.batch_size, corner.optimizer.accumulate)
+            optim.make_optimizer(corner.optimizer, corner.epochs)
+        self.trainer = Trainer(self.config, self.space, options.folds, devices, self.console)
+        scored_on = self.trainer.data(corners[0])
+        scored_on[0]  # a fold that cannot be made, before anything is written
+        self.study = Study(
+            self.folder,
+            self.space,
+            {
+                "config": json.loads(json.dumps(flatten(self.config))),
+                "space": [str(dimension) for dimension in self.space.dimensions],
+                **{name: getattr(options, name) for name in ("folds", "sampler", "pruner")},
+            },
+            sampler=options.sampler,
+            pruner=options.pruner,
+            seed=self.config.seed,
+            trials=options.trials,
+            resume=options.resume,
+        )
+        self.console.log_to(self.folder / "search.log")
+        if options.resume:
+            done = len(self.study.trials())
+            self.console.line(
+                f"resumed after {done} trials"
+                if self.study.resumed
+                else f"nothing to resume in {self.folder}: a fresh start"
+            )
+        self.console.line(f"search     {self.folder}: {options.trials} trials over {self.space}")
+        self.console.line(
+            f"           {options.sampler}, seed {self.config.seed}, pruning: {options.pruner}; each trial is scored "
+            f"by its validation accuracy on {scored_on}"
+        )
+        self.at_once = self._decide(corners[0])
+        self.trainer.traced = self._traced(corners[0], self.at_once.count)
+        self.console.line(f"at once    {_trials(self.at_once.count)}: {self.at_once.reason}")
+
+    def run(self) -> None:
+        """Trains until there are as many trials as wanted. Raises StoppedError."""
+        while (done := len(self.study.trials())) < self.options.trials:
+            left = self.options.trials - done
+            # In rounds of one size, if there are several: each size is a program of its own.
+            rounds = -(-left // self.at_once.count)
+            batch = self.study.next(-(-left // rounds))
+            if not batch:
+                break
+            for group in self.trainer.groups(batch, self.at_once.count):
+                self._run_group(group)
+
+    def finish(self) -> Trial:
+        """Writes the tables, pictures and best.py, prints the table, and returns the best trial."""
+        trials = finished(self.study, self.space, self.options.folds)
+        order = ranked(trials)
+        winner = best(trials)
+        keys = [dimension.key for dimension in self.space.dimensions]
+        seconds = sum(trial.seconds for trial in trials)
+        one_by_one = self.at_once.one_by_one(seconds)
+        facts = {
+            "config": self.config.to_dict(),
+            "space": str(self.space),
+            **{name: getattr(self.options, name) for name in ("folds", "sampler", "pruner", "command")},
+            "at_once": dataclasses.asdict(self.at_once),
+            "seconds": seconds,
+            "seconds_one_by_one": one_by_one,
+            "best_trial": winner.number if winner else None,
+        }
+        write_tables(self.folder, order, self.options.folds, facts)
+        for line in table_lines(order, keys, self.options.folds):
+            self.console.line(line)
+        self.console.line(_time_line(len(trials), seconds, one_by_one, self.at_once))
+        if winner is None:
+            raise DivergedError(f"no trial came to a score; see {self.folder}/search.csv and try lower learning rates")
+        plots.draw(self.folder, trials, self.space.dimensions)
+        self._write_best(winner)
+        return winner
+
+    def _decide(self, corner: ConfigDict) -> AtOnce:
+        """How many trials train at once; as before, where the search is resumed."""
+        asked = self.options.at_once
+        most = min(asked or MOST, self.options.trials)
+        if asked == 1:
+            return AtOnce(1, "as --at-once says")
+        keys = self._traced(corner, most)
+        if not keys:
+            return AtOnce(1, f"no dimension is one that a program can have as an argument ({', '.join(TRACEABLE)})")
+        if most == 1:
+            return AtOnce(1, "there is no other one")
+        known = self.study.remembered("at_once")
+        if known is not None and asked in (None, known["count"]):
+            return AtOnce(**known)
+        self.trainer.traced = keys
+        together, dataset = self.trainer.together(corner), self.trainer.data(corner)[0]
+        with self.console.status(f"measuring one trial and {most} at once"):
+            found = choose(together, [corner] * most, dataset, asked=asked)
+        self.study.remember("at_once", dataclasses.asdict(found))
+        return found
+
+    def _traced(self, corner: ConfigDict, count: int) -> tuple[str, ...]:
+        """The dimensions that are arguments of the program of `count` trials."""
+        keys = traced_keys(corner, [dimension.key for dimension in self.space.dimensions])
+        # A single trial is to compute the same bits as a run of its own.
+        return tuple(key for key in keys if count > 1 or key not in ROUNDED)
+
+    def _run_group(self, group: list[optuna.Trial]) -> None:
+        first = len(self.study.trials()) + 1
+        last = first + len(group) - 1
+        title = f"trial {first}" if first == last else f"trials {first}-{last}"
+        self.trainer.train(group, f"{title}/{self.options.trials}", self._check_stop)
+        for trial in group:
+            self._tell(trial)
+            trials = finished(self.study, self.space, self.options.folds)
+            self.console.line(_trial_line(trials[-1], self.options.trials, best(trials)))
+
+    def _tell(self, trial: optuna.Trial) -> None:
+        result = trial_of(trial, 0, self.space, self.options.folds)
+        self.study.tell(trial, None if result.state == PRUNED else result.mean)
+
+    def _check_stop(self) -> None:
+        if self.stop.signal is not None:
+            raise StoppedError(
+                f"stopped by {self.stop.signal.name}; finished trials and folds are kept, add --resume to the same "
+                f"command to continue"
+            )
+
+    def _write_best(self, winner: Trial) -> None:
+        config, cut = best_config(self.space.config(self.config, winner.point), winner)
+        path = self.folder / "best.py"
+        files = [shlex.quote(str(file)) for file in (path, self.folder / "best")]
+        command = "python -m sft_jax.main --config {} --workdir {}".format(*files)
+        spread = "" if winner.deviation is None else f" +- {winner.deviation:.2%} over {len(winner.folds)} folds"
+        score = f"validation accuracy {winner.mean:.2%}{spread}"
+        epochs = (
+            f"after {winner.epochs} epochs"
+            if cut
+            else f"after {winner.epochs} of {config.epochs} epochs (left as they are: the schedule ends with them)"
+        )
+        summary = f"The best of {len(self.study.trials())} trials: {score} {epochs}."
+        write_text(path, recipe(config, winner.point, summary=summary, command=command))
+        self.console.line(f"best       trial {winner.number}: {describe(winner.point)}: {score} {epochs}")
+        self.console.conclude(f"run it     {command}")
+
+
+def _trial_line(trial: Trial, trials: int, leader: Trial | None) -> str:
+    if trial.state != DONE:
+        score = trial.state
+    elif trial.deviation is None:
+        score = f"val {trial.mean:.2%}"
+    else:
+        score = f"val {trial.mean:.2%} +- {trial.deviation:.2%}"
+    lead = f"  best {leader.mean:.2%} (trial {leader.number})" if leader else ""
+    return f"trial {trial.number}/{trials}  {describe(trial.point)}  {score}{lead}  {trial.seconds:.1f} s"
+
+
+def _time_line(count: int, seconds: float, one_by_one: float | None, at_once: AtOnce) -> str:
+    line = f"time       {count} trials in {seconds:.1f} s, {at_once.count} at once"
+    if one_by_one is not None:
+        return f"{line}; one after the other about {one_by_one:.1f} s (estimated: {at_once.reason})"
+    return line if at_once.alone_s is None else f"{line} ({at_once.reason})"
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"

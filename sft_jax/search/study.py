@@ -1,0 +1,167 @@
+"""The trials of a search in Optuna's SQLite storage: which come next, and what is known of them after a kill."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from sft_jax.errors import UserError
+from sft_jax.search.space import Point, Space
+
+SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("none", "median", "asha")
+DATABASE = "search.db"
+_RECORD, _FOLD = "record", "fold_{}"
+
+
+class Study:
+    """The trials in a folder's `search.db`, which is made where it is missing.
+
+    The sampler draws trial n with a seed made of the search's and n: a search that was killed and resumed proposes what
+    it would have proposed.
+
+    Args:
+      folder: of the search.
+      space: its dimensions.
+      record: what must be the same when the search is resumed, JSON-like.
+      sampler, pruner: of `SAMPLERS` and `PRUNERS`.
+      seed: of the sampler.
+      trials: how many there are to be, for a grid.
+      resume: whether trials may be there.
+
+    Raises:
+      UserError: the folder holds a search that must not or cannot be continued, or the grid has more points.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        record: Mapping[str, Any],
+        *,
+        sampler: str,
+        pruner: str,
+        seed: int,
+        trials: int,
+        resume: bool,
+    ):
+        self.space, self._sampler, self._seed = space, sampler, seed
+        grid = space.grid(trials) if sampler == "grid" else []
+        database = folder / DATABASE
+        self.resumed = database.exists()
+        if self.resumed and not resume:
+            raise UserError(
+                f"{folder} already holds a search; add --resume to continue it, or choose a fresh --workdir"
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+            self._study = optuna.create_study(
+                storage=storage, study_name="search", direction="maximize", pruner=_pruner(pruner), load_if_exists=True
+            )
+        except Exception as error:  # of SQLAlchemy or the system: whatever it is, the file is the reason
+            raise UserError(f"{database} cannot be used: {' '.join(str(error).split())[:200]}") from None
+        known = self._study.user_attrs.get(_RECORD)
+        if known is None:  # none, or killed right here
+            for point in grid:
+                self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            self._study.set_user_attr(_RECORD, dict(record))
+        else:
+            _check_same(folder, known, record)
+            self._retry()
+
+    def next(self, count: int) -> list[optuna.Trial]:
+        """Up to `count` trials to run now; none where a grid is used up."""
+        found: list[optuna.Trial] = []
+        for _ in range(count):
+            number = len(self.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+            if self._sampler == "grid" and not self.trials(TrialState.WAITING):
+                break
+            self._study.sampler = self._make_sampler(number)
+            trial = self._study.ask()
+            for dimension in self.space.dimensions:
+                if dimension.form == "choice":
+                    trial.suggest_categorical(dimension.key, dimension.choices)
+                elif dimension.form == "int":
+                    trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high))
+                else:
+                    trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.form == "log")
+            found.append(trial)
+        return found
+
+    def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        """The trials in these states; those that ended for good where none is given. In their order."""
+        return self._study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE, TrialState.PRUNED))
+
+    def tell(self, trial: optuna.Trial, score: float | None) -> None:
+        """Ends a trial with its score, or as pruned where there is none."""
+        if score is None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, score)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keeps something JSON-like with the study."""
+        self._study.set_user_attr(name, value)
+
+    def remembered(self, name: str) -> Any:
+        """What `remember` kept, None where there is nothing."""
+        return self._study.user_attrs.get(name)
+
+    def _retry(self) -> None:
+        """Trials that were running when the search was killed come next, with the folds that they have finished."""
+        running = self.trials(TrialState.RUNNING)
+        waiting = [trial.params or trial.system_attrs.get("fixed_params") for trial in self.trials(TrialState.WAITING)]
+        for trial in running:
+            whole = len(trial.params) == len(self.space.dimensions)
+            if whole and trial.params not in waiting:
+                self._study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        if self._sampler != "tpe":
+            return optuna.samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Trials that run at once are taken to be bad until they are told: the next one is sought elsewhere.
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def fold_of(trial: optuna.Trial | optuna.trial.FrozenTrial, fold: int) -> dict[str, Any] | None:
+    """What `keep_fold` kept."""
+    return trial.user_attrs.get(_FOLD.format(fold))
+
+
+def keep_fold(trial: optuna.Trial, fold: int, record: Mapping[str, Any]) -> None:
+    """Keeps what a fold of a trial came to, against a kill during the next one."""
+    trial.set_user_attr(_FOLD.format(fold), dict(record))
+
+
+def point_of(trial: optuna.Trial | optuna.trial.FrozenTrial, space: Space) -> Point:
+    """The trial's point of the space."""
+    return {dimension.key: trial.params[dimension.key] for dimension in space.dimensions}
+
+
+def _pruner(name: str) -> optuna.pruners.BasePruner:
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    if name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return optuna.pruners.NopPruner()
+
+
+def _check_same(folder: Path, known: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    changed = [
+        f"{key} (was {known.get(key)!r}, now {record[key]!r})" for key in record if known.get(key) != record[key]
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} was started with other settings; resume it with the same ones or choose a fresh --workdir; "
+            f"changed: {', '.join(changed)}"
+        )

@@ -1,0 +1,151 @@
+"""Trains trials: those that differ only in what one program has as arguments together, fold after fold."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import optuna
+from ml_collections import ConfigDict
+
+from sft_jax.config import complete, flatten
+from sft_jax.errors import UserError
+from sft_jax.parallel import Devices
+from sft_jax.progress import better
+from sft_jax.report.console import Console
+from sft_jax.search.folds import Folds
+from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold
+from sft_jax.search.space import Space, describe
+from sft_jax.search.study import fold_of, keep_fold, point_of
+from sft_jax.search.together import Epoch, Together
+from sft_jax.start import read_dataset
+
+Values = tuple[tuple[str, Any], ...]
+
+# Networks and data sets that are kept in memory for the next trial; those least recently used go.
+KEPT_NETWORKS, KEPT_DATASETS = 4, 2
+
+
+class Trainer:
+    """What it takes to train trials of `space` around the configuration `base`.
+
+    Attributes:
+      traced: the dimensions that are arguments of the programs; all trials that agree in the others share a program.
+    """
+
+    def __init__(self, base: ConfigDict, space: Space, folds: int, devices: Devices, console: Console):
+        self.base, self.space, self.folds, self.devices, self.console = base, space, folds, devices, console
+        self.traced: Collection[str] = ()
+        self._datasets = functools.lru_cache(KEPT_DATASETS)(self._read)
+        self._networks = functools.lru_cache(KEPT_NETWORKS)(self._make)
+
+    def data(self, config: ConfigDict) -> Folds:
+        """What a configuration is trained and scored on."""
+        values = flatten(config)
+        limits = ("seed", "limit_train_examples", "limit_eval_examples")
+        return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in limits))
+
+    def together(self, config: ConfigDict) -> Together:
+        """The training of `config` and all that differ from it in `traced` only."""
+        return self._networks(self._static(config), tuple(self.traced))
+
+    def groups(self, trials: Sequence[optuna.Trial], most: int) -> list[list[optuna.Trial]]:
+        """`trials` in groups of `most` at most that one program can train at once."""
+        found: dict[Values, list[optuna.Trial]] = {}
+        for trial in trials:
+            found.setdefault(self._static(self.config(trial)), []).append(trial)
+        return [group[first : first + most] for group in found.values() for first in range(0, len(group), most)]
+
+    def config(self, trial: optuna.Trial) -> ConfigDict:
+        """The trial's configuration. Raises UserError."""
+        return self.space.config(self.base, point_of(trial, self.space))
+
+    def train(self, trials: Sequence[optuna.Trial], title: str, check_stop: Callable[[], None]) -> None:
+        """Trains a group on the folds that it has not finished yet, and keeps with each trial what it came to.
+
+        `title` stands before the bar; `check_stop` is called every now and then, and may raise.
+
+        Raises:
+          UserError: a configuration does not fit its data; the trial is named.
+        """
+        try:
+            for fold in range(self.folds):
+                open_ones = [trial for trial in trials if fold_of(trial, fold) is None and not _ended(trial, fold)]
+                if open_ones:
+                    self._train_fold(open_ones, fold, title, check_stop)
+        except UserError as error:
+            names = "; ".join(describe(point_of(trial, self.space)) for trial in trials)
+            raise UserError(f"{error} (in a trial with {names})") from None
+
+    def _train_fold(
+        self, trials: Sequence[optuna.Trial], fold: int, title: str, check_stop: Callable[[], None]
+    ) -> None:
+        configs = [self.config(trial) for trial in trials]
+        dataset, together = self.data(configs[0])[fold], self.together(configs[0])
+        records, over = [Fold() for _ in trials], [False] * len(trials)
+        steps = configs[0].epochs * together.task(dataset).steps_per_epoch
+        start = time.perf_counter()
+        with self.console.progress(f"{title}  fold {fold + 1}/{self.folds}" if self.folds > 1 else title, steps) as bar:
+
+            def after_piece(done: int) -> None:
+                bar.advance(done)
+                check_stop()
+
+            for rows in together.epochs(configs, dataset, after_piece):
+                for index, (record, row) in enumerate(zip(records, rows, strict=True)):
+                    if not over[index]:
+                        _add(record, row)
+                        over[index] = (
+                            record.state != DONE
+                            or _waited(record, configs[0])
+                            or self._pruned(trials[index], fold, record, configs[0].epochs)
+                        )
+                if all(over):
+                    break
+        for trial, record in zip(trials, records, strict=True):
+            record.seconds = (time.perf_counter() - start) / len(trials)
+            keep_fold(trial, fold, dataclasses.asdict(record))
+
+    def _pruned(self, trial: optuna.Trial, fold: int, record: Fold, epochs: int) -> bool:
+        """Reports the mean over the folds so far of the best accuracy, and asks whether that is enough to go on."""
+        before = [max(found["val_accuracy"]) for other in range(fold) if (found := fold_of(trial, other))]
+        value = (sum(before) + max(record.val_accuracy)) / (fold + 1)
+        trial.report(value, step=fold * epochs + len(record.val_accuracy))
+        if trial.should_prune():
+            record.state = PRUNED
+        return record.state == PRUNED
+
+    def _static(self, config: ConfigDict) -> Values:
+        return tuple((key, value) for key, value in flatten(config).items() if key not in self.traced)
+
+    def _read(self, values: Values) -> Folds:
+        return Folds(read_dataset(complete(dict(values)), self.console), self.folds, self.base.seed)
+
+    def _make(self, static: Values, traced: tuple[str, ...]) -> Together:
+        config = complete(dict(static))
+        return Together(config, traced, self.data(config)[0], self.devices)
+
+
+def _add(record: Fold, row: Epoch) -> None:
+    if not row.finite:
+        record.state = DIVERGED
+        return
+    record.val_accuracy.append(row.val_accuracy)
+    record.val_loss.append(row.val_loss)
+    record.train_loss.append(row.train_loss)
+
+
+def _waited(record: Fold, config: ConfigDict) -> bool:
+    """Whether early stopping would end the run here, see `train.py`."""
+    patience = config.regularization.early_stopping
+    best_epoch, best = 0, None
+    for epoch, accuracy in enumerate(record.val_accuracy, 1):
+        if better(accuracy, best):
+            best_epoch, best = epoch, accuracy
+    return patience is not None and len(record.val_accuracy) - best_epoch >= patience
+
+
+def _ended(trial: optuna.Trial, fold: int) -> bool:
+    """Whether an earlier fold was pruned or diverged."""
+    return any((found := fold_of(trial, other)) is not None and found["state"] != DONE for other in range(fold))
