@@ -8,24 +8,28 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.errors import StoppedError, UserError
+from sft_jax.estimate import compile_step
 from sft_jax.feed import Pace, Piece
 from sft_jax.finite import check_losses, check_state
 from sft_jax.parallel import Devices
+from sft_jax.plan import memory_line, plan_lines
 from sft_jax.programs import Programs, Weighted
 from sft_jax.progress import Progress
-from sft_jax.report.console import Bar, Console
+from sft_jax.report.console import Bar, Console, epoch_note, speed_line
 from sft_jax.report.logs import Logs
-from sft_jax.report.plan import plan_lines
 from sft_jax.report.results import summarize
 from sft_jax.reporting import Reporter
 from sft_jax.runs import Run
 from sft_jax.saves import Saves
 from sft_jax.signals import StopRequest
-from sft_jax.start import initial_weights, load_init
+from sft_jax.start import initial_weights, load_init, read_dataset
 from sft_jax.state import TrainState
 from sft_jax.step import StepMetrics
 from sft_jax.task import Task
 from sft_jax.weights import Weights
+
+# Steps of a first epoch are timed for this long before they are taken for all others.
+SPEED_SECONDS = 3.0
 
 
 def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, command: list[str]) -> dict[str, Any]:
@@ -50,12 +54,7 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
             devices = Devices()
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
             init = load_init(config)
-            dataset = data.load_dataset(
-                config.data,
-                seed=config.seed,
-                limit_train=config.limit_train_examples,
-                limit_eval=config.limit_eval_examples,
-            )
+            dataset = read_dataset(config, console)
             trainer = Trainer(config, dataset, devices, run, console, stop, logs)
             trainer.begin(init, resume=resume, command=command)
             trainer.fit()
@@ -84,6 +83,7 @@ class Trainer:
         self.pace = Pace()
         self.progress = Progress()
         self.state: TrainState
+        self._compiled: Programs | None = None
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
         """Continues the run's latest checkpoint if there is one and `resume` is set, else starts from `init`; says what
@@ -101,23 +101,16 @@ class Trainer:
             params, batch_stats, start = initial_weights(
                 self.config, self.task.build, self.task.network, init, self.dataset.class_names
             )
-            self.state = self.programs.first_state(params, batch_stats)
+            features = self.programs.phase.on_features
+            with self.console.status("computing features of the images" if features else "preparing the weights"):
+                self.state = self.programs.first_state(params, batch_stats)
         if not self.run.exists():
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
             self.run.write_config(self.config, devices=str(self.devices), command=command)
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
-        plan = plan_lines(
-            self.config,
-            self.dataset,
-            parameters=sum(leaf.size for leaf in self.task.network.params.values()),
-            steps_per_epoch=self.task.steps_per_epoch,
-            resident=self.task.train_feed.resident,
-            devices=str(self.devices),
-            start=start,
-        )
-        for line in plan:
+        for line in plan_lines(self.task, start):
             self.console.line(line)
         self.reporter.begin(self.progress)
 
@@ -175,6 +168,7 @@ class Trainer:
         pending: tuple[Piece, StepMetrics] | None = None
         clock = time.perf_counter()
         for piece in self.programs.train_feed.pieces(order, first=self.progress.epoch_steps, pace=self.pace):
+            clock += self._compile(piece)
             with self.pace.timing(piece.steps):
                 self.state, metrics = self.programs.train_steps(self.state, *piece.arguments, self.task.key)
                 # The call above only queues the work: the devices are never idle while the host reads the last figures.
@@ -189,6 +183,17 @@ class Trainer:
                 clock = time.perf_counter()
         if pending is not None:
             self._account(*pending, clock, bar)
+
+    def _compile(self, piece: Piece) -> float:
+        """Compiles the phase's steps, unless that is done, and says what memory they need; returns the seconds."""
+        if self._compiled is self.programs:
+            return 0.0
+        start, self._compiled = time.perf_counter(), self.programs
+        with self.console.status("compiling the training step"):
+            needed = compile_step(self.programs.train_steps, self.state, *piece.arguments, self.task.key)
+        if needed is not None:
+            self.console.line(memory_line(needed, self.devices))
+        return time.perf_counter() - start
 
     def _validate(self, bar: Bar) -> tuple[Weighted, dict, dict]:
         """Evaluates the weights and, where there is one, their moving average.
@@ -218,8 +223,11 @@ class Trainer:
         first = self.progress.epoch * self.task.steps_per_epoch + self.progress.epoch_steps + 1
         check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
         now = time.perf_counter()
+        before = self.progress.epoch_seconds
         self.progress.add(losses, correct, now - clock)
-        bar.advance(piece.steps, f"loss {losses.mean():.4f}")
+        bar.advance(piece.steps, epoch_note(self.progress, self.config, self.task.steps_per_epoch))
+        if not self.progress.rows and before < SPEED_SECONDS <= self.progress.epoch_seconds:
+            self.console.line(speed_line(self.progress, self.config, self.task.steps_per_epoch))
         return now
 
     def _obey(self) -> None:
