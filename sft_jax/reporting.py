@@ -125,21 +125,15 @@ class Reporter:
         Returns:
           what is written to results.json, before anything of less worth is tried.
         """
-        results = {
-            **figures,
-            "best_epoch": progress.best_epoch,
-            "best_val_accuracy": progress.best,
-            "epochs": progress.epoch,
-            "steps": progress.epoch * self._task.steps_per_epoch,
-            "seconds": progress.seconds,
-        }
+        results = {**figures, **progress.outcome()}
         write_json(self._run.results_file, results)
         if self._logs:
             self._logs.results(results)
             self._try(self._reports.write_from_disk)
+        page = self._run.report_file
         self._console.conclude(
             f"best epoch {progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
-            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {self._run.folder}"
+            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {page if page.exists() else self._run.folder}"
         )
         return results
 

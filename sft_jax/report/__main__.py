@@ -65,19 +65,19 @@ def short_names(folders: list[Path]) -> dict[Path, str]:
 
 def rewrite(workdir: Path, output: Path | None) -> Path:
     """Writes the page of a run's best checkpoint and returns its path. Raises UserError."""
-    from sft_jax import data
+    from sft_jax.config import complete, flatten
     from sft_jax.parallel import Devices
+    from sft_jax.report.console import Console
     from sft_jax.reporting import Reports
     from sft_jax.runs import Run
+    from sft_jax.start import read_dataset
     from sft_jax.task import Task
 
-    run = Run(workdir)
-    config = run.config()
-    devices = Devices()
-    devices.check_batch(config.batch_size)
-    dataset = data.load_dataset(
-        config.data, seed=config.seed, limit_train=config.limit_train_examples, limit_eval=config.limit_eval_examples
-    )
+    run, devices = Run(workdir), Devices()
+    values = flatten(run.config())
+    # Batches that divide over these devices: the run may have had others.
+    config = complete(values | {"batch_size": -(-values["batch_size"] // devices.count) * devices.count})
+    dataset = read_dataset(config, Console())
     return Reports(Task(config, dataset, devices), run).write_from_disk(output)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 360, 230
+# Of the drawing within the 360 x 234 of its template.
 LEFT, RIGHT, TOP, BOTTOM = 50, 348, 10, 196
 # Up to this many points of a line are marked and say their value when they are pointed at.
 MARKED_POINTS = 40
