@@ -130,10 +130,10 @@ class Reporter:
         if self._logs:
             self._logs.results(results)
             self._try(self._reports.write_from_disk)
-        page = self._run.report_file
+        page = self._run.report_file if self._run.report_file.exists() else self._run.folder
         self._console.conclude(
             f"best epoch {progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
-            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {page if page.exists() else self._run.folder}"
+            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {page}"
         )
         return results
 
