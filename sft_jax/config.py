@@ -1,7 +1,9 @@
 """The configuration: how recipes and the command line set the keys of `schema`."""
 
 import difflib
+import re
 import runpy
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,19 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
     path, _, arg = recipe.partition(":")
     if not Path(path).is_file():
         raise UserError(f"no config file {path!r}; recipes are Python files such as configs/cifar10.py")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise UserError(f"{path} has no get_config(arg=''); see configs/cifar10.py for an example")
-    values = flatten(get_config(arg))
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        found = None if get_config is None else get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:  # a recipe is Python: anything may be wrong with it
+        first = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path}, line {_line(error, path)}: {type(error).__name__}: {first}") from error
+    if not isinstance(found, ConfigDict | Mapping):
+        raise UserError(
+            f"{path} has no get_config(arg='') that returns a config; see configs/cifar10.py for an example"
+        )
+    values = flatten(found)
     values.update((name, parse_value(name, text)) for name, text in overrides)
     return complete(values)
 
@@ -69,7 +80,16 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def config_name(recipe: str) -> str:
     """The recipe's name for a run's folder: configs/digits.py:source -> digits_source."""
     path, _, arg = recipe.partition(":")
-    return "_".join(part for part in (Path(path).stem, arg) if part)
+    # The argument may hold slashes, which would lead elsewhere.
+    return "_".join(part for part in (Path(path).stem, re.sub(r"[/\\]", "_", arg)) if part)
+
+
+def _line(error: Exception, path: str) -> int | None:
+    """The last line of the file at `path` that led to `error`."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
 
 
 def _key(name: str) -> Key:
