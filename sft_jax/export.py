@@ -50,11 +50,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Exports, compares, and says what was written."""
     args = parse(sys.argv[1:])
-    # Without a chance to import anything slow: wrong usage is told at once.
-    if args.output.suffix in ELSEWHERE:
-        raise UserError(
-            f"--output {args.output}: {args.output.suffix} is written by python {ELSEWHERE[args.output.suffix]}"
-        )
+    suffix = args.output.suffix
+    if suffix in ELSEWHERE:
+        raise UserError(f"--output {args.output}: a {suffix} file is written by python {ELSEWHERE[suffix]}")
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.exported import PLATFORMS, SUFFIXES

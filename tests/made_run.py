@@ -1,0 +1,43 @@
+"""Finished runs without the training: random weights in a run's folder."""
+
+import jax
+import numpy as np
+
+from sft_jax import models
+from sft_jax.config import complete
+from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.progress import Progress
+from sft_jax.runs import Run
+
+TINY = Shape(BasicBlock, (1, 1, 1, 1))
+NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
+
+
+def make_run(folder, seed=0, **changes):
+    """A run of the network "tiny" (see `TINY`) or of `model__name`, whose statistics are not what they begin with."""
+    values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
+    config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
+    network = models.Functional.abstract(models.builder(config.model, len(NAMES)))
+    generator = np.random.default_rng(seed)
+    parts = {"params": network.params, "batch_stats": network.batch_stats}
+    arrays = {
+        f"{part}/{key}": _drawn(key, leaf.shape, generator)
+        for part, leaves in parts.items()
+        for key, leaf in leaves.items()
+    }
+    run = Run(folder)
+    run.write_config(config)
+    for name in ("latest", "best"):
+        run.checkpoints.save(name, 5, arrays, {"class_names": list(NAMES), "progress": Progress().to_json()})
+    return run
+
+
+def _drawn(key, shape, generator):
+    """Values of about the size that training leaves, drawn here because a network's own ones compile for seconds."""
+    if key.endswith("kernel"):
+        values = generator.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5
+    elif key.endswith(("scale", "var")):
+        values = generator.uniform(0.5, 1.5, shape)
+    else:
+        values = generator.uniform(-0.2, 0.2, shape)
+    return jax.numpy.asarray(values, jax.numpy.float32)

@@ -1,0 +1,132 @@
+"""`python -m sft_jax.evaluate` on a run that was trained: its figures are those of the run, for every split."""
+
+import json
+import sys
+
+import pytest
+from made_run import TINY
+
+from sft_jax.config import complete
+from sft_jax.errors import run_command
+from sft_jax.evaluate import main
+from sft_jax.models import SHAPES
+from sft_jax.report.console import Console
+from sft_jax.runs import Run
+from sft_jax.train import train
+
+# As in test_train.py: compiled once for both.
+CONFIG = {
+    "epochs": 2,
+    "batch_size": 64,
+    "init": "scratch",
+    "model.name": "tiny",
+    "data.source": "digits:0-4",
+    "data.size": 16,
+    "data.crop_padding": 2,
+    "data.flip": False,
+    "optimizer.learning_rate": 0.02,
+    "limit_train_examples": 320,
+    "limit_eval_examples": 61,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("runs") / "digits")
+    train(complete(CONFIG), run, resume=False, console=Console(), command=["test"])
+    return run
+
+
+def call(monkeypatch, capsys, run, *flags):
+    """Exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run.folder), *flags])
+    code = run_command(main)
+    return code, *capsys.readouterr()
+
+
+def rows(run):
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+
+
+def test_the_test_split_gives_the_results_of_the_run(run, monkeypatch, capsys):
+    before = run.results_file.read_bytes()
+    code, printed, complaints = call(monkeypatch, capsys, run, "--json")
+    assert (code, complaints) == (0, "")
+    assert json.loads(printed) == json.loads(before)
+    assert run.results_file.read_bytes() == before
+    assert json.loads((run.folder / "evaluations" / "test_best.json").read_text()) == json.loads(before)
+
+
+def test_the_latest_checkpoint_on_the_validation_split(run, monkeypatch, capsys):
+    code, printed, _ = call(monkeypatch, capsys, run, "--split", "validation", "--checkpoint", "latest", "--json")
+    found, last = json.loads(printed), rows(run)[-1]
+    assert code == 0
+    assert (found["test_accuracy"], found["test_loss"]) == (last["val_accuracy"], pytest.approx(last["val_loss"]))
+    assert found["test_count"] == 61
+
+
+def test_the_training_images(run, monkeypatch, capsys):
+    code, printed, _ = call(monkeypatch, capsys, run, "--split", "train")
+    assert code == 0
+    assert f"best checkpoint of {run.folder}, train: accuracy " in printed
+    assert "on 320 images" in printed
+    assert json.loads((run.folder / "evaluations" / "train_best.json").read_text())["test_count"] == 320
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "train[:5]"], "--split 'train[:5]' must be train, validation or test: the run is on digits:0-4"),
+        (
+            ["--config.data.size=8"],
+            "config.data.size is the run's and stays; only data.source, data.dir, data.download",
+        ),
+        (["--config.data.source=digits:5-9"], "the classes of digits:5-9 are not those of "),
+        (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),
+        (["--workdir", "nowhere"], "nowhere holds no run: there is no config.json in it"),
+    ],
+)
+def test_wrong_usage(run, monkeypatch, capsys, flags, message):
+    code, printed, complaints = call(monkeypatch, capsys, run, *flags)
+    assert (code, printed) == (2, "")
+    assert complaints.startswith(f"error: {message}")
+    assert complaints.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):
+    """Evaluated where there are other devices than the run was trained on."""
+    record = json.loads(run.config_file.read_text())
+    record["config"]["batch_size"] = 60
+    del record["digest"]
+    moved = Run(tmp_path / "moved")
+    moved.folder.mkdir()
+    moved.config_file.write_text(json.dumps(record))
+    (moved.folder / "checkpoints").symlink_to(run.folder / "checkpoints")
+    code, printed, _ = call(monkeypatch, capsys, moved, "--json")
+    assert code == 0
+    assert json.loads(printed)["confusion"] == json.loads(run.results_file.read_text())["confusion"]
+
+
+def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path)
+    run.write_config(complete(CONFIG))
+    code, _, complaints = call(monkeypatch, capsys, run)
+    assert code == 2
+    assert complaints == f"error: {tmp_path} has no latest checkpoint yet: its first epoch was not finished\n"
+
+
+def test_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--workdir", "--split", "--checkpoint", "--json", "data.dir", "python -m sft_jax.evaluate --workdir"):
+        assert flag in text

@@ -1,0 +1,225 @@
+"""Exports give the logits of what they were made from, or nothing is written."""
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from made_run import NAMES, TINY, make_run
+
+import sft_jax
+from convert import flax_to_onnx, flax_to_resnet, resnet_to_flax
+from sft_jax import data
+from sft_jax import export as export_module
+from sft_jax.config import complete
+from sft_jax.errors import UserError, run_command
+from sft_jax.export import main
+from sft_jax.exported import PLATFORMS
+from sft_jax.models import SHAPES
+from sft_jax.report.console import Console
+from sft_jax.runs import Run
+from sft_jax.train import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    # 32 px: convolutions of all kinds that conv2d knows are among it.
+    return make_run(tmp_path_factory.mktemp("runs") / "run", data__source="folder:somewhere", data__size=32)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    path = run.folder / "classifier.stablehlo"
+    difference, platform = export_module.export(run.folder, "best", path)
+    assert 0 <= difference < 1e-5
+    assert platform == "cpu"
+    return path
+
+
+def pixels(count, height=32, width=32):
+    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def call(monkeypatch, capsys, *words):
+    """Exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    code = run_command(main)
+    return code, *capsys.readouterr()
+
+
+def test_the_logits_of_any_number_of_images(run, exported):
+    source, found = sft_jax.load(run.folder), sft_jax.load(exported)
+    for count, height, width in [(1, 32, 32), (7, 32, 32), (40, 32, 32), (8, 50, 40)]:
+        images = pixels(count, height, width)
+        np.testing.assert_allclose(found.logits(images), source.logits(images), atol=1e-4)
+    assert found.class_names == source.class_names == NAMES
+    assert found.preprocess == source.preprocess
+    with pytest.raises(AttributeError, match="an export holds no NNX module"):
+        _ = found.model
+
+
+def test_it_runs_without_this_package(run, exported):
+    program = jax.export.deserialize(bytearray(exported.read_bytes()))
+    assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
+    inputs = np.random.default_rng(0).standard_normal((8, 32, 32, 3), np.float32)
+    np.testing.assert_allclose(program.call(inputs), sft_jax.load(run.folder).program(inputs), atol=1e-4)
+    metadata = json.loads(zipfile.ZipFile(exported).read("metadata.json"))
+    assert metadata["class_names"] == list(NAMES)
+    assert metadata["preprocess"] == {"size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop": True}
+
+
+def test_the_command(run, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "new" / "classifier.jax"
+    code, printed, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", output)
+    assert (code, complaints) == (0, "")
+    assert printed.startswith(f"wrote {output} (")
+    assert "for cpu, cuda, tpu: tried on cpu with batches of 1, 3, 8, logits within " in printed
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("factor", [1.001, np.nan])
+def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, factor):
+    def distorted(path):
+        classifier = load_export(path)
+        program = classifier.program
+        classifier.program = lambda inputs: program(inputs) * np.float32(factor)
+        return classifier
+
+    from sft_jax import classifier as classifier_module
+
+    load_export = classifier_module.load_export
+    monkeypatch.setattr(classifier_module, "load_export", distorted)
+    output = tmp_path / "out" / "classifier.stablehlo"
+    code, printed, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", output)
+    assert (code, printed) == (2, "")
+    assert complaints.startswith("error: the exported program's logits differ by ")
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [1000, -200, -20])
+def test_a_damaged_file_is_refused(exported, tmp_path, place):
+    content = bytearray(exported.read_bytes())
+    content[place] ^= 0xFF
+    damaged = tmp_path / "d.stablehlo"
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"{damaged} is .*damaged") as caught:
+        sft_jax.load(damaged)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world"])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "d.jax").write_bytes(content)
+    with pytest.raises(UserError, match=r"d\.jax is no export of sft-jax's, or damaged"):
+        sft_jax.load(tmp_path / "d.jax")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.onnx", "a.onnx: a .onnx file is written by python convert/flax_to_onnx.py"),
+        ("a.pth", "a.pth: a .pth file is written by python convert/flax_to_resnet.py"),
+        ("a.txt", "a.txt must end in .stablehlo or .jax"),
+    ],
+)
+def test_other_formats_are_elsewhere(run, monkeypatch, capsys, name, message):
+    code, _, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", name)
+    assert (code, complaints) == (2, f"error: --output {message}\n")
+
+
+def test_help(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, capsys, "--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("--workdir RUN", "--output FILE", "jax.export.deserialize(", "python -m sft_jax.export --workdir"):
+        assert words in text
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("onnx") / "run", model__name="resnet18", data__size=32)
+
+
+class TestOnnx:
+    def test_it_gives_the_logits_of_the_run(self, resnet18, tmp_path, capsys):
+        output = tmp_path / "new" / "r.onnx"
+        flax_to_onnx.convert(resnet18.folder, None, output)
+        printed = capsys.readouterr().out
+        assert f"wrote {output}: resnet18, 6 classes; images float32 [batch, 3, 32, 32], normalised" in printed
+        assert [path.name for path in output.parent.iterdir()] == [output.name]
+        session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+        images = pixels(5)
+        inputs = (images.astype(np.float32) / 255 - np.float32([0.4, 0.5, 0.6])) / np.float32([0.2, 0.3, 0.25])
+        (found,) = session.run(["logits"], {"images": np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))})
+        wanted = sft_jax.load(resnet18.folder).logits(images)
+        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+        facts = session.get_modelmeta().custom_metadata_map
+        assert json.loads(facts["class_names"]) == list(NAMES)
+        assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+
+    def test_one_that_differs_is_not_kept(self, resnet18, tmp_path, monkeypatch):
+        from convert import parity
+
+        activations = parity.flax_activations
+        monkeypatch.setattr(parity, "flax_activations", lambda *given: ({}, activations(*given)[1] * np.float32(1.001)))
+        with pytest.raises(UserError, match="the ONNX network differs: a logit is off by .*; nothing was written"):
+            flax_to_onnx.convert(resnet18.folder, None, tmp_path / "r.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_wrong_usage(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["flax_to_onnx.py", "--workdir", "x", "--output", "r.pth"])
+        with pytest.raises(UserError, match=r"--output r.pth must end in .onnx"):
+            flax_to_onnx.main()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "SFT_JAX_TEST_DATA" not in os.environ, reason="SFT_JAX_TEST_DATA names no folder with weights/, tfds/"
+)
+def test_ten_thousand_predictions_are_the_same_everywhere(tmp_path):
+    """A fine-tuned run, in PyTorch, through jax.export and in onnxruntime; logits closer than rounding may tie."""
+    real = Path(os.environ["SFT_JAX_TEST_DATA"])
+    source, weights = real / "weights" / "resnet18-imagenet-stage123.pth", tmp_path / "weights.safetensors"
+    resnet_to_flax.convert("resnet18", source, "", weights)
+    settings = {"init": str(weights), "data.dir": str(real / "tfds"), "epochs": 1, "batch_size": 80}
+    config = complete(settings | {"limit_train_examples": 4000})
+    train(config, Run(tmp_path / "run"), resume=False, console=Console(), command=["test"])
+    outputs = [tmp_path / f"r.{suffix}" for suffix in ("pth", "stablehlo", "onnx")]
+    flax_to_resnet.convert(tmp_path / "run", None, outputs[0])
+    export_module.export(tmp_path / "run", "best", outputs[1])
+    flax_to_onnx.convert(tmp_path / "run", None, outputs[2])
+
+    images = data.load_dataset(config.data, seed=0).test.images
+    wanted = sft_jax.load(tmp_path / "run").logits(images)
+    inputs = ((images / np.float32(255) - np.float32(0.5)) / np.float32(0.5)).transpose(0, 3, 1, 2)
+    blocks = [np.ascontiguousarray(inputs[first : first + 500]) for first in range(0, len(inputs), 500)]
+    module = torchvision.models.resnet18(num_classes=10)
+    module.load_state_dict(torch.load(outputs[0]))
+    session = onnxruntime.InferenceSession(str(outputs[2]), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        found = {
+            "PyTorch": np.concatenate([module.eval()(torch.from_numpy(block)).numpy() for block in blocks]),
+            "jax.export": sft_jax.load(outputs[1]).logits(images),
+            "onnxruntime": np.concatenate([session.run(None, {"images": block})[0] for block in blocks]),
+        }
+    second, first = np.sort(wanted, axis=-1)[:, -2:].T
+    clear = first - second > 1e-3
+    assert clear.sum() > 9900
+    for name, logits in found.items():
+        assert len(logits) == 10_000
+        np.testing.assert_array_equal(logits.argmax(-1)[clear], wanted.argmax(-1)[clear], err_msg=name)

@@ -1,0 +1,176 @@
+"""`python -m sft_jax.predict`: which files are read, what is printed, and what is said of those that cannot be read."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from made_run import NAMES, TINY, make_run
+from PIL import Image
+
+import sft_jax
+from sft_jax import pictures
+from sft_jax.classifier import BATCH
+from sft_jax.errors import run_command
+from sft_jax.models import SHAPES
+from sft_jax.predict import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "folder": make_run(folder / "folder", data__source="folder:somewhere").folder,
+        "tfds": make_run(folder / "tfds").folder,
+    }
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, runs):
+    def call(*words, run="folder"):
+        """Exit code, standard output and standard error."""
+        monkeypatch.setattr(sys, "argv", ["predict", "--workdir", str(runs[run]), *map(str, words)])
+        code = run_command(main)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def picture(seed=0, width=20, height=16):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save(path, seed=0, **size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed, **size)).save(path)
+    return path
+
+
+def answers(printed):
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize("run", ["folder", "tfds"])
+@pytest.mark.parametrize("side", [16, 40])
+def test_json_is_what_the_classifier_says(tmp_path, call, runs, run, side):
+    path = save(tmp_path / "a.png", width=side, height=side)
+    code, printed, complaints = call("--json", "--top", 3, path, run=run)
+    assert (code, complaints) == (0, "")
+    (found,) = answers(printed)
+    assert list(found) == ["file", "label", "probability", "top"]
+    labels, probabilities = sft_jax.load(runs[run]).predict(picture(width=side, height=side)[None], top=3)
+    assert found["file"] == str(path)
+    assert [label for label, _ in found["top"]] == labels[0].tolist()
+    np.testing.assert_allclose([share for _, share in found["top"]], probabilities[0], rtol=1e-4)
+    assert [found["label"], found["probability"]] == found["top"][0]
+
+
+def test_folders_stdin_and_files_in_order(tmp_path, call, monkeypatch):
+    wanted = [
+        save(tmp_path / "tree" / name, seed) for seed, name in enumerate(["a.jpg", "b/c.PNG", "b/d.webp", "e.gif"])
+    ]
+    for name in ("notes.txt", ".hidden.png", ".git/x.png"):
+        (tmp_path / "tree" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(b"")
+    listed = save(tmp_path / "listed.png")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{listed}\n\n{tmp_path / 'tree' / 'b'}\n"))
+    code, printed, complaints = call("--json", tmp_path / "tree", "-", listed)
+    assert (code, complaints) == (0, "")
+    assert [found["file"] for found in answers(printed)] == [*map(str, [*wanted, listed, wanted[1], wanted[2], listed])]
+    probabilities = {found["file"]: found["probability"] for found in answers(printed)}
+    assert len(set(probabilities.values())) == 5, "no picture is taken for another"
+
+
+def test_more_than_a_batch_with_broken_ones_between(tmp_path, call):
+    (tmp_path / "folder").mkdir()
+    for row in range(BATCH + 5):
+        save(tmp_path / "folder" / f"{row:03}.png", row)
+    whole = save(tmp_path / "x.png").read_bytes()
+    for name, content in {"001": b"", "030": b"text", "035": whole[: len(whole) // 2]}.items():
+        (tmp_path / "folder" / f"{name}.png").write_bytes(content)
+    code, printed, complaints = call("--json", tmp_path / "folder", "http://host/a.png", tmp_path / "none.png")
+    assert code == 2
+    left = [row for row in range(BATCH + 5) if row not in (1, 30, 35)]
+    found = answers(printed)
+    assert [each["file"] for each in found] == [str(tmp_path / "folder" / f"{row:03}.png") for row in left]
+    lines = complaints.splitlines()
+    named = {*(f"{tmp_path}/folder/{name}.png" for name in ("001", "030", "035")), "http://host/a.png"}
+    assert {line.split(" ")[0] for line in lines[:-1]} == named | {f"{tmp_path}/none.png"}
+    assert f"{tmp_path}/none.png cannot be read: No such file or directory" in lines
+    assert "http://host/a.png is a URL; download it and name the file" in lines
+    assert f"{tmp_path}/folder/030.png cannot be read: it is no picture, or damaged" in lines
+    assert lines[-1] == f"error: 5 named above could not be read; {len(left)} pictures were classified"
+    alone = answers(call("--json", tmp_path / "folder" / "036.png")[1])[0]
+    assert alone["label"] == found[-1]["label"]
+    np.testing.assert_allclose(alone["probability"], found[-1]["probability"], rtol=1e-4)
+
+
+def test_exif_rotation_is_honoured(tmp_path, call):
+    upright = Image.fromarray(picture())
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8  # stored turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "stored.png", exif=exif)
+    one, other = answers(call("--json", tmp_path / "upright.png", tmp_path / "stored.png")[1])
+    assert one["top"] == other["top"]
+
+
+def test_the_table(tmp_path, call):
+    for row in range(BATCH + 2):
+        save(tmp_path / "[red]" / f"{row}.png", row)
+    code, printed, _ = call("--top", 2, tmp_path / "[red]")
+    lines = printed.splitlines()
+    assert (code, len(lines)) == (0, BATCH + 3)
+    assert lines[0].split() == ["picture", "class", "sure", "next"]
+    for line in lines[1:]:
+        assert line.startswith(f"{tmp_path}/[red]/")
+        assert line.split()[1] in NAMES
+        assert line.split()[2].endswith("%")
+        # The columns stay where they are from batch to batch.
+        assert line.index(line.split()[1]) == lines[0].index("class")
+
+
+def test_memory_stays_the_same():
+    """A long list is read as far as it is needed."""
+    asked = []
+
+    def paths():
+        for row in range(1000):
+            asked.append(row)
+            yield row
+
+    readable = pictures.decoded(paths(), lambda path: path, print)
+    assert next(readable) == (0, 0)
+    assert len(asked) == pictures.AHEAD
+    assert [path for path, _ in readable] == list(range(1, 1000))
+
+
+def test_an_empty_folder_is_said(tmp_path, call):
+    code, printed, complaints = call(tmp_path)
+    assert (code, printed) == (2, "")
+    assert complaints.splitlines()[0].startswith(f"{tmp_path} has no picture in it (known are .bmp, .gif, .jpeg, ")
+
+
+def test_wrong_usage(tmp_path, call):
+    path = save(tmp_path / "a.png")
+    assert call("--top", 0, path)[2] == "error: --top 0 must be 1 or more\n"
+    with pytest.raises(SystemExit) as stopped:
+        call("--weights", "w.safetensors", path)
+    assert stopped.value.code == 2
+
+
+def test_help(call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call("--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("--workdir RUN", "--weights FILE", "--top N", "--json", "default: 5", "python -m sft_jax.predict"):
+        assert words in text
