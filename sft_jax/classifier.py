@@ -110,7 +110,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
 
     Args:
       path: the folder of a run, a converted file (.safetensors), or an export (.stablehlo, .jax).
-      checkpoint: of a run, "best" or "latest".
+      checkpoint: of a run, "best" or "latest" (the weights after the last step, not their moving average).
 
     Raises:
       UserError: nothing there, or nothing that can be used.
@@ -120,6 +120,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         raise UserError(f"there is no run, converted file or export {path}")
     if path.is_dir():
         config = Run(path).config()
+        check_evaluable(config, checkpoint)
         weights = load_run_weights(path, checkpoint)
         return _of_weights(weights, config.model, config.precision, Preprocess.of_config(config.data), str(path))
     if path.suffix in SUFFIXES:
@@ -128,6 +129,15 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
     config = default_config()
     config.model.name = weights.arch
     return _of_weights(weights, config.model, config.precision, IMAGENET, str(path))
+
+
+def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
+    """Raises UserError where the checkpoint "latest" of such a run holds other weights than those to evaluate."""
+    if checkpoint == "latest" and config.optimizer.name.startswith("schedule_free"):
+        raise UserError(
+            f"the latest checkpoint of {config.optimizer.name} holds the weights that it trains, not their average, "
+            f"which is what it evaluates; use --checkpoint best"
+        )
 
 
 def load_export(path: Path) -> Classifier:

@@ -90,6 +90,7 @@ def evaluate(
       UserError: no such run, checkpoint or split, data that are not the run's, or nothing can be written.
     """
     from sft_jax import data
+    from sft_jax.classifier import check_evaluable
     from sft_jax.config import complete, flatten
     from sft_jax.parallel import Devices
     from sft_jax.progress import Progress
@@ -98,6 +99,7 @@ def evaluate(
 
     devices = Devices()
     config = _settings(run.config(), overrides, devices.count)
+    check_evaluable(config, checkpoint)
     latest = _restored(run, "latest")
     found = latest if checkpoint == "latest" else _restored(run, checkpoint)
     if split not in SPLITS:

@@ -152,6 +152,13 @@ def test_the_latest_checkpoint_may_be_asked_for(run, classifier):
     np.testing.assert_array_equal(found.logits(pixels(2)), classifier.logits(pixels(2)))
 
 
+def test_weights_that_are_not_those_to_evaluate(tmp_path):
+    folder = make_run(tmp_path, optimizer__name="schedule_free_sgd").folder
+    with pytest.raises(UserError, match="holds the weights that it trains, not their average.*use --checkpoint best"):
+        sft_jax.load(folder, checkpoint="latest")
+    assert sft_jax.load(folder).class_names == NAMES
+
+
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(UserError, match=f"there is no run, converted file or export {tmp_path}/no"):
         sft_jax.load(tmp_path / "no")
