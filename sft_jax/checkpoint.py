@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from sft_jax.weights import misfits
 FORMAT = 1
 # Two of the latest: should the newer one be damaged, the older is one save back.
 KEEP = {"latest": 2, "best": 1}
+
+# What a failed save left is removed this often, with so much time in between.
+REMOVALS, REMOVAL_SECONDS = 10, 0.05
 
 # Orbax reports every phase of every save; what goes wrong it raises, too. Of several arrays that cannot be read asyncio
 # reports all but the first.
@@ -146,8 +150,14 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _remove_unfinished(folder: Path) -> None:
     """What killed or failed saves left behind: a network's size each."""
-    for leftover in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for _ in range(REMOVALS):
+        leftovers = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+        if not leftovers:
+            return
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        # Of a save that failed, Orbax's other threads may still be writing.
+        time.sleep(REMOVAL_SECONDS)
 
 
 def _read(folder: Path) -> Restored:

@@ -1,16 +1,20 @@
 """The folder of a run: what lies where, who may use it, and how its weights are read back."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 import sft_jax
 from sft_jax.checkpoint import Checkpoints
 from sft_jax.config import complete, flatten
+from sft_jax.digest import digest
 from sft_jax.errors import UserError
 from sft_jax.report.results import write_json
 from sft_jax.weights import Weights
@@ -67,8 +71,40 @@ class Run:
         """Whether a run was started here."""
         return self.config_file.exists()
 
+    @contextlib.contextmanager
+    def claimed(self, config: ConfigDict, *, resume: bool) -> Iterator[None]:
+        """No other process trains in the folder meanwhile. Raises UserError as `check_use` does."""
+        with self._locked():
+            self._check_content(config, resume=resume)
+            yield
+
     def check_use(self, config: ConfigDict, *, resume: bool) -> None:
-        """Raises UserError where the folder holds a run that `config` must not or cannot continue."""
+        """Raises UserError where the folder holds a run that `config` must not or cannot continue, or that another
+        process is at, or where it cannot be written to.
+        """
+        self._check_content(config, resume=resume)
+        if self.exists():
+            with self._locked():
+                pass
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process trains in {self.folder}; let it finish or stop it, or choose a fresh --workdir"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written to: {error}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _check_content(self, config: ConfigDict, *, resume: bool) -> None:
         if not self.exists():
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"--workdir {self.folder} is a file; name a folder")
@@ -98,10 +134,14 @@ class Run:
         try:
             record = json.loads(self.config_file.read_text())
             flatten(record["config"])
+            # The first versions recorded none.
+            expected = record.pop("digest", None)
         except FileNotFoundError:
             raise UserError(f"{self.folder} holds no run: there is no {self.config_file.name} in it") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # no file of ours, or no longer
             raise UserError(f"{self.config_file} cannot be read: {error!r}") from None
+        if expected is not None and digest({}, record) != expected:
+            raise UserError(f"{self.config_file} was changed after it was written: it no longer says what was trained")
         return record
 
     def rows(self) -> list[dict[str, Any]]:
@@ -126,7 +166,9 @@ class Run:
         """Records the configuration, the versions in use and further `facts`. Raises UserError where it cannot."""
         packages = ("jax", "flax", "optax", "orbax-checkpoint")
         versions = {"sft-jax": sft_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
-        write_json(self.config_file, {"config": config.to_dict(), "versions": versions, **facts})
+        # As it will be read: JSON has no tuples.
+        record = json.loads(json.dumps({"config": config.to_dict(), "versions": versions, **facts}, default=str))
+        write_json(self.config_file, record | {"digest": digest({}, record)})
 
 
 def load_run_weights(workdir: Path, which: str = "best") -> Weights:

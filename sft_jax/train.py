@@ -1,5 +1,6 @@
 """The training run: prepare, then epoch by epoch train, evaluate and save, then score the best checkpoint once."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -47,15 +48,15 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    with Logs(config.logging) as logs:
+    with contextlib.ExitStack() as claim, Logs(config.logging) as logs:
         with StopRequest() as stop:
             # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
             run.check_use(config, resume=resume)
             devices = Devices()
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
-            init = load_init(config)
-            dataset = read_dataset(config, console)
+            init, dataset = load_init(config), read_dataset(config, console)
             trainer = Trainer(config, dataset, devices, run, console, stop, logs)
+            claim.enter_context(run.claimed(config, resume=resume))
             trainer.begin(init, resume=resume, command=command)
             trainer.fit()
         return trainer.finish()
@@ -222,8 +223,7 @@ class Trainer:
         losses, correct = (np.asarray(values)[piece.rows] for values in metrics)
         first = self.progress.epoch * self.task.steps_per_epoch + self.progress.epoch_steps + 1
         check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
-        now = time.perf_counter()
-        before = self.progress.epoch_seconds
+        now, before = time.perf_counter(), self.progress.epoch_seconds
         self.progress.add(losses, correct, now - clock)
         bar.advance(piece.steps, epoch_note(self.progress, self.config, self.task.steps_per_epoch))
         if not self.progress.rows and before < SPEED_SECONDS <= self.progress.epoch_seconds:

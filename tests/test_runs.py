@@ -35,7 +35,8 @@ def run(tmp_path):
 
 def test_what_is_recorded(run):
     record = json.loads(run.config_file.read_text())
-    assert record.keys() == {"config", "versions", "devices", "command"}
+    assert record.keys() == {"config", "versions", "devices", "command", "digest"}
+    assert run.record() == {key: value for key, value in record.items() if key != "digest"}
     assert record["config"]["optimizer"]["learning_rate"] == 0.1
     assert record["config"]["seed"] == 0, "defaults are recorded, too"
     assert record["versions"] == {"sft-jax": sft_jax.__version__} | {
@@ -88,6 +89,8 @@ def test_keys_that_may_change(run):
         "compare_with_scratch": True,
         "data.dir": "elsewhere",
         "data.download": False,
+        "logging.wandb": True,
+        "logging.mlflow": True,
     }
     assert changes.keys() == RESUMABLE_KEYS
     run.check_use(complete(CONFIG | changes), resume=True)
@@ -100,6 +103,14 @@ def test_a_record_that_cannot_be_read(run, content):
     run.config_file.write_bytes(content)
     for action in (run.config, lambda: run.check_use(complete(CONFIG), resume=True)):
         assert message(action).startswith(f"{run.config_file} cannot be read: ")
+
+
+def test_a_record_that_was_changed(run):
+    """A network would be given other images than it was trained on."""
+    run.config_file.write_text(run.config_file.read_text().replace("0.2", "0.4"))
+    assert message(run.config) == (
+        f"{run.config_file} was changed after it was written: it no longer says what was trained"
+    )
 
 
 def test_weights_of_a_run(run):

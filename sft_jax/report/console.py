@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,12 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         # Lines are data ("[45000:]", paths): no markup, no emoji for names, no colouring of numbers, no wrapping.
-        self._rich = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
+        # FORCE_COLOR, which notebooks and CI set, makes no terminal of a pipe: bars cannot be drawn over there.
+        terminal = sys.stdout.isatty()
+        self._rich = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, force_terminal=terminal)
         self._quiet, self._conclusion = quiet, ""
         self._log: Path | None = None
+        self._log_failed = False
         self._pending: list[str] = []
 
     @property
@@ -79,15 +83,21 @@ class Console:
             TaskProgressColumn(),
             TextColumn("{task.description}"),
         )
-        drawn = {"console": self._rich, "transient": True, "expand": True, "disable": not self.moves}
-        with RichProgress(*columns, **drawn) as progress:
+        still = not self.moves
+        with RichProgress(*columns, console=self._rich, transient=True, expand=True, disable=still) as progress:
             yield Bar(progress, progress.add_task("", total=steps, completed=done))
 
     def _append(self, text: str) -> None:
         stamp = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
         assert self._log is not None
-        with self._log.open("a") as log:
-            log.write(f"{stamp}  {text}\n")
+        try:
+            with self._log.open("a") as log:
+                log.write(f"{stamp}  {text}\n")
+        except OSError as error:
+            # Of a full disk the next checkpoint will tell; no run ends for its log.
+            if not self._log_failed:
+                self._rich.print(f"notice: {self._log} cannot be written: {error}")
+            self._log_failed = True
 
 
 class Bar:
