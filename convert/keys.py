@@ -40,13 +40,11 @@ def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> lis
     wanted = {torch_key(key): _described_for_torch(leaf) for key, leaf in leaves.items()}
     counters = {torch_key(key).replace("running_mean", COUNTER) for key in network.batch_stats if key.endswith(".mean")}
     wanted |= dict.fromkeys(counters & state_dict.keys(), "int64[]")
-    found = {
-        key: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for key, tensor in state_dict.items()
-    }
+    found = {key: f"{_kind(tensor)}{list(tensor.shape)}" for key, tensor in state_dict.items()}
+    # Of no others: a tensor may claim any shape, and those of some kinds cannot be asked.
+    fitting = [key for key in sorted(found) if found[key] == wanted.get(key)]
     return misfits(found, wanted) + [
-        f"{key} has values that are not finite"
-        for key, tensor in sorted(state_dict.items())
-        if not tensor.isfinite().all()
+        f"{key} has values that are not finite" for key in fitting if not state_dict[key].isfinite().all()
     ]
 
 
@@ -77,6 +75,11 @@ def to_torch(arrays: Mapping[str, np.ndarray], counters: Mapping[str, int] | Non
 def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Batch norm's counts of training steps, by torch's key; they change no output and Flax has no place for them."""
     return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    sparse = "" if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} "
+    return sparse + str(tensor.dtype).removeprefix("torch.")
 
 
 def _described_for_torch(leaf: jax.Array) -> str:

@@ -7,6 +7,7 @@ import pickle
 import re
 import socket
 import urllib.error
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
                 return _unwrap({key: file.get_tensor(key) for key in file.keys()}, path)  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -98,6 +100,19 @@ def sha256(path: Path) -> str:
     """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_compressed(path: Path) -> None:
+    """A small file may claim to hold terabytes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no file of torch.save's ({error})") from None
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UserError(f"{path} is compressed, which torch's own never are; load it yourself and torch.save it anew")
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:

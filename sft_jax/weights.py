@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sft_jax.digest import digest
 from sft_jax.errors import UserError
 
 FORMAT = "sft-jax 1"
@@ -40,11 +41,13 @@ def save_weights(path: Path, weights: Weights) -> None:
     """Writes a `.safetensors` file, whole or not at all. Raises UserError where it cannot be written."""
     facts = {"format": FORMAT, "arch": weights.arch, "class_names": json.dumps(weights.class_names)}
     arrays = {key: np.ascontiguousarray(array) for key, array in weights.arrays.items()}
+    metadata = weights.metadata | facts
+    metadata["digest"] = digest(arrays, metadata)
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not save_file, which makes a file that nobody else may read.
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=weights.metadata | facts))
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=metadata))
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -70,10 +73,8 @@ def load_weights(path: Path) -> Weights:
             facts = file.metadata() or {}
             keys = set(file.keys())
             arrays = {key: file.get_tensor(key) for key in keys} if facts.get("format") == FORMAT else {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); make it anew with: python convert/resnet_to_flax.py --output {path}"
-        ) from None
+    except (safetensors.SafetensorError, OSError, TypeError) as error:  # numpy has no bfloat16
+        raise _damaged(path, str(error)) from None
     version = facts.get("format", "")
     if version.startswith(FORMAT.split()[0]) and version != FORMAT:
         raise UserError(f"{path} has the format {version!r}, this version of sft-jax reads {FORMAT!r}; convert it anew")
@@ -83,8 +84,25 @@ def load_weights(path: Path) -> Weights:
             f"{path} {kind}; convert it first with: "
             f"python convert/resnet_to_flax.py --state-dict {path} --output {path.with_suffix('.flax.safetensors')}"
         )
-    names = json.loads(facts["class_names"])
-    return Weights(arrays, facts["arch"], tuple(names) if names else None, facts)
+    # The first files of this format had no digest.
+    expected = facts.pop("digest", None)
+    if expected is not None and digest(arrays, facts) != expected:
+        raise _damaged(path, "its contents are not what was written")
+    try:
+        arch, names = facts["arch"], json.loads(facts["class_names"])
+        class_names = None if names is None else tuple(map(str, names))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its metadata are: {error!r}") from None
+    bad = [key for key, array in sorted(arrays.items()) if not np.isfinite(array).all()]
+    if bad:
+        raise UserError(f"{path} cannot be used: {', '.join(bad)} has values that are not finite")
+    return Weights(arrays, arch, class_names, facts)
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({reason}); make it anew with: python convert/resnet_to_flax.py --output {path}"
+    )
 
 
 def keeps_head(old: tuple[str, ...] | None, new: tuple[str, ...]) -> bool:

@@ -12,6 +12,9 @@ from sft_jax.data.strata import stratified
 from sft_jax.data.types import DECODING_THREADS, ArraySplit, Dataset, Split, StreamedSplit
 from sft_jax.errors import UserError
 
+# Of each part: its pictures and their labels.
+Files = dict[str, tuple[list[Path], np.ndarray]]
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 # Shares of a folder that has no parts of its own.
 TRAIN_SHARE, VALIDATION_SHARE, TEST_SHARE = 0.8, 0.1, 0.1
@@ -37,15 +40,11 @@ def load_folder(path: str | Path, size: int, seed: int, *, memory_bytes: int | N
       UserError: nothing there, fewer than two classes, an empty class, classes that differ, unreadable pictures.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise UserError(f"data.source=folder:{path}: there is no such folder")
-    parts = {name: _part(root, name) for name in ("train", "val", "test")}
-    whole = parts["train"] or root
-    class_names = _classes(whole)
     notices: list[str] = []
-    files = {name: _files(part, class_names, notices) for name, part in parts.items() if part is not None}
-    if "train" not in files:
-        files["train"] = _files(root, class_names, notices)
+    try:
+        files, class_names = _listed(root, notices)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     _fill_parts(files, seed, notices)
 
     needed = sum(len(labels) for _, labels in files.values()) * size * size * 3
@@ -59,6 +58,19 @@ def load_folder(path: str | Path, size: int, seed: int, *, memory_bytes: int | N
     return Dataset(splits["train"], splits["val"], splits["test"], class_names, tuple(notices))
 
 
+def _listed(root: Path, notices: list[str]) -> tuple[Files, tuple[str, ...]]:
+    """The pictures of the parts that there are, and the names of the classes. Raises UserError, OSError."""
+    if not root.is_dir():
+        raise UserError(f"data.source=folder:{root}: there is no such folder")
+    parts = {name: _part(root, name) for name in ("train", "val", "test")}
+    whole = parts["train"] or root
+    class_names = _classes(whole)
+    files = {name: _files(part, class_names, notices) for name, part in parts.items() if part is not None}
+    if "train" not in files:
+        files["train"] = _files(root, class_names, notices)
+    return files, class_names
+
+
 def _part(root: Path, name: str) -> Path | None:
     aliases = {"val": ("val", "validation"), "train": ("train",), "test": ("test",)}[name]
     return next((root / alias for alias in aliases if (root / alias).is_dir()), None)
@@ -70,6 +82,9 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
         raise UserError(f"{folder} needs a folder of images for each of at least two classes; found {found}")
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(f"the name of a class is no UTF-8: {str(folder / name)!r}; rename the folder")
     return tuple(names)
 
 
@@ -96,7 +111,7 @@ def _files(folder: Path, class_names: tuple[str, ...], notices: list[str]) -> tu
     return paths, np.array(labels, np.int32)
 
 
-def _fill_parts(files: dict[str, tuple[list[Path], np.ndarray]], seed: int, notices: list[str]) -> None:
+def _fill_parts(files: Files, seed: int, notices: list[str]) -> None:
     """Takes what is missing of val and test from train."""
     shares = {"val": VALIDATION_SHARE, "test": TEST_SHARE}
     missing = [name for name in shares if name not in files]

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# What Pillow's decoders raise on damaged or hostile files.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# On damaged or hostile files Pillow's decoders raise nearly anything: struct.error, EOFError, ZeroDivisionError, ...
+UNREADABLE = (Exception,)
+# Resizing keeps a picture's proportions; of a strip longer than this many times its width only the middle is resized.
+LONGEST = 100
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -40,11 +42,21 @@ def read_square(path: Path, size: int, *, keep_square: bool = False) -> np.ndarr
 
 
 def _squared(image: Image.Image, size: int) -> Image.Image:
+    image = _shortened(image)
     width, height = (size * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     # Rounded half to even, as torchvision has it.
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    longest = LONGEST * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    # As much from both ends.
+    left, top = (max(0, (side - longest + 1) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,18 @@
+"""The fuzz tests with twenty times as many inputs, drawn anew each time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config", "files", "images"])
+def test_twenty_times_as_many(name, pytestconfig):
+    command = [sys.executable, "-m", "pytest", "-q", f"tests/test_fuzz_{name}.py"]
+    environment = os.environ | {"SFT_JAX_FUZZ": "20"}
+    done = subprocess.run(
+        command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
