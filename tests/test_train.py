@@ -1,12 +1,8 @@
 """The loop, on a one-block-a-stage ResNet and scikit-learn's digits: what it writes, and what interrupts it."""
 
 import collections
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -282,50 +278,3 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch):
     run(tmp_path / "run", epochs=3)
     # Evaluation once; the report's logits twice: for their shape, and in the loop.
     assert traced == {"make_augment": 1, "make_preprocess": 1 + 2}
-
-
-SCRIPT = """
-import sys
-from sft_jax.errors import run_command
-from sft_jax.main import main
-from sft_jax.feed import Pace
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
-SHAPES["tiny"] = Shape(BasicBlock, (1, 1, 1, 1))
-sys.exit(run_command(main))
-"""
-
-
-@contextlib.contextmanager
-def process(folder, *flags):
-    recipe = folder / "recipe.py"
-    recipe.write_text(
-        "from sft_jax.config import complete\n"
-        + f"def get_config(arg=''): return complete({TINY | {'epochs': 500}!r})\n"
-    )
-    command = [sys.executable, "-c", SCRIPT, "--config", str(recipe), "--workdir", str(folder / "run"), *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": ""}, **pipes) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_real_signal(tmp_path, number):
-    with process(tmp_path) as child:
-        for line in child.stdout:
-            if line.startswith("epoch 2/"):
-                break
-        child.send_signal(number)
-        _, stderr = child.communicate(timeout=60)
-    assert child.returncode == 4
-    lines = stderr.splitlines()
-    assert lines[0] == "stopping after the step under way; once more to stop at once, without saving"
-    assert lines[1].startswith(f"stopped by {signal.Signals(number).name} after step ")
-    assert len(lines) == 2
-    step = state_of(tmp_path / "run").step
-    assert step >= 10
-    with process(tmp_path, "--resume") as child:
-        printed = next((line for line in child.stdout if line.startswith("model")), "")
-    assert f"resumed after step {step}" in printed

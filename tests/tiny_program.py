@@ -1,0 +1,107 @@
+"""`sft_jax.main` with the network "tiny", in processes that end themselves when they are told to.
+
+Reads lines [arguments, environment] of JSON and answers each with the process's [exit code, stdout, stderr]. The
+processes are forked, before any of them has started JAX: importing everything takes longer than such a run.
+
+END=KIND:NUMBER:SECONDS:SIGNAL in the environment sends SIGNAL that long after the NUMBER-th moment of KIND: training,
+evaluation, save or report. MOMENTS=FILE has the moments of a whole run counted there.
+"""
+
+import collections
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from sft_jax import evaluation
+from sft_jax import train as train_module
+from sft_jax.errors import run_command
+from sft_jax.feed import Pace
+from sft_jax.main import main
+from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+from sft_jax.progress import Progress
+from sft_jax.report.console import Bar
+
+SHAPES["tiny"] = Shape(BasicBlock, (1, 1, 1, 1))
+EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
+REPORTS = ("metrics.jsonl", "report.html", "results.json", "train.log")
+seen: collections.Counter[str] = collections.Counter()
+lock = threading.Lock()
+
+
+def moment(kind: str) -> None:
+    with lock:
+        seen[kind] += 1
+        number = seen[kind]
+    if os.environ.get("END", "").startswith(f"{kind}:{number}:"):
+        *_, seconds, name = os.environ["END"].split(":")
+        end = (os.getpid(), signal.Signals[name])
+        if float(seconds):
+            threading.Timer(float(seconds), os.kill, end).start()
+        else:
+            os.kill(*end)
+
+
+def watch_files(event: str, arguments: tuple) -> None:
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree") and isinstance(
+        arguments[0], str | Path
+    ):
+        path = Path(arguments[0])
+        if "checkpoints" in path.parts:
+            moment("save")
+        elif path.name.removesuffix(".tmp") in REPORTS or "tensorboard" in path.parts:
+            moment("report")
+
+
+def after(function, kind: str):
+    """`function`, and then a moment."""
+
+    def watched(*arguments, **named):
+        result = function(*arguments, **named)
+        moment(kind)
+        return result
+
+    return watched
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> int:
+    """In a process of its own: the program."""
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    train_module.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
+    evaluation.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]
+    Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is under way then
+    Bar.set = after(Bar.set, "evaluation")  # type: ignore[method-assign]
+    sys.addaudithook(watch_files)
+    code = run_command(main)
+    if "MOMENTS" in os.environ:
+        Path(os.environ["MOMENTS"]).write_text(json.dumps(seen))
+    return code
+
+
+def serve() -> None:
+    """Runs one process after the other."""
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            pid = os.fork()
+            if not pid:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.exit(run(*json.loads(line)))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            texts = [file.seek(0) or file.read().decode() for file in (out, err)]
+        print(json.dumps([code, *texts]), flush=True)
+
+
+if __name__ == "__main__":
+    for name in (
+        "sft_jax.compare",
+        "sklearn.datasets",
+        "tensorboardX.event_file_writer",
+    ):  # imported late by the program
+        importlib.import_module(name)  # the program imports them late
+    serve()
