@@ -25,7 +25,10 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     yield from dataset.notices
     yield from _data(task)
     yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
-    yield f"batch norm {BATCH_NORM[config.finetune.batch_norm]} (finetune.batch_norm={config.finetune.batch_norm})"
+    on_features = all(phase.on_features for phase in task.phases)
+    norm = config.finetune.batch_norm
+    used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
+    yield f"batch norm {used} (finetune.batch_norm={norm})"
     yield (
         f"training   {config.epochs} epochs of {task.steps_per_epoch} steps, batch {config.batch_size} "
         f"(finetune.method={config.finetune.method})"
@@ -36,7 +39,7 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     if left_out:
         yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
     yield f"optimizer  {_optimizer(config)}"
-    yield f"images     {_augmentation(config)}"
+    yield f"images     {_augmentation(config, on_features)}"
     regularization = _changed(config, "regularization")
     if regularization:
         yield f"           {regularization}"
@@ -70,7 +73,9 @@ def _phase(phase: Phase, task: Task) -> str:
     sizes = {name: leaf.size for name, leaf in task.network.params.items()}
     trained = sum(sizes[name] for name in phase.trained)
     frozen = sum(sizes.values()) - trained
-    epochs = "all epochs" if len(task.phases) == 1 else f"epochs {phase.first + 1}-{phase.stop}"
+    first, last = phase.first + 1, phase.stop
+    epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
+    epochs = "all epochs" if len(task.phases) == 1 else epochs
     where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
@@ -87,8 +92,10 @@ def _optimizer(config: ConfigDict) -> str:
     return f"{found}, {changed}" if changed else found
 
 
-def _augmentation(config: ConfigDict) -> str:
+def _augmentation(config: ConfigDict, on_features: bool) -> str:
     data = config.data
+    if on_features:
+        return "each as it is and mirrored" if data.flip else "not augmented"
     found = [
         f"random crops with {data.crop_padding} px of padding" if data.crop_padding else "",
         "mirrored at random" if data.flip else "",

@@ -35,7 +35,7 @@ def test_no_silent_fall_back_to_the_cpu(platform, tmp_path):
 
 
 def test_the_cpu_can_be_asked_for(tmp_path):
-    code, _, error = run(tmp_path, "--platform", "cpu")
+    code, _, error = run(tmp_path, "--platform", "cpu", "--config.batch_size=64")
     assert code == 2
     assert error.startswith("error: no weights at weights/resnet18.safetensors"), "it came that far"
 

@@ -89,7 +89,9 @@ def test_the_bar_gives_way_to_the_figures(monkeypatch, columns):
     assert all(len(line) <= columns for line in lines), "a broken line could not be drawn over"
 
 
-def test_elsewhere_each_thing_that_takes_time_is_one_line(capsys):
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_elsewhere_each_thing_that_takes_time_is_one_line(colour, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", colour)
     console = Console()
     assert not console.moves
     with console.status("compiling the training step"):

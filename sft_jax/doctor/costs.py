@@ -4,7 +4,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from sft_jax.feed import Pace
 from sft_jax.parallel import Devices
 from sft_jax.programs import Programs
 from sft_jax.state import Arrays
-from sft_jax.step import make_train_step
+from sft_jax.step import Network, make_train_step
 from sft_jax.task import Task
 
 # Steps of one compiled call, as a run has them; the median of so many calls counts.
@@ -78,8 +77,10 @@ def measure(
 
 def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
     """Images for `STEPS` batches, of the size in which those of `dataset` are held."""
-    resized = config.data.source.startswith("folder:") or not isinstance(dataset.train, ArraySplit)
-    shape = (size, size, 3) if resized else dataset.train.images.shape[1:]
+    shape: tuple[int, ...] = (size, size, 3)
+    # Those of a folder are brought to the size when they are read; others by the compiled step.
+    if isinstance(dataset.train, ArraySplit) and not config.data.source.startswith("folder:"):
+        shape = dataset.train.images.shape[1:]
     count = STEPS * config.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
     split = ArraySplit(images, np.arange(count, dtype=np.int32) % len(dataset.class_names))
@@ -91,14 +92,14 @@ def _flops(task: Task, programs: Programs) -> float:
     config = task.config
     # On one device and in one part: what is computed is the same.
     build = models.builder(config.model, len(task.dataset.class_names), precision=config.precision)
-    network = models.Functional.abstract(build)
+    whole = models.Functional.abstract(build)
+    network: Network = whole
+    shape: tuple[int, ...] = (config.data.size, config.data.size, 3)
     if programs.phase.on_features:
-        inputs: Any = jax.ShapeDtypeStruct((config.batch_size, programs.train_feed.split.images.shape[-1]), np.float32)
-        network = models.Head(network)
-    else:
-        inputs = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)
+        network, shape = models.Head(whole), whole.params["fc.kernel"].shape[:1]
     step = make_train_step(network, programs.optimizer, None, dataclasses.replace(programs.settings(), accumulate=1))
-    state = jax.eval_shape(programs.new_state, task.network.params, task.network.batch_stats)
+    state = jax.eval_shape(programs.new_state, whole.params, whole.batch_stats)
+    inputs = jax.ShapeDtypeStruct((config.batch_size, *shape), np.float32)
     labels = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
     return flops(step, state, inputs, labels, jax.eval_shape(jax.random.key, 0))
 

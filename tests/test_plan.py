@@ -1,0 +1,151 @@
+"""What a run says before it starts, and what its steps cost as XLA counts it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
+from sft_jax.estimate import compile_step, flops, size_text
+from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+from sft_jax.parallel import Devices
+from sft_jax.plan import memory_line, plan_lines
+from sft_jax.task import Task
+
+VALUES = {
+    "epochs": 4,
+    "batch_size": 64,
+    "init": "scratch",
+    "model.name": "tiny",
+    "data.source": "digits:0-4",
+    "data.size": 16,
+    "data.crop_padding": 2,
+    "data.flip": False,
+    "optimizer.learning_rate": 0.02,
+    "limit_eval_examples": 61,
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
+
+
+def plan(**changes):
+    config = complete(VALUES | {key.replace("__", "."): value for key, value in changes.items()})
+    dataset = load_dataset(config.data, seed=0, limit_eval=config.limit_eval_examples)
+    task = Task(config, dataset, Devices())
+    return task, list(plan_lines(task, "random weights"))
+
+
+def test_the_plan_of_a_plain_run():
+    task, lines = plan()
+    total = sum(leaf.size for leaf in task.network.params.values())
+    assert lines[:-1] == [
+        "data       digits:0-4: 541 / 61 / 61 train / validation / test images, 5 classes",
+        "           held on the device",
+        "model      tiny at 16 px, float32; random weights",
+        "batch norm statistics of each batch (finetune.batch_norm=train)",
+        "training   4 epochs of 8 steps, batch 64 (finetune.method=full)",
+        f"           all epochs: 16 px; {total:,} parameters trained, 0 frozen",
+        "           29 training images, others each time, are left out of an epoch: no full batch",
+        "optimizer  sgd, learning rate 0.02 (constant), momentum 0.9",
+        "images     random crops with 2 px of padding",
+    ]
+    assert lines[-1].startswith("devices    8 x cpu, ")
+    assert lines[-1].endswith(" of memory free on each")
+
+
+def test_phases_and_what_is_frozen_in_them():
+    task, lines = plan(
+        finetune__method="head_then_full",
+        finetune__head_epochs=1,
+        finetune__freeze=("conv1.*", "bn1.*"),
+        finetune__learning_rates=(("fc.*", 1.0), (".*", 0.1)),
+        finetune__batch_norm="freeze_statistics",
+        data__size_schedule=(("8", 0.5),),
+    )
+    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+    total, head = sum(sizes.values()), sizes["fc.kernel"] + sizes["fc.bias"]
+    stem = sum(size for name, size in sizes.items() if name.startswith(("conv1.", "bn1.")))
+    rest = f"{total - stem:,} parameters trained, {stem:,} frozen, learning rate times 0.1 to 1"
+    start = lines.index("training   4 epochs of 8 steps, batch 64 (finetune.method=head_then_full)") + 1
+    assert lines[start : start + 3] == [
+        f"           epoch 1: the head alone, on features computed once; {head:,} parameters trained, "
+        f"{total - head:,} frozen",
+        f"           epoch 2: 8 px; {rest}",
+        f"           epochs 3-4: 16 px; {rest}",
+    ]
+    assert "batch norm frozen statistics, those of init (finetune.batch_norm=freeze_statistics)" in lines
+
+
+def test_a_head_on_features_sees_no_crops_and_no_statistics_of_batches():
+    _, lines = plan(finetune__method="head", data__flip=True)
+    assert "batch norm frozen statistics, those of init (finetune.batch_norm=train)" in lines
+    assert "images     each as it is and mirrored" in lines
+
+
+def test_what_differs_from_the_defaults_is_named():
+    _, lines = plan(
+        optimizer__name="adamw",
+        optimizer__schedule="cosine",
+        optimizer__weight_decay=0.01,
+        regularization__mixup=0.2,
+        data__auto_augment="trivial",
+        data__flip=True,
+        data__crop_padding=0,
+    )
+    assert "optimizer  adamw, learning rate 0.02 (cosine), weight_decay=0.01" in lines
+    assert "images     mirrored at random, auto_augment=trivial" in lines
+    assert "           mixup=0.2" in lines
+    _, lines = plan(data__crop_padding=0)
+    assert "images     not augmented" in lines
+
+
+def test_the_memory_of_a_step():
+    devices = Devices()
+    few, many = 3 << 20, devices.free_bytes() + (1 << 40)
+    line = "memory     3 MiB on each for a step with weights and images (XLA's analysis)"
+    assert memory_line(few, devices) == line
+    assert " are free: a smaller batch_size needs less" in memory_line(many, devices)
+
+
+def test_a_step_is_compiled_once_and_its_memory_counted():
+    devices, traced = Devices(), []
+
+    def program(weights, images):
+        traced.append(1)
+        return weights + jax.lax.psum(images.sum(), "data")
+
+    compiled = devices.compile(program, sharded=(False, True), donate=(0,))
+    weights = devices.replicate(np.ones((256, 1024), np.float32))
+    images = devices.split(np.ones((1, 8, 1024), np.float32))
+    needed = compile_step(compiled, weights, images)
+    # Weights and one image on each device; the new weights take the place of the donated ones.
+    assert 4 * 1024 * 257 <= needed < 4 * 1024 * 257 + 4096
+    jax.block_until_ready(compiled(weights, images))
+    assert len(traced) == 1
+
+
+def test_floating_point_operations():
+    matrices = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50))]
+    assert flops(jnp.dot, *matrices) == 2 * 30 * 40 * 50
+
+
+def test_convolutions_are_counted_as_an_accelerator_computes_them():
+    """Of ResNet-18 at 224 px the literature has 1.8 billion multiply-adds an image, those with padding included."""
+    from sft_jax import models
+
+    network = models.Functional.abstract(models.builder(complete({}).model, 1000))
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+    def logits(params, batch_stats, images):
+        return network.apply(params, batch_stats, images, train=False)[0]
+
+    assert flops(logits, network.params, network.batch_stats, images) == pytest.approx(2 * 1.8e9, rel=0.1)
+
+
+def test_sizes_in_words():
+    assert size_text(171 * 2**20) == "171 MiB"
+    assert size_text(2.1 * 2**30) == "2.1 GiB"
