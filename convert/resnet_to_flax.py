@@ -73,6 +73,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path) -> None:
     from convert import keys, networks, parity, sources
     from sft_jax.errors import UserError
     from sft_jax.models import SHAPES
+    from sft_jax.report.console import Console as StatusConsole
     from sft_jax.report.results import write_json
     from sft_jax.weights import Weights, save_weights
 
@@ -95,7 +96,8 @@ def convert(arch: str, file: Path | None, name: str, output: Path) -> None:
     arrays = keys.to_flax(state_dict, network)
 
     module = networks.torch_network(arch, classes, state_dict)
-    comparisons = [parity.compare(module, network, arrays, size) for size in parity.SIZES]
+    with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, parity.SIZES))} px"):
+        comparisons = [parity.compare(module, network, arrays, size) for size in parity.SIZES]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
 

@@ -3,14 +3,28 @@
 import argparse
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
+
+from sft_jax.schema import KEYS
 
 Overrides = list[tuple[str, str]]
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that says what to do, like a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        keys = [word[2:].partition("=")[0] for word in message.split() if word.startswith("--")]
+        known = [key for key in keys if key in KEYS]
+        if message.startswith("unrecognized") and known:
+            message += f"; keys of the recipe are set with --config.{known[0]}=VALUE"
+        self.exit(2, f"error: {message}; {self.prog} --help has all flags and an example\n")
+
+
 def make_parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser for `python -m sft_jax.<command>`, whose help ends with `epilog` as it stands."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m sft_jax.{command}",
         description=description,
         epilog=epilog,

@@ -34,7 +34,12 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
     """
     path, _, arg = recipe.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"no config file {path!r}; recipes are Python files such as configs/cifar10.py")
+        if "=" in path:
+            raise UserError(
+                f"--config {path} is no file; a key of a recipe is set with --config.{path} (a dot after it)"
+            )
+        example = f"{path}.py" if Path(f"{path}.py").is_file() else "configs/cifar10.py"
+        raise UserError(f"no config file {path!r}; recipes are Python files such as {example}")
     try:
         get_config = runpy.run_path(path).get("get_config")
         found = None if get_config is None else get_config(arg)

@@ -21,8 +21,8 @@ def load_init(config: ConfigDict) -> Weights | None:
     path = Path(config.init)
     if not path.suffix and not path.exists():
         raise UserError(
-            f"init={config.init}: there is no such run yet; train it first (its recipe with --workdir {path}; "
-            f"runs/digits_source is that of --config configs/digits.py:source), or start from --config.init=scratch"
+            f"init={config.init}: there is no such run yet; train it first, with --workdir {path} "
+            f"(configs/digits.py needs: python -m sft_jax.main --config configs/digits.py:source)"
         )
     found = load_run_weights(path) if path.is_dir() else load_weights(path)
     if found.arch != config.model.name:

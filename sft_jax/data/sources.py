@@ -66,7 +66,8 @@ def check_source(config: ConfigDict) -> tuple[bool, str]:
 
 
 def _unknown(source: str) -> str:
-    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST"
+    near = "" if ":" in source else f"; did you mean {'folder' if Path(source).is_dir() else 'tfds'}:{source}?"
+    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST{near}"
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:
