@@ -1,0 +1,37 @@
+"""The table of promises in tests/README.md names tests that exist."""
+
+import ast
+import re
+
+import pytest
+
+ROWS = 25
+
+
+@pytest.fixture(scope="module")
+def table(pytestconfig):
+    return (pytestconfig.rootpath / "tests" / "README.md").read_text()
+
+
+def names_in(path):
+    """The names of the test functions in a file, those of classes as "Class::name"."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef))
+
+
+def test_every_promise_names_tests_that_exist(table, pytestconfig):
+    numbers = []
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or set(line) <= set("| -") or cells[-1] == "tests":
+            continue
+        named = re.findall(r"`(test_\w+\.py)::([\w:]+)`", cells[-1])
+        assert named, line
+        for file, name in named:
+            assert name in set(names_in(pytestconfig.rootpath / "tests" / file)), f"{file}::{name}"
+        if cells[0].isdigit():
+            numbers.append(int(cells[0]))
+    assert numbers == list(range(1, ROWS + 1))
