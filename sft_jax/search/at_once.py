@@ -8,11 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import optim
 from sft_jax.data import Dataset
 from sft_jax.feed import Pace
 from sft_jax.search.together import Together
-from sft_jax.traced import TRACEABLE, with_traced
 
 # More at once would learn less from one another: a sampler chooses all of them before the first is done.
 MOST = 8
@@ -44,25 +42,6 @@ class AtOnce:
         if self.count == 1 or self.alone_s is None or self.together_s is None:
             return None
         return seconds * self.alone_s * self.measured / self.together_s
-
-
-def traced_keys(config: ConfigDict, keys: Sequence[str]) -> tuple[str, ...]:
-    """Those of the config keys `keys` that one program can have as arguments, with the optimizer of `config`."""
-    found = tuple(key for key in keys if key in TRACEABLE)
-    like = {
-        "conv.kernel": jax.ShapeDtypeStruct((3, 3, 2, 2), np.float32),
-        "fc.bias": jax.ShapeDtypeStruct((2,), np.float32),
-    }
-
-    def update(values, params):
-        optimizer = optim.make_optimizer(with_traced(config, values).optimizer, 2)
-        return optimizer.update(params, optimizer.init(params), params)
-
-    try:
-        jax.eval_shape(update, {key: jax.ShapeDtypeStruct((), np.float32) for key in found}, like)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        return ()  # an optimizer that looks at its numbers before it is compiled
-    return found
 
 
 def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:

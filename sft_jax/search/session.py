@@ -17,7 +17,7 @@ from sft_jax.report.console import Console
 from sft_jax.report.results import write_text
 from sft_jax.runs import Run
 from sft_jax.search import plots
-from sft_jax.search.at_once import MOST, AtOnce, choose, traced_keys
+from sft_jax.search.at_once import MOST, AtOnce, choose
 from sft_jax.search.report import best_config, recipe, table_lines, write_tables
 from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, trial_of
 from sft_jax.search.space import Space, describe
@@ -107,7 +107,7 @@ class Session:
             f"by its validation accuracy on {scored_on}"
         )
         self.at_once = self._decide(corners[0])
-        self.trainer.traced = self._traced(corners[0], self.at_once.count)
+        self.trainer.traced = self._traced(self.at_once.count)
         self.console.line(f"at once    {_trials(self.at_once.count)}: {self.at_once.reason}")
 
     def run(self) -> None:
@@ -155,7 +155,7 @@ class Session:
         most = min(asked or MOST, self.options.trials)
         if asked == 1:
             return AtOnce(1, "as --at-once says")
-        keys = self._traced(corner, most)
+        keys = self._traced(most)
         if not keys:
             return AtOnce(1, f"no dimension is one that a program can have as an argument ({', '.join(TRACEABLE)})")
         if most == 1:
@@ -170,11 +170,11 @@ class Session:
         self.study.remember("at_once", dataclasses.asdict(found))
         return found
 
-    def _traced(self, corner: ConfigDict, count: int) -> tuple[str, ...]:
+    def _traced(self, count: int) -> tuple[str, ...]:
         """The dimensions that are arguments of the program of `count` trials."""
-        keys = traced_keys(corner, [dimension.key for dimension in self.space.dimensions])
+        keys = [dimension.key for dimension in self.space.dimensions]
         # A single trial is to compute the same bits as a run of its own.
-        return tuple(key for key in keys if count > 1 or key not in ROUNDED)
+        return tuple(key for key in keys if key in TRACEABLE and (count > 1 or key not in ROUNDED))
 
     def _run_group(self, group: list[optuna.Trial]) -> None:
         first = len(self.study.trials()) + 1

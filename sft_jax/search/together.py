@@ -53,9 +53,8 @@ class Together:
         self.traced = tuple(traced)
         self._config, self._devices = config, devices
         self._compiled: dict[tuple, Callable] = {}
-        first = Task(config, dataset, devices)
-        self._evaluate = first.evaluate
-        self._weights = initial_weights(config, first.build, first.network, load_init(config), dataset.class_names)[:2]
+        self._task = task = Task(config, dataset, devices)
+        self._weights = initial_weights(config, task.build, task.network, load_init(config), dataset.class_names)[:2]
 
     def epochs(
         self, configs: Sequence[ConfigDict], dataset: Dataset, after_piece: Callable[[int], None]
@@ -82,9 +81,9 @@ class Together:
             yield [self._epoch(programs, state, index, loss) for index, loss in enumerate(np.hstack(losses))]
 
     def task(self, dataset: Dataset) -> Task:
-        """The trials' task on a data set, which shares the compiled evaluation with all others."""
-        task = Task(self._config, dataset, self._devices)
-        task.evaluate = self._evaluate
+        """The trials' task on a data set of the same size; all such share the network and its compiled evaluation."""
+        task = copy.copy(self._task)
+        task.dataset = dataset
         return task
 
     def programs(self, task: Task, phase: int, configs: Sequence[ConfigDict]) -> "SeveralPrograms":
