@@ -96,8 +96,15 @@ def evaluated(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dic
 
 def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, _decayed(config)) if is_on(config.weight_decay) else optax.identity(),
-        optax.sgd(schedule, momentum=config.momentum if is_on(config.momentum) else None, nesterov=config.nesterov, **dict(config.arguments)),
+        optax.add_decayed_weights(config.weight_decay, _decayed(config))
+        if is_on(config.weight_decay)
+        else optax.identity(),
+        optax.sgd(
+            schedule,
+            momentum=config.momentum if is_on(config.momentum) else None,
+            nesterov=config.nesterov,
+            **dict(config.arguments),
+        ),
     )
 
 

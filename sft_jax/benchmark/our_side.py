@@ -21,6 +21,7 @@ from sft_jax.config import complete  # noqa: E402
 from sft_jax.data.types import ArraySplit  # noqa: E402
 from sft_jax.epoch import make_train_steps  # noqa: E402
 from sft_jax.errors import run_command  # noqa: E402
+from sft_jax.estimate import flops  # noqa: E402
 from sft_jax.evaluation import Evaluator  # noqa: E402
 from sft_jax.feed import Feed, Pace  # noqa: E402
 from sft_jax.ops import conv  # noqa: E402
@@ -83,7 +84,7 @@ class _Side:
         self.evaluator = Evaluator(self.network, preprocess, devices, worker.CLASSES, config.batch_size)
 
     def flops(self) -> float:
-        """Floating-point operations of one training step, as XLA counts them."""
+        """Floating-point operations of one training step, see `estimate.flops`."""
         network = models.Functional.abstract(
             models.builder(self.config.model, worker.CLASSES, precision=self.config.precision)
         )
@@ -91,9 +92,7 @@ class _Side:
         images = jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32)
         labels = jax.ShapeDtypeStruct((self.config.batch_size,), np.int32)
         step = make_train_step(network, self.optimizer)
-        analysis = jax.jit(step).lower(jax.eval_shape(lambda: self.state), images, labels).cost_analysis()
-        assert analysis is not None
-        return float(analysis["flops"])
+        return flops(step, jax.eval_shape(lambda: self.state), images, labels)
 
     def train(self, repeats: int) -> list[float]:
         def call() -> None:
