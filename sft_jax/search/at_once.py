@@ -9,15 +9,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import Dataset
-from sft_jax.feed import Pace
+from sft_jax.feed import Pace, Piece
 from sft_jax.search.together import Together
 
 # More at once would learn less from one another: a sampler chooses all of them before the first is done.
 MOST = 8
+# Several at once have to take this share of the time of one after the other, or less: results that are a run's own up to
+# rounding only are not worth a gain that is hardly one.
+WORTHWHILE = 0.9
 # Of the memory that is free on the device.
 MEMORY_SHARE = 0.8
-# A call that is timed has so many steps; calls of one and of several take turns.
-STEPS, TURNS = 4, 5
+# A call that is timed takes about so long, after some that find out its number of steps; one and several take turns.
+CALL_S, WARM_UP, TURNS = 0.2, 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,15 @@ class AtOnce:
     alone_s: float | None = None
     together_s: float | None = None
 
-    def one_by_one(self, seconds: float) -> float | None:
-        """What trials that took `seconds` would have taken one after the other; None where that was not measured."""
+    def one_by_one(self, seconds: float, steps: int) -> float | None:
+        """What trials that took `seconds` would have taken one after the other; None where that was not measured.
+
+        `steps` are those of all trials together. It would be more where features or statistics are computed first: once
+        for all that train at once, once for each of the others.
+        """
         if self.count == 1 or self.alone_s is None or self.together_s is None:
             return None
-        return seconds * self.alone_s * self.measured / self.together_s
+        return seconds + steps * (self.alone_s - self.together_s / self.measured)
 
 
 def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:
@@ -67,14 +74,15 @@ def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, 
         several.call()
     alone, at_once = (float(np.median(timed.seconds)) for timed in (one, several))
     figures = (
-        f"a step of a trial takes {1e3 * at_once / fitting:.1f} ms with {fitting} at once, {1e3 * alone:.1f} ms alone "
+        f"a step of a trial takes {1e3 * at_once / fitting:.3g} ms with {fitting} at once, {1e3 * alone:.3g} ms alone "
         f"on {task.devices}"
     )
     if fitting < len(configs):
         figures += "; no more fit into the memory that is free"
     if asked is not None:
         return AtOnce(fitting, f"as --at-once says; {figures}", fitting, alone, at_once)
-    return AtOnce(fitting if at_once < fitting * alone else 1, figures, fitting, alone, at_once)
+    worthwhile = at_once <= WORTHWHILE * fitting * alone
+    return AtOnce(fitting if worthwhile else 1, figures, fitting, alone, at_once)
 
 
 class _Timed:
@@ -84,18 +92,21 @@ class _Timed:
         task = together.task(dataset)
         programs = together.programs(task, phase, configs)
         self._state = together.first_state(programs)
-        pace = Pace()
-        pace.steps = STEPS
-        self._piece = next(iter(programs.train_feed.pieces(task.order(epoch=0), pace=pace)))
-        self._programs, self._key = programs, task.key
-        self.bytes_needed = programs.bytes_needed(self._state, *self._piece.arguments, self._key)
+        self._programs, self._order, self._key, self._pace = programs, task.order(epoch=0), task.key, Pace(CALL_S)
+        self.bytes_needed = programs.bytes_needed(self._state, *self._piece().arguments, self._key)
         self.seconds: list[float] = []
-        self.call()
-        self.seconds.clear()  # the first one may have compiled
+        for _ in range(WARM_UP):
+            self.call()
+        self.seconds.clear()
 
     def call(self) -> None:
         """One call, timed."""
+        piece = self._piece()
         start = time.perf_counter()
-        self._state, metrics = self._programs.train_steps(self._state, *self._piece.arguments, self._key)
-        jax.block_until_ready(metrics)
-        self.seconds.append((time.perf_counter() - start) / self._piece.steps)
+        with self._pace.timing(piece.steps):
+            self._state, metrics = self._programs.train_steps(self._state, *piece.arguments, self._key)
+            jax.block_until_ready(metrics)
+        self.seconds.append((time.perf_counter() - start) / piece.steps)
+
+    def _piece(self) -> Piece:
+        return next(iter(self._programs.train_feed.pieces(self._order, pace=self._pace)))

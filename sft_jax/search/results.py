@@ -20,6 +20,7 @@ class Fold:
     Attributes:
       val_accuracy, val_loss, train_loss: by epoch.
       state: `DONE`, `PRUNED` or `DIVERGED`.
+      steps: of training.
       seconds: of training and validation; of trials that trained at once, the trial's share.
     """
 
@@ -27,6 +28,7 @@ class Fold:
     val_loss: list[float] = dataclasses.field(default_factory=list)
     train_loss: list[float] = dataclasses.field(default_factory=list)
     state: str = DONE
+    steps: int = 0
     seconds: float = 0.0
 
 

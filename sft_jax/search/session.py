@@ -129,7 +129,8 @@ class Session:
         winner = best(trials)
         keys = [dimension.key for dimension in self.space.dimensions]
         seconds = sum(trial.seconds for trial in trials)
-        one_by_one = self.at_once.one_by_one(seconds)
+        steps = sum(fold.steps for trial in trials for fold in trial.folds)
+        one_by_one = self.at_once.one_by_one(seconds, steps)
         facts = {
             "config": self.config.to_dict(),
             "space": str(self.space),
@@ -229,7 +230,7 @@ def _trial_line(trial: Trial, trials: int, leader: Trial | None) -> str:
 def _time_line(count: int, seconds: float, one_by_one: float | None, at_once: AtOnce) -> str:
     line = f"time       {count} trials in {seconds:.1f} s, {at_once.count} at once"
     if one_by_one is not None:
-        return f"{line}; one after the other about {one_by_one:.1f} s (estimated: {at_once.reason})"
+        return f"{line}; one after the other at least {one_by_one:.1f} s (estimated: {at_once.reason})"
     return line if at_once.alone_s is None else f"{line} ({at_once.reason})"
 
 

@@ -84,7 +84,8 @@ class Trainer:
         configs = [self.config(trial) for trial in trials]
         dataset, together = self.data(configs[0])[fold], self.together(configs[0])
         records, over = [Fold() for _ in trials], [False] * len(trials)
-        steps = configs[0].epochs * together.task(dataset).steps_per_epoch
+        steps_per_epoch = together.task(dataset).steps_per_epoch
+        steps = configs[0].epochs * steps_per_epoch
         start = time.perf_counter()
         with self.console.progress(f"{title}  fold {fold + 1}/{self.folds}" if self.folds > 1 else title, steps) as bar:
 
@@ -104,6 +105,7 @@ class Trainer:
                 if all(over):
                     break
         for trial, record in zip(trials, records, strict=True):
+            record.steps = len(record.val_accuracy) * steps_per_epoch
             record.seconds = (time.perf_counter() - start) / len(trials)
             keep_fold(trial, fold, dataclasses.asdict(record))
 
