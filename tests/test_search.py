@@ -212,6 +212,22 @@ def test_eight_at_once_are_eight_runs(batch_norm):
     assert len(together._compiled) == 2, "one program for all eight, and one for each by itself"
 
 
+def test_phases_of_trials_at_once():
+    """With what else a state has: moving averages, and anchors that all trials share."""
+    split = noise(128)
+    dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
+    phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}
+    kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
+    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.001, 0.01)]
+    together = Together(configs[0], ["optimizer.learning_rate"], dataset, one_device())
+    found = curves(together, configs, dataset)
+    assert len(found) == 2
+    for index, config in enumerate(configs):
+        wanted = curves(together, [config], dataset)[:, 0]
+        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4, rtol=1e-4)  # the second one diverges
+    assert (np.ptp(found[-1, :, :2], axis=0) > 1e-3).all()
+
+
 def test_the_settings_of_every_optimizer_can_be_arguments():
     params = {"conv.kernel": jnp.ones((3, 3, 2, 2)), "fc.bias": jnp.ones(2)}
     keys = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum")

@@ -14,7 +14,7 @@ from sft_jax.search.together import Together
 
 # More at once would learn less from one another: a sampler chooses all of them before the first is done.
 MOST = 8
-# Several at once have to take this share of the time of one after the other, or less: results that are a run's own up to
+# Several at once have to take this share of the time of one after the other, or less: results that equal a run's up to
 # rounding only are not worth a gain that is hardly one.
 WORTHWHILE = 0.9
 # Of the memory that is free on the device.
