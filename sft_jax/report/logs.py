@@ -43,14 +43,11 @@ class TensorBoard:
     """Event files, written without TensorFlow. They are written anew when a run is resumed: each point stands once."""
 
     def __init__(self, folder: Path):
-        # Not its SummaryWriter, which writes in a thread: nobody hears of its errors, and a flush does not wait.
-        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
-
-        place = folder / "tensorboard"
-        place.mkdir(exist_ok=True)
-        for stale in place.glob("events.out.tfevents.*"):
+        self._folder = folder / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
+        for stale in self._folder.glob("events.out.tfevents.*"):
             stale.unlink()
-        self._writer: Any = EventsWriter(str(place / "events"))
+        self._writer: Any = None
         self.known = 0
         self._step = 0
 
@@ -65,12 +62,18 @@ class TensorBoard:
 
     def close(self, done: bool) -> None:
         """See `Logger`."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _add(self, values: Row) -> None:
+        # Where torch is installed tensorboardX imports it, for seconds: not before the first point.
+        # Not its SummaryWriter, which writes in a thread: nobody hears of its errors, and a flush does not wait.
+        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
         from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboardX.summary import scalar  # type: ignore[import-untyped]
 
+        if self._writer is None:
+            self._writer = EventsWriter(str(self._folder / "events"))
         for name, value in _numbers(values).items():
             self._writer.write_event(Event(wall_time=time.time(), step=self._step, summary=scalar(_tag(name), value)))
         self._writer.flush()
