@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import re
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,18 @@ REMOVALS, REMOVAL_SECONDS = 10, 0.05
 # reports all but the first.
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
+_unraisable = sys.unraisablehook
+
+
+def _without_abandoned(found: Any) -> None:
+    """Of several arrays that cannot be written tensorstore reports all but the first to an event loop that is closed,
+    and Python prints a traceback of each.
+    """
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        _unraisable(found)
+
+
+sys.unraisablehook = _without_abandoned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,7 @@ from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.runs import Run
 
 # Orbax's threads go on writing after the first of them has failed.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +76,30 @@ def test_the_disk_fills_up(finished, mounted):
     assert_same_run(place, finished)
 
 
+FILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from sft_jax.checkpoint import Checkpoints
+from sft_jax.errors import run_command
+arrays = {str(number): np.random.default_rng(number).random(200_000, np.float32) for number in range(30)}
+sys.exit(run_command(lambda: Checkpoints(Path(sys.argv[1])).save("latest", 1, arrays, {})))
+"""
+
+
+def test_a_full_disk_is_one_line(mounted):
+    """Many arrays fail at once: there is no traceback of the others."""
+    disk = mounted("size=4m")
+    command = [sys.executable, "-c", FILLED, str(disk / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: checkpoint {disk}/checkpoints/latest/1 cannot be written, ")
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# TensorBoard's file, which cannot be flushed when it is closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_room_at_all(mounted):
     disk = mounted("size=16k")
     (disk / "ballast").write_bytes(bytes(12 * 1024))

@@ -24,9 +24,6 @@ from sft_jax.models.resnet import BasicBlock, Shape
 from sft_jax.runs import Run, load_run_weights
 from sft_jax.weights import FORMAT, Weights, load_weights, save_weights
 
-# Of several arrays that cannot be read Orbax's threads report all but the first.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 ARRAYS = {
     "conv1.kernel": np.sqrt(np.arange(27, dtype=np.float32)).reshape(3, 3, 1, 3),
     "bn1.mean": np.array([0.5, -2, 1e-30], np.float32),
