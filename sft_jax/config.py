@@ -65,9 +65,9 @@ def complete(values: Mapping[str, Any]) -> ConfigDict:
         try:
             checked[name] = key.coerce(value)
         except (TypeError, ValueError):
-            raise UserError(f"config.{name}={value!r} is not {KIND_WORDS[key.kind]}") from None
+            raise UserError(f"config.{name}={_shown(value)} is not {KIND_WORDS[key.kind]}") from None
         if not key.check(checked[name]):
-            raise UserError(f"config.{name}={value!r} must be {key.rule}")
+            raise UserError(f"config.{name}={_shown(value)} must be {key.rule}")
     return _nested(checked).lock()
 
 
@@ -110,7 +110,13 @@ def parse_value(name: str, text: str) -> Any:
     try:
         return key.parse(text)
     except (KeyError, ValueError):
-        raise UserError(f"config.{name}={text!r} is not {KIND_WORDS[key.kind]}") from None
+        raise UserError(f"config.{name}={_shown(text)} is not {KIND_WORDS[key.kind]}") from None
+
+
+def _shown(value: Any) -> str:
+    """`value` for a message, which stays one line that can be read."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def _nested(values: Mapping[str, Any]) -> ConfigDict:

@@ -1,6 +1,6 @@
 import pytest
 
-from sft_jax.config import KEYS, complete, config_name, default_config, flatten, load_config
+from sft_jax.config import KEYS, complete, config_name, default_config, flatten, load_config, parse_value
 from sft_jax.errors import UserError
 
 
@@ -97,3 +97,8 @@ def test_every_recipe_is_a_config(pytestconfig, tmp_path):
     for path in paths:
         argument = f":{tmp_path}" if path.stem == "folder" else ""
         load_config(f"{path}{argument}")
+
+
+def test_a_long_value_is_shortened_in_its_message():
+    with pytest.raises(UserError, match=r"config\.seed='9{99}\.\.\. \(5,002 characters\) is not a whole number"):
+        parse_value("seed", "9" * 5000)
