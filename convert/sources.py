@@ -44,7 +44,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
                 return _unwrap({key: file.get_tensor(key) for key in file.keys()}, path)  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    _refuse_compressed(path)
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -102,17 +102,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse_compressed(path: Path) -> None:
-    """A small file may claim to hold terabytes."""
+def _check_archive(path: Path) -> None:
+    """Refuses a zip file that is compressed, which may claim terabytes, or damaged: torch checks no checksums."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as file:
-            entries = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no file of torch.save's ({error})") from None
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise UserError(f"{path} is compressed, which torch's own never are; load it yourself and torch.save it anew")
+            if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+                raise UserError(
+                    f"{path} is compressed, which torch's own never are; load it yourself and torch.save it anew"
+                )
+            bad = file.testzip()
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        raise UserError(f"{path} is damaged or no file of torch.save's ({type(error).__name__}: {error})") from None
+    if bad is not None:
+        raise UserError(f"{path} is damaged: the checksum of {bad} in it is another one")
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -139,7 +139,7 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"{self.folder} holds no run: there is no {self.config_file.name} in it") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # no file of ours, or no longer
-            raise UserError(f"{self.config_file} cannot be read: {error!r}") from None
+            raise UserError(f"{self.config_file} cannot be read: {type(error).__name__}: {error}") from None
         if expected is not None and digest({}, record) != expected:
             raise UserError(f"{self.config_file} was changed after it was written: it no longer says what was trained")
         return record

@@ -219,7 +219,11 @@ KEYS: dict[str, Key] = {
     ),
     "optimizer.nesterov": Key(False, bool, "Nesterov's momentum, of SGD."),
     "optimizer.arguments": Key(
-        Pairs(), Pairs, "Further arguments of the optimizer by their names in optax, as 'b1=0.9;b2=0.99'."
+        Pairs(),
+        Pairs,
+        "Further arguments of the optimizer by their names in optax, as 'b1=0.9;b2=0.99'.",
+        check=lambda value: all(left.isidentifier() and math.isfinite(right) for left, right in value),
+        rule="pairs name=number with finite numbers",
     ),
     "optimizer.weight_decay": Key(
         0.0,

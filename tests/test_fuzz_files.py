@@ -152,7 +152,7 @@ BROKEN = ("double", "half", "float8", "integers", "complex", "sparse", "quantize
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # that they will be dropped
 @given(seed=st.integers(0, 2**32 - 1), place=st.floats(0, 1), change=st.sampled_from(["drop", "rename", *BROKEN]))
-@tries(60)
+@tries(40)
 def test_state_dicts_that_do_not_fit(network, state_dict, seed, place, change):
     """Keys in any order are the same; any other difference is named."""
     shuffled = {key: state_dict[key] for key in np.random.default_rng(seed).permutation(list(state_dict)).tolist()}
@@ -181,7 +181,7 @@ def test_damaged_state_dicts(tmp_path, damage, zipped):
         found, _ = sources.read_state_dict(path)
     assert contents(tmp_path) == before
     if not said and zipped and damage.__name__.startswith("flip"):
-        # A zip file knows the checksum of everything in it.
+        # A zip file has a checksum of everything in it, which torch does not look at.
         assert all(torch.equal(found[key], tensors[key]) for key in found.keys() & tensors.keys())
 
 
