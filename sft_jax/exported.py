@@ -36,7 +36,6 @@ def save_exported(
     Raises:
       UserError: the file cannot be written.
     """
-    _need_flatbuffers()
     (batch,) = export.symbolic_shape("batch")
     inputs = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     serialized = export.export(jax.jit(program), platforms=PLATFORMS)(inputs).serialize()
@@ -56,7 +55,6 @@ def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[st
     Raises:
       UserError: no such file, another kind of file, or a damaged one.
     """
-    _need_flatbuffers()
     try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))
@@ -76,10 +74,3 @@ def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[st
     except ValueError as error:  # a version of the serialisation that this jax no longer, or not yet, reads
         reason = str(error).partition("\n")[0]
         raise UserError(f"jax {jax.__version__} cannot read {path} ({reason}); export it anew") from None
-
-
-def _need_flatbuffers() -> None:
-    try:
-        import flatbuffers  # type: ignore[import-untyped]  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("jax.export needs flatbuffers to write and read programs: pip install flatbuffers") from None
