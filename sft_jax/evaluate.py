@@ -15,7 +15,7 @@ from sft_jax.errors import UserError, run_command
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from sft_jax.checkpoint import Restored
+    from sft_jax.parallel import Devices
     from sft_jax.report.console import Console
     from sft_jax.runs import Run
 
@@ -98,10 +98,10 @@ def evaluate(
     from sft_jax.task import Task
 
     devices = Devices()
-    config = _settings(run.config(), overrides, devices.count)
+    config = _settings(run.config(), overrides, devices)
     check_evaluable(config, checkpoint)
-    latest = _restored(run, "latest")
-    found = latest if checkpoint == "latest" else _restored(run, checkpoint)
+    latest = run.restored("latest")
+    found = latest if checkpoint == "latest" else run.restored(checkpoint)
     if split not in SPLITS:
         if not config.data.source.startswith("tfds:"):
             raise UserError(f"--split {split!r} must be train, validation or test: the run is on {config.data.source}")
@@ -121,23 +121,15 @@ def evaluate(
     return results, file
 
 
-def _settings(config: "ConfigDict", overrides: Overrides, devices: int) -> "ConfigDict":
+def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":
     """The run's configuration with the data where they are now, and batches that divide over these devices."""
     from sft_jax.config import complete, flatten, parse_value
 
     for name, _ in overrides:
         if name not in LOCATION_KEYS:
             raise UserError(f"config.{name} is the run's and stays; only {', '.join(LOCATION_KEYS)} can be set here")
-    batch_size = -(-config.batch_size // devices) * devices
     changes = {name: parse_value(name, text) for name, text in overrides}
-    return complete(flatten(config) | {"batch_size": batch_size} | changes)
-
-
-def _restored(run: "Run", checkpoint: str) -> "Restored":
-    found = run.checkpoints.restore(checkpoint)
-    if found is None:
-        raise UserError(f"{run.folder} has no {checkpoint} checkpoint yet: its first epoch was not finished")
-    return found
+    return complete(flatten(config) | {"batch_size": devices.whole_batch(config.batch_size)} | changes)
 
 
 if __name__ == "__main__":

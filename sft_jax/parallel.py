@@ -37,6 +37,10 @@ class Devices:
                 f"{f' in {parts} parts (optimizer.accumulate)' if parts > 1 else ''}; use --config.batch_size={better}"
             )
 
+    def whole_batch(self, batch_size: int) -> int:
+        """The smallest batch of at least `batch_size` images that divides evenly over the devices."""
+        return -(-batch_size // self.count) * self.count
+
     def replicate(self, tree: Any) -> Any:
         """A whole copy of every array on each device."""
         return jax.device_put(tree, self._replicated)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 import sft_jax
-from sft_jax.checkpoint import Checkpoints
+from sft_jax.checkpoint import Checkpoints, Restored
 from sft_jax.config import complete, flatten
 from sft_jax.digest import digest
 from sft_jax.errors import UserError
@@ -162,6 +162,13 @@ class Run:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.results_file} cannot be read: {error}") from None
 
+    def restored(self, which: str) -> Restored:
+        """The "best" or "latest" checkpoint. Raises UserError where there is none yet, or none that can be read."""
+        found = self.checkpoints.restore(which)
+        if found is None:
+            raise UserError(f"{self.folder} has no {which} checkpoint yet: its first epoch was not finished")
+        return found
+
     def write_config(self, config: ConfigDict, **facts: Any) -> None:
         """Records the configuration, the versions in use and further `facts`. Raises UserError where it cannot."""
         packages = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -179,9 +186,7 @@ def load_run_weights(workdir: Path, which: str = "best") -> Weights:
     """
     run = Run(workdir)
     config = run.config()
-    restored = run.checkpoints.restore(which)
-    if restored is None:
-        raise UserError(f"{workdir} has no {which} checkpoint yet: its first epoch was not finished")
+    restored = run.restored(which)
     arrays = {
         key.partition("/")[2]: array
         for key, array in restored.arrays.items()

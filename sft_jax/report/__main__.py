@@ -76,7 +76,7 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     run, devices = Run(workdir), Devices()
     values = flatten(run.config())
     # Batches that divide over these devices: the run may have had others.
-    config = complete(values | {"batch_size": -(-values["batch_size"] // devices.count) * devices.count})
+    config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
     dataset = read_dataset(config, Console())
     return Reports(Task(config, dataset, devices), run).write_from_disk(output)
 
