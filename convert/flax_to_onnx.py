@@ -24,16 +24,11 @@ BATCHES = (1, 3, 8)
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python convert/flax_to_onnx.py",
-        description="Writes a trained network as ONNX, and proves with onnxruntime that it gives the same logits.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="RUN", help="the best checkpoint of this run")
-    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file")
+    from sft_jax.cli import add_network_flags, make_parser
+
+    description = "Writes a trained network as ONNX, and proves with onnxruntime that it gives the same logits."
+    parser = make_parser("python convert/flax_to_onnx.py", description, EXAMPLE)
+    add_network_flags(parser, workdir="the best checkpoint of this run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="what to write")
     return parser.parse_args(argv)
 

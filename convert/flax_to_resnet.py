@@ -20,16 +20,11 @@ SUFFIXES = (".pth", ".safetensors")
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python convert/flax_to_resnet.py",
-        description="Writes weights as torchvision's state_dict, and proves that both networks give the same logits.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="RUN", help="the best checkpoint of this run")
-    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file")
+    from sft_jax.cli import add_network_flags, make_parser
+
+    description = "Writes weights as torchvision's state_dict, and proves that both networks give the same logits."
+    parser = make_parser("python convert/flax_to_resnet.py", description, EXAMPLE)
+    add_network_flags(parser, workdir="the best checkpoint of this run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .pth or .safetensors file")
     return parser.parse_args(argv)
 

@@ -23,13 +23,10 @@ EXAMPLE = """examples:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python convert/resnet_to_flax.py",
-        description="Converts weights of a torchvision ResNet to Flax, and proves that both give the same logits.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    from sft_jax.cli import make_parser
+
+    description = "Converts weights of a torchvision ResNet to Flax, and proves that both give the same logits."
+    parser = make_parser("python convert/resnet_to_flax.py", description, EXAMPLE)
     parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(

@@ -1,8 +1,9 @@
-"""What the command lines have in common: the recipe with its overrides."""
+"""What the command lines have in common: the recipe with its overrides, the network, errors in one line."""
 
 import argparse
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sft_jax.schema import KEYS
@@ -23,9 +24,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser for `python -m sft_jax.<command>`, whose help ends with `epilog` as it stands."""
+    """A parser for `command`, as "python -m sft_jax.main", whose help ends with `epilog` as it stands."""
     return _Parser(
-        prog=f"python -m sft_jax.{command}",
+        prog=command,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,6 +39,13 @@ def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) 
     options: dict[str, Any] = {"required": required, "metavar": "FILE[:ARG]"}
     parser.add_argument("--config", help="a recipe, for instance configs/cifar10.py", **options)
     parser.add_argument("--config.KEY", metavar="VALUE", help="set one key of the recipe (may be repeated)")
+
+
+def add_network_flags(parser: argparse.ArgumentParser, *, workdir: str) -> None:
+    """Adds --workdir, which `workdir` explains, and --weights: one of the two names a trained network."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help=workdir)
+    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file in place of a run")
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -> tuple[argparse.Namespace, Overrides]:

@@ -89,7 +89,9 @@ def _code(text: str) -> str:
 
 def main() -> None:
     """Parses the command line and writes the page."""
-    make_parser("config_docs", "Writes configs/README.md, the table of all config keys.", EXAMPLE).parse_args()
+    make_parser(
+        "python -m sft_jax.config_docs", "Writes configs/README.md, the table of all config keys.", EXAMPLE
+    ).parse_args()
     if not PATH.parent.is_dir():
         raise UserError(f"there is no folder {PATH.parent} here; run this in the project's folder")
     PATH.write_text(document())

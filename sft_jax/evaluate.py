@@ -33,7 +33,9 @@ LOCATION_KEYS = ("data.source", "data.dir", "data.download")
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """The flags, and the overrides of the run's settings."""
-    parser = make_parser("evaluate", "Scores the checkpoint of a run on one of its splits, every image once.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.evaluate", "Scores the checkpoint of a run on one of its splits, every image once.", EXAMPLE
+    )
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--split",

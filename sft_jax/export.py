@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sft_jax.allocator import keep_freed_memory
 from sft_jax.cache import keep_compiled_programs
-from sft_jax.cli import make_parser
+from sft_jax.cli import add_network_flags, make_parser
 from sft_jax.errors import UserError, run_command
 
 EXAMPLE = """example:
@@ -37,11 +37,11 @@ ELSEWHERE = {
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
     parser = make_parser(
-        "export", "Writes a trained network as one program, and proves that its logits are the same.", EXAMPLE
+        "python -m sft_jax.export",
+        "Writes a trained network as one program, and proves that its logits are the same.",
+        EXAMPLE,
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
-    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file in place of a run")
+    add_network_flags(parser, workdir="folder of a run")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .stablehlo or .jax")
     return parser.parse_args(argv)

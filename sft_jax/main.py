@@ -16,7 +16,7 @@ EXAMPLE = """example:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """The flags, and the overrides of the recipe's keys."""
-    parser = make_parser("main", "Fine-tunes an image classifier as a recipe says.", EXAMPLE)
+    parser = make_parser("python -m sft_jax.main", "Fine-tunes an image classifier as a recipe says.", EXAMPLE)
     add_config_flags(parser)
     parser.add_argument("--workdir", type=Path, metavar="RUN", help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="continue the run that is in the workdir")

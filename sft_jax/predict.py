@@ -32,7 +32,7 @@ Answer = dict[str, Any]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = make_parser("predict", "Classifies pictures with a trained network.", EXAMPLE)
+    parser = make_parser("python -m sft_jax.predict", "Classifies pictures with a trained network.", EXAMPLE)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export in place of a run")

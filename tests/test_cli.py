@@ -10,7 +10,9 @@ from sft_jax.errors import UserError
 
 @pytest.fixture
 def parser():
-    parser = make_parser("main", "Trains.", "example:\n  python -m sft_jax.main --config configs/cifar10.py\n")
+    parser = make_parser(
+        "python -m sft_jax.main", "Trains.", "example:\n  python -m sft_jax.main --config configs/cifar10.py\n"
+    )
     add_config_flags(parser)
     return parser
 

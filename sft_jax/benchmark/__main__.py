@@ -40,7 +40,9 @@ PEAK_FLOPS = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = make_parser("benchmark", "Times training and evaluation steps, ours and PyTorch's.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.benchmark", "Times training and evaluation steps, ours and PyTorch's.", EXAMPLE
+    )
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
     parser.add_argument("--batch", default=100, help="images a step (default: %(default)s)", **number)

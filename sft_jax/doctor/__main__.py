@@ -28,7 +28,9 @@ QUICK_START = (
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """The flags, and the overrides of the recipe's keys."""
-    parser = make_parser("doctor", "Says what this machine has and lacks, and what a recipe would cost on it.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.doctor", "Says what this machine has and lacks, and what a recipe would cost on it.", EXAMPLE
+    )
     add_config_flags(parser, required=False)
     words = ", ".join(map(str, SIZES))
     parser.add_argument("--sizes", action="store_true", help=f"estimate the recipe at {words} px, not at its own only")

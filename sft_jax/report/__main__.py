@@ -17,7 +17,7 @@ EXAMPLE = """examples:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = make_parser("report", "Writes a page on a run, or on several side by side.", EXAMPLE)
+    parser = make_parser("python -m sft_jax.report", "Writes a page on a run, or on several side by side.", EXAMPLE)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", type=Path, metavar="RUN", help="write the report of this run once more")
     what.add_argument("--compare", type=Path, metavar="RUN", nargs="+", help="put these runs side by side")

@@ -24,7 +24,9 @@ curves.png, search.log and search.db (Optuna's). A search that was stopped or ki
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """The flags, and the overrides of the recipe's keys."""
-    parser = make_parser("search", "Searches the settings with the best validation accuracy.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.search", "Searches the settings with the best validation accuracy.", EXAMPLE
+    )
     add_config_flags(parser)
     parser.add_argument(
         "--space", action="append", required=True, metavar="KEY=FORM", help="what to vary (may be repeated)"
