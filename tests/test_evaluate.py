@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from made_run import TINY
+from tiny_config import TINY as CONFIG
 
 from sft_jax.config import complete
 from sft_jax.errors import run_command
@@ -13,21 +14,6 @@ from sft_jax.models import SHAPES
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
-
-# As in test_train.py: compiled once for both.
-CONFIG = {
-    "epochs": 2,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "limit_train_examples": 320,
-    "limit_eval_examples": 61,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny_config import TINY
 
 from sft_jax import lr_find
 from sft_jax.config import complete
@@ -18,20 +19,7 @@ from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
 
-TINY = {
-    "epochs": 1,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "optimizer.schedule": "cosine",
-    "limit_train_examples": 320,
-    "limit_eval_examples": 61,
-}
+SETTINGS = TINY | {"epochs": 1, "optimizer.schedule": "cosine"}
 RATES = np.array([float(rate(step)) for step in range(STEPS)])
 
 
@@ -97,7 +85,7 @@ def stamps(folder):
 def test_a_run_is_neither_begun_nor_touched(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 40)
     monkeypatch.setattr(lr_find, "Devices", lambda: Devices(jax.local_devices()[:1]))
-    run, config = Run(tmp_path / "run"), complete(TINY)
+    run, config = Run(tmp_path / "run"), complete(SETTINGS)
     found = find_learning_rate(config, run, Console())
     assert {path.name for path in run.folder.iterdir()} == {"lr_find.json", "lr_find.png"}
     assert (run.folder / "lr_find.png").read_bytes()[:4] == b"\x89PNG"
@@ -129,6 +117,6 @@ def test_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
 
 
 def test_an_optimizer_without_a_schedule_is_refused(tmp_path):
-    config = complete(TINY | {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"})
+    config = complete(SETTINGS | {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"})
     with pytest.raises(UserError, match="has one learning rate for all steps"):
         find_learning_rate(config, Run(tmp_path), Console())

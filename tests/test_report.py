@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_config import TINY
 
 from sft_jax import reporting
 from sft_jax.config import complete
@@ -21,20 +22,6 @@ from sft_jax.reporting import Reports
 from sft_jax.runs import Run
 from sft_jax.train import train
 from tests.report_records import EVIL, figures_of, records, scored
-
-TINY = {
-    "epochs": 2,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "limit_train_examples": 320,
-    "limit_eval_examples": 61,
-}
 
 
 class Parsed(html.parser.HTMLParser):

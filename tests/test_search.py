@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
+from tiny_config import TINY
 
 from sft_jax import optim
 from sft_jax.config import complete, flatten, load_config
@@ -36,19 +37,6 @@ from sft_jax.traced import TRACEABLE, with_traced
 from sft_jax.train import train
 from sft_jax.weights import Weights, save_weights
 
-TINY = {
-    "epochs": 2,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "limit_train_examples": 320,
-    "limit_eval_examples": 61,
-}
 RATES = "optimizer.learning_rate=log(0.002,0.05)"
 
 

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from tiny_config import TINY
 
 from sft_jax import train as train_module
 from sft_jax.compare import train_and_compare
@@ -17,19 +18,6 @@ from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
 
-TINY = {
-    "epochs": 2,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "limit_train_examples": 320,
-    "limit_eval_examples": 61,
-}
 METRICS = "epoch step learning_rate train_loss train_accuracy val_loss val_accuracy best train_images_per_s epoch_s"
 RESULTS = (
     "test_accuracy test_top5 test_loss test_count best_epoch best_val_accuracy class_names per_class_accuracy "
