@@ -5,24 +5,27 @@ import os
 from collections.abc import Iterator
 
 import hypothesis
+from counted import counts
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from sft_jax.errors import UserError
 
-# `pytest -m slow` tries this many times as many.
+# `pytest -m slow` tries so many times as many.
+TIMES = 20
 FACTOR = int(os.environ.get("SFT_JAX_FUZZ", "1"))
 
 
-def tries(count: int) -> hypothesis.settings:
+def tries(count: int):
     """So many inputs, the same ones every time; fixtures serve all of them."""
-    return hypothesis.settings(
+    settings = hypothesis.settings(
         max_examples=count * FACTOR,
         deadline=None,
         derandomize=FACTOR == 1,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+    return lambda test: counts(drawn=count)(settings(test))
 
 
 @st.composite

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from counted import counts
 
 from sft_jax.checkpoint import Checkpoints
 from sft_jax.errors import UserError
@@ -325,12 +326,19 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     assert folders(tmp_path) == sorted([*foreign, "3", "4", "7"])
 
 
+# Files that a checkpoint has at least, and bits that are flipped in each.
+FILES, FLIPS = 11, 12
+
+
+@counts(damages=FILES * FLIPS)
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
     checkpoints = saved(tmp_path, 1)
     detected: dict[str, int] = {}
-    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) >= FILES
+    for path in files:
         whole = path.read_bytes()
-        for position in np.linspace(0, len(whole) - 1, 12, dtype=int):
+        for position in np.linspace(0, len(whole) - 1, FLIPS, dtype=int):
             flipped = bytearray(whole)
             flipped[position] ^= 1
             path.write_bytes(flipped)
@@ -340,8 +348,10 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
                 detected[path.name] = detected.get(path.name, 0) + 1
         path.write_bytes(whole)
     assert_restored(checkpoints.restore("latest"), 1, ONE, {"step": 1})
-    assert detected["metadata"] == detected["manifest.ocdbt"] == 12, "the facts and the index are used as a whole"
-    assert sum(count for name, count in detected.items() if len(name) == 32) >= 12, "data files have hashes for names"
+    assert detected["metadata"] == detected["manifest.ocdbt"] == FLIPS, "the facts and the index are used as a whole"
+    assert sum(count for name, count in detected.items() if len(name) == 32) >= FLIPS, (
+        "data files have hashes for names"
+    )
 
 
 # --- Checkpoints of something else

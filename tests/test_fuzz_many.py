@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from fuzzing import TIMES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config", "files", "images"])
 def test_twenty_times_as_many(name, pytestconfig):
     command = [sys.executable, "-m", "pytest", "-q", f"tests/test_fuzz_{name}.py"]
-    environment = os.environ | {"SFT_JAX_FUZZ": "20"}
+    environment = os.environ | {"SFT_JAX_FUZZ": str(TIMES)}
     done = subprocess.run(
         command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, check=False
     )

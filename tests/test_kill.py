@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counted import counts
 from test_train import TINY, assert_same_run, state_of
 
 from sft_jax.runs import Run
@@ -92,18 +93,24 @@ def end_and_resume(program, ends, seed):
         )
 
 
+KILLS = [(kind, signal.SIGKILL) for kind in KINDS]
+STOPS = [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)]
+
+
+@counts(kills=len(KILLS), stops=len(STOPS))
 def test_ended_anywhere_and_resumed_is_never_ended(tmp_path):
-    ends = [(kind, signal.SIGKILL) for kind in KINDS]
-    ends += [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)]
     with Program(tmp_path, epochs=5) as program:
-        end_and_resume(program, ends, seed=0)
+        end_and_resume(program, KILLS + STOPS, seed=0)
+
+
+MORE_STOPS = [(kind, number) for kind in KINDS[:3] for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
+@counts(kills=5 * len(KILLS), stops=len(MORE_STOPS))
 def test_ended_twenty_times(tmp_path, seed):
-    ends = [(kind, signal.SIGKILL) for kind in 5 * KINDS]
-    ends += [(kind, number) for kind in KINDS[:3] for number in (signal.SIGTERM, signal.SIGINT)]
+    ends = 5 * KILLS + MORE_STOPS
     order = np.random.default_rng(seed).permutation(len(ends))
     with Program(tmp_path, epochs=20) as program:
         end_and_resume(program, [ends[index] for index in order], seed)

@@ -1,11 +1,14 @@
-"""The table of promises in tests/README.md names tests that exist."""
+"""The tables in tests/README.md name tests that exist, and count what these do."""
 
 import ast
+import importlib
 import re
 
 import pytest
+from counted import count
+from fuzzing import TIMES
 
-ROWS = 25
+ROWS, COUNTS = 25, 7
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,19 @@ def test_every_promise_names_tests_that_exist(table, pytestconfig):
         if cells[0].isdigit():
             numbers.append(int(cells[0]))
     assert numbers == list(range(1, ROWS + 1))
+
+
+def test_the_counts(table):
+    """What the tests of a row do by default, and what those marked slow do."""
+    rows = re.findall(r"^\| (\w+) \|[^|]+\|([\d, ]+)\|([\d, ]+)\|(.*)\|$", table, re.MULTILINE)
+    assert len(rows) == COUNTS
+    for kind, *written, names in rows:
+        figures = {"default": 0, "slow": 0}
+        for file, name in re.findall(r"`(test_\w+)\.py::(\w+)`", names):
+            test = getattr(importlib.import_module(file), name)
+            if name == "test_twenty_times_as_many":
+                figures["slow"] += TIMES * figures["default"]
+            else:
+                marks = {mark.name for mark in getattr(test, "pytestmark", [])}
+                figures["slow" if "slow" in marks else "default"] += count(test, kind)
+        assert [int(cell.replace(",", "").strip() or 0) for cell in written] == list(figures.values()), names
