@@ -1,6 +1,7 @@
 """The run against its surroundings: a full disk, folders that cannot be written to, two runs at one place."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -43,6 +44,24 @@ def mounted(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
 
 
+@pytest.fixture
+def rationed(tmp_path):
+    """A file system of its own with quotas: btrfs, as those of ext4 and tmpfs do not bind root."""
+    if os.geteuid() or not shutil.which("mkfs.btrfs"):
+        pytest.skip("a quota needs root and btrfs-progs (apt install btrfs-progs)")
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2**30)  # sparse
+    subprocess.run(["mkfs.btrfs", "--quiet", image], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not mount btrfs from a file")
+    subprocess.run(["btrfs", "quota", "enable", place], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=False)
+    image.unlink()
+
+
 def message(action) -> str:
     with pytest.raises(UserError) as caught:
         action()
@@ -72,6 +91,31 @@ def test_the_disk_fills_up(finished, mounted):
     assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
 
     ballast.unlink()
+    run(place, resume=True)
+    assert_same_run(place, finished)
+
+
+def limit(disk, room):
+    """Leaves so many bytes, or no limit."""
+    subprocess.run(["btrfs", "filesystem", "sync", disk], check=True)  # only what is on disk is counted
+    amount = "none" if room is None else str(size_of(disk) + room)
+    subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
+
+
+def test_a_quota_is_used_up(finished, rationed):
+    """The next checkpoint does not fit. With room again the run goes on."""
+    place = rationed / "run"
+    run(place, epochs=1)
+    before = state_of(place)
+    limit(rationed, size_of(place / "checkpoints" / "latest") // 2)
+
+    said = message(lambda: run(place, resume=True))
+    assert "cannot be written, those before it are kept: " in said
+    assert "Disk quota exceeded" in said
+    assert_same_arrays(state_of(place), before)
+    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
+
+    limit(rationed, None)
     run(place, resume=True)
     assert_same_run(place, finished)
 
