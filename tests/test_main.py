@@ -1,6 +1,7 @@
 """The command line: flags, exit codes, and one clear line on stderr for what a user got wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -112,6 +113,51 @@ def test_exit_codes(raised, code, printed, capsys):
 def test_a_bug_shows_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+
+
+@pytest.fixture
+def unread():
+    """Runs Python's `body` as a command whose standard output nobody reads; its exit code and standard error."""
+
+    def run(body):
+        code = f"import rich.console, sys\nfrom sft_jax import cli, errors\ndef command():\n    {body}\n"
+        code += "sys.exit(errors.run_command(command))"
+        reading, writing = os.pipe()
+        os.close(reading)
+        pipes = {"stdout": writing, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
+        done = subprocess.run([sys.executable, "-c", code], **pipes, text=True, timeout=60, check=False)
+        os.close(writing)
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("for number in range(10**5): print(number)", ""),
+        ("print('what waits for the end')", ""),
+        ("rich.console.Console().print('at once')", ""),
+        ("print('as argparse does'); sys.exit(0)", ""),
+        ("print('a row'); raise errors.UserError('wrong')", "error: wrong\n"),
+    ],
+    ids=["much", "little", "rich", "exit", "a refusal"],
+)
+def test_nobody_reads_the_output(body, said, unread):
+    """As after `| head`, which has read enough."""
+    assert unread(body) == (128 + signal.SIGPIPE, said)
+
+
+def test_another_pipe_that_broke_is_a_bug(unread):
+    code, said = unread("sys.stdout = sys.stderr; raise BrokenPipeError('of a worker')")
+    assert code == 1
+    assert said.endswith("BrokenPipeError: of a worker\n")
+
+
+def test_no_standard_output_at_all():
+    command = [sys.executable, "-c", "import sys; from sft_jax.errors import *; sys.exit(run_command(print))"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_as_a_process(tmp_path):
