@@ -80,7 +80,7 @@ def test_memory_and_files_stay_flat(tmp_path, monkeypatch, in_use):
     print(f"{slope(memory):.3f} MiB an epoch with what lies free between, {memory[SETTLED] / MIB:.0f} MiB")
     assert slope(held) * (EPOCHS - SETTLED) < 10
     # The threads that write checkpoints leave gaps, which move by some tens of MiB from save to save.
-    assert slope(memory) * (EPOCHS - SETTLED) < 40, "of about a thousand MiB"
+    assert slope(memory) * (EPOCHS - SETTLED) < 80, "of about a thousand MiB"
     assert max(files[SETTLED:]) <= max(files[:SETTLED]) + 2
     assert len(set(arrays[SETTLED:])) == 1
     lines = run.log_file.read_text().splitlines()
