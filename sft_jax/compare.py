@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sft_jax import processes
 from sft_jax.config import complete, flatten
 from sft_jax.report.console import Console
 from sft_jax.report.results import write_json
@@ -25,7 +26,8 @@ def train_and_compare(
     # Its folder exists already where an earlier session got that far: then it is continued.
     scratch = train(complete(values), Run(run.folder / "scratch"), resume=resume, console=console, command=command)
     results["scratch_test_accuracy"] = scratch["test_accuracy"]
-    write_json(run.results_file, results)
+    if processes.is_first():
+        write_json(run.results_file, results)
     console.log_to(run.log_file)
     console.conclude(
         f"test accuracy {results['test_accuracy']:.2%} from {config.init}, "

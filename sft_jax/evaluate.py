@@ -115,7 +115,9 @@ def evaluate(
         raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")
     task = Task(config, dataset, devices)
     with console.progress(f"{checkpoint} on {split}", 1) as bar:
-        figures = task.test(found.arrays, getattr(dataset, split if split in SPLITS else "test"), bar.set)
+        figures = task.test(
+            *task.weights(found.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
+        )
     # The latest save knows of the whole run.
     results = figures | Progress(**latest.metadata["progress"]).outcome()
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from sft_jax import processes
 from sft_jax.data.types import ArraySplit, Split
 from sft_jax.parallel import Devices
 
@@ -36,7 +37,10 @@ class Piece:
 
 
 class Pace:
-    """How many steps a call should hold: about `seconds` of work, so that bars move and signals are heard."""
+    """How many steps a call should hold: about `seconds` of work, so that bars move and signals are heard.
+
+    All processes keep the same pace.
+    """
 
     def __init__(self, seconds: float = 1.0):
         self._seconds = seconds
@@ -48,7 +52,8 @@ class Pace:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        self.steps = max(1, min(4 * self.steps, round(steps * self._seconds / max(seconds, 1e-6))))
+        (slowest,) = processes.largest(seconds)
+        self.steps = max(1, min(4 * self.steps, round(steps * self._seconds / max(slowest, 1e-6))))
 
 
 class Feed:
@@ -91,24 +96,23 @@ class Feed:
         return self._streamed_pieces(order, extra, first)
 
     def _resident_pieces(self, data, order, extra, first, pace) -> Iterator[Piece]:
-        tables = [self._devices.split(table) for table in (order, *extra)]
+        tables = [self._devices.split(self._devices.own_part(table)) for table in (order, *extra)]
         while first < len(order):
             stop = min(first + pace.steps, len(order))
             yield Piece((*data, *tables, *self._bounds(first, stop)), slice(first, stop))
             first = stop
 
     def _streamed_pieces(self, order, extra, first) -> Iterator[Piece]:
-        batch = order.shape[1]
         # Within a piece a device reads its own images from the first to the last.
-        share = batch // self._devices.count
+        share = order.shape[1] // self._devices.count
         own = np.arange(STREAMED_STEPS * share, dtype=np.int32).reshape(STREAMED_STEPS, share)
-        own_order = self._devices.split(np.tile(own, (1, self._devices.count)))
-        batches = self.split.batches(order[first:])
+        own_order = self._devices.split(self._devices.own_part(np.tile(own, (1, self._devices.count))))
+        batches = self.split.batches(self._devices.own_part(order[first:]))
         while first < len(order):
             stop = min(first + STREAMED_STEPS, len(order))
             images, labels = zip(*(next(batches) for _ in range(first, stop)), strict=True)
             data = [self._devices.split(_fill(np.stack(rows)), flat=True) for rows in (images, labels)]
-            tables = [self._devices.split(_fill(table[first:stop])) for table in extra]
+            tables = [self._devices.split(_fill(self._devices.own_part(table[first:stop]))) for table in extra]
             yield Piece((*data, own_order, *tables, *self._bounds(0, stop - first)), slice(0, stop - first))
             first = stop
 

@@ -1,13 +1,18 @@
 """Trains: `python -m sft_jax.main --config configs/cifar10.py`."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft_jax.accelerators import PLATFORMS, use_platform
 from sft_jax.allocator import keep_freed_memory
 from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EXAMPLE = """example:
   python -m sft_jax.main --config configs/cifar10.py --config.epochs=20 --workdir runs/short
@@ -26,8 +31,35 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         help="only test learning rates, on a copy of the weights: lr_find.png in the workdir shows the loss at each",
     )
     parser.add_argument("--platform", choices=PLATFORMS, help="run on this or not at all (default: the best there is)")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, as the cluster says: TPU pod slice, SLURM, Open MPI, Kubernetes",
+    )
+    parser.add_argument("--coordinator-address", metavar="HOST:PORT", help="one of several processes: of the first one")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    parser.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
     parser.add_argument("--quiet", action="store_true", help="print errors and the last line only")
-    return parse_with_overrides(parser, argv)
+    args, overrides = parse_with_overrides(parser, argv)
+    _check_processes(parser, args)
+    return args, overrides
+
+
+def _check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with 2 unless the flags for several processes go together; sets `distributed` where there are any."""
+    named = (args.coordinator_address, args.num_processes, args.process_id)
+    if named != (None, None, None):
+        if None in named or args.distributed:
+            parser.error(
+                "--coordinator-address, --num-processes and --process-id go together, and without --distributed"
+            )
+        if not 0 <= args.process_id < args.num_processes:
+            parser.error(f"--process-id {args.process_id} is not one of 0 to {args.num_processes - 1}")
+        if not re.fullmatch(r".+:\d{1,5}", args.coordinator_address):
+            parser.error(f"--coordinator-address {args.coordinator_address} is not HOST:PORT")
+        args.distributed = True
+    if args.distributed and args.lr_find:
+        parser.error("--lr-find is for one process")
 
 
 def main() -> None:
@@ -36,15 +68,28 @@ def main() -> None:
     # After the flags: --help and wrong usage need not wait for jax, and the allocator has to be set before it comes.
     keep_freed_memory()
     keep_compiled_programs()
+    from sft_jax import processes
+    from sft_jax.config import load_config
+
+    config = load_config(args.config, overrides)
+    if not args.distributed:
+        train(config, args)
+        return
+    processes.join(args.coordinator_address, args.num_processes, args.process_id)
+    processes.run_together(lambda: train(config, args))
+
+
+def train(config: "ConfigDict", args: argparse.Namespace) -> None:
+    """What the flags `args` ask for, in one process or as one of several that have found each other."""
+    from sft_jax import processes
     from sft_jax.compare import train_and_compare
-    from sft_jax.config import config_name, load_config
+    from sft_jax.config import config_name
     from sft_jax.report.console import Console
     from sft_jax.runs import Run
 
-    config = load_config(args.config, overrides)
     if args.platform is not None:
         use_platform(args.platform)
-    console = Console(quiet=args.quiet)
+    console = Console(quiet=args.quiet, mute=not processes.is_first())
     run = Run(args.workdir or Path("runs") / config_name(args.config))
     if args.lr_find:
         from sft_jax.lr_find import find_learning_rate  # matplotlib takes a second

@@ -1,4 +1,4 @@
-"""Data parallelism over the devices of this machine. The only file that says pmap, mesh or sharding."""
+"""Data parallelism over all devices, other processes' included. The only file that says pmap, mesh or sharding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,18 +8,25 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sft_jax import processes
 from sft_jax.errors import UserError
 
 AXIS = "data"
 
 
 class Devices:
-    """The devices of a run, and how arrays get to them and programs run on all of them at once."""
+    """The devices of a run, and how arrays get to them and programs run on all of them at once.
+
+    Of several processes each has arrays on its own devices only, and gives programs its own part of what is split.
+    """
 
     def __init__(self, devices: list[jax.Device] | None = None):
-        self.devices = devices or jax.local_devices()
+        # Those of one process side by side, as pmap wants them.
+        self.devices = devices or sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.count = len(self.devices)
-        mesh = Mesh(np.array(self.devices), (AXIS,))
+        self._own = [device for device in self.devices if device.process_index == jax.process_index()]
+        self._first = self.devices.index(self._own[0])
+        mesh = Mesh(np.array(self._own), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -42,17 +49,23 @@ class Devices:
         return -(-batch_size // self.count) * self.count
 
     def replicate(self, tree: Any) -> Any:
-        """A whole copy of every array on each device."""
+        """A whole copy of every array on each device of this process."""
         return jax.device_put(tree, self._replicated)
 
-    def split(self, batches: np.ndarray, *, flat: bool = False) -> jax.Array:
-        """[steps, batch, ...] -> [devices, steps, share, ...]: each device gets its contiguous share of every batch.
+    def own_part(self, batches: np.ndarray) -> np.ndarray:
+        """[steps, batch, ...] -> [steps, part, ...]: what the devices of this process have of every batch."""
+        share = batches.shape[1] // self.count
+        return batches[:, self._first * share : (self._first + len(self._own)) * share]
 
-        With `flat` the result is [devices, steps * share, ...].
+    def split(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
+        """`own_part` [steps, part, ...] -> [own devices, steps, share, ...]: a contiguous share of it for each device.
+
+        With `flat` the result is [own devices, steps * share, ...].
         """
-        steps, batch, *rest = batches.shape
-        shares = np.moveaxis(batches.reshape(steps, self.count, batch // self.count, *rest), 1, 0)
-        leading = (self.count, -1) if flat else (self.count, steps, batch // self.count)
+        steps, part, *rest = parts.shape
+        own = len(self._own)
+        shares = np.moveaxis(parts.reshape(steps, own, part // own, *rest), 1, 0)
+        leading = (own, -1) if flat else (own, steps, part // own)
         return jax.device_put(shares.reshape(*leading, *rest), self._sharded)
 
     def compile(
@@ -60,7 +73,7 @@ class Devices:
     ) -> Callable:
         """`program` on all devices. Arguments marked in `sharded` have a leading axis of devices, which is taken off;
         the others are replicated, and so are all results: the program has to make them equal on all devices. Without
-        `gather` results have a leading axis of devices instead.
+        `gather` results have a leading axis of this process's devices instead.
         """
         return jax.pmap(
             program,
@@ -73,10 +86,13 @@ class Devices:
 
     def free_bytes(self) -> int:
         """Memory left on the fullest device; for CPU devices, which share the machine's, their part of what is free."""
-        statistics = [device.memory_stats() for device in self.devices]
+        statistics = [device.memory_stats() for device in self._own]
         if all(found and "bytes_limit" in found for found in statistics):
-            return min(found["bytes_limit"] - found["bytes_in_use"] for found in statistics if found)
-        return psutil.virtual_memory().available // self.count
+            free = min(found["bytes_limit"] - found["bytes_in_use"] for found in statistics if found)
+        else:
+            free = psutil.virtual_memory().available // len(self._own)
+        return min(processes.exchanged(free))
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.devices[0].device_kind}"
+        several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return f"{self.count} x {self.devices[0].device_kind}{several}"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sft_jax import processes
 from sft_jax.data.order import eval_order
 from sft_jax.feed import Feed, Pace
 from sft_jax.models import Functional
@@ -46,7 +47,8 @@ class PerImage:
         found, pace = [], Pace(seconds=5.0)
         for piece in feed.pieces(order, pace=pace):
             with pace.timing(piece.steps):
-                table = np.asarray(self._compiled[sharded](params, batch_stats, *piece.arguments)[:, piece.rows])
+                own = self._compiled[sharded](params, batch_stats, *piece.arguments)[:, piece.rows]
+                table = processes.gathered(own)
             # [devices, steps, share, ...] -> the images in their order
             found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
         return np.concatenate(found)[: len(feed)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax import processes
 from sft_jax.feed import Feed
 from sft_jax.passes import logits
 from sft_jax.progress import Progress
@@ -16,7 +17,7 @@ from sft_jax.report.logs import Logs, reason
 from sft_jax.report.page import report_page
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.results import summarize, test_summary, write_json, write_rows, write_text
-from sft_jax.runs import Run, load_run_weights
+from sft_jax.runs import Run
 from sft_jax.state import Arrays
 from sft_jax.task import Task
 
@@ -30,7 +31,7 @@ def records_of(run: Run, name: str) -> Records:
 
 
 class Reports:
-    """Writes report.html of `task` in the folder of `run`."""
+    """Writes report.html of `task` in the folder of `run`; the first process writes, all of them compute."""
 
     def __init__(self, task: Task, run: Run):
         self._task, self._run = task, run
@@ -59,25 +60,24 @@ class Reports:
           where the page is.
         """
         dataset, feed = self._task.dataset, self._task.validation_feed
-        found = self._logits(params, batch_stats, feed)
-        temperature = fit_temperature(found, feed.split.labels)
+        output = output or self._run.report_file
+        on_validation = found = self._logits(params, batch_stats, feed)
+        if results is not None:
+            found = self._logits(params, batch_stats, Feed(dataset.test, self._task.devices))
+        if not processes.is_first():
+            return output
+        temperature = fit_temperature(on_validation, feed.split.labels)
         if results is None:
             scored = Scored("validation", feed.split, validation, found)
         else:
-            found = self._logits(params, batch_stats, Feed(dataset.test, self._task.devices))
             scored = Scored("test", dataset.test, test_summary(results), found)
         records = Records(self._run.folder.resolve().name, self._run.record(), rows, results)
-        output = output or self._run.report_file
         write_text(output, report_page(records, dataset.class_names, scored, temperature))
         return output
 
     def write_from_disk(self, output: Path | None = None) -> Path:
         """`write` of the run's best checkpoint. Raises UserError where there is none."""
-        weights, network = load_run_weights(self._run.folder).arrays, self._task.network
-        params, batch_stats = (
-            self._task.devices.replicate({key: weights[key] for key in part})
-            for part in (network.params, network.batch_stats)
-        )
+        params, batch_stats = self._task.weights(self._run.restored("best").arrays)
         results, validation = self._run.results(), {}
         if results is None:
             validation = summarize(self._task.evaluate(params, batch_stats, self._task.validation_feed))
@@ -86,6 +86,8 @@ class Reports:
 
 class Reporter:
     """Tells of a run what it has done. Nothing that goes wrong with a log or the report ends the run.
+
+    Of several processes the first one tells; the others compute what it needs.
 
     Without `logs` there are no reports either: a benchmark wants neither.
     """
@@ -97,13 +99,17 @@ class Reporter:
 
     def begin(self, progress: Progress) -> None:
         """The run starts, or goes on with the rows that it has."""
+        if not processes.is_first():
+            return
         write_rows(self._run.metrics_file, progress.rows)
         if self._logs:
             self._logs.begin(self._run.folder, self._run.record()["config"], progress.rows, self._console.line)
 
     def epoch(self, progress: Progress) -> None:
         """An epoch is done."""
-        write_rows(self._run.metrics_file, progress.rows)
+        with processes.together():
+            if processes.is_first():
+                write_rows(self._run.metrics_file, progress.rows)
         row = progress.rows[-1]
         if self._logs:
             self._logs.row(row)
@@ -113,23 +119,28 @@ class Reporter:
     def best(self, params: Arrays, batch_stats: Arrays, validation: Mapping[str, Any], progress: Progress) -> None:
         """These weights are the best so far: a report on the validation images, unless that would take long."""
         start = time.monotonic()
-        if self._logs is None or start < self._due:
+        (due,) = processes.largest(start >= self._due)
+        if self._logs is None or not due:
             return
         self._try(lambda: self._reports.write(params, batch_stats, progress.rows, validation))
         cost = time.monotonic() - start
         self._due = time.monotonic() + cost / REPORT_SHARE
 
-    def finish(self, figures: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """The run is done, with these `figures` of the test split (see `test_results`).
+    def finish(
+        self, params: Arrays, batch_stats: Arrays, figures: Mapping[str, Any], progress: Progress
+    ) -> dict[str, Any]:
+        """The run is done: its best weights, and their `figures` on the test split (see `test_results`).
 
         Returns:
           what is written to results.json, before anything of less worth is tried.
         """
         results = {**figures, **progress.outcome()}
-        write_json(self._run.results_file, results)
+        with processes.together():
+            if processes.is_first():
+                write_json(self._run.results_file, results)
         if self._logs:
             self._logs.results(results)
-            self._try(self._reports.write_from_disk)
+            self._try(lambda: self._reports.write(params, batch_stats, progress.rows, {}, results))
         page = self._run.report_file if self._run.report_file.exists() else self._run.folder
         self._console.conclude(
             f"best epoch {progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "

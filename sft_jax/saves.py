@@ -2,10 +2,13 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from sft_jax import processes
+from sft_jax.checkpoint import Restored
 from sft_jax.programs import Programs
 from sft_jax.progress import Progress
 from sft_jax.runs import Run
@@ -31,7 +34,7 @@ class Continued:
 
 
 class Saves:
-    """The checkpoints of `task` in the folder of `run`."""
+    """The checkpoints of `task` in the folder of `run`, which the first process alone writes and reads."""
 
     def __init__(self, task: Task, run: Run):
         self._task, self._checkpoints = task, run.checkpoints
@@ -45,13 +48,28 @@ class Saves:
     def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
         """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
         metadata = {"class_names": list(self._task.dataset.class_names), "progress": progress.to_json()}
-        self._checkpoints.save(name, step, to_arrays(what), metadata)
+        with processes.together():
+            if processes.is_first():
+                self._checkpoints.save(name, step, to_arrays(what), metadata)
         if name == "latest":
             self._saved_at = time.monotonic()
 
+    def read(self, name: str) -> Restored | None:
+        """The newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
+        found: Restored | None = None
+        with processes.together():
+            if processes.is_first():
+                found = self._checkpoints.restore(name)
+        facts = processes.exchanged(found and [found.step, found.metadata, found.notices, str(found.folder)])[0]
+        if facts is None:
+            return None
+        step, metadata, notices, folder = facts
+        arrays = processes.handed_out(found.arrays if found else {})
+        return Restored(step, arrays, metadata, tuple(notices), Path(folder))
+
     def restore(self) -> Continued | None:
         """From the latest checkpoint; None where there is none. Raises UserError where it does not fit the task."""
-        restored = self._checkpoints.restore("latest")
+        restored = self.read("latest")
         if restored is None:
             return None
         progress = Progress(**restored.metadata["progress"])

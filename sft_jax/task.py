@@ -9,12 +9,25 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax import data, finetune, models
+from sft_jax.config import flatten
 from sft_jax.data.order import epoch_order
 from sft_jax.data.types import Split
+from sft_jax.digest import digest
 from sft_jax.evaluation import Evaluator
 from sft_jax.feed import Feed
 from sft_jax.parallel import AXIS, Devices
 from sft_jax.report.results import summarize, test_results
+from sft_jax.state import Arrays
+
+
+def facts(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
+    """What all processes of a run must have in common, to compare; their places on disk need not be the same."""
+    settings = {key: value for key, value in flatten(config).items() if key not in {"init", "data.dir"}}
+    labels = {
+        f"labels of the {name} images": digest({"labels": getattr(dataset, name).labels}, {})[:8]
+        for name in ("train", "validation", "test")
+    }
+    return settings | labels | {"class names": list(dataset.class_names), "version of jax": jax.__version__}
 
 
 class Task:
@@ -69,25 +82,31 @@ class Task:
         classes = len(self.dataset.class_names)
         return Evaluator(network, self.preprocess, self.devices, classes, self.config.batch_size, flips=flips)
 
+    def weights(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+        """The parameters and batch statistics among a checkpoint's arrays, on the devices."""
+        params, batch_stats = (
+            self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
+            for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
+        )
+        return params, batch_stats
+
     def test(
         self,
-        arrays: Mapping[str, np.ndarray],
+        params: Arrays,
+        batch_stats: Arrays,
         split: Split | None = None,
         after_piece: Callable[[int, int], None] = lambda done, steps: None,
     ) -> dict[str, Any]:
-        """The figures of a checkpoint's arrays on the test split, see `report.results.test_results`.
+        """The figures of weights on the test split, see `report.results.test_results`.
 
         Args:
-          arrays: as a checkpoint has them.
+          params: on the devices.
+          batch_stats: likewise.
           split: another one in place of the test split.
           after_piece: see `Evaluator`.
 
         With `evaluation.flips` there is `test_accuracy_flips` too.
         """
-        params, batch_stats = (
-            self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
-            for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
-        )
         feed = Feed(self.dataset.test if split is None else split, self.devices)
         results = test_results(self.evaluate(params, batch_stats, feed, after_piece), self.dataset.class_names)
         if self.config.evaluation.flips:

@@ -2,12 +2,13 @@
 
 import contextlib
 import time
+from signal import Signals
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import data
+from sft_jax import data, processes
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.estimate import compile_step
 from sft_jax.feed import Pace, Piece
@@ -24,9 +25,9 @@ from sft_jax.runs import Run
 from sft_jax.saves import Saves
 from sft_jax.signals import StopRequest
 from sft_jax.start import initial_weights, load_init, read_dataset
-from sft_jax.state import TrainState
+from sft_jax.state import TrainState, from_arrays, to_arrays
 from sft_jax.step import StepMetrics
-from sft_jax.task import Task
+from sft_jax.task import Task, facts
 from sft_jax.weights import Weights
 
 # Steps of a first epoch are timed for this long before they are taken for all others.
@@ -48,22 +49,29 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    with contextlib.ExitStack() as claim, Logs(config.logging) as logs:
+    with contextlib.ExitStack() as opened:
         with StopRequest() as stop:
             # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
-            run.check_use(config, resume=resume)
-            devices = Devices()
-            devices.check_batch(config.batch_size, config.optimizer.accumulate)
-            init, dataset = load_init(config), read_dataset(config, console)
+            with processes.together():
+                logs = Logs(config.logging)
+                if processes.is_first():
+                    run.check_use(config, resume=resume)
+                devices = Devices()
+                devices.check_batch(config.batch_size, config.optimizer.accumulate)
+                init, dataset = load_init(config), read_dataset(config, console)
+            processes.check_same(facts(config, dataset) | {"--resume": resume})
             trainer = Trainer(config, dataset, devices, run, console, stop, logs)
-            claim.enter_context(run.claimed(config, resume=resume))
+            with processes.together():
+                if processes.is_first():
+                    opened.enter_context(run.claimed(config, resume=resume))
+            opened.enter_context(logs)
             trainer.begin(init, resume=resume, command=command)
             trainer.fit()
         return trainer.finish()
 
 
 class Trainer:
-    """One run in one process: its compiled programs, its state on the devices and its progress."""
+    """One run in one of its processes: its compiled programs, its state on the devices and its progress."""
 
     def __init__(
         self,
@@ -104,11 +112,17 @@ class Trainer:
             )
             features = self.programs.phase.on_features
             with self.console.status("computing features of the images" if features else "preparing the weights"):
-                self.state = self.programs.first_state(params, batch_stats)
-        if not self.run.exists():
+                state = self.programs.first_state(params, batch_stats)
+            if processes.are_several():
+                # Another machine may have rounded otherwise.
+                state = self.devices.replicate(from_arrays(state, processes.handed_out(to_arrays(state))))
+            self.state = state
+        if not processes.told(self.run.exists):
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
-            self.run.write_config(self.config, devices=str(self.devices), command=command)
+            with processes.together():
+                if processes.is_first():
+                    self.run.write_config(self.config, devices=str(self.devices), command=command)
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.task, start):
@@ -148,12 +162,13 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Scores the best checkpoint on the test split, writes results.json and returns what it holds."""
-        best = self.run.checkpoints.restore("best")
+        best = self.saves.read("best")
         if best is None:
             raise UserError(
                 f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
             )
-        return self.reporter.finish(self.task.test(best.arrays), self.progress)
+        weights = self.task.weights(best.arrays)
+        return self.reporter.finish(*weights, self.task.test(*weights), self.progress)
 
     def _enter_phase(self) -> None:
         """Makes the programs of the next epoch's phase ready, and the state theirs."""
@@ -176,7 +191,7 @@ class Trainer:
                 if pending is not None:
                     clock = self._account(*pending, clock, bar)
             pending = (piece, metrics)
-            if self.stop or self.saves.overdue:
+            if any(processes.largest(bool(self.stop), self.saves.overdue)):
                 clock, pending = self._account(*pending, clock, bar), None
                 check_state(self.state, epoch=self.progress.epoch + 1, run=self.run)
                 self._obey()
@@ -232,11 +247,12 @@ class Trainer:
 
     def _obey(self) -> None:
         """Saves and raises StoppedError where a stop was asked for."""
-        if self.stop.signal is None:
+        (number,) = processes.largest(self.stop.signal or 0)
+        if not number:
             return
         self._save("latest", self.state)
         raise StoppedError(
-            f"stopped by {self.stop.signal.name} after step {int(self.state.step)}; the state is saved, "
+            f"stopped by {Signals(int(number)).name} after step {int(self.state.step)}; the state is saved, "
             f"add --resume to the same command to continue"
         )
 

@@ -12,7 +12,7 @@ LAYERS = [
     {"data", "exported", "finetune", "models", "pictures", "regularize", "weights"},
     {"optim", "state"},
     {"step"},
-    {"epoch", "parallel"},
+    {"epoch", "processes", "parallel"},
     {"checkpoint", "feed", "report"},
     {"evaluation", "passes", "runs"},
     {"classifier", "task"},

@@ -38,11 +38,19 @@ class Program:
         self._server.kill()
         self._server.communicate()
 
-    def run(self, name, *flags, **environment):
-        """Its exit code and what it printed on stderr."""
+    def start(self, name, *flags, **environment):
+        """Starts it; `finish` is to be called before the next start."""
         arguments = ["--config", str(self.place / "recipe.py"), "--workdir", str(self.place / name), *flags]
         print(json.dumps([arguments, environment]), file=self._server.stdin, flush=True)
-        code, _, error = json.loads(self._server.stdout.readline())
+
+    def finish(self):
+        """Waits for its end: exit code, stdout, stderr."""
+        return json.loads(self._server.stdout.readline())
+
+    def run(self, name, *flags, **environment):
+        """Its exit code and what it printed on stderr."""
+        self.start(name, *flags, **environment)
+        code, _, error = self.finish()
         return code, error
 
     def whole(self):

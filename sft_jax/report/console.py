@@ -17,15 +17,16 @@ from sft_jax.progress import Progress
 class Console:
     """Prints lines on standard output and, once a run's folder is known, appends them to its log.
 
-    With `quiet` nothing is printed but, by `close`, the last conclusion; the log has every line.
+    With `quiet` nothing is printed but, by `close`, the last conclusion; the log has every line. With `mute` there is
+    neither: of several processes one speaks.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, mute: bool = False) -> None:
         # Lines are data ("[45000:]", paths): no markup, no emoji for names, no colouring of numbers, no wrapping.
         # FORCE_COLOR, which notebooks and CI set, makes no terminal of a pipe: bars cannot be drawn over there.
         terminal = sys.stdout.isatty()
         self._rich = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, force_terminal=terminal)
-        self._quiet, self._conclusion = quiet, ""
+        self._quiet, self._mute, self._conclusion = quiet or mute, mute, ""
         self._log: Path | None = None
         self._log_failed = False
         self._pending: list[str] = []
@@ -44,6 +45,8 @@ class Console:
 
     def line(self, text: str) -> None:
         """Prints one line, above the progress bar if there is one."""
+        if self._mute:
+            return
         if not self._quiet:
             self._rich.print(text)
         if self._log is None:
@@ -58,7 +61,7 @@ class Console:
 
     def close(self) -> None:
         """To be called when all went well."""
-        if self._quiet and self._conclusion:
+        if self._quiet and not self._mute and self._conclusion:
             self._rich.print(self._conclusion)
 
     @contextlib.contextmanager
