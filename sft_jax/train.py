@@ -67,7 +67,7 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
             opened.enter_context(logs)
             trainer.begin(init, resume=resume, command=command)
             trainer.fit()
-        return trainer.finish()
+            return trainer.finish()
 
 
 class Trainer:
@@ -161,14 +161,18 @@ class Trainer:
             )
 
     def finish(self) -> dict[str, Any]:
-        """Scores the best checkpoint on the test split, writes results.json and returns what it holds."""
+        """Scores the best checkpoint on the test split, writes results.json and returns what it holds.
+
+        Raises StoppedError as long as nothing of it is written.
+        """
         best = self.saves.read("best")
         if best is None:
             raise UserError(
                 f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
             )
         weights = self.task.weights(best.arrays)
-        return self.reporter.finish(*weights, self.task.test(*weights), self.progress)
+        figures = self.task.test(*weights, after_piece=lambda done, steps: self._obey())
+        return self.reporter.finish(*weights, figures, self.progress)
 
     def _enter_phase(self) -> None:
         """Makes the programs of the next epoch's phase ready, and the state theirs."""

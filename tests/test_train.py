@@ -120,7 +120,15 @@ class StopAt:
 
 @pytest.mark.parametrize(
     ("calls", "step"),
-    [(1, 1), (3, 3), (5, 5), pytest.param(6, 5, id="validation"), (8, 7), pytest.param(12, 10, id="last validation")],
+    [
+        (1, 1),
+        (3, 3),
+        (5, 5),
+        pytest.param(6, 5, id="validation"),
+        (8, 7),
+        pytest.param(12, 10, id="last validation"),
+        pytest.param(13, 10, id="test"),
+    ],
 )
 def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, calls, step):
     folder = tmp_path / "run"
