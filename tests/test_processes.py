@@ -83,7 +83,7 @@ def test_one_is_killed(pair, whole, lost, left):
 
 
 @pytest.mark.slow
-@counts(faults=1)
+@counts(kills=1)
 def test_one_hangs(pair, whole):
     # The one that hangs is ended by the cluster, here by the test.
     start = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 from counted import count
 from fuzzing import TIMES
 
-ROWS, COUNTS = 25, 7
+ROWS, COUNTS = 26, 8
 
 
 @pytest.fixture(scope="module")
