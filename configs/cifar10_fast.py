@@ -11,7 +11,7 @@ from sft_jax.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Twice the size of the images, where ImageNet's filters fit; what is trained least, the first stage, stays as it is."""
+    """At twice the size of the images, where ImageNet's filters fit. The first stage stays as it is."""
     config = default_config()
     config.epochs = 6
     config.batch_size = 100
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = True
 
     # Its gradient is the dearest, at the full size of the maps: without it an epoch takes three quarters of the time.
-    config.finetune.freeze = "(conv1|bn1|layer1).*"
+    config.finetune.freeze = ("(conv1|bn1|layer1).*",)
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "one_cycle"
