@@ -41,7 +41,12 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     Raises:
       UserError: there is no such cluster, or the others cannot be reached.
     """
-    _report_abort()
+    where = f"process {index} of {count}" if address is not None else "this process"
+    _on_abort(
+        f"error: {where} and the others have not found each other within {JOIN_SECONDS} seconds; start all of them, "
+        f"with the same --coordinator-address, which all can reach",
+        code=UserError.exit_code,
+    )
     try:
         jax.distributed.initialize(
             address,
@@ -57,9 +62,8 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
                 f"--distributed finds no cluster here ({_first_line(error)}); name the processes with "
                 f"--coordinator-address HOST:PORT --num-processes N --process-id I"
             ) from None
-        raise UserError(
-            f"process {index} of {count} cannot join the others at {address}: {_first_line(error)}"
-        ) from None
+        raise UserError(f"{where} cannot join the others at {address}: {_first_line(error)}") from None
+    _on_abort(_LOST, code=1)
 
 
 def is_first() -> bool:
@@ -122,7 +126,9 @@ def check_same(facts: Mapping[str, Any]) -> None:
     """Raises UserError, which names them, where `facts` are not the same in all processes."""
     first, *others = exchanged(dict(facts))
     for index, other in enumerate(others, 1):
-        differing = [f"{name} ({first[name]!r} and {other[name]!r})" for name in first if first[name] != other[name]]
+        differing = [
+            f"{name} ({first[name]!r} and {other.get(name)!r})" for name in first if first[name] != other.get(name)
+        ]
         if differing:
             raise UserError(f"process {index} is not at the work of process 0; they differ in {', '.join(differing)}")
 
@@ -183,16 +189,21 @@ def _end_with_traceback() -> None:
     os._exit(1)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_abort(number: int) -> None:
-    _end(_LOST)
+# Of handlers that C has, Python needs to know.
+_handlers: list[Any] = []
 
 
-def _report_abort() -> None:
-    """JAX's client ends a process by abort(), in a thread of its own, when another one is no longer heard of. Python
-    would run a handler of its own in the main thread only, which then waits for the lost process.
+def _on_abort(line: str, code: int) -> None:
+    """From now on abort() ends the process with `line`. JAX's client calls it, in a thread of its own, when the others
+    cannot be reached or are no longer heard of; Python's own handlers run in the main thread only, which waits then.
     """
-    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(number: int) -> None:
+        _end(line, code)
+
+    _handlers.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def _first_line(error: BaseException) -> str:

@@ -49,25 +49,24 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       DivergedError: the loss is not finite; the checkpoints before it are kept.
       StoppedError: a signal came; the state is saved.
     """
-    with contextlib.ExitStack() as opened:
-        with StopRequest() as stop:
-            # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
-            with processes.together():
-                logs = Logs(config.logging)
-                if processes.is_first():
-                    run.check_use(config, resume=resume)
-                devices = Devices()
-                devices.check_batch(config.batch_size, config.optimizer.accumulate)
-                init, dataset = load_init(config), read_dataset(config, console)
-            processes.check_same(facts(config, dataset) | {"--resume": resume})
-            trainer = Trainer(config, dataset, devices, run, console, stop, logs)
-            with processes.together():
-                if processes.is_first():
-                    opened.enter_context(run.claimed(config, resume=resume))
-            opened.enter_context(logs)
-            trainer.begin(init, resume=resume, command=command)
-            trainer.fit()
-            return trainer.finish()
+    with contextlib.ExitStack() as opened, StopRequest() as stop:
+        # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
+        with processes.together():
+            logs = Logs(config.logging)
+            if processes.is_first():
+                run.check_use(config, resume=resume)
+            devices = Devices()
+            devices.check_batch(config.batch_size, config.optimizer.accumulate)
+            init, dataset = load_init(config), read_dataset(config, console)
+        processes.check_same(facts(config, dataset) | {"--resume": resume})
+        trainer = Trainer(config, dataset, devices, run, console, stop, logs)
+        with processes.together():
+            if processes.is_first():
+                opened.enter_context(run.claimed(config, resume=resume))
+        opened.enter_context(logs)
+        trainer.begin(init, resume=resume, command=command)
+        trainer.fit()
+        return trainer.finish()
 
 
 class Trainer:

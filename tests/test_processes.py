@@ -2,6 +2,8 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -15,6 +17,12 @@ from sft_jax.processes import _LOST, HEARTBEAT_SECONDS
 EPOCHS = 2
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Pair:
     """The program on one recipe in two processes, whose folders lie in `place`."""
 
@@ -23,9 +31,7 @@ class Pair:
 
     def run(self, name, *flags, each=((), ()), **ends):
         """Exit code, stdout, stderr of both; `each` are further flags, first=END or second=END in END's form."""
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+        address = f"localhost:{free_port()}"
         for index, program in enumerate(self.programs):
             environment = {"END": ends[key]} if (key := ("first", "second")[index]) in ends else {}
             where = ("--coordinator-address", address, "--num-processes", "2", "--process-id", str(index))
@@ -144,6 +150,18 @@ def test_wrong_usage(flags, message, capsys):
         main.parse(["--config", "configs/digits.py", *flags])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_nobody_else_comes(index):
+    script = (
+        "import sys; from sft_jax import processes; from sft_jax.errors import run_command; "
+        "processes.JOIN_SECONDS = 2; "
+        f"sys.exit(run_command(lambda: processes.join('localhost:{free_port()}', 2, {index})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"error: process {index} of 2 and the others have not found each other within 2 seconds" in done.stderr
 
 
 def test_no_cluster_here(pair):
