@@ -24,10 +24,10 @@ def free_port():
 
 
 class Pair:
-    """The program on one recipe in two processes, whose folders lie in `place`."""
+    """The program on one recipe in two processes, whose folders lie in `place`; `ended`: when each was seen to end."""
 
     def __init__(self, place, programs):
-        self.place, self.programs = place, programs
+        self.place, self.programs, self.ended = place, programs, []
 
     def run(self, name, *flags, each=((), ()), **ends):
         """Exit code, stdout, stderr of both; `each` are further flags, first=END or second=END in END's form."""
@@ -36,7 +36,11 @@ class Pair:
             environment = {"END": ends[key]} if (key := ("first", "second")[index]) in ends else {}
             where = ("--coordinator-address", address, "--num-processes", "2", "--process-id", str(index))
             program.start(name, *flags, *where, *each[index], **environment)
-        return [program.finish() for program in self.programs]
+        found, self.ended = [], []
+        for program in self.programs:
+            found.append(program.finish())
+            self.ended.append(time.monotonic())
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,7 @@ def test_one_hangs(pair, whole):
     # The one that hangs is ended by the cluster, here by the test.
     start = time.monotonic()
     ends = pair.run("hanging", second="training:4:0:SIGSTOP")
-    assert HEARTBEAT_SECONDS < time.monotonic() - start < 60 + HEARTBEAT_SECONDS
+    assert HEARTBEAT_SECONDS < pair.ended[0] - start < 60 + HEARTBEAT_SECONDS
     assert ends[0][0] == 1
     assert _LOST in ends[0][2]
 
