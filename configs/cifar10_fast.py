@@ -2,9 +2,10 @@
 
 python -m sft_jax.main --config configs/cifar10_fast.py
 
-Seen with the weights that the README's results describe, seeds 0, 1 and 2: 88.6, 88.9 and 88.7 % of the test images, 89.6,
-89.5 and 89.8 % with their mirror images beside. Six epochs with their validation took 484 and 459 s on two CPU cores with
-little else to do. configs/cifar10.py gets to 82.1, 82.0 and 81.5 % with 19 epochs, for which it needs as long.
+Seen with the weights that the README's results describe, seeds 0, 1 and 2: 88.6, 88.9 and 88.7 % of the test images,
+89.6, 89.5 and 89.8 % with their mirror images beside. Six epochs with their validation took 484 and 459 s on two CPU
+cores with little else to do. configs/cifar10.py gets to 82.1, 82.0 and 81.5 % with 19 epochs, for which it needs as
+long.
 """
 
 from ml_collections import ConfigDict

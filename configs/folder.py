@@ -7,9 +7,9 @@ PATH holds a folder of images for each class, or train/, val/ and test/ with suc
 arXiv:1912.11370) fixes the number of updates by the size of the training set and uses mixup only where there are many
 images; so does this, with fewer updates of smaller batches, as a laptop can do them.
 
-Seen on 500 images of CIFAR-10 as PNG files (50 a class; 20 a class to choose the epoch), with the weights that the README's
-results describe, seeds 0, 1 and 2: 61.1, 60.4 and 59.6 % of 1,000 test images, eight to ten minutes each on two busy CPU
-cores. Larger folders, whose settings are others, were not run.
+Seen on 500 images of CIFAR-10 as PNG files (50 a class; 20 a class to choose the epoch), with the weights that the
+README's results describe, seeds 0, 1 and 2: 61.1, 60.4 and 59.6 % of 1,000 test images, eight to ten minutes each on
+two busy CPU cores. Larger folders, whose settings are others, were not run.
 """
 
 from pathlib import Path
