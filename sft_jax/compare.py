@@ -26,8 +26,7 @@ def train_and_compare(
     # Its folder exists already where an earlier session got that far: then it is continued.
     scratch = train(complete(values), Run(run.folder / "scratch"), resume=resume, console=console, command=command)
     results["scratch_test_accuracy"] = scratch["test_accuracy"]
-    if processes.is_first():
-        write_json(run.results_file, results)
+    processes.in_first(lambda: write_json(run.results_file, results))
     console.log_to(run.log_file)
     console.conclude(
         f"test accuracy {results['test_accuracy']:.2%} from {config.init}, "

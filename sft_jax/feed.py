@@ -96,7 +96,7 @@ class Feed:
         return self._streamed_pieces(order, extra, first)
 
     def _resident_pieces(self, data, order, extra, first, pace) -> Iterator[Piece]:
-        tables = [self._devices.split(self._devices.own_part(table)) for table in (order, *extra)]
+        tables = [self._devices.split(table) for table in (order, *extra)]
         while first < len(order):
             stop = min(first + pace.steps, len(order))
             yield Piece((*data, *tables, *self._bounds(first, stop)), slice(first, stop))
@@ -106,13 +106,13 @@ class Feed:
         # Within a piece a device reads its own images from the first to the last.
         share = order.shape[1] // self._devices.count
         own = np.arange(STREAMED_STEPS * share, dtype=np.int32).reshape(STREAMED_STEPS, share)
-        own_order = self._devices.split(self._devices.own_part(np.tile(own, (1, self._devices.count))))
+        own_order = self._devices.split(np.tile(own, (1, self._devices.count)))
         batches = self.split.batches(self._devices.own_part(order[first:]))
         while first < len(order):
             stop = min(first + STREAMED_STEPS, len(order))
             images, labels = zip(*(next(batches) for _ in range(first, stop)), strict=True)
-            data = [self._devices.split(_fill(np.stack(rows)), flat=True) for rows in (images, labels)]
-            tables = [self._devices.split(_fill(self._devices.own_part(table[first:stop]))) for table in extra]
+            data = [self._devices.split_part(_fill(np.stack(rows)), flat=True) for rows in (images, labels)]
+            tables = [self._devices.split(_fill(table[first:stop])) for table in extra]
             yield Piece((*data, own_order, *tables, *self._bounds(0, stop - first)), slice(0, stop - first))
             first = stop
 

@@ -57,8 +57,12 @@ class Devices:
         share = batches.shape[1] // self.count
         return batches[:, self._first * share : (self._first + len(self._own)) * share]
 
-    def split(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
-        """`own_part` [steps, part, ...] -> [own devices, steps, share, ...]: a contiguous share of it for each device.
+    def split(self, batches: np.ndarray) -> jax.Array:
+        """[steps, batch, ...] -> [own devices, steps, share, ...]: each device has its contiguous share of a batch."""
+        return self.split_part(self.own_part(batches))
+
+    def split_part(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
+        """`split` of what `own_part` gives.
 
         With `flat` the result is [own devices, steps * share, ...].
         """

@@ -93,8 +93,8 @@ def largest(*values: float) -> tuple[float, ...]:
     return tuple(max(each) for each in zip(*exchanged(values), strict=True))
 
 
-def told(read: Callable[[], Any]) -> Any:
-    """What `read` returns in the first process, which alone calls it: anything that JSON can hold.
+def in_first(call: Callable[[], Any]) -> Any:
+    """Calls `call` in the first process alone and returns in all what it returned: anything that JSON can hold.
 
     Raises:
       UserError: in all processes, where it is raised there.
@@ -102,7 +102,7 @@ def told(read: Callable[[], Any]) -> Any:
     found = None
     with together():
         if is_first():
-            found = read()
+            found = call()
     return exchanged(found)[0]
 
 

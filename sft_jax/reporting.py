@@ -107,9 +107,7 @@ class Reporter:
 
     def epoch(self, progress: Progress) -> None:
         """An epoch is done."""
-        with processes.together():
-            if processes.is_first():
-                write_rows(self._run.metrics_file, progress.rows)
+        processes.in_first(lambda: write_rows(self._run.metrics_file, progress.rows))
         row = progress.rows[-1]
         if self._logs:
             self._logs.row(row)
@@ -135,9 +133,7 @@ class Reporter:
           what is written to results.json, before anything of less worth is tried.
         """
         results = {**figures, **progress.outcome()}
-        with processes.together():
-            if processes.is_first():
-                write_json(self._run.results_file, results)
+        processes.in_first(lambda: write_json(self._run.results_file, results))
         if self._logs:
             self._logs.results(results)
             self._try(lambda: self._reports.write(params, batch_stats, progress.rows, {}, results))

@@ -48,9 +48,7 @@ class Saves:
     def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
         """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
         metadata = {"class_names": list(self._task.dataset.class_names), "progress": progress.to_json()}
-        with processes.together():
-            if processes.is_first():
-                self._checkpoints.save(name, step, to_arrays(what), metadata)
+        processes.in_first(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
         if name == "latest":
             self._saved_at = time.monotonic()
 

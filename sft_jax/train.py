@@ -60,9 +60,7 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
             init, dataset = load_init(config), read_dataset(config, console)
         processes.check_same(facts(config, dataset) | {"--resume": resume})
         trainer = Trainer(config, dataset, devices, run, console, stop, logs)
-        with processes.together():
-            if processes.is_first():
-                opened.enter_context(run.claimed(config, resume=resume))
+        processes.in_first(lambda: opened.enter_context(run.claimed(config, resume=resume)))
         opened.enter_context(logs)
         trainer.begin(init, resume=resume, command=command)
         trainer.fit()
@@ -116,12 +114,10 @@ class Trainer:
                 # Another machine may have rounded otherwise.
                 state = self.devices.replicate(from_arrays(state, processes.handed_out(to_arrays(state))))
             self.state = state
-        if not processes.told(self.run.exists):
+        if not processes.in_first(self.run.exists):
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
-            with processes.together():
-                if processes.is_first():
-                    self.run.write_config(self.config, devices=str(self.devices), command=command)
+            processes.in_first(lambda: self.run.write_config(self.config, devices=str(self.devices), command=command))
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.task, start):

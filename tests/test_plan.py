@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import TINY
 
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
@@ -13,18 +14,7 @@ from sft_jax.parallel import Devices
 from sft_jax.plan import memory_line, plan_lines
 from sft_jax.task import Task
 
-VALUES = {
-    "epochs": 4,
-    "batch_size": 64,
-    "init": "scratch",
-    "model.name": "tiny",
-    "data.source": "digits:0-4",
-    "data.size": 16,
-    "data.crop_padding": 2,
-    "data.flip": False,
-    "optimizer.learning_rate": 0.02,
-    "limit_eval_examples": 61,
-}
+VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
 
 
 @pytest.fixture(autouse=True)
