@@ -327,7 +327,7 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
 
 
 # Files that a checkpoint has at least, and bits that are flipped in each.
-FILES, FLIPS = 11, 12
+FILES, FLIPS = 8, 12
 
 
 @counts(damages=FILES * FLIPS)
