@@ -10,11 +10,12 @@ Seen on two CPU cores, with all 50,000 training images and the weights that the 
 
 from ml_collections import ConfigDict
 
-from sft_jax.config import default_config
+from sft_jax.config import check_argument, default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """SGD with momentum at a constant learning rate; 5,000 training images are held out to choose the best epoch."""
+    check_argument(arg)
     config = default_config()
     config.epochs = 100
     config.batch_size = 100

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     """See above."""
-    config = runpy.run_path(str(Path(__file__).with_name("cifar10_fast.py")))["get_config"]()
+    config = runpy.run_path(str(Path(__file__).with_name("cifar10_fast.py")))["get_config"](arg)
     config.epochs = 15
     config.data.source = "tfds:cifar100"
     config.data.size_schedule = (("32", 0.3),)

@@ -9,11 +9,12 @@ networks of this size: bfloat16, a large batch, a cosine after a warm-up, mixup 
 
 from ml_collections import ConfigDict
 
-from sft_jax.config import default_config
+from sft_jax.config import check_argument, default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """See above."""
+    check_argument(arg)
     config = default_config()
     config.epochs = 20
     config.batch_size = 256

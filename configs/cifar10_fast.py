@@ -10,11 +10,12 @@ long.
 
 from ml_collections import ConfigDict
 
-from sft_jax.config import default_config
+from sft_jax.config import check_argument, default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """At twice the size of the images, where ImageNet's filters fit. The first stage stays as it is."""
+    check_argument(arg)
     config = default_config()
     config.epochs = 6
     config.batch_size = 100

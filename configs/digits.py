@@ -9,11 +9,12 @@ seeds 0-3: 92-94% fine-tuned, 74-92% from random weights. Digits are easy: with 
 
 from ml_collections import ConfigDict
 
-from sft_jax.config import default_config
+from sft_jax.config import check_argument, default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` "source" is the pretraining; without it, the few-shot fine-tuning of its result."""
+    check_argument(arg, "source")
     config = default_config()
     config.data.size = 32
     config.data.crop_padding = 2

@@ -19,6 +19,13 @@ def default_config() -> ConfigDict:
     return _nested({name: key.default for name, key in KEYS.items()})
 
 
+def check_argument(arg: str, *known: str) -> None:
+    """For a recipe: raises UserError where its argument (`--config FILE:ARG`) is neither empty nor one of `known`."""
+    if arg and arg not in known:
+        wanted = f"only {', '.join(map(repr, known))}" if known else "none"
+        raise UserError(f"unknown argument {arg!r} after the recipe's colon; it knows {wanted}")
+
+
 def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Reads a recipe and applies overrides.
 

@@ -1,6 +1,15 @@
 import pytest
 
-from sft_jax.config import KEYS, complete, config_name, default_config, flatten, load_config, parse_value
+from sft_jax.config import (
+    KEYS,
+    check_argument,
+    complete,
+    config_name,
+    default_config,
+    flatten,
+    load_config,
+    parse_value,
+)
 from sft_jax.errors import UserError
 
 
@@ -97,6 +106,17 @@ def test_every_recipe_is_a_config(pytestconfig, tmp_path):
     for path in paths:
         argument = f":{tmp_path}" if path.stem == "folder" else ""
         load_config(f"{path}{argument}")
+        with pytest.raises(UserError, match=r"unknown argument 'sorce' after .*|there is no folder 'sorce'"):
+            load_config(f"{path}:sorce")
+
+
+def test_unknown_arguments_of_a_recipe():
+    check_argument("")
+    check_argument("source", "source")
+    with pytest.raises(UserError, match="^unknown argument 'sorce' after the recipe's colon; it knows only 'source'$"):
+        check_argument("sorce", "source")
+    with pytest.raises(UserError, match="^unknown argument 'x' after the recipe's colon; it knows none$"):
+        check_argument("x")
 
 
 def test_a_long_value_is_shortened_in_its_message():

@@ -99,11 +99,12 @@ def recipe(config: ConfigDict, point: Point, *, summary: str, command: str) -> s
         "",
         "from ml_collections import ConfigDict",
         "",
-        "from sft_jax.config import default_config",
+        "from sft_jax.config import check_argument, default_config",
         "",
         "",
         'def get_config(arg: str = "") -> ConfigDict:',
         '    """The best trial of the search; what it chose is marked."""',
+        "    check_argument(arg)",
         "    config = default_config()",
     ]
     for key, value in flatten(config).items():
