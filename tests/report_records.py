@@ -19,14 +19,14 @@ def figures_of(logits, labels):
     return summarize(jax.jit(eval_sums)(logits, labels, np.ones(len(labels), bool)))
 
 
-def scored(classes, n=200, size=8, seed=0):
+def scored(classes, n=200, size=8, seed=0, names=None):
     """A split of noise and logits that are right for about half of it."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, n).astype(np.int32)
     logits = generator.normal(size=(n, classes)).astype(np.float32)
     logits[np.arange(n), labels] += 2
     images = generator.integers(0, 256, (n, size, size, 3)).astype(np.uint8)
-    return Scored("test", ArraySplit(images, labels), figures_of(logits, labels), logits)
+    return Scored("test", ArraySplit(images, labels, names), figures_of(logits, labels), logits)
 
 
 def records(name="flowers", epochs=3, **changes):

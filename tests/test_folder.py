@@ -141,6 +141,11 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
 def test_streamed_images_are_those_in_memory(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     memory, streamed = load_folder(tmp_path, SIZE, 0), load_folder(tmp_path, SIZE, 0, memory_bytes=1000)
+    for data in (memory, streamed):
+        for split in (data.train, data.validation.take(np.array([1, 0]))):
+            (images, _) = next(split.batches(np.arange(len(split))[None]))
+            for image, name in zip(images, split.names, strict=True):
+                np.testing.assert_array_equal(image, read_square(tmp_path / name, SIZE), name)
     assert streamed.notices[-1] == "the images need 0.0 GiB of memory: they are decoded again in every epoch"
     order = np.array([[3, 0, 15], [7, 7, 1]])
     for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):

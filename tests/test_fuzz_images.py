@@ -208,6 +208,11 @@ def test_names_that_are_no_text(tmp_path):
     classes(tmp_path, "a", b"caf\xe9")
     with pytest.raises(UserError, match=r"the name of a class is no UTF-8: .*caf\\udce9.*rename the folder"):
         load_folder(tmp_path, SIZE, 0)
+    (tmp_path / os.fsdecode(b"caf\xe9")).rename(tmp_path / "b")
+    (tmp_path / "a" / "00.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
+    assert "a/caf\N{REPLACEMENT CHARACTER}.png" in [
+        name for split in parts(load_folder(tmp_path, SIZE, 0)) for name in split.names
+    ]
 
 
 @given(data=st.data())

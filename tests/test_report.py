@@ -78,12 +78,24 @@ def test_nothing_is_fetched():
 def test_names_are_escaped():
     names = [EVIL, "</style><img src=x onerror=alert(1)>", "plain"]
     run = records(EVIL, init=EVIL)
-    for page in (report_page(run, names, scored(3), 1.0), comparison_page([run, records("b")])):
+    split = scored(3, names=[f"test/{row}{EVIL}.png" for row in range(200)])
+    for page in (report_page(run, names, split, 1.0), comparison_page([run, records("b")])):
         parsed = Parsed(page)
         assert not parsed.all("script")
         assert all("onerror" not in attributes for _, attributes in parsed.tags)
         assert EVIL in parsed.text
         assert page.count("</style>") == 1
+
+
+def test_mistakes_have_the_names_of_their_files():
+    found = scored(3, names=[f"test/cat/{row:03}.jpg" for row in range(200)])
+    page = Parsed(report_page(records(), ["cat", "dog", "cow"], found, 1.0))
+    said = found.logits.argmax(-1)
+    for image in page.all("img"):
+        row, truth, taken = re.match(r"test/cat/(\d+)\.jpg: (\w+), taken for (\w+) with", image["alt"]).groups()
+        assert (truth, taken) == tuple(("cat", "dog", "cow")[label[int(row)]] for label in (found.split.labels, said))
+        assert image["title"] == image["alt"]
+    assert len(set(re.findall(r"truth: \w+test/cat/\d+\.jpg", page.text))) == 25
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 100, 1000])

@@ -43,9 +43,10 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     many = [f"a class with a rather long name, {label}" for label in range(100)]
+    evil = scored(3, size=80, names=[f"{'long' * 60}/{row}{EVIL}.png" for row in range(200)])
     texts = {
         "ten": report_page(records(), list("0123456789"), scored(10), 1.25),
-        "evil": report_page(records(EVIL), [EVIL, "x" * 200, "<img src=http://localhost:1/>"], scored(3, size=80), 1.0),
+        "evil": report_page(records(EVIL), [EVIL, "x" * 200, "<img src=http://localhost:1/>"], evil, 1.0),
         "hundred": report_page(records(), many, scored(100, n=2000), 1.0),
         "compared": comparison_page([records(f"run {name}", seed=name) for name in range(10)]),
     }

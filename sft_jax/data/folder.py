@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,10 @@ def load_folder(path: str | Path, size: int, seed: int, *, memory_bytes: int | N
         memory_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
     if needed > memory_bytes:
         notices.append(f"the images need {needed / 2**30:.1f} GiB of memory: they are decoded again in every epoch")
-        splits = {name: _streamed(paths, labels, size) for name, (paths, labels) in files.items()}
+        read = _streamed
     else:
-        splits = {name: _decoded(paths, labels, size) for name, (paths, labels) in files.items()}
+        read = _decoded
+    splits = {name: read(root, paths, labels, size) for name, (paths, labels) in files.items()}
     return Dataset(splits["train"], splits["val"], splits["test"], class_names, tuple(notices))
 
 
@@ -130,7 +132,7 @@ def _fill_parts(files: Files, seed: int, notices: list[str]) -> None:
     notices.append(f"no folder {' or '.join(missing)}: taken from the training images at random, by class: {counts}")
 
 
-def _decoded(paths: list[Path], labels: np.ndarray, size: int) -> Split:
+def _decoded(root: Path, paths: list[Path], labels: np.ndarray, size: int) -> Split:
     images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def decode(row: int) -> str | None:
@@ -145,11 +147,17 @@ def _decoded(paths: list[Path], labels: np.ndarray, size: int) -> Split:
     if bad:
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UserError(f"{len(bad)} images cannot be read; mend or remove them: {', '.join(bad[:10])}{more}")
-    return ArraySplit(images, labels)
+    return ArraySplit(images, labels, _names(root, paths))
 
 
-def _streamed(paths: list[Path], labels: np.ndarray, size: int) -> Split:
-    return StreamedSplit(functools.partial(_decode_or_refuse, paths, size), np.arange(len(paths)), labels)
+def _streamed(root: Path, paths: list[Path], labels: np.ndarray, size: int) -> Split:
+    decode = functools.partial(_decode_or_refuse, paths, size)
+    return StreamedSplit(decode, np.arange(len(paths)), labels, _names(root, paths))
+
+
+def _names(root: Path, paths: list[Path]) -> list[str]:
+    """For people: what is no UTF-8 in a name is replaced."""
+    return [os.fsencode(path.relative_to(root)).decode(errors="replace") for path in paths]
 
 
 def _decode_or_refuse(paths: list[Path], size: int, row: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Labelled images in memory or decoded on demand, behind one interface."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -19,6 +19,10 @@ class Split(Protocol):
     def labels(self) -> np.ndarray:
         """Of all images, int32 [n]."""
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Of their files, where there are any."""
+
     def __len__(self) -> int: ...
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -30,10 +34,11 @@ class Split(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplit:
-    """A split in memory: images uint8 [n, height, width, 3], labels int32 [n]."""
+    """A split in memory: images uint8 [n, height, width, 3], labels int32 [n], and the names of their files."""
 
     images: np.ndarray
     labels: np.ndarray
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -51,7 +56,7 @@ class ArraySplit:
 
     def take(self, rows: np.ndarray) -> "ArraySplit":
         """See `Split`."""
-        return ArraySplit(self.images[rows], self.labels[rows])
+        return ArraySplit(self.images[rows], self.labels[rows], _taken(self.names, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +78,13 @@ class StreamedSplit:
       decode: row -> image uint8 [size, size, 3].
       rows: the rows of this split, as `decode` counts them.
       labels: int32 [n], of `rows`.
+      names: of their files, if there are any.
     """
 
     decode: Callable[[int], np.ndarray]
     rows: np.ndarray
     labels: np.ndarray
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +100,11 @@ class StreamedSplit:
 
     def take(self, rows: np.ndarray) -> "StreamedSplit":
         """See `Split`."""
-        return StreamedSplit(self.decode, self.rows[rows], self.labels[rows])
+        return StreamedSplit(self.decode, self.rows[rows], self.labels[rows], _taken(self.names, rows))
+
+
+def _taken(names: Sequence[str] | None, rows: np.ndarray) -> Sequence[str] | None:
+    return None if names is None else [names[row] for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)

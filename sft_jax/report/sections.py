@@ -32,6 +32,7 @@ class Picture(NamedTuple):
     truth: str
     predicted: str
     confidence: float
+    file: str = ""
 
 
 def tiles(
@@ -87,8 +88,11 @@ def pictured(
     def picture(row: int) -> Picture:
         true_name, name = class_names[truth[row]], class_names[said[row]]
         confidence = float(predictions.confidences[row])
-        described = f"{scored.name} image {row}: {true_name}, taken for {name} with {confidence:.0%} confidence"
-        return Picture(uris[row], described, true_name, name, confidence)
+        file = scored.split.names[row] if scored.split.names is not None else ""
+        described = (
+            f"{file or f'{scored.name} image {row}'}: {true_name}, taken for {name} with {confidence:.0%} confidence"
+        )
+        return Picture(uris[row], described, true_name, name, confidence, file)
 
     images = confusion.sum(1)
     return [picture(row) for row in wrong[:MISTAKES].tolist()], [
