@@ -11,6 +11,9 @@ os.environ["SFT_JAX_CACHE"] = "0"
 
 import jax
 import pytest
+from tiny_runs import TINY_SHAPE, run
+
+from sft_jax.models import SHAPES
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,6 +24,19 @@ def compiled_once(tmp_path_factory):
     """Many runs compile the same programs: the first one's serve the others."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny():
+    """The network that recipes of tests name "tiny"."""
+    SHAPES["tiny"] = TINY_SHAPE
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, compiled_once, tiny):
+    """The folder of a run of `TINY` that nothing interrupted, to be left as it is, and what it returned."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, run(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)

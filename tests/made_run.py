@@ -5,16 +5,14 @@ import numpy as np
 
 from sft_jax import models
 from sft_jax.config import complete
-from sft_jax.models.resnet import BasicBlock, Shape
 from sft_jax.progress import Progress
 from sft_jax.runs import Run
 
-TINY = Shape(BasicBlock, (1, 1, 1, 1))
 NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
 
 
 def make_run(folder, seed=0, **changes):
-    """A run of the network "tiny" (see `TINY`) or of `model__name`, whose statistics are not what they begin with."""
+    """A run of the network "tiny" or of `model__name`, whose statistics are not what they begin with."""
     values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
     network = models.Functional.abstract(models.builder(config.model, len(NAMES)))

@@ -5,25 +5,17 @@ import sys
 
 import numpy as np
 import pytest
-from made_run import NAMES, TINY, make_run
+from made_run import NAMES, make_run
 
 import sft_jax
 from sft_jax import data
 from sft_jax.classifier import BATCH
 from sft_jax.data.images import array_to_square
 from sft_jax.errors import UserError
-from sft_jax.models import SHAPES
 from sft_jax.runs import load_run_weights
 from sft_jax.weights import Weights, save_weights
 
 MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", TINY)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_train import TINY, rows_of, tiny  # noqa: F401  # tiny is a fixture
+from tiny_runs import TINY, rows_of
 
 from sft_jax import data
 from sft_jax.config import complete

@@ -13,7 +13,6 @@ from sft_jax.doctor import inputs, installed, machine
 from sft_jax.doctor.__main__ import QUICK_START, main
 from sft_jax.doctor.finding import MISSING, OK, WARN, Finding
 from sft_jax.errors import run_command
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,6 @@ def apart(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "reachable", lambda host: False)
     monkeypatch.setattr(tfds_source, "reachable", lambda host: False)
     monkeypatch.setattr("sft_jax.allocator.keep_freed_memory", lambda: False)
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
 
 
 @pytest.fixture

@@ -1,33 +1,21 @@
 """`python -m sft_jax.evaluate` on a run that was trained: its figures are those of the run, for every split."""
 
 import json
+import shutil
 import sys
 
 import pytest
-from made_run import TINY
-from tiny_config import TINY as CONFIG
+from tiny_runs import TINY
 
 from sft_jax.config import complete
 from sft_jax.errors import run_command
 from sft_jax.evaluate import main
-from sft_jax.models import SHAPES
-from sft_jax.report.console import Console
 from sft_jax.runs import Run
-from sft_jax.train import train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", TINY)
-        yield
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("runs") / "digits")
-    train(complete(CONFIG), run, resume=False, console=Console(), command=["test"])
-    return run
+def run(whole, tmp_path_factory):
+    return Run(shutil.copytree(whole[0], tmp_path_factory.mktemp("runs") / "digits"))
 
 
 def call(monkeypatch, capsys, run, *flags):
@@ -102,7 +90,7 @@ def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatc
 
 def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     run = Run(tmp_path)
-    run.write_config(complete(CONFIG))
+    run.write_config(complete(TINY))
     code, _, complaints = call(monkeypatch, capsys, run)
     assert code == 2
     assert complaints == f"error: {tmp_path} has no latest checkpoint yet: its first epoch was not finished\n"

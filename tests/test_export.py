@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from made_run import NAMES, TINY, make_run
+from made_run import NAMES, make_run
 
 import sft_jax
 from convert import flax_to_onnx, flax_to_resnet, resnet_to_flax
@@ -22,17 +22,9 @@ from sft_jax.config import complete
 from sft_jax.errors import UserError, run_command
 from sft_jax.export import main
 from sft_jax.exported import PLATFORMS
-from sft_jax.models import SHAPES
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", TINY)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,25 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import assert_same_run, run, state_of, tiny  # noqa: F401  # tiny is a fixture
+from tiny_runs import assert_same_run, run, state_of
 
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.runs import Run
 
 # Orbax's threads go on writing after the first of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
-        folder = tmp_path_factory.mktemp("runs") / "finished"
-        run(folder)
-        return folder
 
 
 @pytest.fixture
@@ -73,9 +62,9 @@ def size_of(folder) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_disk_fills_up(finished, mounted):
+def test_the_disk_fills_up(whole, mounted):
     """As the first epochs' checkpoints fit and the next does not. With room again the run goes on."""
-    saved = size_of(finished / "checkpoints" / "best")
+    saved = size_of(whole[0] / "checkpoints" / "best")
     disk = mounted(f"size={5 * saved}")
     place = disk / "run"
     run(place, epochs=1)
@@ -92,7 +81,7 @@ def test_the_disk_fills_up(finished, mounted):
 
     ballast.unlink()
     run(place, resume=True)
-    assert_same_run(place, finished)
+    assert_same_run(place, whole[0])
 
 
 def limit(disk, room):
@@ -102,7 +91,7 @@ def limit(disk, room):
     subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
 
 
-def test_a_quota_is_used_up(finished, rationed):
+def test_a_quota_is_used_up(whole, rationed):
     """The next checkpoint does not fit. With room again the run goes on."""
     place = rationed / "run"
     run(place, epochs=1)
@@ -117,7 +106,7 @@ def test_a_quota_is_used_up(finished, rationed):
 
     limit(rationed, None)
     run(place, resume=True)
-    assert_same_run(place, finished)
+    assert_same_run(place, whole[0])
 
 
 FILLED = """
@@ -191,14 +180,14 @@ def test_two_runs_at_one_place(tmp_path):
     assert "already holds a run" in message(lambda: claim(tmp_path))
 
 
-def test_a_run_that_began_meanwhile(finished, tmp_path):
+def test_a_run_that_began_meanwhile(whole, tmp_path):
     """Both found an empty folder; the second one comes when the first has claimed it."""
     folder = tmp_path / "run"
     with Run(folder).claimed(complete({}), resume=False):
         assert "another process trains in" in message(lambda: run(folder))
         assert {path.name for path in folder.iterdir()} == {".lock"}
     run(folder)
-    assert_same_run(folder, finished)
+    assert_same_run(folder, whole[0])
 
 
 def test_a_claim_ends_with_its_process(tmp_path):

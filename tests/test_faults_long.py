@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from test_train import TINY, tiny  # noqa: F401  # tiny is a fixture
+from tiny_runs import TINY
 
 from sft_jax import train as train_module
 from sft_jax.config import complete

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from counted import counts
-from test_train import TINY, assert_same_run, state_of
+from tiny_runs import TINY, assert_same_run, state_of
 
 from sft_jax.runs import Run
 

@@ -6,14 +6,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_config import TINY
+from tiny_runs import TINY
 
 from sft_jax import lr_find
 from sft_jax.config import complete
 from sft_jax.errors import DivergedError, UserError, run_command
 from sft_jax.lr_find import LOWEST, STEPS, find_learning_rate, has_diverged, judge, rate, smoothed
 from sft_jax.main import main
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.parallel import Devices
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
@@ -71,11 +70,6 @@ def test_one_that_never_diverged_says_so():
 def test_nothing_can_be_said_of_a_few_steps():
     with pytest.raises(DivergedError, match="the loss is nan at a learning rate of"):
         judge([1.0, float("nan")])
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
 
 
 def stamps(folder):

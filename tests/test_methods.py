@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_train import StopAt, assert_same_run, rows_of, run, state_of, tiny  # noqa: F401  # tiny is a fixture
+from tiny_runs import StopAt, assert_same_run, rows_of, run, state_of
 
 from sft_jax import data
 from sft_jax import train as train_module
@@ -14,7 +14,7 @@ from sft_jax.config import complete
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.feed import Feed, Pace
 from sft_jax.models import Functional, ResNet
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+from sft_jax.models.resnet import BasicBlock, Shape
 from sft_jax.parallel import AXIS, Devices
 from sft_jax.passes import features, measured_statistics
 from sft_jax.runs import Run
@@ -23,11 +23,9 @@ from sft_jax.runs import Run
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A run on the digits 0-4, to be transferred to 5-9."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
-        folder = tmp_path_factory.mktemp("runs") / "source"
-        run(folder, epochs=4, limit_train_examples=None)
-        return folder
+    folder = tmp_path_factory.mktemp("runs") / "source"
+    run(folder, epochs=4, limit_train_examples=None)
+    return folder
 
 
 def transfer(folder, source, **changes):

@@ -4,22 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import TINY
+from tiny_runs import TINY
 
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.estimate import compile_step, flops, size_text
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.parallel import Devices
 from sft_jax.plan import memory_line, plan_lines
 from sft_jax.task import Task
 
 VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
 
 
 def plan(**changes):

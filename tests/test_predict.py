@@ -6,22 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from made_run import NAMES, TINY, make_run
+from made_run import NAMES, make_run
 from PIL import Image
 
 import sft_jax
 from sft_jax import pictures
 from sft_jax.classifier import BATCH
 from sft_jax.errors import run_command
-from sft_jax.models import SHAPES
 from sft_jax.predict import main
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", TINY)
-        yield
 
 
 @pytest.fixture(scope="module")

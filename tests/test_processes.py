@@ -9,7 +9,7 @@ import time
 import pytest
 from counted import counts
 from test_kill import Program, results_of
-from test_train import assert_same_run
+from tiny_runs import assert_same_run
 
 from sft_jax import main
 from sft_jax.processes import _LOST, HEARTBEAT_SECONDS

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_config import TINY
+from report_records import EVIL, figures_of, records, scored
+from tiny_runs import TINY
 
 from sft_jax import reporting
 from sft_jax.config import complete
 from sft_jax.errors import UserError, run_command
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.report.__main__ import main, short_names
 from sft_jax.report.comparison import comparison_page
 from sft_jax.report.console import Console
@@ -21,7 +21,6 @@ from sft_jax.report.records import Records, Scored
 from sft_jax.reporting import Reports
 from sft_jax.runs import Run
 from sft_jax.train import train
-from tests.report_records import EVIL, figures_of, records, scored
 
 
 class Parsed(html.parser.HTMLParser):
@@ -174,7 +173,6 @@ def test_names_of_compared_runs(tmp_path):
 def finished(tmp_path_factory):
     """The folder of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
         patch.setattr(reporting, "REPORT_SHARE", 1e9)  # a report at every best epoch
         written = []
         patch.setattr(Reports, "write", recording(Reports.write, written))
@@ -211,7 +209,6 @@ def command(monkeypatch, *arguments):
 
 def test_the_report_is_written_again(finished, monkeypatch, capsys):
     folder, written = finished
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
     page = folder / "report.html"
     page.unlink()
     assert command(monkeypatch, "--workdir", folder) == 0
@@ -233,8 +230,6 @@ def test_runs_are_compared(finished, tmp_path, monkeypatch, capsys):
 
 
 def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
-
     def fails(*_):
         raise RuntimeError("out of paint\nand more")
 

@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-
-from tests.report_records import EVIL, records, scored
+from report_records import EVIL, records, scored
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -7,13 +7,13 @@ import scipy.optimize
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from report_records import figures_of
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from sft_jax.report import charts, figures
 from sft_jax.report.results import summarize, test_results, test_summary
 from sft_jax.step import eval_sums
-from tests.report_records import figures_of
 
 for function in (test_results, test_summary):
     function.__test__ = False  # functions of the package by names that pytest collects

@@ -2,68 +2,24 @@
 
 import collections
 import json
-import signal
 
 import numpy as np
 import pytest
-from tiny_config import TINY
+from tiny_runs import TINY, StopAt, assert_same_run, rows_of, run, state_of
 
 from sft_jax import train as train_module
 from sft_jax.compare import train_and_compare
 from sft_jax.config import complete
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.feed import Pace
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
-from sft_jax.train import train
 
 METRICS = "epoch step learning_rate train_loss train_accuracy val_loss val_accuracy best train_images_per_s epoch_s"
 RESULTS = (
     "test_accuracy test_top5 test_loss test_count best_epoch best_val_accuracy class_names per_class_accuracy "
     "confusion ece epochs steps seconds"
 )
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
-
-
-def run(folder, *, resume=False, **changes):
-    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
-    return train(complete(values), Run(folder), resume=resume, console=Console(), command=["test"])
-
-
-def state_of(folder):
-    return Run(folder).checkpoints.restore("latest")
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in Run(folder).metrics_file.read_text().splitlines()]
-
-
-def untimed(rows):
-    return [{key: row[key] for key in row if key not in ("train_images_per_s", "epoch_s")} for row in rows]
-
-
-def assert_same_run(folder, other):
-    one, two = state_of(folder), state_of(other)
-    assert one.step == two.step
-    assert one.arrays.keys() == two.arrays.keys()
-    for key, array in one.arrays.items():
-        np.testing.assert_array_equal(array, two.arrays[key], err_msg=key, strict=True)
-    assert untimed(rows_of(folder)) == untimed(rows_of(other))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    # Wider than the fixture `tiny`, which belongs to one test.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
-        folder = tmp_path_factory.mktemp("runs") / "whole"
-        return folder, run(folder)
 
 
 def test_what_a_run_leaves(whole):
@@ -95,29 +51,6 @@ def test_it_learns(tmp_path):
     assert results["test_accuracy"] > 0.8, "five classes: 0.2 is chance"
 
 
-class StopAt:
-    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
-
-    def __init__(self, calls):
-        self._left, self._asked = calls, False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def __bool__(self):
-        self._left -= 1
-        self._asked = self._asked or self._left <= 0
-        return self._asked
-
-    @property
-    def signal(self):
-        # Validation reads the signal without asking first: that counts as a call too.
-        return signal.SIGTERM if self._asked or bool(self) else None
-
-
 @pytest.mark.parametrize(
     ("calls", "step"),
     [
@@ -138,7 +71,6 @@ def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, call
         run(folder)
     assert not Run(folder).results_file.exists()
     monkeypatch.undo()
-    monkeypatch.setitem(SHAPES, "tiny", Shape(BasicBlock, (1, 1, 1, 1)))
     results = run(folder, resume=True)
     assert_same_run(folder, whole[0])
     assert results | {"seconds": 0} == whole[1] | {"seconds": 0}

@@ -18,16 +18,18 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tiny_runs import TINY_SHAPE
+
 from sft_jax import evaluation
 from sft_jax import train as train_module
 from sft_jax.errors import run_command
 from sft_jax.feed import Pace
 from sft_jax.main import main
-from sft_jax.models.resnet import SHAPES, BasicBlock, Shape
+from sft_jax.models.resnet import SHAPES
 from sft_jax.progress import Progress
 from sft_jax.report.console import Bar
 
-SHAPES["tiny"] = Shape(BasicBlock, (1, 1, 1, 1))
+SHAPES["tiny"] = TINY_SHAPE
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
 REPORTS = ("metrics.jsonl", "report.html", "results.json", "train.log")
 seen: collections.Counter[str] = collections.Counter()

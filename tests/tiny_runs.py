@@ -1,0 +1,78 @@
+"""Runs that take seconds: the network "tiny" on scikit-learn's digits at 16 px, and what is asked of them."""
+
+import json
+import signal
+
+import numpy as np
+
+from sft_jax.config import complete
+from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.report.console import Console
+from sft_jax.runs import Run
+from sft_jax.train import train
+
+TINY_SHAPE = Shape(BasicBlock, (1, 1, 1, 1))
+
+# The same everywhere, so that its programs are compiled once for all tests.
+TINY = {
+    "epochs": 2,
+    "batch_size": 64,
+    "init": "scratch",
+    "model.name": "tiny",
+    "data.source": "digits:0-4",
+    "data.size": 16,
+    "data.crop_padding": 2,
+    "data.flip": False,
+    "optimizer.learning_rate": 0.02,
+    "limit_train_examples": 320,
+    "limit_eval_examples": 61,
+}
+
+
+def run(folder, *, resume=False, **changes):
+    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return train(complete(values), Run(folder), resume=resume, console=Console(), command=["test"])
+
+
+def state_of(folder):
+    return Run(folder).checkpoints.restore("latest")
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in Run(folder).metrics_file.read_text().splitlines()]
+
+
+def untimed(rows):
+    return [{key: row[key] for key in row if key not in ("train_images_per_s", "epoch_s")} for row in rows]
+
+
+def assert_same_run(folder, other):
+    one, two = state_of(folder), state_of(other)
+    assert one.step == two.step
+    assert one.arrays.keys() == two.arrays.keys()
+    for key, array in one.arrays.items():
+        np.testing.assert_array_equal(array, two.arrays[key], err_msg=key, strict=True)
+    assert untimed(rows_of(folder)) == untimed(rows_of(other))
+
+
+class StopAt:
+    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
+
+    def __init__(self, calls):
+        self._left, self._asked = calls, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __bool__(self):
+        self._left -= 1
+        self._asked = self._asked or self._left <= 0
+        return self._asked
+
+    @property
+    def signal(self):
+        # Validation reads the signal without asking first: that counts as a call too.
+        return signal.SIGTERM if self._asked or bool(self) else None
