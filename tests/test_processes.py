@@ -156,16 +156,19 @@ def test_wrong_usage(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_nobody_else_comes(index):
-    script = (
-        "import sys; from sft_jax import processes; from sft_jax.errors import run_command; "
-        "processes.JOIN_SECONDS = 2; "
-        f"sys.exit(run_command(lambda: processes.join('localhost:{free_port()}', 2, {index})))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert f"error: process {index} of 2 and the others have not found each other within 2 seconds" in done.stderr
+def test_nobody_else_comes():
+    alone = []
+    for index in (0, 1):
+        script = (
+            "import sys; from sft_jax import processes; from sft_jax.errors import run_command; "
+            "processes.JOIN_SECONDS = 2; "
+            f"sys.exit(run_command(lambda: processes.join('localhost:{free_port()}', 2, {index})))"
+        )
+        alone.append(subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True))
+    for index, process in enumerate(alone):
+        _, error = process.communicate()
+        assert process.returncode == 2
+        assert f"error: process {index} of 2 and the others have not found each other within 2 seconds" in error
 
 
 def test_no_cluster_here(pair):
