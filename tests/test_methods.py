@@ -1,5 +1,6 @@
 """Whole runs with the transfer methods: phases, features, averages, and what resuming does to them."""
 
+import functools
 import json
 
 import jax
@@ -233,7 +234,7 @@ def test_features_of_every_image_in_order(digits, count):
     images = preprocess(dataset.train.images)
     assert found.shape == (100, 2, 512)
     for view, inputs in enumerate((images, images[:, :, ::-1])):
-        wanted = network.features(network.params, network.batch_stats, inputs)
+        wanted = jax.jit(network.features)(network.params, network.batch_stats, inputs)
         np.testing.assert_allclose(found[:, view], wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -247,6 +248,7 @@ def test_measured_statistics_normalise_the_images(digits):
     )
     images = preprocess(dataset.train.images)
     local = Functional(ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 5, rngs=nnx.Rngs(params=0)))
-    wanted, _ = local.apply(network.params, network.batch_stats, images, train=True)
-    ours, _ = local.apply(network.params, found, images, train=False)
+    in_training, in_evaluation = (jax.jit(functools.partial(local.apply, train=train)) for train in (True, False))
+    wanted, _ = in_training(network.params, network.batch_stats, images)
+    ours, _ = in_evaluation(network.params, found, images)
     np.testing.assert_allclose(ours, wanted, rtol=0.02, atol=0.02 * np.abs(wanted).max())
