@@ -12,7 +12,7 @@ from jax import lax
 
 from sft_jax.ops.collectives import all_sum
 from sft_jax.state import TrainState
-from sft_jax.step import EvalSums, StepMetrics, zero_sums
+from sft_jax.step import CALIBRATION_BINS, EvalSums, StepMetrics
 
 # (uint8 images, key, position of the first of them in the whole batch, size of the whole batch) -> network inputs
 Augment = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
@@ -49,15 +49,27 @@ def make_eval_steps(
     """The program of one device's share in evaluation steps `start` to `stop`.
 
     It maps (params, batch_stats, images, labels, order int32 [steps, share], mask bool [steps, share], start, stop) to
-    the `EvalSums` over all devices.
+    the `EvalSums` over all devices. Of each step by itself are `loss` [steps] and `calibration` [steps, ...], zero for
+    the steps not run: rounded as they are, their sum must not depend on how the steps were cut into calls.
     """
 
     def eval_steps(params, batch_stats, images, labels, order, mask, start, stop) -> EvalSums:
-        def body(index, sums):
+        def body(index, sums: EvalSums) -> EvalSums:
             rows = order[index]
             new = eval_step(params, batch_stats, preprocess(images[rows]), labels[rows], mask[index])
-            return jax.tree.map(jnp.add, sums, new)
+            return EvalSums(
+                total=sums.total + new.total,
+                loss=sums.loss.at[index].set(new.loss),
+                correct=sums.correct + new.correct,
+                top5=sums.top5 + new.top5,
+                confusion=sums.confusion + new.confusion,
+                calibration=sums.calibration.at[index].set(new.calibration),
+            )
 
-        return all_sum(lax.fori_loop(start, stop, body, zero_sums(classes)), axis_name)
+        zero, steps = jnp.zeros((), jnp.int32), len(order)
+        confusion = jnp.zeros((classes, classes), jnp.int32)
+        calibration = jnp.zeros((steps, 3, CALIBRATION_BINS), jnp.float32)
+        before = EvalSums(zero, jnp.zeros(steps, jnp.float32), zero, zero, confusion, calibration)
+        return all_sum(lax.fori_loop(start, stop, body, before), axis_name)
 
     return eval_steps

@@ -27,7 +27,7 @@ class StepMetrics(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """Sums over evaluated images, which add up exactly over batches and devices.
+    """Sums over evaluated images. Whole numbers add up exactly; `loss` and `calibration` are rounded.
 
     Attributes:
       total: int32, images counted.
@@ -160,13 +160,6 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, decay: float) -
     steps = step.astype(jnp.float32)
     rate = jnp.minimum(decay, (1 + steps) / (10 + steps))
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
-
-
-def zero_sums(classes: int) -> EvalSums:
-    """The sums before the first image."""
-    zero = jnp.zeros((), jnp.int32)
-    bins = jnp.zeros((3, CALIBRATION_BINS), jnp.float32)
-    return EvalSums(zero, jnp.zeros((), jnp.float32), zero, zero, jnp.zeros((classes, classes), jnp.int32), bins)
 
 
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalSums:

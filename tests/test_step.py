@@ -228,6 +228,20 @@ def test_evaluation_does_not_depend_on_the_order_of_the_images():
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-6)
 
 
+def test_evaluation_does_not_depend_on_how_it_was_cut(monkeypatch):
+    """The clock says how many steps a call takes: a run that goes on after a stop would have other last digits."""
+    devices, evaluate = evaluator(1)
+    arguments = *map(devices.replicate, weights()), Feed(split_of(20 * BATCH + 5), devices)
+    found = []
+    for seconds in (0, 1e9):
+        monkeypatch.setattr(evaluate, "_pace", Pace(seconds))
+        pieces = []
+        found.append(evaluate(*arguments, lambda done, steps, pieces=pieces: pieces.append(done)))
+        assert len(pieces) == (21 if seconds == 0 else 3)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert found[0].loss.dtype == found[0].calibration.dtype == np.float64
+
+
 def test_a_streamed_evaluation_counts_alike():
     split = split_of(STREAMED_STEPS * BATCH + 9)
     jax.tree.map(
