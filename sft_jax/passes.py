@@ -103,20 +103,19 @@ def measured_statistics(
     than a running mean, Wu and Johnson, 2021, arXiv:2105.07576.
     """
 
-    def program(params, zeros, images, labels, order, start, stop):
+    def program(params, sums, images, labels, order, start, stop):
         def body(index, sums):
             inputs = preprocess(images[order[index]])
             # From zero, one update is the share 1 - KEEP_STATISTICS of the batch's own statistics.
-            _, new = network.apply(params, zeros, inputs, train=True)
+            _, new = network.apply(params, jax.tree.map(jnp.zeros_like, sums), inputs, train=True)
             return {key: sums[key] + new[key] / (1 - KEEP_STATISTICS) for key in sums}
 
-        return lax.fori_loop(start, stop, body, zeros)
+        return lax.fori_loop(start, stop, body, sums)
 
     compiled = devices.compile(program, sharded=(False, False, *feed.sharded, False, False))
-    zeros = jax.tree.map(jnp.zeros_like, dict(batch_stats))
-    sums, pace = zeros, Pace()
+    sums, pace = jax.tree.map(jnp.zeros_like, dict(batch_stats)), Pace()
     for piece in feed.pieces(order, pace=pace):
         with pace.timing(piece.steps):
-            new = jax.block_until_ready(compiled(params, zeros, *piece.arguments))
-        sums = jax.tree.map(jnp.add, sums, new)
+            # Each call adds to what those before it found: how the clock cuts them makes no difference.
+            sums = jax.block_until_ready(compiled(params, sums, *piece.arguments))
     return {key: total / len(order) for key, total in sums.items()}
