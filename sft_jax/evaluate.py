@@ -108,8 +108,13 @@ def evaluate(
         if not config.data.source.startswith("tfds:"):
             raise UserError(f"--split {split!r} must be train, validation or test: the run is on {config.data.source}")
         config = complete(flatten(config) | {"data.test": split})
+    # Not `read_dataset`, which says so on standard output.
     dataset = data.load_dataset(
-        config.data, seed=config.seed, limit_train=config.limit_train_examples, limit_eval=config.limit_eval_examples
+        config.data,
+        seed=config.seed,
+        limit_train=config.limit_train_examples,
+        limit_eval=config.limit_eval_examples,
+        once=True,
     )
     if tuple(found.metadata["class_names"]) != dataset.class_names:
         raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")

@@ -33,14 +33,17 @@ def load_init(config: ConfigDict) -> Weights | None:
     return found
 
 
-def read_dataset(config: ConfigDict, console: Console) -> data.Dataset:
-    """What `config.data` names, less what the limits leave out. Raises UserError where it cannot be read."""
+def read_dataset(config: ConfigDict, console: Console, *, once: bool = False) -> data.Dataset:
+    """What `config.data` names, less what the limits leave out, see `data.load_dataset`. Raises UserError where it
+    cannot be read.
+    """
     with console.status(f"reading {config.data.source}"):
         return data.load_dataset(
             config.data,
             seed=config.seed,
             limit_train=config.limit_train_examples,
             limit_eval=config.limit_eval_examples,
+            once=once,
         )
 
 

@@ -4,7 +4,10 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
+from made_run import NAMES, make_run
+from PIL import Image
 from tiny_runs import TINY
 
 from sft_jax.config import complete
@@ -72,6 +75,24 @@ def test_wrong_usage(run, monkeypatch, capsys, flags, message):
     assert (code, printed) == (2, "")
     assert complaints.startswith(f"error: {message}")
     assert complaints.count("\n") == 1
+
+
+def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, capsys):
+    """Of a large folder the training images would take longer than all the rest."""
+    for part in ("train", "val", "test"):
+        for name in NAMES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(2):
+                pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
+    broken = tmp_path / "train" / "bee" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    run = make_run(tmp_path / "run", data__source=f"folder:{tmp_path}", batch_size=8)
+    code, printed, complaints = call(monkeypatch, capsys, run, "--json")
+    assert (code, complaints) == (0, "")
+    assert json.loads(printed)["test_count"] == 2 * len(NAMES)
+    code, _, complaints = call(monkeypatch, capsys, run, "--split", "train")
+    assert (code, complaints) == (2, f"error: {broken} cannot be read (OSError); mend or remove it\n")
 
 
 def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):

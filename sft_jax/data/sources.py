@@ -15,7 +15,12 @@ from sft_jax.errors import UserError
 
 
 def load_dataset(
-    config: ConfigDict, *, seed: int, limit_train: int | None = None, limit_eval: int | None = None
+    config: ConfigDict,
+    *,
+    seed: int,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    once: bool = False,
 ) -> Dataset:
     """Reads what `config` (the part `data` of the configuration) names.
 
@@ -24,6 +29,7 @@ def load_dataset(
       seed: chooses the images of `per_class` and of the limits.
       limit_train: this many training images, drawn at random.
       limit_eval: this many images of the validation and of the test split, drawn at random.
+      once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for.
 
     Raises:
       UserError: the source is unknown or cannot be read.
@@ -33,7 +39,7 @@ def load_dataset(
         splits = (config.train, config.validation, config.test)
         dataset = load_tfds(rest, directory=config.dir, download=config.download, splits=splits, size=config.size)
     elif kind == "folder" and rest:
-        dataset = load_folder(rest, config.size, seed)
+        dataset = load_folder(rest, config.size, seed, memory_bytes=0 if once else None)
     elif kind == "digits":
         dataset = load_digits(config.source)
     else:

@@ -77,7 +77,7 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     values = flatten(run.config())
     # Batches that divide over these devices: the run may have had others.
     config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
-    dataset = read_dataset(config, Console())
+    dataset = read_dataset(config, Console(), once=True)
     return Reports(Task(config, dataset, devices), run).write_from_disk(output)
 
 
