@@ -12,9 +12,6 @@ os.environ["SFT_JAX_CACHE"] = "0"
 
 import jax
 import pytest
-from tiny_runs import TINY_SHAPE, run
-
-from sft_jax.models import SHAPES
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -30,12 +27,19 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def tiny():
     """The network that recipes of tests name "tiny"."""
+    # Imported late: with pytest's settings in force, among them that warnings are errors.
+    from tiny_runs import TINY_SHAPE
+
+    from sft_jax.models import SHAPES
+
     SHAPES["tiny"] = TINY_SHAPE
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, compiled_once, tiny):
     """The folder of a run of `TINY` that nothing interrupted, to be left as it is, and what it returned."""
+    from tiny_runs import run
+
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, run(folder)
 
