@@ -68,13 +68,13 @@ def test_phases_of_trials_at_once():
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
     phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}
     kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
-    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.001, 0.01)]
+    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.0003, 0.001)]
     together = Together(configs[0], ["optimizer.learning_rate"], dataset, one_device())
     found = curves(together, configs, dataset)
     assert len(found) == 2
     for index, config in enumerate(configs):
         wanted = curves(together, [config], dataset)[:, 0]
-        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4, rtol=1e-4)  # the second one diverges
+        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4)
     assert (np.ptp(found[-1, :, :2], axis=0) > 1e-3).all()
 
 
