@@ -110,8 +110,13 @@ def test_gradual_unfreezing_reaches_the_stem_last(source, tmp_path):
     assert {key.partition(".")[0] for key in backbone_moved(tmp_path / "three", source)} <= {"layer4", "layer3"}
     assert three["epochs"] == 3
     transfer(tmp_path / "three", source, finetune__method="gradual", epochs=6, resume=True)
-    arrays = state_of(tmp_path / "three").arrays
+    whole = tmp_path / "six"
+    transfer(whole, source, finetune__method="gradual", epochs=6)
+    arrays = state_of(whole).arrays
     assert (arrays["params/conv1.kernel"] != best(source)["params/conv1.kernel"]).any()
+    np.testing.assert_array_equal(
+        state_of(tmp_path / "three").arrays["params/conv1.kernel"], arrays["params/conv1.kernel"]
+    )
 
 
 def test_frozen_parameters_and_statistics_are_not_touched(source, tmp_path):

@@ -100,7 +100,7 @@ def test_winograd(height, width, inputs, outputs, batch):
     check_conv(conv_winograd, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
 
 
-@few(max_examples=8)
+@few(max_examples=15)
 @given(st.integers(1, 17), st.integers(1, 17), channels, channels, st.integers(1, 3))
 def test_winograd_tiles(height, width, inputs, outputs, batch):
     check_conv(conv_winograd_tiles, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
