@@ -4,10 +4,9 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
 from made_run import NAMES, make_run
-from PIL import Image
+from test_folder import fill
 from tiny_runs import TINY
 
 from sft_jax.config import complete
@@ -80,12 +79,8 @@ def test_wrong_usage(run, monkeypatch, capsys, flags, message):
 def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, capsys):
     """Of a large folder the training images would take longer than all the rest."""
     for part in ("train", "val", "test"):
-        for name in NAMES:
-            (tmp_path / part / name).mkdir(parents=True)
-            for number in range(2):
-                pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
-    broken = tmp_path / "train" / "bee" / "1.png"
+        fill(tmp_path / part, NAMES, 2)
+    broken = tmp_path / "train" / "bee" / "001.png"
     broken.write_bytes(broken.read_bytes()[:100])
     run = make_run(tmp_path / "run", data__source=f"folder:{tmp_path}", batch_size=8)
     code, printed, complaints = call(monkeypatch, capsys, run, "--json")

@@ -89,9 +89,8 @@ def pictured(
         true_name, name = class_names[truth[row]], class_names[said[row]]
         confidence = float(predictions.confidences[row])
         file = scored.split.names[row] if scored.split.names is not None else ""
-        described = (
-            f"{file or f'{scored.name} image {row}'}: {true_name}, taken for {name} with {confidence:.0%} confidence"
-        )
+        which = file or f"{scored.name} image {row}"
+        described = f"{which}: {true_name}, taken for {name} with {confidence:.0%} confidence"
         return Picture(uris[row], described, true_name, name, confidence, file)
 
     images = confusion.sum(1)
