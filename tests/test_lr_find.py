@@ -3,17 +3,15 @@
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, one_device
 
 from sft_jax import lr_find
 from sft_jax.config import complete
 from sft_jax.errors import DivergedError, UserError, run_command
 from sft_jax.lr_find import LOWEST, STEPS, find_learning_rate, has_diverged, judge, rate, smoothed
 from sft_jax.main import main
-from sft_jax.parallel import Devices
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
@@ -78,7 +76,7 @@ def stamps(folder):
 
 def test_a_run_is_neither_begun_nor_touched(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 40)
-    monkeypatch.setattr(lr_find, "Devices", lambda: Devices(jax.local_devices()[:1]))
+    monkeypatch.setattr(lr_find, "Devices", one_device)
     run, config = Run(tmp_path / "run"), complete(SETTINGS)
     found = find_learning_rate(config, run, Console())
     assert {path.name for path in run.folder.iterdir()} == {"lr_find.json", "lr_find.png"}

@@ -5,11 +5,10 @@ import json
 import signal
 import sys
 
-import jax
 import numpy as np
 import optuna
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, one_device
 
 from sft_jax.config import complete, load_config
 from sft_jax.errors import DivergedError, StoppedError, UserError, run_command
@@ -25,10 +24,6 @@ from sft_jax.search.together import Together
 from sft_jax.train import train
 
 RATES = "optimizer.learning_rate=log(0.002,0.05)"
-
-
-def one_device():
-    return Devices(jax.local_devices()[:1])
 
 
 def run(folder, *texts, changes=None, devices=one_device, **options):

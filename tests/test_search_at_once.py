@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, one_device
 
 from sft_jax import optim
 from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
 from sft_jax.data.types import ArraySplit
-from sft_jax.parallel import Devices
 from sft_jax.search.at_once import WORTHWHILE, AtOnce, choose
 from sft_jax.search.together import Together
 from sft_jax.traced import TRACEABLE, with_traced
-
-
-def one_device():
-    return Devices(jax.local_devices()[:1])
 
 
 def noise(count, seed=0):

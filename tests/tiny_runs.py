@@ -3,10 +3,12 @@
 import json
 import signal
 
+import jax
 import numpy as np
 
 from sft_jax.config import complete
 from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.parallel import Devices
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
 from sft_jax.train import train
@@ -27,6 +29,10 @@ TINY = {
     "limit_train_examples": 320,
     "limit_eval_examples": 61,
 }
+
+
+def one_device():
+    return Devices(jax.local_devices()[:1])
 
 
 def run(folder, *, resume=False, **changes):
