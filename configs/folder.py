@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sft_jax.config import default_config
-from sft_jax.data.folder import SUFFIXES
+from sft_jax.data.image_files import find_images
 from sft_jax.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,6 +58,5 @@ def get_config(arg: str = "") -> ConfigDict:
 def count(folder: Path) -> int:
     """Training images: those below train/, or all of them less what is held out."""
     train = folder / "train"
-    files = (train if train.is_dir() else folder).rglob("*")
-    images = sum(path.suffix.lower() in SUFFIXES for path in files)
+    images = len(find_images(train if train.is_dir() else folder).images)
     return images if train.is_dir() else round(0.8 * images)

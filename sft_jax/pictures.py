@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from sft_jax.data.folder import SUFFIXES
+from sft_jax.data.image_files import SUFFIXES, find_images
 from sft_jax.data.images import UNREADABLE
 from sft_jax.data.types import DECODING_THREADS
 
@@ -33,7 +33,7 @@ def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
         elif re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
             tell(f"{name} is a URL; download it and name the file")
         elif Path(name).is_dir():
-            found = _in_folder(Path(name))
+            found = find_images(Path(name)).images
             if not found:
                 tell(f"{name} has no picture in it (known are {', '.join(sorted(SUFFIXES))})")
             yield from found
@@ -61,17 +61,6 @@ def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tel
                 tell(f"{path} cannot be read: {_reason(error)}")
                 continue
             yield path, picture
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    """Sorted; names that begin with a dot are ignored, as in training."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
 
 
 def _reason(error: BaseException) -> str:

@@ -1,12 +1,14 @@
 """Folders of images: every kind of picture, every way to lay them out, and what is refused."""
 
 import itertools
+import runpy
 
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
+from sft_jax import pictures
 from sft_jax.data.folder import load_folder
 from sft_jax.data.images import array_to_square, read_square, to_square
 from sft_jax.errors import UserError
@@ -130,12 +132,26 @@ def test_a_missing_validation_part_comes_from_training(tmp_path):
 def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     (tmp_path / "a" / "notes.txt").write_text("")
-    (tmp_path / "b" / "folder.png").mkdir()
+    (tmp_path / "b" / "pipe.png").symlink_to("nowhere")
     (tmp_path / "b" / ".hidden.png").write_text("")
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir" / "thumbnail.jpg").write_text("")
     (tmp_path / ".cache").mkdir()
     dataset = load_folder(tmp_path, SIZE, 0)
     assert dataset.class_names == ("a", "b")
     assert dataset.notices[0] == f"2 entries of {tmp_path} are no pictures and were left out"
+
+
+def test_images_in_folders_of_a_class_are_its_own(tmp_path):
+    """As in torchvision's ImageFolder, training, prediction and the recipe alike."""
+    fill(tmp_path, ["a", "b"], 10)
+    fill(tmp_path / "a", ["2023", "2024"], 5)
+    dataset = load_folder(tmp_path, SIZE, 0)
+    assert dataset.class_names == ("a", "b")
+    labels = np.concatenate([split.labels for split in (dataset.train, dataset.validation, dataset.test)])
+    assert np.bincount(labels).tolist() == [20, 10]
+    assert len(list(pictures.files([str(tmp_path)], print))) == 30
+    assert runpy.run_path("configs/folder.py")["count"](tmp_path) == round(0.8 * 30)
 
 
 def test_streamed_images_are_those_in_memory(tmp_path):

@@ -1,22 +1,19 @@
 """Your own images: a folder for each class."""
 
-import concurrent.futures
-import functools
-import os
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from sft_jax.data.images import UNREADABLE, read_square
+from sft_jax.data.decoding import decoded_split, streamed_split
+from sft_jax.data.image_files import SUFFIXES, find_images, subfolders
 from sft_jax.data.strata import stratified
-from sft_jax.data.types import DECODING_THREADS, ArraySplit, Dataset, Split, StreamedSplit
+from sft_jax.data.types import Dataset, Split
 from sft_jax.errors import UserError
 
 # Of each part: its pictures and their labels.
 Files = dict[str, tuple[list[Path], np.ndarray]]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 # Shares of a folder that has no parts of its own.
 TRAIN_SHARE, VALIDATION_SHARE, TEST_SHARE = 0.8, 0.1, 0.1
 # Decoded images may take this share of the memory that is free.
@@ -53,10 +50,11 @@ def load_folder(path: str | Path, size: int, seed: int, *, memory_bytes: int | N
         memory_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
     if needed > memory_bytes:
         notices.append(f"the images need {needed / 2**30:.1f} GiB of memory: they are decoded again in every epoch")
-        read = _streamed
-    else:
-        read = _decoded
-    splits = {name: read(root, paths, labels, size) for name, (paths, labels) in files.items()}
+
+    def read(name: str) -> Split:
+        return (streamed_split if needed > memory_bytes else decoded_split)(root, *files[name], size)
+
+    splits = {name: read(name) for name in files}
     return Dataset(splits["train"], splits["val"], splits["test"], class_names, tuple(notices))
 
 
@@ -79,7 +77,7 @@ def _part(root: Path, name: str) -> Path | None:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [entry.name for entry in subfolders(folder)]
     names = [name for name in names if folder.name == "train" or name not in {"val", "validation", "test"}]
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
@@ -92,7 +90,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path, class_names: tuple[str, ...], notices: list[str]) -> tuple[list[Path], np.ndarray]:
     """The pictures below `folder` and their labels."""
-    here = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    here = {entry.name for entry in subfolders(folder)}
     unknown = sorted(here - set(class_names) - {"val", "validation", "test"})
     missing = sorted(set(class_names) - here)
     if unknown or missing:
@@ -101,13 +99,12 @@ def _files(folder: Path, class_names: tuple[str, ...], notices: list[str]) -> tu
     labels: list[int] = []
     others = 0
     for label, name in enumerate(class_names):
-        entries = sorted(entry for entry in (folder / name).iterdir() if not entry.name.startswith("."))
-        pictures = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
-        if not pictures:
+        found = find_images(folder / name)
+        if not found.images:
             raise UserError(f"there is no image in {folder / name} (known are {', '.join(sorted(SUFFIXES))})")
-        others += len(entries) - len(pictures)
-        paths += pictures
-        labels += [label] * len(pictures)
+        others += len(found.others)
+        paths += found.images
+        labels += [label] * len(found.images)
     if others:
         notices.append(f"{others} entries of {folder} are no pictures and were left out")
     return paths, np.array(labels, np.int32)
@@ -130,38 +127,3 @@ def _fill_parts(files: Files, seed: int, notices: list[str]) -> None:
         files[name] = ([paths[row] for row in rows], labels[rows])
     counts = ", ".join(f"{len(files[name][1]):,} {name}" for name in ("train", "val", "test"))
     notices.append(f"no folder {' or '.join(missing)}: taken from the training images at random, by class: {counts}")
-
-
-def _decoded(root: Path, paths: list[Path], labels: np.ndarray, size: int) -> Split:
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-
-    def decode(row: int) -> str | None:
-        try:
-            images[row] = read_square(paths[row], size)
-        except UNREADABLE as error:
-            return f"{paths[row]} ({type(error).__name__})"
-        return None
-
-    with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
-        bad = [problem for problem in pool.map(decode, range(len(paths))) if problem]
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise UserError(f"{len(bad)} images cannot be read; mend or remove them: {', '.join(bad[:10])}{more}")
-    return ArraySplit(images, labels, _names(root, paths))
-
-
-def _streamed(root: Path, paths: list[Path], labels: np.ndarray, size: int) -> Split:
-    decode = functools.partial(_decode_or_refuse, paths, size)
-    return StreamedSplit(decode, np.arange(len(paths)), labels, _names(root, paths))
-
-
-def _names(root: Path, paths: list[Path]) -> list[str]:
-    """For people: what is no UTF-8 in a name is replaced."""
-    return [os.fsencode(path.relative_to(root)).decode(errors="replace") for path in paths]
-
-
-def _decode_or_refuse(paths: list[Path], size: int, row: int) -> np.ndarray:
-    try:
-        return read_square(paths[row], size)
-    except UNREADABLE as error:
-        raise UserError(f"{paths[row]} cannot be read ({type(error).__name__}); mend or remove it") from error
