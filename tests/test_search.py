@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import optuna
+import psutil
 import pytest
 from tiny_runs import TINY, one_device
 
@@ -88,6 +89,19 @@ def test_what_cross_validation_leaves(cross_validated, capsys):
     assert "validation accuracy on 2 folds of the 320 training images" in log
     assert "rank  trial  learning_rate" in log
     assert f"{winner.mean:.2%} +- {winner.deviation:.2%} over 2 folds" in (folder / "best.py").read_text()
+
+
+def test_the_database_is_closed(cross_validated):
+    """Connections that are left open are warned of by Python 3.13, and lock the file on Windows."""
+    folder, _ = cross_validated
+    assert not [file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
+
+
+def test_a_refused_search_leaves_the_database_closed(cross_validated):
+    folder, _ = cross_validated
+    with pytest.raises(UserError, match="was started with other settings"):
+        run(folder, folds=2, sampler="random", resume=True)
+    assert not [file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
 
 
 class StopAt:

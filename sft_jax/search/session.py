@@ -1,5 +1,6 @@
 """A search from start to end: choose trials, train them, keep what they came to, and write it all down."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -48,11 +49,12 @@ def search(config: ConfigDict, space: Space, folder: Path, options: Options, con
       DivergedError: no trial came to a score.
       StoppedError: a signal came; what is finished is kept.
     """
-    with StopRequest() as stop:
-        session = Session(config, space, folder, options, console, stop)
-        session.begin()
-        session.run()
-    return session.finish()
+    stop = StopRequest()
+    with contextlib.closing(Session(config, space, folder, options, console, stop)) as session:
+        with stop:
+            session.begin()
+            session.run()
+        return session.finish()
 
 
 class Session:
@@ -65,6 +67,11 @@ class Session:
         self.console, self.stop = console, stop
         self.study: Study
         self.at_once = AtOnce(1, "")
+        self._opened = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Closes the study, if `begin` came so far as to open it."""
+        self._opened.close()
 
     def begin(self) -> None:
         """Checks what can be wrong, opens the study and decides how many trials train at once."""
@@ -79,7 +86,7 @@ class Session:
         self.trainer = Trainer(self.config, self.space, options.folds, devices, self.console)
         scored_on = self.trainer.data(corners[0])
         scored_on[0]  # a fold that cannot be made, before anything is written
-        self.study = Study(
+        study = Study(
             self.folder,
             self.space,
             {
@@ -93,6 +100,7 @@ class Session:
             trials=options.trials,
             resume=options.resume,
         )
+        self.study = self._opened.enter_context(contextlib.closing(study))
         self.console.log_to(self.folder / "search.log")
         if options.resume:
             done = len(self.study.trials())

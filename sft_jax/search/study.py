@@ -1,7 +1,7 @@
 """The trials of a search in Optuna's SQLite storage: which come next, and what is known of them after a kill."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ _RECORD, _FOLD = "record", "fold_{}"
 
 
 class Study:
-    """The trials in a folder's `search.db`, which is made where it is missing.
+    """The trials in a folder's `search.db`, which is made where it is missing. To be closed.
 
     The sampler draws trial n with a seed made of the search's and n: a search that was killed and resumed proposes what
     it would have proposed.
@@ -50,6 +50,7 @@ class Study:
         resume: bool,
     ):
         self.space, self._sampler, self._seed = space, sampler, seed
+        self._storage: optuna.storages.RDBStorage | None = None
         grid = space.grid(trials) if sampler == "grid" else []
         database = folder / DATABASE
         self.resumed = database.exists()
@@ -60,20 +61,28 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+            self._storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
             self._study = optuna.create_study(
-                storage=storage, study_name="search", direction="maximize", pruner=_pruner(pruner), load_if_exists=True
+                storage=self._storage,
+                study_name="search",
+                direction="maximize",
+                pruner=_pruner(pruner),
+                load_if_exists=True,
             )
         except Exception as error:  # of SQLAlchemy or the system: whatever it is, the file is the reason
+            self.close()
             raise UserError(f"{database} cannot be used: {' '.join(str(error).split())[:200]}") from None
-        known = self._study.user_attrs.get(_RECORD)
-        if known is None:  # none, or killed right here
-            for point in grid:
-                self._study.enqueue_trial(dict(point), skip_if_exists=True)
-            self._study.set_user_attr(_RECORD, dict(record))
-        else:
-            _check_same(folder, known, record)
-            self._retry()
+        try:
+            self._begin(folder, grid, record)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the connections to the database, which SQLAlchemy otherwise leaves to the garbage collector."""
+        if self._storage is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
 
     def next(self, count: int) -> list[optuna.Trial]:
         """Up to `count` trials to run now; none where a grid is used up."""
@@ -112,6 +121,17 @@ class Study:
     def remembered(self, name: str) -> Any:
         """What `remember` kept, None where there is nothing."""
         return self._study.user_attrs.get(name)
+
+    def _begin(self, folder: Path, grid: Iterable[Point], record: Mapping[str, Any]) -> None:
+        """Records a new search with the points of its grid; of a resumed one checks the record. Raises UserError."""
+        known = self._study.user_attrs.get(_RECORD)
+        if known is None:  # none, or killed right here
+            for point in grid:
+                self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            self._study.set_user_attr(_RECORD, dict(record))
+        else:
+            _check_same(folder, known, record)
+            self._retry()
 
     def _retry(self) -> None:
         """Trials that were running when the search was killed come next, with the folds that they have finished."""
