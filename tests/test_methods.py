@@ -38,6 +38,13 @@ def best(folder):
     return Run(folder).checkpoints.restore("best").arrays
 
 
+@pytest.fixture(scope="module")
+def untrained(source, tmp_path_factory):
+    """The results of a run that learns nothing: what the others must be better than, whatever the draws."""
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    return transfer(folder, source, epochs=1, optimizer__learning_rate=0.0, finetune__batch_norm="freeze")
+
+
 def backbone_moved(folder, source):
     before, after = best(source), best(folder)
     return {
@@ -169,10 +176,10 @@ def test_early_stopping(source, tmp_path, capsys):
     assert "all epochs are done" in capsys.readouterr().out
 
 
-def test_sizes_that_grow(source, tmp_path):
+def test_sizes_that_grow(source, untrained, tmp_path):
     results = transfer(tmp_path / "run", source, data__size_schedule=(("8", 0.5),), epochs=2)
     assert results["epochs"] == 2
-    assert results["test_accuracy"] > 0.3
+    assert results["test_loss"] < 0.9 * untrained["test_loss"]
 
 
 def test_mirror_images_in_evaluation_are_reported_beside(source, tmp_path):
@@ -198,10 +205,10 @@ def test_mirror_images_in_evaluation_are_reported_beside(source, tmp_path):
     ],
     ids=lambda changes: ",".join(changes),
 )
-def test_what_can_be_combined(source, tmp_path, changes):
+def test_what_can_be_combined(source, untrained, tmp_path, changes):
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in some of its optimizers
         results = transfer(tmp_path / "run", source, epochs=2, limit_train_examples=None, **changes)
-    assert results["test_accuracy"] > 0.45, "0.2 is chance"
+    assert results["test_loss"] < 0.9 * untrained["test_loss"]
 
 
 def test_odd_parts_are_refused(tmp_path):
