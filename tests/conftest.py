@@ -19,8 +19,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Many runs compile the same programs: the first one's serve the others."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    """Many runs compile the same programs: the first one's serve the others, also those of pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
+    # With a bound the cache is locked while it is read or written, which processes that share it need.
+    jax.config.update("jax_compilation_cache_max_size", 8 << 30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

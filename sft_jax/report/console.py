@@ -30,6 +30,7 @@ class Console:
         self._log: Path | None = None
         self._log_failed = False
         self._pending: list[str] = []
+        self._drawn: RichProgress | None = None
 
     @property
     def moves(self) -> bool:
@@ -72,8 +73,9 @@ class Console:
             yield
             return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with RichProgress(*columns, console=self._rich, transient=True) as spinner:
-            spinner.add_task(text, total=None)
+        spinner = RichProgress(*columns, console=self._rich, transient=True)
+        spinner.add_task(text, total=None)
+        with self._shown(spinner):
             yield
 
     @contextlib.contextmanager
@@ -86,9 +88,24 @@ class Console:
             TaskProgressColumn(),
             TextColumn("{task.description}"),
         )
-        still = not self.moves
-        with RichProgress(*columns, console=self._rich, transient=True, expand=True, disable=still) as progress:
-            yield Bar(progress, progress.add_task("", total=steps, completed=done))
+        progress = RichProgress(*columns, console=self._rich, transient=True, expand=True)
+        bar = Bar(progress, progress.add_task("", total=steps, completed=done))
+        with self._shown(progress) if self.moves else contextlib.nullcontext():
+            yield bar
+
+    @contextlib.contextmanager
+    def _shown(self, progress: RichProgress) -> Iterator[None]:
+        """Draws `progress`, meanwhile not what was drawn before: rich before 14.1 draws one at a time."""
+        outer, self._drawn = self._drawn, progress
+        if outer is not None:
+            outer.stop()
+        try:
+            with progress:
+                yield
+        finally:
+            self._drawn = outer
+            if outer is not None:
+                outer.start()
 
     def _append(self, text: str) -> None:
         stamp = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
