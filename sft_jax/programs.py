@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from sft_jax import data, optim
+from sft_jax.batch_norm import check_values
 from sft_jax.data.types import FeatureSplit
 from sft_jax.epoch import make_train_steps
 from sft_jax.evaluation import Evaluator
@@ -42,11 +43,15 @@ class Programs:
       train_steps: many steps in one call, see `epoch.make_train_steps`; from `prepare` on.
       train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
       evaluate: of parameters and batch statistics on `validation_feed`.
+
+    Raises:
+      UserError: the optimizer or batch norm cannot work with these settings.
     """
 
     train_steps: Callable
 
     def __init__(self, task: Task, phase: Phase, schedule: optax.Schedule | None = None):
+        check_values(task)
         self.task, self.phase, self.ready = task, phase, False
         self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
         # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.

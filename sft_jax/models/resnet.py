@@ -19,6 +19,10 @@ from sft_jax.ops.conv import Layout
 KEEP_STATISTICS = 0.9
 
 
+class OneValueError(ValueError):
+    """Batch norm in training was given one value a channel: it would make a zero of whatever that is."""
+
+
 class Conv2d(nnx.Module):
     """Bias-free convolution, `torch.nn.Conv2d(bias=False)`; kernel [height, width, in / groups, out]."""
 
@@ -42,6 +46,9 @@ class BatchNorm2d(nnx.Module):
 
     In training the statistics are those of the batch over all devices of `axis_name`, and the running variance is the
     unbiased one, as in torch. Statistics are float32 (or wider) whatever the input's dtype.
+
+    Raises:
+      OneValueError: in training, of x with one value a channel.
     """
 
     def __init__(self, channels: int, *, axis_name: str | None = None):
@@ -57,9 +64,11 @@ class BatchNorm2d(nnx.Module):
         """Normalises x [..., channels]; with `train` the running statistics are updated."""
         scale, bias = self.scale[...], self.bias[...]
         if train:
-            y, mean, var = ops.batch_norm(x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name)
             count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
-            unbiased = var * (count / max(count - 1, 1))
+            if count == 1:
+                raise OneValueError(f"batch norm in training needs more than one value a channel, not x {x.shape}")
+            y, mean, var = ops.batch_norm(x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name)
+            unbiased = var * (count / (count - 1))
             self.mean[...] = KEEP_STATISTICS * self.mean[...] + (1 - KEEP_STATISTICS) * mean
             self.var[...] = KEEP_STATISTICS * self.var[...] + (1 - KEEP_STATISTICS) * unbiased
             return y
