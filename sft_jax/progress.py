@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,12 @@ class Progress:
 def better(candidate: float, best: float | None) -> bool:
     """Whether `candidate` beats `best` (None: nothing yet). A tie keeps the earlier one; NaN and inf never win."""
     return math.isfinite(candidate) and (best is None or candidate > best)
+
+
+def waited(values: Iterable[float]) -> int:
+    """Epochs since the best of `values`, which are by epoch; their number where none is finite."""
+    best, since = None, 0
+    for value in values:
+        is_best = better(value, best)
+        best, since = (value, 0) if is_best else (best, since + 1)
+    return since

@@ -202,7 +202,12 @@ KEYS: dict[str, Key] = {
         rule="at least 0 and less than 1",
     ),
     "regularization.early_stopping": Key(
-        None, int, "Epochs without a better validation accuracy after which training ends.", optional=True, **_POSITIVE
+        None,
+        int,
+        "Epochs without a better validation accuracy after which training ends; counted in the last phase of "
+        "finetune.method and data.size_schedule, which no earlier one keeps from coming.",
+        optional=True,
+        **_POSITIVE,
     ),
     "evaluation.flips": Key(
         False, bool, "Also score the test images with the logits of their mirror images added (reported beside)."

@@ -16,7 +16,7 @@ from sft_jax.finite import check_losses, check_state
 from sft_jax.parallel import Devices
 from sft_jax.plan import memory_line, plan_lines
 from sft_jax.programs import Programs, Weighted
-from sft_jax.progress import Progress
+from sft_jax.progress import Progress, waited
 from sft_jax.report.console import Bar, Console, epoch_note, speed_line
 from sft_jax.report.logs import Logs
 from sft_jax.report.results import summarize
@@ -151,7 +151,7 @@ class Trainer:
                 self.reporter.best(*weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
             self.console.line(
-                f"stopped early: no better validation accuracy since epoch {self.progress.best_epoch}, see "
+                f"stopped early: no better validation accuracy since epoch {self.progress.epoch - self._waited()}, see "
                 f"regularization.early_stopping"
             )
 
@@ -261,5 +261,8 @@ class Trainer:
     def _done(self) -> bool:
         """Whether no epoch is left, or enough of them brought nothing."""
         patience = self.config.regularization.early_stopping
-        waited = self.progress.epoch - (self.progress.best_epoch or 0)
-        return self.progress.epoch >= self.config.epochs or (patience is not None and waited >= patience)
+        return self.progress.epoch >= self.config.epochs or (patience is not None and self._waited() >= patience)
+
+    def _waited(self) -> int:
+        """Epochs since the best one of the last phase; 0 before it: no phase ends early for those that follow."""
+        return waited(row["val_accuracy"] for row in self.progress.rows[self.task.phases[-1].first :])

@@ -176,6 +176,23 @@ def test_early_stopping(source, tmp_path, capsys):
     assert "all epochs are done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"finetune__method": "head_then_full", "finetune__head_epochs": 4}, 4 + 2),
+        ({"data__size_schedule": (("8", 0.5),)}, 4 + 2),
+    ],
+    ids=["head_then_full", "sizes"],
+)
+def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, changes, epochs):
+    """Nothing moves, so the first epoch of a phase is its best one; the last phase comes all the same."""
+    still = {"optimizer__learning_rate": 0.0, "finetune__batch_norm": "freeze"}
+    patient = {"regularization__early_stopping": 1, "epochs": 8}
+    results = transfer(tmp_path / "run", source, **still, **patient, **changes)
+    assert results["epochs"] == epochs
+    assert "stopped early: no better validation accuracy since epoch 5" in capsys.readouterr().out
+
+
 def test_sizes_that_grow(source, untrained, tmp_path):
     results = transfer(tmp_path / "run", source, data__size_schedule=(("8", 0.5),), epochs=2)
     assert results["epochs"] == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.errors import UserError
-from sft_jax.progress import Progress, better
+from sft_jax.progress import Progress, better, waited
 from sft_jax.report.console import Console, duration, epoch_line
 from sft_jax.report.results import summarize, test_results, write_json, write_rows
 from sft_jax.step import CALIBRATION_BINS, EvalSums
@@ -34,6 +34,14 @@ def test_better():
     for value in (math.nan, math.inf, -math.inf):
         assert not better(value, None)
         assert not better(value, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs"),
+    [((), 0), ((0.5,), 0), ((0.5, 0.5, 0.4), 2), ((0.5, 0.4, 0.6), 0), ((0.5, math.nan), 1), ((math.nan, math.nan), 2)],
+)
+def test_epochs_without_a_better_one(values, epochs):
+    assert waited(values) == epochs
 
 
 def test_a_metric_that_is_no_number_is_an_error():

@@ -189,6 +189,20 @@ def test_a_diverged_trial_is_the_worst_and_ends_nothing(tmp_path):
     assert (last["state"], last["mean"]) == (DIVERGED, None)
 
 
+def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
+    """It counts in the last phase alone."""
+    changes = {
+        "optimizer.learning_rate": 0.0,
+        "finetune.batch_norm": "freeze",
+        "finetune.method": "head_then_full",
+        "finetune.head_epochs": 3,
+        "regularization.early_stopping": 1,
+        "epochs": 7,
+    }
+    winner = run(tmp_path / "search", "optimizer.momentum=linear(0.1,0.9)", trials=1, changes=changes)
+    assert len(winner.folds[0].val_accuracy) == 3 + 2
+
+
 def test_pruned_trials(tmp_path, monkeypatch):
     class Merciless(optuna.pruners.BasePruner):
         def prune(self, study, trial):

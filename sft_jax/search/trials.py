@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sft_jax.config import complete, flatten
 from sft_jax.errors import UserError
 from sft_jax.parallel import Devices
-from sft_jax.progress import better
+from sft_jax.progress import waited
 from sft_jax.report.console import Console
 from sft_jax.search.folds import Folds
 from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold
@@ -84,7 +84,9 @@ class Trainer:
         configs = [self.config(trial) for trial in trials]
         dataset, together = self.data(configs[0])[fold], self.together(configs[0])
         records, over = [Fold() for _ in trials], [False] * len(trials)
-        steps_per_epoch = together.task(dataset).steps_per_epoch
+        task = together.task(dataset)
+        steps_per_epoch, last_phase = task.steps_per_epoch, task.phases[-1].first
+        patience = configs[0].regularization.early_stopping
         steps = configs[0].epochs * steps_per_epoch
         start = time.perf_counter()
         with self.console.progress(f"{title}  fold {fold + 1}/{self.folds}" if self.folds > 1 else title, steps) as bar:
@@ -99,7 +101,7 @@ class Trainer:
                         _add(record, row)
                         over[index] = (
                             record.state != DONE
-                            or _waited(record, configs[0])
+                            or (patience is not None and waited(record.val_accuracy[last_phase:]) >= patience)
                             or self._pruned(trials[index], fold, record, configs[0].epochs)
                         )
                 if all(over):
@@ -136,16 +138,6 @@ def _add(record: Fold, row: Epoch) -> None:
     record.val_accuracy.append(row.val_accuracy)
     record.val_loss.append(row.val_loss)
     record.train_loss.append(row.train_loss)
-
-
-def _waited(record: Fold, config: ConfigDict) -> bool:
-    """Whether early stopping would end the run here, see `train.py`."""
-    patience = config.regularization.early_stopping
-    best_epoch, best = 0, None
-    for epoch, accuracy in enumerate(record.val_accuracy, 1):
-        if better(accuracy, best):
-            best_epoch, best = epoch, accuracy
-    return patience is not None and len(record.val_accuracy) - best_epoch >= patience
 
 
 def _ended(trial: optuna.Trial, fold: int) -> bool:
