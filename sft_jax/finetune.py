@@ -69,6 +69,11 @@ def phases(config: ConfigDict, params: Sequence[str], batch_stats: Iterable[str]
     return tuple(found)
 
 
+def phase_of(phases: Sequence[Phase], epoch: int) -> Phase:
+    """The phase of `epoch`, counted from 0; the last one of those behind the end."""
+    return next((phase for phase in phases if epoch < phase.stop), phases[-1])
+
+
 def _starts(config: ConfigDict, trained: dict, head: dict) -> dict[int, tuple[dict[str, float], bool]]:
     """First epoch -> the multipliers from then on, and whether features are enough."""
     method, epochs = config.finetune.method, config.epochs

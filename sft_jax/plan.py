@@ -1,13 +1,16 @@
 """What a run is about to do, said before it does it."""
 
+import copy
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from sft_jax import finetune
 from sft_jax.config import flatten
 from sft_jax.estimate import size_text
 from sft_jax.finetune import Phase
 from sft_jax.parallel import Devices
+from sft_jax.programs import Programs
 from sft_jax.schema import KEYS
 from sft_jax.task import Task
 
@@ -44,6 +47,31 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     if regularization:
         yield f"           {regularization}"
     yield f"devices    {task.devices}, {size_text(task.devices.free_bytes())} of memory free{_on_each(task.devices)}"
+
+
+def change_lines(task: Task, before: ConfigDict, step: int) -> Iterator[str]:
+    """What a run that is resumed after `step` steps does otherwise than its configuration of `before` said."""
+    old, new = flatten(before), flatten(task.config)
+    yield "changed    " + ", ".join(f"{key} from {old[key]} to {new[key]}" for key in new if old[key] != new[key])
+    if old["epochs"] == new["epochs"] or not step:
+        return
+    earlier = copy.copy(task)
+    earlier.config = before
+    earlier.phases = finetune.phases(before, list(task.network.params), task.network.batch_stats)
+    steps = task.config.epochs * task.steps_per_epoch
+    last, following, end = (
+        _learning_rate(owner, step) for owner, step in ((earlier, step - 1), (task, step), (task, steps - 1))
+    )
+    schedule = f"           learning rate (optimizer.schedule={task.config.optimizer.schedule})"
+    if step >= steps:
+        yield f"{schedule}: {last:.3g} at the last step; no epoch is left"
+    else:
+        yield f"{schedule}: {last:.3g} at the last step, {following:.3g} at the next one, {end:.3g} at the end"
+
+
+def _learning_rate(task: Task, step: int) -> float:
+    """Of the step after `step` others."""
+    return Programs(task, finetune.phase_of(task.phases, step // task.steps_per_epoch)).learning_rate(step)
 
 
 def memory_line(needed: int, devices: Devices) -> str:

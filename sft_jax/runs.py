@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from sft_jax.checkpoint import Checkpoints, Restored
 from sft_jax.config import complete, flatten
 from sft_jax.digest import digest
 from sft_jax.errors import UserError
-from sft_jax.report.results import write_json
+from sft_jax.report.results import write_json, write_text
 from sft_jax.weights import Weights
 
 # Keys that may differ when a run is resumed: they do not change what its steps so far have computed.
@@ -126,7 +127,7 @@ class Run:
             )
 
     def config(self) -> ConfigDict:
-        """The configuration the run was started with. Raises UserError where there is none to be read."""
+        """The configuration the run goes by. Raises UserError where there is none to be read."""
         return complete(flatten(self.record()["config"]))
 
     def record(self) -> dict[str, Any]:
@@ -176,6 +177,24 @@ class Run:
         # As it will be read: JSON has no tuples.
         record = json.loads(json.dumps({"config": config.to_dict(), "versions": versions, **facts}, default=str))
         write_json(self.config_file, record | {"digest": digest({}, record)})
+
+    def update_config(self, config: ConfigDict, **facts: Any) -> Path | None:
+        """Records the configuration with which the run goes on, where it is another one than before.
+
+        Returns:
+          where the record of before is kept, config.1.json or the next number that is free; None where nothing changed.
+
+        Raises:
+          UserError: the record cannot be read or written.
+        """
+        if flatten(self.config()) == flatten(config):
+            return None
+        numbered = (self.config_file.with_suffix(f".{number}.json") for number in itertools.count(1))
+        kept = next(path for path in numbered if not path.exists())
+        # The old one first: a run has a record at any time.
+        write_text(kept, self.config_file.read_text())
+        self.write_config(config, **facts)
+        return kept
 
 
 def load_run_weights(workdir: Path, which: str = "best") -> Weights:

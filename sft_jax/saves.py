@@ -9,6 +9,7 @@ import jax
 
 from sft_jax import processes
 from sft_jax.checkpoint import Restored
+from sft_jax.finetune import phase_of
 from sft_jax.programs import Programs
 from sft_jax.progress import Progress
 from sft_jax.runs import Run
@@ -73,8 +74,8 @@ class Saves:
         progress = Progress(**restored.metadata["progress"])
         # Between two epochs the state is still of the phase of the one before.
         epoch = progress.epoch - (progress.epoch > 0 and not progress.epoch_steps)
-        phases, network = self._task.phases, self._task.network
-        programs = Programs(self._task, next((phase for phase in phases if epoch < phase.stop), phases[-1]))
+        network = self._task.network
+        programs = Programs(self._task, phase_of(self._task.phases, epoch))
         like = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
         restored.check(to_arrays(like))
         return Continued(from_arrays(like, restored.arrays), progress, programs, restored.notices)

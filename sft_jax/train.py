@@ -14,7 +14,7 @@ from sft_jax.estimate import compile_step
 from sft_jax.feed import Pace, Piece
 from sft_jax.finite import check_losses, check_state
 from sft_jax.parallel import Devices
-from sft_jax.plan import memory_line, plan_lines
+from sft_jax.plan import change_lines, memory_line, plan_lines
 from sft_jax.programs import Programs, Weighted
 from sft_jax.progress import Progress, waited
 from sft_jax.report.console import Bar, Console, epoch_note, speed_line
@@ -114,15 +114,27 @@ class Trainer:
                 # Another machine may have rounded otherwise.
                 state = self.devices.replicate(from_arrays(state, processes.handed_out(to_arrays(state))))
             self.state = state
-        if not processes.in_first(self.run.exists):
-            if resume:
-                self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
-            processes.in_first(lambda: self.run.write_config(self.config, devices=str(self.devices), command=command))
+        processes.in_first(lambda: self._record(resume=resume, command=command))
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.task, start):
             self.console.line(line)
         self.reporter.begin(self.progress)
+
+    def _record(self, *, resume: bool, command: list[str]) -> None:
+        """Writes config.json; of a run that goes on under another configuration, says what that changes."""
+        facts = {"devices": str(self.devices), "command": command}
+        if not self.run.exists():
+            if resume:
+                self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
+            self.run.write_config(self.config, **facts)
+            return
+        before = self.run.config()
+        kept = self.run.update_config(self.config, **facts)
+        if kept is not None:
+            for line in change_lines(self.task, before, int(self.state.step)):
+                self.console.line(line)
+            self.console.line(f"           {self.run.config_file} says so now; the one before is kept as {kept.name}")
 
     def fit(self) -> None:
         """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""

@@ -10,7 +10,7 @@ from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.estimate import compile_step, flops, size_text
 from sft_jax.parallel import Devices
-from sft_jax.plan import memory_line, plan_lines
+from sft_jax.plan import change_lines, memory_line, plan_lines
 from sft_jax.task import Task
 
 VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
@@ -85,6 +85,35 @@ def test_what_differs_from_the_defaults_is_named():
     assert "           mixup=0.2" in lines
     _, lines = plan(data__crop_padding=0)
     assert "images     not augmented" in lines
+
+
+def changed(task, step, **before):
+    values = VALUES | {key.replace("__", "."): value for key, value in before.items()}
+    return list(change_lines(task, complete(values), step))
+
+
+def test_other_epochs_say_how_the_schedule_changes():
+    """After 4 of 4 epochs of 8 steps, a cosine is stretched to 6 epochs: its rate goes up again."""
+    task, _ = plan(epochs=6, optimizer__schedule="cosine")
+    last, following, end = (0.01 * (1 + np.cos(np.pi * share)) for share in (31 / 32, 32 / 48, 47 / 48))
+    assert changed(task, 32, optimizer__schedule="cosine") == [
+        "changed    epochs from 4 to 6",
+        f"           learning rate (optimizer.schedule=cosine): {last:.3g} at the last step, {following:.3g} at the "
+        f"next one, {end:.3g} at the end",
+    ]
+    assert changed(task, 48, epochs=9, optimizer__schedule="cosine")[1].endswith("at the last step; no epoch is left")
+
+
+def test_the_rate_of_the_phase_that_a_run_goes_on_with_is_told():
+    phases = {"finetune__method": "head_then_full", "finetune__head_epochs": 3, "finetune__head_learning_rate": 0.5}
+    task, _ = plan(epochs=5, **phases)
+    (_, line) = changed(task, 24, **phases)
+    assert line.endswith("0.5 at the last step, 0.02 at the next one, 0.02 at the end")
+
+
+def test_what_changes_no_rate_says_no_more_than_itself():
+    task, _ = plan(save_minutes=2.0)
+    assert changed(task, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
 
 
 def test_the_memory_of_a_step():

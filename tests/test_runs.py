@@ -96,6 +96,19 @@ def test_keys_that_may_change(run):
     run.check_use(complete(CONFIG | changes), resume=True)
 
 
+def test_the_record_is_what_was_run(run):
+    """Every earlier one is kept, and what is not changed is not written anew."""
+    first = run.config_file.read_text()
+    assert run.update_config(complete(CONFIG)) is None
+    assert run.config_file.read_text() == first
+    assert run.update_config(complete(CONFIG | {"epochs": 9}), command=["more"]) == run.folder / "config.1.json"
+    assert (run.config().epochs, run.record()["command"]) == (9, ["more"])
+    assert (run.folder / "config.1.json").read_text() == first
+    second = run.config_file.read_text()
+    assert run.update_config(complete(CONFIG)) == run.folder / "config.2.json"
+    assert (run.folder / "config.2.json").read_text() == second
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"config": null}', b'{"config": 3}', b'"text"', b"\xff\xfe"]
 )

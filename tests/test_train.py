@@ -76,11 +76,27 @@ def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, call
     assert results | {"seconds": 0} == whole[1] | {"seconds": 0}
 
 
-def test_more_epochs_by_resuming(whole, tmp_path):
+def test_more_epochs_by_resuming(whole, tmp_path, capsys):
+    """config.json says what was run, and the one before is kept."""
     folder = tmp_path / "run"
     run(folder, epochs=1)
+    before = Run(folder).config_file.read_text()
+    capsys.readouterr()
     run(folder, resume=True)
     assert_same_run(folder, whole[0])
+    assert Run(folder).config() == Run(whole[0]).config()
+    assert (folder / "config.1.json").read_text() == before
+    printed = capsys.readouterr().out
+    assert (
+        "changed    epochs from 1 to 2\n"
+        "           learning rate (optimizer.schedule=constant): 0.02 at the last step, 0.02 at the next one, 0.02 at "
+        "the end\n"
+        f"           {folder}/config.json says so now; the one before is kept as config.1.json\n"
+    ) in printed
+    assert "changed    epochs from 1 to 2" in (folder / "train.log").read_text()
+    run(folder, resume=True)
+    assert "changed" not in capsys.readouterr().out
+    assert not (folder / "config.2.json").exists()
 
 
 def test_a_save_within_an_epoch_changes_nothing(whole, tmp_path):
