@@ -1,15 +1,18 @@
 """From `config.optimizer` to optax: schedules, optimizers by name, and multipliers of the learning rate."""
 
 import difflib
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
+from sft_jax.optim_arguments import OWN_KEYS, SGD_KEYS, checked_arguments
 from sft_jax.traced import is_on
 
 # Of optax's functions of a learning rate: those that want more than the batch's gradient (the loss, its curvature, the
@@ -95,16 +98,14 @@ def evaluated(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dic
 
 
 def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    if config.nesterov and not is_on(config.momentum):
+        raise UserError("optimizer.nesterov=True needs a momentum; set optimizer.momentum, or optimizer.nesterov=False")
+    momentum = config.momentum if is_on(config.momentum) else None
+    arguments = checked_arguments("sgd", optax.sgd, config.arguments, OWN_KEYS | SGD_KEYS)
+    decay = optax.add_decayed_weights(config.weight_decay, _decayed(config))
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, _decayed(config))
-        if is_on(config.weight_decay)
-        else optax.identity(),
-        optax.sgd(
-            schedule,
-            momentum=config.momentum if is_on(config.momentum) else None,
-            nesterov=config.nesterov,
-            **dict(config.arguments),
-        ),
+        decay if is_on(config.weight_decay) else optax.identity(),
+        optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov, **arguments),
     )
 
 
@@ -115,12 +116,7 @@ def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
         raise UserError(f"unknown config.optimizer.name={config.name!r}; the nearest one is {near!r}")
     make = known[config.name]
     accepted = inspect.signature(make).parameters
-    arguments: dict[str, Any] = dict(config.arguments)
-    unknown = sorted(arguments.keys() - accepted.keys())
-    if unknown:
-        raise UserError(
-            f"config.optimizer.arguments: {config.name} has no {', '.join(unknown)}; it takes {', '.join(accepted)}"
-        )
+    arguments = checked_arguments(config.name, make, config.arguments, OWN_KEYS)
     missing = [
         name
         for name, parameter in accepted.items()
@@ -131,20 +127,33 @@ def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
     if "weight_decay" in accepted:  # several have a default of their own
         arguments["weight_decay"] = config.weight_decay
     elif is_on(config.weight_decay):
-        raise UserError(f"optimizer.name={config.name} has no weight decay; set optimizer.weight_decay=0")
+        raise UserError(f"optimizer.name={config.name} {_other_decay(accepted)}; set optimizer.weight_decay=0")
     masks = [name for name in ("mask", "weight_decay_mask") if name in accepted]
     arguments |= {name: _decayed(config) for name in masks}
     if is_on(config.weight_decay) and config.decay != "all" and not masks:
         raise UserError(f"optimizer.name={config.name} decays all parameters alike; set optimizer.decay=all")
     if config.name == "muon":
         arguments["muon_weight_dimension_numbers"] = _muon_dimensions
-        arguments["adam_weight_decay"] = config.weight_decay if config.decay == "all" else 0.0
+        arguments["adam_weight_decay"] = config.weight_decay
     if config.name.startswith("schedule_free"):
         # It replaces the schedule; optax's own warm-up is the one it was published with.
         if config.schedule != "constant" or config.warmup_epochs:
             raise UserError(f"optimizer.name={config.name} needs no schedule; leave optimizer.schedule at constant")
-        return make(schedule(0), **arguments)
-    return make(schedule, **arguments)
+        schedule = schedule(0)
+    try:
+        made = make(schedule, **arguments)
+    except (TypeError, ValueError) as error:  # a number that the optimizer does not want
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"config.optimizer.arguments: {config.name} cannot work with them: {reason}") from None
+    return _with_masked_decay(made, config) if config.name == "muon" else made
+
+
+def _other_decay(accepted: Iterable[str]) -> str:
+    """What there is in place of an argument `weight_decay`."""
+    other = [name for name in accepted if "weight_decay" in name and not name.endswith("mask")]
+    if not other:
+        return "has no weight decay"
+    return f"has {other[0]} in its place, see optax for what it means (optimizer.arguments='{other[0]}=...')"
 
 
 def optimizer_names() -> dict[str, Any]:
@@ -152,7 +161,9 @@ def optimizer_names() -> dict[str, Any]:
     found = {}
     for module in (optax.contrib, optax):
         for name, value in vars(module).items():
-            if not inspect.isfunction(value) or name.startswith(("_", "scale_by")) or name in _LEFT_OUT:
+            # nadam and nadamw are functools.partial objects.
+            made = inspect.isfunction(value) or isinstance(value, functools.partial)
+            if not made or name.startswith(("_", "scale_by")) or name in _LEFT_OUT:
                 continue
             if next(iter(inspect.signature(value).parameters), "") == "learning_rate":
                 found[name] = value
@@ -173,6 +184,20 @@ def _muon_dimensions(params: Mapping[str, Any]) -> dict[str, Any]:
         key: optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,)) if getattr(leaf, "ndim", 0) == 4 else None
         for key, leaf in params.items()
     }
+
+
+def _with_masked_decay(inner: optax.GradientTransformation, config: ConfigDict) -> optax.GradientTransformation:
+    """`inner`, which has no mask for some of its weight decay: what does not decay it sees as 0.
+
+    Its decay must be all that reads the parameters, as it is of Muon and Adam.
+    """
+    decays = _decayed(config)
+
+    def update(updates, state, params=None):
+        seen = {key: params[key] if on else jnp.zeros_like(params[key]) for key, on in decays(params).items()}
+        return inner.update(updates, state, seen)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _multiplied(multipliers: dict[str, float]) -> optax.GradientTransformation:

@@ -113,11 +113,13 @@ def _phase(phase: Phase, task: Task) -> str:
 def _optimizer(config: ConfigDict) -> str:
     optimizer = config.optimizer
     found = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"
-    if optimizer.name == "sgd":
-        found += f", momentum {optimizer.momentum:g}"
     named = ("name", "learning_rate", "schedule", "momentum")
-    changed = _changed(config, "optimizer", leave_out=named)
-    return f"{found}, {changed}" if changed else found
+    if optimizer.name == "sgd":
+        changed = _changed(config, "optimizer", leave_out=named)
+        return ", ".join(filter(None, [found, f"momentum {optimizer.momentum:g}", changed]))
+    changed = _changed(config, "optimizer", leave_out=(*named, "nesterov"))
+    unused = _changed(config, "optimizer", only=("momentum", "nesterov"))
+    return ", ".join(filter(None, [found, changed, unused and f"{unused} not used: of sgd alone"]))
 
 
 def _augmentation(config: ConfigDict, on_features: bool) -> str:

@@ -1,5 +1,7 @@
 """Schedules, optimizers by name and learning-rate multipliers."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.optim import evaluated, make_optimizer, make_schedule, optimizer_names
+from sft_jax.optim_arguments import OWN_KEYS
 
 PARAMS = {
     "conv1.kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 5)), jnp.float32),
@@ -131,7 +134,7 @@ def test_sgd_is_torchs(nesterov):
         np.testing.assert_allclose(ours[key], leaf.detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "nadamw", "lamb", "lion", "muon"])
 def test_decay_acts_on_kernels_unless_all_is_said(name):
     def after(**changes):
         optimizer = make_optimizer(optimizer_config(name=name, learning_rate=0.1, **changes), 10)
@@ -141,6 +144,8 @@ def test_decay_acts_on_kernels_unless_all_is_said(name):
 
     moved = after(weight_decay=0.1)
     assert moved["conv1.kernel"] > 0
+    if name != "lamb":  # which makes every layer's step as long as its weights
+        assert moved["conv1.kernel"] == pytest.approx(moved["fc.kernel"]) == pytest.approx(0.1 * 0.1), "the head too"
     assert moved["bn1.scale"] == moved["fc.bias"] == 0
     assert set(after(weight_decay=0.0).values()) == {0}
     assert min(after(weight_decay=0.1, decay="all").values()) > 0
@@ -162,6 +167,66 @@ def test_arguments_by_their_names_in_optax():
     theirs, _ = descend(optax.adamw(0.1, b1=0.5, eps=1e-3, weight_decay=0.0), 5)
     for key in PARAMS:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
+
+
+def numeric(name):
+    """The numeric arguments of an optimizer with their defaults as the command line gives them: all as floats."""
+    parameters = inspect.signature(optimizer_names()[name]).parameters
+    return tuple(
+        (key, float(parameter.default))
+        for key, parameter in parameters.items()
+        if isinstance(parameter.default, bool | int | float) and key not in OWN_KEYS
+    )
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_names()))
+def test_arguments_are_whole_numbers_where_the_optimizer_counts(name):
+    """The defaults, given as floats, change nothing."""
+    plain, given = (
+        make_optimizer(optimizer_config(name=name, learning_rate=0.05, arguments=arguments), 3)
+        for arguments in ((), numeric(name))
+    )
+    jax.tree.map(np.testing.assert_array_equal, descend(plain, 2)[0], descend(given, 2)[0])
+
+
+@pytest.mark.parametrize("name", ["nadam", "nadamw"])
+def test_optimizers_that_optax_makes_of_others_are_found(name):
+    ours, _ = descend(make_optimizer(optimizer_config(name=name, learning_rate=0.1), 5), 5)
+    theirs, _ = descend(optax.adam(0.1, nesterov=True), 5)
+    for key in PARAMS:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "said"),
+    [
+        ("sgd", "dampening", 0.1, "dampening of sgd is none of its arguments; it takes none"),
+        ("sgd", "momentum", 0.5, "momentum of sgd has a key of its own, optimizer.momentum"),
+        ("sgd", "accumulator_dtype", 16, "accumulator_dtype of sgd is no number; it takes none"),
+        ("adamw", "beta", 0.9, "beta of adamw is none of its arguments; it takes b1, b2, eps, eps_root, nesterov"),
+        ("adamw", "weight_decay", 0.1, "weight_decay of adamw has a key of its own, optimizer.weight_decay"),
+        ("adamw", "mask", 1, "mask of adamw has a key of its own, optimizer.decay"),
+        ("adamw", "nesterov", 0.5, "nesterov=0.5 of adamw must be 1 (on) or 0 (off)"),
+        ("muon", "ns_steps", 5.5, "ns_steps=5.5 of muon must be a whole number"),
+        ("muon", "adam_weight_decay", 0.1, "adam_weight_decay of muon has a key of its own, optimizer.weight_decay"),
+        ("schedule_free_sgd", "warmup_steps", 0.1, "warmup_steps=0.1 of schedule_free_sgd must be a whole number"),
+        ("prodigy", "betas", 0.9, "betas of prodigy is no number; it takes beta3, eps, estim_lr0, estim_lr_coef, "),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_one_line(name, argument, value, said):
+    config = optimizer_config(name=name, arguments=((argument, value),))
+    assert message(lambda: make_optimizer(config, 10)).startswith(f"config.optimizer.arguments: {said}")
+
+
+def test_what_optax_itself_refuses_is_one_line(monkeypatch):
+    def fussy(learning_rate, level=1.0):
+        raise ValueError("level must be odd\nand so on")
+
+    monkeypatch.setattr(optax, "fussy", fussy, raising=False)
+    config = optimizer_config(name="fussy", arguments=(("level", 2),))
+    assert message(lambda: make_optimizer(config, 10)) == (
+        "config.optimizer.arguments: fussy cannot work with them: level must be odd"
+    )
 
 
 def test_multipliers_scale_steps_not_momentum():
@@ -204,8 +269,12 @@ def test_what_an_optimizer_does_not_take():
     assert message(made(name="adam", weight_decay=0.1)) == (
         "optimizer.name=adam has no weight decay; set optimizer.weight_decay=0"
     )
-    assert message(made(name="adamw", arguments=(("beta", 0.9),))).startswith(
-        "config.optimizer.arguments: adamw has no beta; it takes learning_rate, b1, b2, eps"
+    assert message(made(name="adafactor", weight_decay=0.1)) == (
+        "optimizer.name=adafactor has weight_decay_rate in its place, see optax for what it means "
+        "(optimizer.arguments='weight_decay_rate=...'); set optimizer.weight_decay=0"
+    )
+    assert message(made(nesterov=True, momentum=0.0)) == (
+        "optimizer.nesterov=True needs a momentum; set optimizer.momentum, or optimizer.nesterov=False"
     )
     assert message(made(name="schedule_free_sgd", schedule="cosine")) == (
         "optimizer.name=schedule_free_sgd needs no schedule; leave optimizer.schedule at constant"

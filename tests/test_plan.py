@@ -83,6 +83,8 @@ def test_what_differs_from_the_defaults_is_named():
     assert "optimizer  adamw, learning rate 0.02 (cosine), weight_decay=0.01" in lines
     assert "images     mirrored at random, auto_augment=trivial" in lines
     assert "           mixup=0.2" in lines
+    _, lines = plan(optimizer__name="lion", optimizer__nesterov=True, optimizer__momentum=0.5)
+    assert "optimizer  lion, learning rate 0.02 (constant), momentum=0.5, nesterov=True not used: of sgd alone" in lines
     _, lines = plan(data__crop_padding=0)
     assert "images     not augmented" in lines
 
