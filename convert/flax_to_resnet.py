@@ -16,6 +16,11 @@ EXAMPLE = """examples:
   python convert/flax_to_resnet.py --weights weights/resnet18.safetensors --output resnet18.safetensors
 """
 SUFFIXES = (".pth", ".safetensors")
+# What turns torchvision's stem into one of ours.
+STEM_LINES = {
+    "cifar": "model.conv1.stride, model.maxpool = (1, 1), torch.nn.Identity()",
+    "cifar3x3": "model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()",
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -63,8 +68,8 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
     console.print(f"  model = torchvision.models.{found.arch}(num_classes={found.classes})")
-    if found.stem == "cifar":
-        console.print("  model.conv1.stride, model.maxpool = (1, 1), torch.nn.Identity()  # the stem of this run")
+    if found.stem in STEM_LINES:
+        console.print(f"  {STEM_LINES[found.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
     if found.class_names:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 import torchvision
 
-from sft_jax.models import SHAPES, Functional, ResNet
+from sft_jax.models import SHAPES, STEMS, Functional, ResNet
 
 
 def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Functional:
@@ -16,15 +16,26 @@ def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Functional:
 def torch_network(
     arch: str, classes: int, state_dict: Mapping[str, torch.Tensor], stem: str = "imagenet"
 ) -> torchvision.models.ResNet:
-    """torchvision's with `state_dict`, in evaluation mode. The stem "cifar" is our own and has to be put in."""
+    """torchvision's with `state_dict`, in evaluation mode; with another stem and other input channels where that has
+    them.
+    """
     module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
+    put_stem(module, stem, channels=state_dict["conv1.weight"].shape[1])
     module.load_state_dict(state_dict, strict=True)
-    if stem == "cifar":
-        to_cifar_stem(module)
     return module.eval()
 
 
-def to_cifar_stem(module: torchvision.models.ResNet) -> None:
-    """Turns the stem of torchvision's network into our stem "cifar", in place."""
-    module.conv1.stride = (1, 1)
-    module.maxpool = torch.nn.Identity()
+def put_stem(module: torchvision.models.ResNet, stem: str, *, channels: int = 3) -> None:
+    """Gives torchvision's network one of our `STEMS`, for images of so many channels, in place."""
+    wanted = STEMS[stem]
+    if (wanted.size, channels) != (module.conv1.kernel_size[0], module.conv1.in_channels):
+        module.conv1 = torch.nn.Conv2d(channels, 64, wanted.size, padding=wanted.size // 2, bias=False)
+    module.conv1.stride = (wanted.stride, wanted.stride)
+    if not wanted.pool:
+        module.maxpool = torch.nn.Identity()
+
+
+def stem_of(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Which of our `STEMS` a state_dict has, as far as its shapes tell: "cifar" has those of "imagenet"."""
+    kernel = state_dict.get("conv1.weight")
+    return "cifar3x3" if kernel is not None and kernel.shape[2:] == (3, 3) else "imagenet"

@@ -94,7 +94,10 @@ KEYS: dict[str, Key] = {
         "The network by its torchvision name: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...",
     ),
     "model.stem": Key(
-        "imagenet", str, "cifar: stride 1 and no max-pool, for small images.", **_one_of("imagenet", "cifar")
+        "imagenet",
+        str,
+        "cifar: stride 1 and no max-pool, for small images; cifar3x3: also a 3x3 kernel, as networks for CIFAR have.",
+        **_one_of("imagenet", "cifar", "cifar3x3"),
     ),
     "init": Key(
         "weights/resnet18.safetensors",

@@ -145,6 +145,7 @@ def test_patch_gradient(height, width, taps, inputs, window):
 LAYERS = {
     "stem": (33, (7, 7, 3, 64), {"stride": 2, "padding": 3, "layout": "NHWC"}),
     "cifar stem": (16, (7, 7, 3, 64), {"padding": 3, "layout": "NHWC"}),
+    "cifar3x3 stem": (16, (3, 3, 3, 64), {"padding": 1, "layout": "NHWC"}),
     "layer1": (8, (3, 3, 64, 64), {"padding": 1}),
     "layer1 odd": (9, (3, 3, 64, 64), {"padding": 1}),
     "layer1 large": (18, (3, 3, 64, 64), {"padding": 1}),

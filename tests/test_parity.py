@@ -87,9 +87,10 @@ def test_every_stage_agrees_with_torch(name):
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 
 
-def test_the_cifar_stem_is_torchs_without_its_strides():
-    module, network = torch_network(BASIC), flax_network(BASIC, stem="cifar")
-    networks.to_cifar_stem(module)
+@pytest.mark.parametrize("stem", ["cifar", "cifar3x3"])
+def test_the_cifar_stems_are_torchs_without_its_strides(stem):
+    module, network = torch_network(BASIC), flax_network(BASIC, stem=stem)
+    networks.put_stem(module, stem)
     arrays = keys.to_flax(module.state_dict(), network)
     for size in (32, 33):
         images = np.random.default_rng(size).standard_normal((2, size, size, 3), np.float32)

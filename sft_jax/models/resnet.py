@@ -181,6 +181,18 @@ SHAPES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """A convolution of `size` x `size` pixels with `stride`, and perhaps a max-pool of stride 2."""
+
+    size: int
+    stride: int
+    pool: bool
+
+
+STEMS = {"imagenet": Stem(7, 2, pool=True), "cifar": Stem(7, 1, pool=False), "cifar3x3": Stem(3, 1, pool=False)}
+
+
 class ResNet(nnx.Module):
     """A residual network: stem, four stages of blocks, global average, linear head.
 
@@ -189,8 +201,9 @@ class ResNet(nnx.Module):
     Args:
       shape: a value of `SHAPES`.
       num_classes: outputs of the head `fc`.
-      stem: "imagenet" (7x7 convolution of stride 2, then a max-pool of stride 2) or "cifar", for images of about 32
-        pixels: the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the max-pool.
+      stem: a key of `STEMS`: "imagenet" (7x7 convolution of stride 2, then a max-pool of stride 2) or, for images of
+        about 32 pixels, "cifar": the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the
+        max-pool, and "cifar3x3": a 3x3 convolution in its place, as networks made for CIFAR have it.
       dtype: of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: rate at which the last block is skipped in training; it grows linearly from block to block
@@ -215,8 +228,8 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stem, self.dtype, self.axis_name, self.stochastic_depth = stem, dtype, axis_name, stochastic_depth
-        stem_stride = 1 if stem == "cifar" else 2
-        self.conv1 = Conv2d(3, 64, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
+        size, stride = STEMS[stem].size, STEMS[stem].stride
+        self.conv1 = Conv2d(3, 64, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(64, axis_name=axis_name)
         channels = 64
         for stage, count in enumerate(shape.layers):
@@ -253,7 +266,7 @@ class ResNet(nnx.Module):
     def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """`stages` with activations [height, width, batch, channels], which is what `ops.conv2d` is fast with."""
         x = self.bn1(self.conv1(x.astype(self.dtype), layout="NHWC"), train=train, relu=True)
-        if self.stem != "cifar":
+        if STEMS[self.stem].pool:
             x = ops.max_pool(x, window=3, stride=2, padding=1)
         x = x.transpose(1, 2, 0, 3)
         yield "stem", x
