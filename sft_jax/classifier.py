@@ -127,7 +127,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         return load_export(path)
     weights = load_weights(path)
     config = default_config()
-    config.model.name = weights.arch
+    config.model.name, config.model.stem = weights.arch, weights.stem
     return _of_weights(weights, config.model, config.precision, IMAGENET, str(path))
 
 

@@ -11,7 +11,7 @@ from sft_jax.models import Functional, initial_arrays
 from sft_jax.report.console import Console
 from sft_jax.runs import load_run_weights
 from sft_jax.state import Arrays
-from sft_jax.weights import Weights, initialise, keeps_head, load_weights
+from sft_jax.weights import Weights, check_stem, inherited_head, initialise, load_weights
 
 
 def load_init(config: ConfigDict) -> Weights | None:
@@ -52,17 +52,18 @@ def initial_weights(
 ) -> tuple[Arrays, Arrays, str]:
     """The parameters and batch statistics before the first step, and in words where they come from.
 
-    With `init` the weights are its own; the head is a new one, drawn with `config.seed`, where its classes are not
-    `class_names`. Without it all weights are random.
+    With `init` the weights are its own, and so are the rows of the head whose classes have the same name among
+    `class_names`; the other rows are drawn with `config.seed`. Without it all weights are random.
 
     Raises:
-      UserError: `init` does not fit the network; every misfit is named.
+      UserError: `init` does not fit the network.
     """
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
-    keep_head = keeps_head(init.class_names, class_names)
+    check_stem(init, config.model.stem, source=config.init)
     head, _ = initial_arrays(build, config.seed, prefix="fc.")
+    own, said = inherited_head(init, class_names, head)
     params, batch_stats = initialise(
-        network.params | head, network.batch_stats, init.arrays, source=config.init, keep_head=keep_head
+        network.params | head, network.batch_stats, init.arrays | own, source=config.init, keep_head=bool(own)
     )
-    return params, batch_stats, f"weights of {config.init} with {'its own' if keep_head else 'a new'} head"
+    return params, batch_stats, f"weights of {config.init}{said}"

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import safetensors.numpy
 
 from sft_jax.digest import digest
 from sft_jax.errors import UserError
+from sft_jax.models import STEMS
 
 FORMAT = "sft-jax 1"
 HEAD = "fc."
@@ -35,6 +37,11 @@ class Weights:
     arch: str
     class_names: tuple[str, ...] | None
     metadata: dict[str, str]
+
+    @property
+    def stem(self) -> str:
+        """The `model.stem` that they were trained with; where nobody recorded it, what their shapes say."""
+        return self.metadata.get("stem", "cifar3x3" if _stem_size(self.arrays) == 3 else "imagenet")
 
 
 def save_weights(path: Path, weights: Weights) -> None:
@@ -105,9 +112,67 @@ def _damaged(path: Path, reason: str) -> UserError:
     )
 
 
-def keeps_head(old: tuple[str, ...] | None, new: tuple[str, ...]) -> bool:
-    """Whether a head for the classes `old` (None: not known) serves the classes `new`: only where they are the same."""
-    return old == new
+def check_stem(weights: Weights, stem: str, *, source: str) -> None:
+    """Raises UserError where a network with `model.stem` = `stem` has another kernel than the weights of `source`.
+
+    "imagenet" and "cifar" have the same one: pretrained kernels go into both.
+    """
+    found, wanted = _stem_size(weights.arrays), STEMS[stem].size
+    if found in {known.size for known in STEMS.values()} and found != wanted:
+        raise UserError(
+            f"the weights of {source} have a {found}x{found} stem, but model.stem={stem} has one of {wanted}x{wanted}; "
+            f"use --config.model.stem={weights.stem}"
+        )
+
+
+def _stem_size(arrays: Mapping[str, np.ndarray]) -> int | None:
+    return arrays["conv1.kernel"].shape[0] if "conv1.kernel" in arrays else None
+
+
+def inherited_head(
+    weights: Weights, names: tuple[str, ...], fresh: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], str]:
+    """What a network for the classes `names` takes over of the head of `weights`.
+
+    All of it where the classes are the same. Otherwise the rows of those classes that have exactly the same name on
+    both sides, among fresh rows.
+
+    Args:
+      weights: of another network.
+      names: of the outputs of the new head.
+      fresh: the new head as drawn, "fc.kernel" [in, classes] and "fc.bias" [classes].
+
+    Returns:
+      the head's arrays, none where nothing is taken over, and the rest of a sentence on what was.
+    """
+    old = weights.class_names or ()
+    given = {key: array for key, array in weights.arrays.items() if key.startswith(HEAD)}
+    if old == names:
+        return given, " with its own head"
+    there, here = _positions(old), _positions(names)
+    shared = here.keys() & there.keys()
+    fits = {key: array.shape for key, array in given.items()} == {
+        key: (*leaf.shape[:-1], len(old)) for key, leaf in fresh.items()
+    }
+    if not (shared and fits):
+        return {}, " with a new head"
+    head = {key: np.array(leaf) for key, leaf in fresh.items()}
+    for key, array in head.items():
+        array[..., [here[name] for name in shared]] = given[key][..., [there[name] for name in shared]]
+    new, dropped = ([name for name in some if name not in shared] for some in (names, old))
+    said = f"; head: {len(shared)} of {len(names)} classes keep their rows"
+    return head, said + (f", new: {_some(new)}" if new else "") + (f"; dropped: {_some(dropped)}" if dropped else "")
+
+
+def _positions(names: Sequence[str]) -> dict[str, int]:
+    """Where each name stands; one that occurs twice stands for nothing."""
+    counts = Counter(names)
+    return {name: index for index, name in enumerate(names) if counts[name] == 1}
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def initialise(
@@ -132,14 +197,19 @@ def initialise(
       params and batch statistics.
 
     Raises:
-      UserError: keys, shapes or dtypes are not those of the network; lists all of them.
+      UserError: keys, shapes or dtypes are not those of the network, or the head is to be kept and there is none.
     """
+    if keep_head and not any(key.startswith(HEAD) for key in arrays):
+        raise UserError(
+            f"the weights of {source} have no head, so they name no classes; "
+            f"fine-tune them first, with --config.init={source}"
+        )
     fresh = {**params, **batch_stats}
     wanted = {key: leaf for key, leaf in fresh.items() if keep_head or not key.startswith(HEAD)}
     given = {key: array for key, array in arrays.items() if keep_head or not key.startswith(HEAD)}
     problems = misfits(_described(given), _described(wanted))
     if problems:
-        raise UserError("\n  ".join([f"the weights of {source} do not fit the network:", *problems]))
+        raise UserError("\n  ".join([f"the weights of {source} do not fit the network:", *first_few(problems)]))
     merged = fresh | given
     return {key: merged[key] for key in params}, {key: merged[key] for key in batch_stats}
 
@@ -155,6 +225,12 @@ def misfits(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
             if found[key] != wanted[key]
         ),
     ]
+
+
+def first_few(lines: Sequence[str], most: int = 5) -> list[str]:
+    """The first `most` lines, and how many more there are."""
+    left = len(lines) - most
+    return [*lines[:most], *([f"and {left:,} more like these"] if left > 0 else [])]
 
 
 def _described(arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from sft_jax.errors import UserError
-from sft_jax.weights import Weights, initialise, keeps_head, load_weights, save_weights
+from sft_jax.weights import Weights, check_stem, inherited_head, initialise, load_weights, save_weights
 
 ARRAYS = {
     "conv1.kernel": np.arange(12, dtype=np.float32).reshape(2, 2, 1, 3),
@@ -129,8 +129,89 @@ def test_initialise_lists_every_problem_at_once():
     ]
 
 
-def test_a_head_is_kept_only_for_the_same_known_classes():
-    assert keeps_head(("a", "b"), ("a", "b"))
-    assert not keeps_head(("a", "b"), ("b", "a"))
-    assert not keeps_head(("a", "b"), ("a", "b", "c"))
-    assert not keeps_head(None, ("a", "b"))
+# Columns of the kernel are the rows of torch's weight: one a class.
+OLD_HEAD = {"fc.kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "fc.bias": np.float32([10, 20, 30])}
+OLD_NAMES = ("ant", "bee", "cat")
+
+
+class TestWhatIsInheritedOfAHead:
+    def inherited(self, names, old_names=OLD_NAMES, old=OLD_HEAD):
+        fresh = {"fc.kernel": jnp.full((2, len(names)), -1.0), "fc.bias": jnp.full(len(names), -1.0)}
+        head, said = inherited_head(Weights(old | {"bn1.mean": np.ones(3)}, "x", old_names, {}), names, fresh)
+        return {key: np.asarray(array).tolist() for key, array in head.items()}, said
+
+    def test_all_of_it_for_the_same_classes(self):
+        head, said = self.inherited(OLD_NAMES)
+        assert head == {key: array.tolist() for key, array in OLD_HEAD.items()}
+        assert said == " with its own head"
+
+    @pytest.mark.parametrize("old_names", [None, (), ("dog", "eel", "fox"), ("Ant", "bee ", "CAT")])
+    def test_nothing_of_it_where_no_name_is_the_same(self, old_names):
+        assert self.inherited(OLD_NAMES, old_names) == ({}, " with a new head")
+
+    def test_rows_are_kept_by_class_name_when_a_class_is_added(self):
+        head, said = self.inherited(("ant", "bee", "bird", "cat"))
+        assert head == {"fc.kernel": [[0, 1, -1, 2], [3, 4, -1, 5]], "fc.bias": [10, 20, -1, 30]}
+        assert said == "; head: 3 of 4 classes keep their rows, new: bird"
+
+    def test_rows_follow_their_class_when_labels_move(self):
+        head, said = self.inherited(("cat", "ant", "bee"))
+        assert head == {"fc.kernel": [[2, 0, 1], [5, 3, 4]], "fc.bias": [30, 10, 20]}
+        assert said == "; head: 3 of 3 classes keep their rows"
+
+    def test_what_is_new_and_what_is_dropped_is_said(self):
+        head, said = self.inherited(("cat", *"defgh"))
+        assert head["fc.bias"] == [30, -1, -1, -1, -1, -1]
+        assert said == ("; head: 1 of 6 classes keep their rows, new: d, e, f and 2 more; dropped: ant, bee")
+
+    def test_a_name_that_stands_for_two_outputs_stands_for_none(self):
+        head, said = self.inherited(("crane", "cat"), ("crane", "crane", "cat"))
+        assert head == {"fc.kernel": [[-1, 2], [-1, 5]], "fc.bias": [-1, 30]}
+        assert said.startswith("; head: 1 of 2 classes keep their rows, new: crane")
+
+    @pytest.mark.parametrize(
+        "old", [{}, {"fc.bias": OLD_HEAD["fc.bias"]}, OLD_HEAD | {"fc.kernel": np.ones((3, 3), np.float32)}]
+    )
+    def test_nothing_of_one_that_does_not_fit(self, old):
+        assert self.inherited(("ant", "fox"), old=old) == ({}, " with a new head")
+
+
+def test_weights_without_a_head_cannot_predict():
+    body = {key: array for key, array in ARRAYS.items() if not key.startswith("fc.")}
+    message = one_line(lambda: initialise(PARAMS, STATS, body, source="w.safetensors", keep_head=True))
+    assert message == (
+        "the weights of w.safetensors have no head, so they name no classes; fine-tune them first, with "
+        "--config.init=w.safetensors"
+    )
+
+
+def test_many_problems_are_counted():
+    arrays = ARRAYS | {f"extra{index}": np.zeros(1, np.float32) for index in range(220)}
+    with pytest.raises(UserError) as caught:
+        initialise(PARAMS, STATS, arrays, source="w", keep_head=True)
+    assert len(str(caught.value).splitlines()) == 7
+    assert str(caught.value).endswith("and 215 more like these")
+
+
+class TestTheStem:
+    def weights(self, size, **metadata):
+        return Weights({"conv1.kernel": np.zeros((size, size, 3, 64), np.float32)}, "resnet18", None, metadata)
+
+    def test_it_is_what_was_recorded_or_what_the_shapes_say(self):
+        assert self.weights(7).stem == "imagenet"
+        assert self.weights(7, stem="cifar").stem == "cifar"
+        assert self.weights(3).stem == "cifar3x3"
+        assert Weights({}, "resnet18", None, {}).stem == "imagenet"
+
+    def test_another_kernel_is_refused_with_what_to_type(self):
+        message = one_line(lambda: check_stem(self.weights(3), "imagenet", source="w"))
+        assert message == (
+            "the weights of w have a 3x3 stem, but model.stem=imagenet has one of 7x7; use --config.model.stem=cifar3x3"
+        )
+        message = one_line(lambda: check_stem(self.weights(7), "cifar3x3", source="w"))
+        assert message.endswith("use --config.model.stem=imagenet")
+
+    def test_the_same_kernel_goes_into_both(self):
+        check_stem(self.weights(7), "imagenet", source="w")
+        check_stem(self.weights(7), "cifar", source="w")
+        check_stem(self.weights(3), "cifar3x3", source="w")
