@@ -74,6 +74,11 @@ def phase_of(phases: Sequence[Phase], epoch: int) -> Phase:
     return next((phase for phase in phases if epoch < phase.stop), phases[-1])
 
 
+def trained_since(phases: Sequence[Phase], phase: Phase) -> dict[str, int]:
+    """The first epoch of every parameter that `phase`, one of `phases`, trains: from it on it is trained all along."""
+    return {name: min(other.first for other in phases if name in other.multipliers) for name in phase.multipliers}
+
+
 def _starts(config: ConfigDict, trained: dict, head: dict) -> dict[int, tuple[dict[str, float], bool]]:
     """First epoch -> the multipliers from then on, and whether features are enough."""
     method, epochs = config.finetune.method, config.epochs

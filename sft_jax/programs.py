@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from sft_jax import data, optim
+from sft_jax import data, finetune, optim
 from sft_jax.batch_norm import check_values
 from sft_jax.data.types import FeatureSplit
 from sft_jax.epoch import make_train_steps
@@ -39,6 +39,7 @@ class Programs:
       task: of which it is a phase.
       phase: which epochs, and what is trained in them.
       optimizer: of the parameters that are trained.
+      since: by the names of these, the step from which on they are.
       ready: whether `prepare` was called.
       train_steps: many steps in one call, see `epoch.make_train_steps`; from `prepare` on.
       train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
@@ -58,11 +59,14 @@ class Programs:
         origin = 0 if phase.on_features else min(other.first for other in task.phases if not other.on_features)
         self._origin = origin * task.steps_per_epoch
         self._schedule = self._make_schedule() if schedule is None else schedule
-        offset = (phase.start - origin) * task.steps_per_epoch
-        self.optimizer = optim.make_optimizer(
+        since = finetune.trained_since(task.phases, phase)
+        # Of another schedule the first step is its own first one.
+        steps = task.steps_per_epoch if schedule is None else 0
+        self.since = {name: epoch * steps for name, epoch in since.items()}
+        self.optimizer = optim.make_staged_optimizer(
             task.config.optimizer,
-            # As a float: optax's schedules divide the count.
-            lambda count: self._schedule(jnp.asarray(count + offset, jnp.float32)),
+            lambda step: self._schedule(step - self._origin if schedule is None else step),
+            self.since,
             clip_norm=task.config.regularization.clip_norm,
             multipliers=phase.multipliers,
         )
@@ -87,13 +91,27 @@ class Programs:
             params = params | self._solved_head()
         return task.devices.replicate(self.new_state(params, batch_stats))
 
-    def next_state(self, state: TrainState, before: Phase) -> TrainState:
-        """The state with which the phase follows `before`. Makes the programs ready."""
+    def next_state(self, state: TrainState, before: "Programs") -> TrainState:
+        """The state with which the phase follows that of `before`. Makes the programs ready.
+
+        Parameters that go on being trained keep their part of the optimizer's state, and the moving averages go on.
+        """
         self.prepare(state.params, state.batch_stats)
-        if self.phase.start == before.start:
+        if self.phase.start == before.phase.start:
             return state
         new = self.new_state(state.params, state.batch_stats)
-        return self.task.devices.replicate(new.replace(step=state.step, anchor=state.anchor))
+        kept, fresh = (
+            optim.by_beginning(of.opt_state, programs.since) for of, programs in ((state, before), (new, self))
+        )
+        merged = fresh | kept
+        return self.task.devices.replicate(
+            new.replace(
+                step=state.step,
+                opt_state=merged if isinstance(new.opt_state, dict) else next(iter(merged.values())),
+                ema=state.ema or new.ema,
+                anchor=state.anchor,
+            )
+        )
 
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
         """A state of the phase's structure, its optimizer's part as before the first step."""
@@ -158,6 +176,7 @@ class Programs:
             l2_sp=regularization.l2_sp,
             sam_rho=config.optimizer.sam_rho,
             ema=regularization.ema,
+            ema_start=self._origin,
             accumulate=config.optimizer.accumulate,
         )
 

@@ -58,7 +58,8 @@ class StepSettings:
       l2_sp: L2-SP (Li et al., 2018, arXiv:1802.01483): l2_sp * (weight - anchor) is added to the gradient.
       sam_rho: sharpness-aware minimisation (Foret et al., 2021, arXiv:2010.01412): the gradient is taken where a step
         of this length uphill leads.
-      ema: decay of the moving averages, which warms up as (1 + step) / (10 + step); 0 for none.
+      ema: decay of the moving averages, which warms up as (1 + steps) / (10 + steps); 0 for none.
+      ema_start: the step at which they begin.
       accumulate: parts in which a batch is computed, one after the other. Batch norm sees each part by itself.
     """
 
@@ -70,6 +71,7 @@ class StepSettings:
     l2_sp: float = 0.0
     sam_rho: float = 0.0
     ema: float = 0.0
+    ema_start: int = 0
     accumulate: int = 1
 
 
@@ -121,7 +123,7 @@ def make_train_step(
                 gradients[name] += settings.l2_sp * (trained[name] - anchor)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         params = state.params | optax.apply_updates(trained, updates)
-        averages = _averaged(state.ema, {**params, **batch_stats}, state.step, settings.ema)
+        averages = _averaged(state.ema, {**params, **batch_stats}, state.step, settings)
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state, averages, state.anchor)
         return new_state, StepMetrics(loss, all_sum(correct, axis_name))
 
@@ -154,11 +156,11 @@ def _accumulated(value_and_gradient: Callable, trained, batch_stats, batch: Mixt
     return lax.scan(add_part, start, (jnp.arange(parts), cut))[0]
 
 
-def _averaged(averages: Arrays, values: Arrays, step: jax.Array, decay: float) -> Arrays:
+def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepSettings) -> Arrays:
     if not averages:
         return averages
-    steps = step.astype(jnp.float32)
-    rate = jnp.minimum(decay, (1 + steps) / (10 + steps))
+    steps = (step - settings.ema_start).astype(jnp.float32)
+    rate = jnp.minimum(settings.ema, (1 + steps) / (10 + steps))
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
 
 

@@ -183,9 +183,9 @@ class Trainer:
 
     def _enter_phase(self) -> None:
         """Makes the programs of the next epoch's phase ready, and the state theirs."""
-        before = self.programs.phase
-        if self.progress.epoch >= before.stop:
-            self.programs = Programs(self.task, self.task.phases[self.task.phases.index(before) + 1])
+        before = self.programs
+        if self.progress.epoch >= before.phase.stop:
+            self.programs = Programs(self.task, self.task.phases[self.task.phases.index(before.phase) + 1])
             self.state = self.programs.next_state(self.state, before)
         elif not self.programs.ready:
             self.programs.prepare(self.state.params, self.state.batch_stats)

@@ -69,8 +69,8 @@ class Together:
         pace = Pace()
         for epoch in range(self._config.epochs):
             if epoch >= programs.phase.stop:
-                before = programs.phase
-                programs = self.programs(task, task.phases.index(before) + 1, configs)
+                before = programs
+                programs = self.programs(task, task.phases.index(before.phase) + 1, configs)
                 state = programs.next_state(state, before)
             losses = []
             for piece in programs.train_feed.pieces(task.order(epoch), pace=pace):
