@@ -14,6 +14,9 @@ from sft_jax.ops.collectives import all_sum
 from sft_jax.state import TrainState
 from sft_jax.step import CALIBRATION_BINS, EvalSums, StepMetrics
 
+# Of the random numbers of a step: each purpose has a key of its own.
+AUGMENTATION, UPDATE = 0, 1
+
 # (uint8 images, key, position of the first of them in the whole batch, size of the whole batch) -> network inputs
 Augment = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
 
@@ -33,8 +36,9 @@ def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, dev
             state, metrics = carry
             rows = order[index]
             step_key = jax.random.fold_in(key, state.step)
-            inputs = augment(images[rows], step_key, first, share * devices)
-            state, new = train_step(state, inputs, labels[rows], jax.random.fold_in(step_key, 1))
+            augment_key, update_key = (jax.random.fold_in(step_key, purpose) for purpose in (AUGMENTATION, UPDATE))
+            inputs = augment(images[rows], augment_key, first, share * devices)
+            state, new = train_step(state, inputs, labels[rows], update_key)
             return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), metrics, new)
 
         metrics = StepMetrics(jnp.zeros(steps, jnp.float32), jnp.zeros(steps, jnp.int32))

@@ -221,6 +221,6 @@ def pick_view(views: jax.Array, key: jax.Array, first: jax.Array | int, total: i
 
     For `key`, `first` and `total` see `data.augment`.
     """
-    draws = jax.random.randint(key, (total,), 0, views.shape[1])
+    draws = jax.random.randint(jax.random.fold_in(key, 0), (total,), 0, views.shape[1])
     own = lax.dynamic_slice_in_dim(draws, first, len(views))
     return jnp.take_along_axis(views, own[:, None, None], axis=1)[:, 0]

@@ -17,6 +17,8 @@ from sft_jax.state import Arrays, TrainState
 Network = Functional | Head
 
 CALIBRATION_BINS = 15
+# Of the random numbers of an update.
+MIXTURE, SKIPS = 0, 1
 
 
 class StepMetrics(NamedTuple):
@@ -92,7 +94,7 @@ def make_train_step(
         batch = Mixture(images, labels, labels, jnp.ones((), jnp.float32))
         skip_key = None
         if key is not None:
-            mix_key, skip_key = jax.random.split(key)
+            mix_key, skip_key = (jax.random.fold_in(key, purpose) for purpose in (MIXTURE, SKIPS))
             if settings.mixup or settings.cutmix:
                 batch = mix(images, labels, mix_key, mixup=settings.mixup, cutmix=settings.cutmix, axis_name=axis_name)
 

@@ -19,6 +19,9 @@ from sft_jax.parallel import AXIS, Devices
 from sft_jax.report.results import summarize, test_results
 from sft_jax.state import Arrays
 
+# The seed's key with this is that of training. New weights have its keys with 0, 1, 2, ..., as nnx.Rngs counts.
+TRAINING = 1 << 31
+
 
 def facts(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """What all processes of a run must have in common, to compare; their places on disk need not be the same."""
@@ -42,13 +45,17 @@ class Task:
       preprocess: from uint8 images to the network's inputs in evaluation.
       evaluate: of parameters and batch statistics on a feed of images.
       key: of all that is random in training, replicated.
+      scored_on_validation: whether the validation images score the settings, and may choose none of them.
 
     Raises:
       UserError: the configuration does not fit the data or the network.
     """
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset, devices: Devices):
+    def __init__(
+        self, config: ConfigDict, dataset: data.Dataset, devices: Devices, *, scored_on_validation: bool = False
+    ):
         self.config, self.dataset, self.devices = config, dataset, devices
+        self.scored_on_validation = scored_on_validation
         self.build = models.builder(
             config.model,
             len(dataset.class_names),
@@ -61,7 +68,7 @@ class Task:
         self.steps_per_epoch = len(self.order(epoch=0))
         self.preprocess = data.make_preprocess(config.data)
         self.evaluate = self.evaluator(self.network)
-        self.key = devices.replicate(jax.random.key(config.seed))
+        self.key = devices.replicate(jax.random.fold_in(jax.random.key(config.seed), TRAINING))
 
     @functools.cached_property
     def train_feed(self) -> Feed:

@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 
 from sft_jax.data import policies
 
+# Of the random numbers of an augmentation: crop, flip, policy, erasing.
+PURPOSES = range(4)
+
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -60,8 +63,7 @@ def augment(
       erasing: share of the images in which a rectangle is erased.
     """
     share = len(images)
-    crop_key, flip_key = jax.random.split(key)
-    policy_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
+    crop_key, flip_key, policy_key, erase_key = (jax.random.fold_in(key, purpose) for purpose in PURPOSES)
 
     def own(draws: jax.Array) -> jax.Array:
         return lax.dynamic_slice_in_dim(draws, first, share)
@@ -84,9 +86,9 @@ def augment(
     return inputs
 
 
-def make_preprocess(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """`preprocess` with the settings of `config`, the part `data` of the configuration."""
-    return functools.partial(preprocess, size=config.size, mean=config.mean, std=config.std)
+def make_preprocess(config: ConfigDict, size: int | None = None) -> Callable[[jax.Array], jax.Array]:
+    """`preprocess` with the settings of `config`, the part `data` of the configuration; `size` in place of its own."""
+    return functools.partial(preprocess, size=size or config.size, mean=config.mean, std=config.std)
 
 
 def make_augment(
@@ -104,7 +106,7 @@ def make_augment(
         )
     return functools.partial(
         augment,
-        size=config.size if size is None else size,
+        size=size or config.size,
         mean=config.mean,
         std=config.std,
         crop_padding=config.crop_padding,
