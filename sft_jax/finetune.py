@@ -38,6 +38,11 @@ class Phase:
         """The names of the parameters that are trained."""
         return frozenset(self.multipliers)
 
+    @property
+    def head_only(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return all(name.startswith(HEAD) for name in self.multipliers)
+
 
 def phases(config: ConfigDict, params: Sequence[str], batch_stats: Iterable[str]) -> tuple[Phase, ...]:
     """The phases of a run, one after the other, from its first epoch to its last.

@@ -21,16 +21,19 @@ from sft_jax.traced import is_on
 _LEFT_OUT = {"dpsgd", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam", "rprop", "sgd", "sm3", "sophia"}
 
 
-def make_schedule(config: ConfigDict, steps: int, *, steps_per_epoch: int = 1, batch_size: int = 1) -> optax.Schedule:
+def make_schedule(
+    config: ConfigDict, steps: int, *, peak: Any = None, steps_per_epoch: int = 1, batch_size: int = 1
+) -> optax.Schedule:
     """The learning rate at each of `steps` steps.
 
     Args:
       config: the part `optimizer` of the configuration.
       steps: of the whole training.
+      peak: in place of `learning_rate`.
       steps_per_epoch: the unit of `warmup_epochs`.
       batch_size: of the run, where `reference_batch` is set.
     """
-    peak = config.learning_rate
+    peak = config.learning_rate if peak is None else peak
     if config.reference_batch is not None:
         peak *= batch_size / config.reference_batch  # Goyal et al., 2017, arXiv:1706.02677
     if config.schedule == "one_cycle":

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -82,10 +81,8 @@ class Programs:
         """
         task = self.task
         params, batch_stats = task.devices.replicate((params, batch_stats))
-        if task.config.finetune.batch_norm == "recalibrate":
-            batch_stats = measured_statistics(
-                task.network, params, batch_stats, task.train_feed, task.devices, task.preprocess, task.order(epoch=0)
-            )
+        if self._measures:
+            batch_stats = self.measured(params, batch_stats)
         self.prepare(params, batch_stats)
         if self.phase.on_features:
             params = params | self._solved_head()
@@ -96,6 +93,11 @@ class Programs:
 
         Parameters that go on being trained keep their part of the optimizer's state, and the moving averages go on.
         """
+        if self._measures and self.phase.size != before.phase.size:
+            measured = self.measured(state.params, state.batch_stats)
+            # The average takes them over as they are. In arrays of its own: the state is donated.
+            averages = state.ema and {**state.ema, **jax.tree.map(jnp.copy, measured)}
+            state = self.task.devices.replicate(state.replace(batch_stats=measured, ema=averages))
         self.prepare(state.params, state.batch_stats)
         if self.phase.start == before.phase.start:
             return state
@@ -113,6 +115,11 @@ class Programs:
             )
         )
 
+    def fresh_state(self, state: TrainState, before: "Programs") -> TrainState:
+        """`next_state` with an optimizer that has seen no step."""
+        followed = self.next_state(state, before)
+        return self.task.devices.replicate(self.new_state(followed.params, followed.batch_stats))
+
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
         """A state of the phase's structure, its optimizer's part as before the first step."""
         regularization = self.task.config.regularization
@@ -123,6 +130,18 @@ class Programs:
             trained=self.phase.trained,
             ema=bool(regularization.ema) and not self.phase.on_features,
             anchored=[name for name in params if regularization.l2_sp and not name.startswith(HEAD)],
+        )
+
+    @property
+    def _measures(self) -> bool:
+        return self.task.config.finetune.batch_norm == "recalibrate"
+
+    def measured(self, params: Arrays, batch_stats: Arrays) -> Arrays:
+        """Batch norm's statistics on the training images, of the size that the phase has."""
+        task, phase = self.task, self.phase
+        preprocess = data.make_preprocess(task.config.data, phase.size)
+        return measured_statistics(
+            task.network, params, batch_stats, task.train_feed, task.devices, preprocess, task.order(phase.first)
         )
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
@@ -155,12 +174,17 @@ class Programs:
         return found
 
     def _make_schedule(self) -> optax.Schedule:
-        config, steps = self.task.config, self.task.steps_per_epoch
-        if self.phase.on_features and config.finetune.head_learning_rate is not None:
-            return optax.constant_schedule(config.finetune.head_learning_rate)
-        epochs = self.phase.stop if self.phase.on_features else config.epochs - self._origin // steps
+        task, phase, config = self.task, self.phase, self.task.config
+        epochs = phase.stop if phase.on_features else config.epochs - self._origin // task.steps_per_epoch
+        peak = config.optimizer.learning_rate
+        if phase.head_only and config.finetune.head_learning_rate is not None:
+            peak = config.finetune.head_learning_rate
         return optim.make_schedule(
-            config.optimizer, epochs * steps, steps_per_epoch=steps, batch_size=config.batch_size
+            config.optimizer,
+            epochs * task.steps_per_epoch,
+            peak=peak,
+            steps_per_epoch=task.steps_per_epoch,
+            batch_size=config.batch_size,
         )
 
     def settings(self) -> StepSettings:
@@ -205,14 +229,8 @@ class Programs:
         train, validation = self.train_feed.split, self.validation_feed.split
         assert isinstance(train, FeatureSplit)
         assert isinstance(validation, FeatureSplit)
-        views = train.images.shape[1]
-        kernel, bias = solve_head(
-            train.images.reshape(len(train) * views, -1),
-            np.repeat(train.labels, views),
-            validation.images[:, 0],
-            validation.labels,
-            len(self.task.dataset.class_names),
-        )
+        chosen_on = None if self.task.scored_on_validation else (validation.images[:, 0], validation.labels)
+        kernel, bias = solve_head(train.images, train.labels, len(self.task.dataset.class_names), chosen_on)
         return {"fc.kernel": jnp.asarray(kernel), "fc.bias": jnp.asarray(bias)}
 
 

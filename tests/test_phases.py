@@ -17,25 +17,31 @@ from sft_jax.task import Task
 STEPS = 2  # of an epoch
 
 
-def task(**changes):
-    generator = np.random.default_rng(0)
-    split = ArraySplit(
-        generator.integers(0, 256, (STEPS * 8, 16, 16, 3), np.uint8), np.arange(STEPS * 8, dtype=np.int32) % 2
-    )
+def images(seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (STEPS * 8, 16, 16, 3), np.uint8)
+    return ArraySplit(pixels, np.arange(STEPS * 8, dtype=np.int32) % 2)
+
+
+def task(validation=None, scored_on_validation=False, **changes):
+    split = images()
     values = TINY | {"batch_size": 8, "limit_train_examples": None, "limit_eval_examples": None}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
-    return Task(config, Dataset(split, split, split, ("a", "b")), one_device())
+    dataset = Dataset(split, validation or split, split, ("a", "b"))
+    return Task(config, dataset, one_device(), scored_on_validation=scored_on_validation)
+
+
+def weights(network, seed=0):
+    generator = np.random.default_rng(seed)
+    return tuple(
+        {key: np.asarray(0.5 + 0.1 * generator.normal(size=leaf.shape), np.float32) for key, leaf in part.items()}
+        for part in (network.params, network.batch_stats)
+    )
 
 
 def at_the_switch(task, index=1):
     """The states on both sides of the switch to the phase with this index, and that one's programs."""
     before = Programs(task, task.phases[index - 1])
-    network = task.network
-    params, batch_stats = (
-        {key: np.full(leaf.shape, 0.5, np.float32) for key, leaf in part.items()}
-        for part in (network.params, network.batch_stats)
-    )
-    state = before.first_state(params, batch_stats)
+    state = before.first_state(*weights(task.network))
     # As if it had been trained: nothing that is kept is what it begins with.
     state = state.replace(
         step=np.int32(task.phases[index].first * STEPS),
@@ -153,3 +159,68 @@ def test_the_warm_up_of_the_averages_begins_where_they_begin():
     for name in ("conv1.kernel", "fc.kernel"):
         # The first rate is 1 / 10.
         np.testing.assert_allclose(new.ema[name], 0.1 * begun[name] + 0.9 * new.params[name], rtol=1e-5, atol=1e-7)
+
+
+def test_statistics_are_measured_at_each_size():
+    made = task(data__size_schedule=(("8", 0.5),), finetune__batch_norm="recalibrate", regularization__ema=0.9)
+    assert [phase.size for phase in made.phases] == [8, 16]
+    before = Programs(made, made.phases[0])
+    small = before.first_state(*weights(made.network))
+    kept = np.array(small.batch_stats["bn1.var"])
+    after = Programs(made, made.phases[1])
+    large = after.next_state(small, before)
+    wanted = after.measured(large.params, large.batch_stats)
+    for name, statistics in wanted.items():
+        np.testing.assert_allclose(large.batch_stats[name], statistics, rtol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(large.ema[name], large.batch_stats[name], err_msg=name)
+    assert (np.asarray(large.batch_stats["bn1.var"]) != kept).any()
+
+
+def test_statistics_that_are_not_measured_stay_at_another_size():
+    made = task(data__size_schedule=(("8", 0.5),), finetune__batch_norm="freeze_statistics")
+    before = Programs(made, made.phases[0])
+    small = before.first_state(*weights(made.network))
+    assert Programs(made, made.phases[1]).next_state(small, before) is small
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
+    """In cross-validation its labels make no difference; in a run the validation images choose."""
+    heads = []
+    for shift in (0, 1):
+        held_out = images(seed=1)
+        held_out = ArraySplit(held_out.images, (held_out.labels + shift * (np.arange(16) < 5)).astype(np.int32) % 2)
+        made = task(validation=held_out, scored_on_validation=scored, finetune__method="head")
+        state = Programs(made, made.phases[0]).first_state(*weights(made.network))
+        heads.append(np.array(state.params["fc.kernel"]))
+    assert (heads[0] == heads[1]).all() == scored
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        (
+            {"finetune__method": "head_then_full", "finetune__head_epochs": 4},
+            {0: 0.5, 4: 0.25, 7: 0.5 * (1 + np.cos(np.pi * 7 / 8)) / 2, 8: 0.02},
+        ),
+        ({"finetune__method": "gradual", "finetune__unfreeze_epochs": 4}, {0: 0.5, 4: 0.5 * 0.75, 8: 0.02 * 0.25}),
+    ],
+    ids=["head_then_full", "gradual"],
+)
+def test_the_heads_learning_rate_follows_the_schedule(changes, rates):
+    made = task(epochs=6, optimizer__schedule="cosine", finetune__head_learning_rate=0.5, **changes)
+    phases = {step: phase for phase in made.phases for step in range(phase.first * STEPS, phase.stop * STEPS)}
+    found = {step: Programs(made, phases[step]).learning_rate(step) for step in rates}
+    assert found == pytest.approx(rates, rel=1e-4)
+
+
+def test_the_heads_learning_rate_warms_up_and_grows_with_the_batch():
+    made = task(
+        epochs=6,
+        finetune__method="head",
+        finetune__head_learning_rate=0.5,
+        optimizer__warmup_epochs=2.0,
+        optimizer__reference_batch=4,
+    )
+    programs = Programs(made, made.phases[0])
+    assert [programs.learning_rate(step) for step in (0, 4, 9)] == pytest.approx([1 / 5, 1.0, 1.0])

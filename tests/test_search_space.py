@@ -136,6 +136,18 @@ def test_the_best_epoch_is_that_of_the_mean_curve():
     assert trial(1, [0.5, 0.9]).deviation is None
 
 
+def test_folds_that_stop_early_are_scored_by_their_own_best():
+    """Each ended where it ended; that the first one had no third epoch says nothing of the second one's."""
+    curves = [0.5, 0.9], [0.5, 0.4, 0.7, 0.8, 0.6]
+    found = Trial(1, {}, tuple(Fold(curve, [1 - value for value in curve], stops_early=True) for curve in curves))
+    assert found.epochs_per_fold == [2, 4]
+    assert found.epochs == 3
+    assert found.per_fold == [0.9, 0.8]
+    assert found.mean == pytest.approx(0.85)
+    assert found.loss == pytest.approx(0.15)
+    assert trial(1, *curves).per_fold == [0.9, 0.4], "without early stopping: one epoch for all"
+
+
 def test_order_of_merit():
     found = [trial(1, [0.5]), trial(2, [], state=DIVERGED), trial(3, [0.9], state=PRUNED), trial(4, [0.7])]
     assert [one.number for one in ranked(found)] == [4, 1, 3, 2]
@@ -148,6 +160,7 @@ def test_order_of_merit():
     [
         ({}, 2),
         ({"optimizer.schedule": "cosine"}, 3),
+        ({"regularization.early_stopping": 1}, 3),
         ({"optimizer.warmup_epochs": 2.0}, 3),
         ({"data.size_schedule": (("16", 0.5),)}, 3),
         ({"finetune.method": "head_then_full", "finetune.head_epochs": 2}, 3),

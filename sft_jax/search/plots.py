@@ -91,7 +91,8 @@ def _curves(trials: Sequence[Trial]) -> Figure:
     assert winner is not None
     curve = 100 * winner.curve()
     axes.plot(range(1, len(curve) + 1), curve, color=BEST, linewidth=2, label=f"best, trial {winner.number}")
-    axes.plot(winner.epochs, curve[winner.epochs - 1], "o", color=BEST, label=f"its best epoch, {winner.epochs}")
+    if not winner.stops_early:  # else each fold has its own
+        axes.plot(winner.epochs, curve[winner.epochs - 1], "o", color=BEST, label=f"its best epoch, {winner.epochs}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _dress(axes, "epoch", "validation accuracy, %")
     axes.legend(frameon=False)

@@ -70,10 +70,11 @@ def best_config(config: ConfigDict, trial: Trial) -> tuple[ConfigDict, bool]:
     """The configuration of the best trial, and whether its `epochs` are those that cross-validation chose.
 
     They are where a shorter run is the beginning of the longer one. A schedule that ends with the epochs does not allow
-    it: fewer would be another training.
+    it: fewer would be another training. Nor does early stopping, which ends the run by itself.
     """
     cut = (
-        config.optimizer.schedule == "constant"
+        config.regularization.early_stopping is None
+        and config.optimizer.schedule == "constant"
         and config.optimizer.warmup_epochs < trial.epochs
         and not config.data.size_schedule
         and (config.finetune.method != "head_then_full" or config.finetune.head_epochs < trial.epochs)

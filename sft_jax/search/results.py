@@ -19,6 +19,8 @@ class Fold:
 
     Attributes:
       val_accuracy, val_loss, train_loss: by epoch.
+      stops_early: whether a run of these settings ends by itself (regularization.early_stopping): the epoch that it
+        keeps is then its own best one, whatever the others' are.
       state: `DONE`, `PRUNED` or `DIVERGED`.
       steps: of training.
       seconds: of training and validation; of trials that trained at once, the trial's share.
@@ -27,6 +29,7 @@ class Fold:
     val_accuracy: list[float] = dataclasses.field(default_factory=list)
     val_loss: list[float] = dataclasses.field(default_factory=list)
     train_loss: list[float] = dataclasses.field(default_factory=list)
+    stops_early: bool = False
     state: str = DONE
     steps: int = 0
     seconds: float = 0.0
@@ -48,13 +51,28 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs with the best accuracy on average over the folds: that of cross-validation."""
-        return int(np.argmax(self.curve())) + 1
+        """The number of epochs with the best accuracy on average over the folds: that of cross-validation.
+
+        Of folds that stop early, the mean of their own best ones.
+        """
+        return round(float(np.mean(self.epochs_per_fold)))
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether each fold has a best epoch of its own."""
+        return any(fold.stops_early for fold in self.folds)
+
+    @property
+    def epochs_per_fold(self) -> list[int]:
+        """After how many epochs each fold is scored."""
+        if self.stops_early:
+            return [int(np.argmax(fold.val_accuracy)) + 1 for fold in self.folds]
+        return [int(np.argmax(self.curve())) + 1] * len(self.folds)
 
     @property
     def per_fold(self) -> list[float]:
-        """Validation accuracy after `epochs` epochs, of each fold."""
-        return [fold.val_accuracy[self.epochs - 1] for fold in self.folds]
+        """Validation accuracy after `epochs_per_fold` epochs, of each fold."""
+        return self._scored("val_accuracy")
 
     @property
     def mean(self) -> float:
@@ -68,13 +86,16 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        """Mean validation loss after `epochs` epochs: of two trials with one accuracy the lower one is better."""
-        return float(np.mean([fold.val_loss[self.epochs - 1] for fold in self.folds]))
+        """Mean validation loss of the same epochs: of two trials with one accuracy the lower one is better."""
+        return float(np.mean(self._scored("val_loss")))
 
     @property
     def seconds(self) -> float:
         """Of training and validation, over all folds."""
         return sum(fold.seconds for fold in self.folds)
+
+    def _scored(self, name: str) -> list[float]:
+        return [getattr(fold, name)[epochs - 1] for fold, epochs in zip(self.folds, self.epochs_per_fold, strict=True)]
 
     def curve(self) -> np.ndarray:
         """Validation accuracy by epoch, the mean over the folds, as far as all of them got."""

@@ -213,11 +213,12 @@ class Session:
         command = "python -m sft_jax.main --config {} --workdir {}".format(*files)
         spread = "" if winner.deviation is None else f" +- {winner.deviation:.2%} over {len(winner.folds)} folds"
         score = f"validation accuracy {winner.mean:.2%}{spread}"
-        epochs = (
-            f"after {winner.epochs} epochs"
-            if cut
-            else f"after {winner.epochs} of {config.epochs} epochs (left as they are: the schedule ends with them)"
-        )
+        if cut:
+            epochs = f"after {winner.epochs} epochs"
+        elif winner.stops_early:
+            epochs = f"with early stopping, after {winner.epochs} of {config.epochs} epochs on average"
+        else:
+            epochs = f"after {winner.epochs} of {config.epochs} epochs (left as they are: the schedule ends with them)"
         summary = f"The best of {len(self.study.trials())} trials: {score} {epochs}."
         write_text(path, recipe(config, winner.point, summary=summary, command=command))
         self.console.line(f"best       trial {winner.number}: {describe(winner.point)}: {score} {epochs}")

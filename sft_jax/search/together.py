@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -43,17 +44,20 @@ class Epoch(NamedTuple):
 class Together:
     """The training of trials whose configurations differ in nothing but the keys `traced`, of `TRACEABLE`.
 
-    Compiled once for all of them and for all data sets of one size.
+    Compiled once for all of them and for all data sets of one size. With `folds` the validation images are those of a
+    fold, which the trial must not have seen in any way.
 
     Raises:
       UserError: the configuration does not fit the data, or its initial weights do not fit the network.
     """
 
-    def __init__(self, config: ConfigDict, traced: Collection[str], dataset: Dataset, devices: Devices):
+    def __init__(
+        self, config: ConfigDict, traced: Collection[str], dataset: Dataset, devices: Devices, *, folds: bool = False
+    ):
         self.traced = tuple(traced)
         self._config, self._devices = config, devices
         self._compiled: dict[tuple, Callable] = {}
-        self._task = task = Task(config, dataset, devices)
+        self._task = task = Task(config, dataset, devices, scored_on_validation=folds)
         self._weights = initial_weights(config, task.build, task.network, load_init(config), dataset.class_names)[:2]
 
     def epochs(
@@ -128,6 +132,16 @@ class SeveralPrograms(Programs):
             return state if stacked is None else state.replace(anchor={})
 
         return self._across(create, (0, stacked, stacked), AXES)(self._settings, params, batch_stats)
+
+    def measured(self, params: Arrays, batch_stats: Arrays) -> Arrays:
+        """See `Programs`. Of each trial its own, once they differ."""
+        if not _stacked(params):
+            return super().measured(params, batch_stats)
+        found = []
+        for index in range(self._count):
+            own = tuple({key: leaf[index] for key, leaf in part.items()} for part in (params, batch_stats))
+            found.append(super().measured(*self.task.devices.replicate(own)))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
         """See `Programs`. Features are made by what no trial has trained: the first one's weights serve."""

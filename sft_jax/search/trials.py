@@ -83,10 +83,11 @@ class Trainer:
     ) -> None:
         configs = [self.config(trial) for trial in trials]
         dataset, together = self.data(configs[0])[fold], self.together(configs[0])
-        records, over = [Fold() for _ in trials], [False] * len(trials)
+        patience = configs[0].regularization.early_stopping
+        records = [Fold(stops_early=patience is not None) for _ in trials]
+        over = [False] * len(trials)
         task = together.task(dataset)
         steps_per_epoch, last_phase = task.steps_per_epoch, task.phases[-1].first
-        patience = configs[0].regularization.early_stopping
         steps = configs[0].epochs * steps_per_epoch
         start = time.perf_counter()
         with self.console.progress(f"{title}  fold {fold + 1}/{self.folds}" if self.folds > 1 else title, steps) as bar:
@@ -128,7 +129,7 @@ class Trainer:
 
     def _make(self, static: Values, traced: tuple[str, ...]) -> Together:
         config = complete(dict(static))
-        return Together(config, traced, self.data(config)[0], self.devices)
+        return Together(config, traced, self.data(config)[0], self.devices, folds=self.folds > 1)
 
 
 def _add(record: Fold, row: Epoch) -> None:
