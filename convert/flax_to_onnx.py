@@ -9,9 +9,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+if TYPE_CHECKING:
+    from convert.trained import Trained
 
 EXAMPLE = """examples:
   python convert/flax_to_onnx.py --workdir runs/cifar10 --output resnet18-cifar10.onnx
@@ -63,7 +67,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from sft_jax.errors import UserError
 
     found = trained.read(workdir, file)
-    size, batches = found.preprocess.size, ", ".join(map(str, BATCHES))
+    size, batches = found.size, ", ".join(map(str, BATCHES))
     program = torch.onnx.export(
         found.module,
         (torch.zeros(2, 3, size, size),),
@@ -74,9 +78,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         verbose=False,
     )
     assert program is not None, "the dynamo exporter returns one"
-    names = found.class_names or [str(label) for label in range(found.classes)]
-    facts = {"class_names": list(names), "mean": found.preprocess.mean, "std": found.preprocess.std}
-    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    program.model.metadata_props.update(metadata(found))
     temporary = output.with_name(output.name + ".tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,18 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     )
 
 
-def largest_difference(path: Path, found, batch: int) -> float:
+def metadata(found: "Trained") -> dict[str, str]:
+    """What the file says of itself, JSON by name: class_names, mean and std beside `Trained.metadata`.
+
+    Outputs without names are called "0", "1", ...; what images are normalised with is left out where it is not known.
+    """
+    names = found.facts.class_names or [str(label) for label in range(found.classes)]
+    normalised = {name: found.facts.preprocess[name] for name in ("mean", "std")} if found.facts.preprocess else {}
+    facts = {"class_names": list(names)} | normalised
+    return found.metadata() | {name: json.dumps(fact) for name, fact in facts.items()}
+
+
+def largest_difference(path: Path, found: "Trained", batch: int) -> float:
     """Of a logit of the ONNX file from our network's, relative to the largest one, on random images.
 
     Raises:
@@ -105,7 +118,7 @@ def largest_difference(path: Path, found, batch: int) -> float:
     from convert import parity
     from sft_jax.errors import UserError
 
-    size = found.preprocess.size
+    size = found.size
     images = np.random.default_rng(batch).standard_normal((batch, size, size, 3), np.float32)
     _, ours = parity.flax_activations(found.network, found.arrays, images)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -58,13 +58,14 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import parity, trained
+    from sft_jax.weights import some_of
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     found = trained.read(workdir, file)
     comparisons = [parity.compare(found.module, found.network, found.arrays, size) for size in parity.SIZES]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    _save(found.state_dict, output)
+    _save(found.state_dict, found.metadata(), output)
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
     console.print(f"  model = torchvision.models.{found.arch}(num_classes={found.classes})")
@@ -72,12 +73,11 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         console.print(f"  {STEM_LINES[found.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
-    if found.class_names:
-        names = ", ".join(found.class_names[:10])
-        console.print(f"classes: {names}{', ...' if found.classes > 10 else ''}")
+    if found.facts.class_names:
+        console.print(f"classes: {some_of(found.facts.class_names, most=10)}")
 
 
-def _save(state_dict: dict, output: Path) -> None:
+def _save(state_dict: dict, metadata: dict[str, str], output: Path) -> None:
     import safetensors.torch
     import torch
 
@@ -89,7 +89,7 @@ def _save(state_dict: dict, output: Path) -> None:
         if output.suffix == ".pth":
             torch.save(state_dict, temporary)
         else:
-            temporary.write_bytes(safetensors.torch.save(state_dict, metadata={"format": "pt"}))
+            temporary.write_bytes(safetensors.torch.save(state_dict, metadata={"format": "pt"} | metadata))
         os.replace(temporary, output)
     except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
         temporary.unlink(missing_ok=True)

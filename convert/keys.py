@@ -9,9 +9,11 @@
 | running_mean      | mean   |                                            |
 | running_var       | var    |                                            |
 
-Modules have the same path on both sides. `num_batches_tracked` has no counterpart; it is optional on torch's side.
+Modules have the same path on both sides; the state_dict has torchvision's names (see `names.py`).
+`num_batches_tracked` has no counterpart; it is optional on torch's side.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -23,6 +25,8 @@ from sft_jax.weights import misfits
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"
+# What is cast to float32. Narrower kinds are stored with scales of their own.
+OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 # From torch's axes to Flax's, by number of axes; the way back is the reverse permutation.
 TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 TO_TORCH = {ndim: tuple(np.argsort(axes).tolist()) for ndim, axes in TO_FLAX.items()}
@@ -32,6 +36,26 @@ def torch_key(flax_key: str) -> str:
     """For instance "layer1.0.bn1.scale" -> "layer1.0.bn1.weight"."""
     module, _, leaf = flax_key.rpartition(".")
     return f"{module}.{LEAVES[leaf]}"
+
+
+def cast(state_dict: Mapping[str, torch.Tensor], network: Functional) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """A state_dict whose floating-point tensors are float32 and whose counters int64, as far as they fit `network`.
+
+    Returns:
+      the state_dict, and a notice about what was cast.
+    """
+    shapes = {torch_key(key): _torch_shape(leaf) for key, leaf in (network.params | network.batch_stats).items()}
+    result, kinds = dict(state_dict), Counter[str]()
+    for key, tensor in state_dict.items():
+        if not _is_plain(tensor):
+            continue
+        # Of no others: a tensor may claim any shape.
+        if list(tensor.shape) == shapes.get(key) and tensor.dtype in OTHER_FLOATS:
+            result[key] = tensor.float()
+            kinds[_kind(tensor)] += 1
+        elif key.endswith(COUNTER) and tensor.numel() == 1 and not tensor.is_complex():
+            result[key] = tensor.reshape(()).nan_to_num().long()
+    return result, [f"{count} tensors were cast from {kind} to float32" for kind, count in kinds.items()]
 
 
 def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> list[str]:
@@ -51,7 +75,7 @@ def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> lis
 def to_flax(state_dict: Mapping[str, torch.Tensor], network: Functional) -> dict[str, np.ndarray]:
     """The arrays of `network`, under its keys, from a state_dict that has no `problems`."""
     return {
-        key: np.ascontiguousarray(state_dict[torch_key(key)].numpy().transpose(TO_FLAX[len(leaf.shape)]))
+        key: np.ascontiguousarray(state_dict[torch_key(key)].detach().numpy().transpose(TO_FLAX[len(leaf.shape)]))
         for key, leaf in (network.params | network.batch_stats).items()
     }
 
@@ -77,13 +101,24 @@ def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it has a number for each of its places, in memory."""
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
 def _kind(tensor: torch.Tensor) -> str:
+    if tensor.device.type != "cpu":
+        return f"{tensor.device.type} "  # without values
     sparse = "" if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} "
     return sparse + str(tensor.dtype).removeprefix("torch.")
 
 
 def _described_for_torch(leaf: jax.Array) -> str:
-    return f"{leaf.dtype}{[leaf.shape[axis] for axis in TO_TORCH[len(leaf.shape)]]}"
+    return f"{leaf.dtype}{_torch_shape(leaf)}"
+
+
+def _torch_shape(leaf: jax.Array) -> list[int]:
+    return [leaf.shape[axis] for axis in TO_TORCH[len(leaf.shape)]]
 
 
 def _counter_keys(flax_keys: Iterable[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The same network in torch and in Flax."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +9,7 @@ import torchvision
 from sft_jax.models import SHAPES, STEMS, Functional, ResNet
 
 
+@functools.cache
 def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Functional:
     """Ours, with shapes in place of arrays."""
     return Functional.abstract(lambda rngs: ResNet(SHAPES[arch], classes, stem=stem, rngs=rngs))
@@ -19,9 +21,10 @@ def torch_network(
     """torchvision's with `state_dict`, in evaluation mode; with another stem and other input channels where that has
     them.
     """
-    module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
-    put_stem(module, stem, channels=state_dict["conv1.weight"].shape[1])
-    module.load_state_dict(state_dict, strict=True)
+    with torch.device("meta"):  # no random weights are drawn
+        module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
+        put_stem(module, stem, channels=state_dict["conv1.weight"].shape[1])
+    module.load_state_dict(state_dict, strict=True, assign=True)
     return module.eval()
 
 
@@ -35,7 +38,22 @@ def put_stem(module: torchvision.models.ResNet, stem: str, *, channels: int = 3)
         module.maxpool = torch.nn.Identity()
 
 
-def stem_of(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Which of our `STEMS` a state_dict has, as far as its shapes tell: "cifar" has those of "imagenet"."""
+def stem_of(state_dict: Mapping[str, torch.Tensor], recorded: str | None = None) -> str:
+    """Which of our `STEMS` a state_dict has: the `recorded` one where its shapes allow that, else as they say."""
     kernel = state_dict.get("conv1.weight")
-    return "cifar3x3" if kernel is not None and kernel.shape[2:] == (3, 3) else "imagenet"
+    size = 7 if kernel is None else kernel.shape[-1]
+    likely = [name for name, stem in STEMS.items() if stem.size == size] or ["imagenet"]
+    return recorded if recorded in likely else likely[0]
+
+
+def takes_gray(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the first convolution has one input channel."""
+    kernel = state_dict.get("conv1.weight")
+    return kernel is not None and kernel.shape[:2] == (64, 1)
+
+
+def with_colours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A network of gray images as one of RGB images: the same outputs for gray in all three channels."""
+    if not takes_gray(state_dict):
+        return dict(state_dict)
+    return {**state_dict, "conv1.weight": state_dict["conv1.weight"].float().repeat(1, 3, 1, 1) / 3}

@@ -57,8 +57,13 @@ def compare(
     images: int = 4,
     seed: int = 0,
 ) -> Comparison:
-    """Runs torchvision's `module` and our `network` with `arrays` on the same normally distributed images."""
+    """Runs torchvision's `module` and our `network` with `arrays` on the same normally distributed images.
+
+    A module with one input channel sees the first one of gray images.
+    """
     nhwc = np.random.default_rng(seed).standard_normal((images, size, size, 3), np.float32)
+    if module.conv1.in_channels == 1:
+        nhwc[..., 1:] = nhwc[..., :1]
     theirs, their_logits = torch_activations(module, nhwc)
     ours, our_logits = flax_activations(network, arrays, nhwc)
     assert theirs.keys() == ours.keys(), "the networks have different blocks"
@@ -90,7 +95,8 @@ def torch_activations(
     hooks = [block.register_forward_hook(keep(name)) for name, block in watched.items()]
     try:
         with torch.no_grad():
-            logits = module.eval()(torch.from_numpy(images).permute(0, 3, 1, 2))
+            channels = torch.from_numpy(images).permute(0, 3, 1, 2)[:, : module.conv1.in_channels]
+            logits = module.eval()(channels)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,14 +1,14 @@
 """Where state_dicts come from: files, and torchvision's own weights."""
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
-import pickle
+import json
 import re
 import socket
 import urllib.error
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +16,70 @@ import safetensors
 import torch
 import torchvision
 
+from convert import heads, safe_load, unwrap
 from sft_jax.errors import UserError
 
 # Seconds without an answer after which a download is given up.
 TIMEOUT = 10.0
-# Keys under which training scripts and model collections put the state_dict in a larger dictionary.
-WRAPPERS = ("state_dict", "model")
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Reads a state_dict without running any code in it.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A ResNet in a file.
+
+    Attributes:
+      state_dict: its tensors under torchvision's names; without `fc.*` where it has no plain head.
+      notices: what was unwrapped, renamed and left out to get at them.
+      class_names: of its outputs, where the file records them.
+      metadata: of a `.safetensors` file.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    notices: list[str]
+    class_names: tuple[str, ...] | None
+    metadata: dict[str, str]
+
+
+def read(path: Path, key: str | None = None) -> Checkpoint:
+    """Reads a state_dict without running any code in its file.
 
     Args:
       path: an existing file, `.safetensors` or else of torch.save's.
-
-    Returns:
-      The tensors by key, and notices about what was unwrapped to get at them.
+      key: which of several state_dicts to take, see `unwrap.choose`.
 
     Raises:
-      UserError: a damaged file, or one that holds something else.
+      UserError: a damaged file, one that holds something else, or one that holds several networks.
     """
     if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("format", "").startswith("sft-jax"):
-                    raise UserError(f"{path} is converted already; use it as it is: --config.init={path}")
-                return _unwrap({key: file.get_tensor(key) for key in file.keys()}, path)  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    _check_archive(path)
+        content, metadata = _read_safetensors(path)
+        class_names = unwrap.class_names_in({"class_names": _parsed(metadata.get("class_names", ""))})
+    else:
+        content, metadata = safe_load.load(path), {}
+        class_names = unwrap.class_names_in(content)
+    chosen, notices = unwrap.choose(content, key, str(path))
+    if chosen.naming is None:
+        return Checkpoint(chosen.tensors, notices, class_names, metadata)
+    state_dict, more = heads.with_plain_head(*chosen.split(), chosen.naming.prefix)
+    return Checkpoint(state_dict, notices + more, class_names, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {name[1]}, and" if name else "it may hold more than tensors, and"
-        raise UserError(
-            f"{path} is no plain state_dict: {found} code in a pickle is never run here; "
-            f"where you trust it, load it yourself and torch.save(model.state_dict(), FILE)"
-        ) from None
-    except Exception as error:  # torch raises many kinds for files that are damaged or not its own
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} is damaged or no file of torch.save's ({reason})") from None
-    return _unwrap(content, path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format", "").startswith("sft-jax"):
+                raise UserError(f"{path} is converted already; use it as it is: --config.init={path}")
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _parsed(text: str) -> Any:
+    """JSON that another program wrote; None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def torchvision_file(arch: str, name: str) -> Path:
@@ -85,56 +107,28 @@ def torchvision_file(arch: str, name: str) -> Path:
             raise UserError(f"{url} cannot be downloaded ({reason}); {elsewhere}") from None
         except RuntimeError as error:  # the hash
             raise UserError(f"the download of {url} is damaged ({error}); try again, or {elsewhere}") from None
-    expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    if expected and not sha256(path).startswith(expected[1]):
-        raise UserError(f"{path} is damaged: its SHA-256 does not begin with {expected[1]}; delete it and try again")
+    expected = _expected(path.name)
+    if expected and not sha256(path).startswith(expected):
+        raise UserError(f"{path} is damaged: its SHA-256 does not begin with {expected}; delete it and try again")
     return path
 
 
-def torchvision_classes(arch: str, name: str) -> tuple[str, ...]:
-    """The class names of torchvision's weights `name`."""
-    return tuple(torchvision.models.get_model_weights(arch)[name].meta["categories"])
+def published(arch: str, digest: str) -> str | None:
+    """The name of torchvision's weights for `arch` whose file has this SHA-256; None where it is no file of theirs."""
+    known = torchvision.models.get_model_weights(arch)
+    return next((name for name in known.__members__ if digest.startswith(_expected(known[name].url) or "none")), None)
+
+
+def _expected(name: str) -> str | None:
+    """How the SHA-256 of a file begins that is called so, or downloaded from such an address."""
+    match = re.search(r"-([0-9a-f]{8,})\.", name)
+    return match and match[1]
 
 
 def sha256(path: Path) -> str:
     """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_archive(path: Path) -> None:
-    """Refuses a zip file that is compressed, which may claim terabytes, or damaged: torch checks no checksums."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as file:
-            if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
-                raise UserError(
-                    f"{path} is compressed, which torch's own never are; load it yourself and torch.save it anew"
-                )
-            bad = file.testzip()
-    except UserError:
-        raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise UserError(f"{path} is damaged or no file of torch.save's ({type(error).__name__}: {error})") from None
-    if bad is not None:
-        raise UserError(f"{path} is damaged: the checksum of {bad} in it is another one")
-
-
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    notices = []
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            notices.append(f"the state_dict was found under {wrapper!r}")
-    if not (isinstance(content, Mapping) and content and all(map(torch.is_tensor, content.values()))):
-        raise UserError(
-            f"{path} holds no state_dict (tensors by name); make one with torch.save(model.state_dict(), FILE)"
-        )
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): tensor for key, tensor in content.items()}
-        notices.append("the prefix 'module.' of every key was dropped")
-    return dict(content), notices
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import torch
 import torchvision
 
 from convert import keys, networks
-from sft_jax.data.preprocess import IMAGENET, Preprocess
+from convert.facts import Facts, of_run, recorded
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import Functional
 from sft_jax.runs import Run, load_run_weights
 from sft_jax.weights import initialise, load_weights
@@ -22,8 +23,7 @@ class Trained:
     Attributes:
       arch, stem: of the network.
       classes: how many.
-      class_names: None where they are not known.
-      preprocess: what its images go through.
+      facts: its class names, and what its images go through.
       network, arrays: ours.
       state_dict, module: torch's; the latter in evaluation mode.
     """
@@ -31,12 +31,23 @@ class Trained:
     arch: str
     stem: str
     classes: int
-    class_names: tuple[str, ...] | None
-    preprocess: Preprocess
+    facts: Facts
     network: Functional
     arrays: dict[str, np.ndarray]
     state_dict: dict[str, torch.Tensor]
     module: torchvision.models.ResNet
+
+    @property
+    def size(self) -> int:
+        """Side of its images in pixels; where that was not recorded, the usual one for its stem."""
+        usual = 224 if self.stem == "imagenet" else 32
+        return self.facts.preprocess["size"] if self.facts.preprocess else usual
+
+    def metadata(self) -> dict[str, str]:
+        """What an export says of itself; class names and preprocessing as JSON, and only where they are known."""
+        known = {"class_names": self.facts.class_names, "preprocess": self.facts.preprocess}
+        texts = {name: json.dumps(fact) for name, fact in known.items() if fact is not None}
+        return {"arch": self.arch, "stem": self.stem} | texts
 
 
 def read(workdir: Path | None, file: Path | None) -> Trained:
@@ -47,10 +58,12 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
     """
     if workdir is not None:
         weights, config = load_run_weights(workdir), Run(workdir).config()
-        stem, preprocess = config.model.stem, Preprocess.of_config(config.data)
+        assert weights.class_names is not None, "a run knows its classes"
+        stem, facts = config.model.stem, of_run(weights.class_names, Preprocess.of_config(config.data))
     else:
         assert file is not None
-        weights, stem, preprocess = load_weights(file), "imagenet", IMAGENET
+        weights = load_weights(file)
+        stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
     head = weights.arrays.get("fc.bias")
     classes = 1000 if head is None else head.shape[0]
     network = networks.flax_network(weights.arch, classes, stem)
@@ -58,6 +71,4 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
     counters = weights.metadata.get("num_batches_tracked")
     state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
     module = networks.torch_network(weights.arch, classes, state_dict, stem)
-    return Trained(
-        weights.arch, stem, classes, weights.class_names, preprocess, network, weights.arrays, state_dict, module
-    )
+    return Trained(weights.arch, stem, classes, facts, network, weights.arrays, state_dict, module)

@@ -161,7 +161,8 @@ def inherited_head(
         array[..., [here[name] for name in shared]] = given[key][..., [there[name] for name in shared]]
     new, dropped = ([name for name in some if name not in shared] for some in (names, old))
     said = f"; head: {len(shared)} of {len(names)} classes keep their rows"
-    return head, said + (f", new: {_some(new)}" if new else "") + (f"; dropped: {_some(dropped)}" if dropped else "")
+    said += f", new: {some_of(new)}" if new else ""
+    return head, said + (f"; dropped: {some_of(dropped)}" if dropped else "")
 
 
 def _positions(names: Sequence[str]) -> dict[str, int]:
@@ -170,7 +171,8 @@ def _positions(names: Sequence[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names) if counts[name] == 1}
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first `most` names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

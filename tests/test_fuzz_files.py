@@ -178,7 +178,7 @@ def test_damaged_state_dicts(tmp_path, damage, zipped):
     path.write_bytes(damage(path.read_bytes()))
     before = contents(tmp_path)
     with refusals() as said:
-        found, _ = sources.read_state_dict(path)
+        found = sources.read(path).state_dict
     assert contents(tmp_path) == before
     if not said and zipped and damage.__name__.startswith("flip"):
         # A zip file has a checksum of everything in it, which torch does not look at.
@@ -210,7 +210,7 @@ def test_no_pickle_is_run(tmp_path, form, wrap):
         with pytest.raises(UserError, match="no valid latest checkpoint"):
             Checkpoints(tmp_path / "run").restore("latest")
     else:
-        for read in (sources.read_state_dict, load_weights):
+        for read in (sources.read, load_weights):
             with pytest.raises(UserError):
                 read(path)
     assert not place.exists()
@@ -231,7 +231,7 @@ def test_zip_bombs(tmp_path):
         new.writestr("archive/data/1", bytes(2**26))
     assert (tmp_path / "w.pth").stat().st_size < 2**20
     with pytest.raises(UserError, match="is compressed, which torch's own never are"):
-        sources.read_state_dict(tmp_path / "w.pth")
+        sources.read(tmp_path / "w.pth")
 
 
 # --- Checkpoints and runs

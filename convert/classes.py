@@ -1,0 +1,88 @@
+"""The names of a network's outputs: given, recorded in its file, or ImageNet's."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torchvision
+
+from sft_jax.errors import UserError
+
+DATASETS = ("imagenet", "none")
+
+
+def imagenet() -> tuple[str, ...]:
+    """The 1,000 names of ImageNet's classes, as torchvision has them."""
+    return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Names from `--classes`: a file with one a line, a JSON file, or the names themselves between commas.
+
+    A JSON file holds a list, names by label, labels by name, or a `config.json` of Hugging Face's.
+
+    Raises:
+      UserError: no such file, or no names in it.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+            names = _of_json(json.loads(content)) if path.suffix == ".json" else _stripped(content.strip().splitlines())
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"--classes {text} cannot be read: {error}") from None
+    elif "," in text:
+        names = _stripped(text.split(","))
+    else:
+        raise UserError(f"--classes {text}: there is no such file; names are written with commas: --classes ant,bee")
+    if not names or not all(names):
+        raise UserError(f"--classes {text}: a name is empty")
+    return names
+
+
+def choose(
+    given: tuple[str, ...] | None, recorded: tuple[str, ...] | None, dataset: str | None, outputs: int, source: str
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The names of the outputs, None where nobody knows them, and notices about where they are from.
+
+    Args:
+      given: by the user.
+      recorded: by the file.
+      dataset: of `DATASETS`, or None for ImageNet's names where there are 1,000 outputs.
+      outputs: how many classes there are; 0 without a head.
+      source: of the messages.
+
+    Raises:
+      UserError: another number of names than of outputs.
+    """
+    if given is None and dataset == "imagenet":
+        given = imagenet()
+    if given is not None:
+        if len(given) != outputs:
+            what = f"{outputs:,} outputs" if outputs else "no head"
+            raise UserError(f"{len(given):,} class names were given, but {source} has {what}")
+        return given, []
+    if recorded is not None and len(recorded) == outputs:
+        return recorded, []
+    if outputs == 1000 and dataset is None:
+        return imagenet(), ["1,000 outputs were taken for ImageNet's classes; if they are not: --dataset none"]
+    return None, []
+
+
+def _of_json(content: Any) -> tuple[str, ...]:
+    if isinstance(content, Mapping) and isinstance(content.get("id2label"), Mapping):
+        content = content["id2label"]
+    if isinstance(content, Mapping) and all(isinstance(label, int) for label in content.values()):
+        content = {label: name for name, label in content.items()}
+    if isinstance(content, Mapping):
+        labels = sorted(content, key=int)
+        if list(map(int, labels)) != list(range(len(labels))):
+            raise ValueError(f"the labels are not 0 to {len(labels) - 1}")
+        content = [content[label] for label in labels]
+    # Keras's imagenet_class_index.json has ["n01440764", "tench"] in the place of a name.
+    return _stripped(str(name[-1] if isinstance(name, list) else name) for name in content)
+
+
+def _stripped(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names)
