@@ -3,7 +3,8 @@
     python -m sft_jax.main --config configs/folder.py:PATH
     python -m sft_jax.main --config configs/folder.py:PATH --config.data.size=224 --config.precision=bfloat16  # GPU
 
-PATH holds a folder of images for each class, or train/, val/ and test/ with such folders. BiT (Kolesnikov et al., 2020,
+PATH holds a folder of images for each class, or train/, val/ and test/ with such folders (valid/, Training/, dev/ and
+their like are understood). BiT (Kolesnikov et al., 2020,
 arXiv:1912.11370) fixes the number of updates by the size of the training set and uses mixup only where there are many
 images; so does this, with fewer updates of smaller batches, as a laptop can do them.
 
@@ -17,7 +18,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sft_jax.config import default_config
-from sft_jax.data.image_files import find_images
+from sft_jax.data.folder import list_folder
+from sft_jax.data.parts import decided
 from sft_jax.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,7 +58,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def count(folder: Path) -> int:
-    """Training images: those below train/, or all of them less what is held out."""
-    train = folder / "train"
-    images = len(find_images(train if train.is_dir() else folder).images)
-    return images if train.is_dir() else round(0.8 * images)
+    """Training images."""
+    return len(decided(list_folder(folder, []), [])["train"])

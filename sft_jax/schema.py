@@ -78,7 +78,13 @@ _DEVIATIONS: dict[str, Any] = {
 }
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, int, "Of the new weights, the order of the images and their augmentation.", **_NOT_NEGATIVE),
+    "seed": Key(
+        0,
+        int,
+        "Of the new weights, the order of the images, their augmentation, and the images of data.per_class and of the "
+        "limits. Never which image is in which part: that depends on names alone.",
+        **_NOT_NEGATIVE,
+    ),
     "epochs": Key(100, int, "Passes over the training images.", **_POSITIVE),
     "batch_size": Key(100, int, "Images a step, over all devices together.", **_POSITIVE),
     "precision": Key(
@@ -110,6 +116,11 @@ KEYS: dict[str, Key] = {
     "data.train": Key("train[:45000]", str, "The split to train on, as tfds writes it."),
     "data.validation": Key("train[45000:]", str, "The split that chooses the best checkpoint."),
     "data.test": Key("test", str, "The split that is scored once, at the end."),
+    "data.allow_overlap": Key(
+        False,
+        bool,
+        "Train although images of the test part are in the training part too, or were in that of init's run.",
+    ),
     "data.per_class": Key(
         None, int, "Train on this many images of each class only (few-shot).", optional=True, **_POSITIVE
     ),

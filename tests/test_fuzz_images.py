@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sft_jax.data.folder import load_folder
+from sft_jax.data.image_files import is_ignored
 from sft_jax.data.images import UNREADABLE, read_square, to_square
+from sft_jax.data.part_names import part_of
 from sft_jax.errors import UserError
 
 SIZE = 8
@@ -87,9 +89,9 @@ def test_no_pictures_at_all(tmp_path, content):
     bad.write_bytes(content)
     start = time.monotonic()
     with pytest.raises(UserError, match="1 images cannot be read; mend or remove them: ") as caught:
-        load_folder(tmp_path, SIZE, 0)
+        load_folder(tmp_path, SIZE)
     assert str(bad) in str(caught.value)
-    streamed = parts(load_folder(tmp_path, SIZE, 0, memory_bytes=1))
+    streamed = parts(load_folder(tmp_path, SIZE, memory_bytes=1))
     with pytest.raises(UserError, match=r"b/bad\.png cannot be read"):
         list(itertools.chain.from_iterable(split.batches(np.arange(len(split))[None]) for split in streamed))
     assert time.monotonic() - start < 20
@@ -140,7 +142,7 @@ def test_links_that_go_round(tmp_path):
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "b" / "gone.png").symlink_to("nowhere")
     (tmp_path / "round").symlink_to("round")
-    dataset = load_folder(tmp_path, SIZE, 0)
+    dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == ("a", "b")
     assert sum(map(len, parts(dataset))) == 20
     assert dataset.notices[0] == f"3 entries of {tmp_path} are no pictures and were left out"
@@ -150,7 +152,7 @@ def test_special_files_are_not_opened(tmp_path):
     """Reading a pipe would wait for ever."""
     classes(tmp_path, "a", "b")
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    assert sum(map(len, parts(load_folder(tmp_path, SIZE, 0)))) == 20
+    assert sum(map(len, parts(load_folder(tmp_path, SIZE)))) == 20
 
 
 def as_nobody(action):
@@ -174,7 +176,7 @@ def test_what_may_not_be_read(tmp_path, kind):
     closed.chmod(0)
     try:
         with pytest.raises(UserError) as caught:
-            as_nobody(lambda: load_folder(root, SIZE, 0))
+            as_nobody(lambda: load_folder(root, SIZE))
     finally:
         closed.chmod(0o755)
     assert str(closed) in str(caught.value)
@@ -193,12 +195,12 @@ def test_any_names(tmp_path_factory, names):
             classes(root, name, count=10)
     except (OSError, UnicodeEncodeError):
         return  # the file system has no such names
-    wanted = sorted({name for name in names if not name.startswith(".")} - {"val", "validation", "test", "train"})
+    wanted = sorted({name for name in names if not is_ignored(name)})
     with refusals() as said:
-        found = load_folder(root, SIZE, 0)
+        found = load_folder(root, SIZE)
         assert found.class_names == tuple(wanted)
         assert sum(map(len, parts(found))) == 10 * len(wanted)
-    assert not said or len(wanted) < 2 or "train" in names
+    assert not said or len(wanted) < 2 or any(map(part_of, wanted))
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -207,11 +209,11 @@ def test_names_that_are_no_text(tmp_path):
         pytest.skip("file names are text here")
     classes(tmp_path, "a", b"caf\xe9")
     with pytest.raises(UserError, match=r"the name of a class is no UTF-8: .*caf\\udce9.*rename the folder"):
-        load_folder(tmp_path, SIZE, 0)
+        load_folder(tmp_path, SIZE)
     (tmp_path / os.fsdecode(b"caf\xe9")).rename(tmp_path / "b")
     (tmp_path / "a" / "00.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
     assert "a/caf\N{REPLACEMENT CHARACTER}.png" in [
-        name for split in parts(load_folder(tmp_path, SIZE, 0)) for name in split.names
+        name for split in parts(load_folder(tmp_path, SIZE)) for name in split.names
     ]
 
 
@@ -225,7 +227,7 @@ def test_any_layout(tmp_path_factory, data):
         for name in data.draw(st.lists(names, unique=True)):
             classes(root / part, name, count=data.draw(st.sampled_from([0, 1, 10])))
     with refusals() as said:
-        found = load_folder(root, SIZE, 0)
+        found = load_folder(root, SIZE)
     if not said:
         assert len(found.class_names) >= 2
         for split in parts(found):

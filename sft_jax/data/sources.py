@@ -7,7 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data.digits import load_digits
-from sft_jax.data.folder import load_folder
+from sft_jax.data.files import load_listing
+from sft_jax.data.folder import list_folder
+from sft_jax.data.listing import Record
 from sft_jax.data.strata import per_class
 from sft_jax.data.tfds_source import check_tfds, load_tfds
 from sft_jax.data.types import Dataset, Split
@@ -21,29 +23,53 @@ def load_dataset(
     limit_train: int | None = None,
     limit_eval: int | None = None,
     once: bool = False,
+    recorded: Record | None = None,
+    resuming: bool = False,
+    old_seed: int | None = None,
 ) -> Dataset:
     """Reads what `config` (the part `data` of the configuration) names.
 
     Args:
-      config: `source`, `dir`, `download`, `train`, `validation`, `test`, `per_class` and `size` are read.
+      config: `source`, `dir`, `download`, `train`, `validation`, `test`, `per_class`, `size` and `allow_overlap` are
+        read.
       seed: chooses the images of `per_class` and of the limits.
       limit_train: this many training images, drawn at random.
       limit_eval: this many images of the validation and of the test split, drawn at random.
       once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for.
+      recorded: of a run that has begun: its images are wanted.
+      resuming: that run is to go on.
+      old_seed: of a run that began when runs recorded no images and drew the parts of a folder by their seed.
 
     Raises:
-      UserError: the source is unknown or cannot be read.
+      UserError: the source is unknown or cannot be read, or has not the images that are recorded.
     """
     kind, _, rest = config.source.partition(":")
+    notices: list[str] = []
     if kind == "tfds" and rest:
         splits = (config.train, config.validation, config.test)
-        dataset = load_tfds(rest, directory=config.dir, download=config.download, splits=splits, size=config.size)
+        directory = config.dir and _place(config.dir, recorded, notices)
+        dataset = load_tfds(rest, directory=directory, download=config.download, splits=splits, size=config.size)
+        dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
     elif kind == "folder" and rest:
-        dataset = load_folder(rest, config.size, seed, memory_bytes=0 if once else None)
+        dataset = load_listing(
+            list_folder(Path(_place(rest, recorded, notices)), notices),
+            config.size,
+            notices,
+            memory_bytes=0 if once else None,
+            recorded=recorded,
+            resuming=resuming,
+            old_seed=old_seed,
+            allow_overlap=config.allow_overlap,
+        )
     elif kind == "digits":
         dataset = load_digits(config.source)
     else:
         raise UserError(_unknown(config.source))
+    if dataset.record is None:
+        directory = config.dir and str(Path(config.dir).absolute())
+        dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
+    if recorded is not None and recorded.class_names != dataset.class_names:
+        raise UserError(f"the classes of {config.source} are not those of the run; name the data of the run")
     train = dataset.train
     if config.per_class is not None:
         train = train.take(per_class(train.labels, config.per_class, seed))
@@ -53,6 +79,15 @@ def load_dataset(
         validation=_limited(dataset.validation, limit_eval, seed),
         test=_limited(dataset.test, limit_eval, seed),
     )
+
+
+def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
+    """`named`; where there is nothing of that name, as in another folder than the run began in, what it was then."""
+    place = recorded.place if recorded else None
+    if Path(named).exists() or not place or not Path(place).exists():
+        return named
+    notices.append(f"{named} is not here; {place} is read, as when the run began")
+    return place
 
 
 def check_source(config: ConfigDict) -> tuple[bool, str]:

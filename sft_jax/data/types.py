@@ -7,6 +7,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from sft_jax.data.listing import Record
+
 # Pictures are decoded outside Python's lock, so threads keep the cores busy; the buffer holds whole batches.
 DECODING_THREADS = 16
 BUFFERED_BATCHES = 4
@@ -109,10 +111,11 @@ def _taken(names: Sequence[str] | None, rows: np.ndarray) -> Sequence[str] | Non
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three splits, the names of the classes (label = position), and what the user should be told about them."""
+    """Three splits, the classes (label = position), what the user should be told, and what a run records of them."""
 
     train: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    record: Record | None = None

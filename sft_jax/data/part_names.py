@@ -1,0 +1,24 @@
+"""How people name the parts of a data set: in folders, and in a column of a table."""
+
+import re
+
+PARTS = ("train", "val", "test")
+# As in torchvision, timm, fastai (valid), Roboflow (valid), Kaggle (Training, seg_test) and Hugging Face (dev).
+_ALIASES = {
+    "train": {"train", "training", "trn"},
+    "val": {"val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"},
+    "test": {"test", "testing", "tests", "tst"},
+}
+_FILLERS = {"set", "data", "dataset", "split", "part", "images", "image", "imgs", "img", "seg"}
+
+
+def part_of(name: str) -> str | None:
+    """The part ("train", "val" or "test") that `name` stands for in any capitals, as "Training" or "test_set", or None.
+
+    A year after it, as in "train2017", makes no difference.
+    """
+    words = re.split(r"[\W_]+", name.casefold())
+    stems = [re.sub(r"(?<=.)(set|data|(19|20)\d\d)$", "", word) for word in words if word and word not in _FILLERS]
+    if len(stems) != 1:
+        return None
+    return next((part for part, aliases in _ALIASES.items() if stems[0] in aliases), None)
