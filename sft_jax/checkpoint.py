@@ -130,6 +130,10 @@ class Checkpoints:
         for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
             shutil.rmtree(stale)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is any checkpoint called "latest" or "best", valid or not."""
+        return bool(self._found(name))
+
     def restore(self, name: str) -> Restored | None:
         """Reads the newest valid checkpoint called "latest" or "best"; damaged ones are named in its `notices` and left
         where they are. None where none was ever saved.

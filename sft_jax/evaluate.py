@@ -91,12 +91,13 @@ def evaluate(
     Raises:
       UserError: no such run, checkpoint or split, data that are not the run's, or nothing can be written.
     """
-    from sft_jax import data
     from sft_jax.classifier import check_evaluable
     from sft_jax.config import complete, flatten
     from sft_jax.parallel import Devices
     from sft_jax.progress import Progress
+    from sft_jax.report.console import Console as Quiet
     from sft_jax.report.results import write_json
+    from sft_jax.start import earlier, read_dataset
     from sft_jax.task import Task
 
     devices = Devices()
@@ -108,14 +109,10 @@ def evaluate(
         if not config.data.source.startswith("tfds:"):
             raise UserError(f"--split {split!r} must be train, validation or test: the run is on {config.data.source}")
         config = complete(flatten(config) | {"data.test": split})
-    # Not `read_dataset`, which says so on standard output.
-    dataset = data.load_dataset(
-        config.data,
-        seed=config.seed,
-        limit_train=config.limit_train_examples,
-        limit_eval=config.limit_eval_examples,
-        once=True,
-    )
+    # The console says what is going on to standard output, which may be wanted for JSON alone.
+    dataset = read_dataset(config, Quiet(mute=True), once=True, before=earlier(run))
+    for notice in dataset.notices:
+        print(notice, file=sys.stderr)
     if tuple(found.metadata["class_names"]) != dataset.class_names:
         raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")
     task = Task(config, dataset, devices)

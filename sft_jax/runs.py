@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import gzip
 import importlib.metadata
 import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from ml_collections import ConfigDict
 import sft_jax
 from sft_jax.checkpoint import Checkpoints, Restored
 from sft_jax.config import complete, flatten
+from sft_jax.data.listing import Record
 from sft_jax.digest import digest
 from sft_jax.errors import UserError
-from sft_jax.report.results import write_json, write_text
+from sft_jax.report.results import write_bytes, write_json, write_text
 from sft_jax.weights import Weights
 
 # Keys that may differ when a run is resumed: they do not change what its steps so far have computed.
@@ -27,9 +30,12 @@ RESUMABLE_KEYS = {
     "compare_with_scratch",
     "data.dir",
     "data.download",
-    "logging.wandb",
-    "logging.mlflow",
+    "data.allow_overlap",
+    "regularization.early_stopping",
 }
+RESUMABLE_GROUPS = ("logging.", "evaluation.")
+# Sources that lie where they are named, and may be moved.
+PLACES = ("folder:", "csv:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Run:
     def config_file(self) -> Path:
         """The resolved configuration, versions, devices and command line."""
         return self.folder / "config.json"
+
+    @property
+    def dataset_file(self) -> Path:
+        """The classes, and which image is in which part."""
+        return self.folder / "dataset.json.gz"
 
     @property
     def metrics_file(self) -> Path:
@@ -118,13 +129,19 @@ class Run:
         changed = [
             f"{key} (was {old[key]!r}, now {new[key]!r})"
             for key in new
-            if old[key] != new[key] and key not in RESUMABLE_KEYS
+            if old[key] != new[key] and not self._may_change(key, old[key], new[key])
         ]
         if changed:
             raise UserError(
-                f"{self.folder} was started with another config; resume it with the same one or choose a fresh "
-                f"--workdir; changed: {', '.join(changed)}"
+                f"{self.folder} was started with another config; resume it with the same one, or go on from its "
+                f"weights with --config.init={self.folder} and a fresh --workdir; changed: {', '.join(changed)}"
             )
+
+    def _may_change(self, key: str, old: Any, new: Any) -> bool:
+        if key == "data.source":
+            # Its files are held against the record.
+            return self.dataset_file.exists() and any(old.startswith(kind) and new.startswith(kind) for kind in PLACES)
+        return key in RESUMABLE_KEYS or key.startswith(RESUMABLE_GROUPS)
 
     def config(self) -> ConfigDict:
         """The configuration the run goes by. Raises UserError where there is none to be read."""
@@ -144,6 +161,29 @@ class Run:
         if expected is not None and digest({}, record) != expected:
             raise UserError(f"{self.config_file} was changed after it was written: it no longer says what was trained")
         return record
+
+    def dataset_record(self) -> Record | None:
+        """What the run recorded of its images, None before it begins. Raises UserError where that cannot be read."""
+        try:
+            contents = json.loads(gzip.decompress(self.dataset_file.read_bytes()))
+            expected = contents.pop("digest")
+            if digest({}, contents) != expected:
+                raise ValueError("it was changed after it was written")
+            return Record.from_json(contents)
+        except FileNotFoundError:
+            return None
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.dataset_file}, which says what is in which part, cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+    def write_dataset_record(self, record: Record) -> None:
+        """Records the images of a run that begins. Raises UserError where it cannot."""
+        contents = record.to_json()
+        text = json.dumps(contents | {"digest": digest({}, contents)}, separators=(",", ":"))
+        # Without the time, so that the same record is the same file.
+        write_bytes(self.dataset_file, gzip.compress(text.encode(), mtime=0))
 
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl, nothing before the first epoch's end. Raises UserError where it cannot be read."""

@@ -1,17 +1,52 @@
 """What training starts from: converted weights, an earlier run, or random weights."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from sft_jax import data
+from sft_jax.data.listing import counted, some
+from sft_jax.data.overlap import ALLOW
+from sft_jax.data.record import trained_among
 from sft_jax.errors import UserError
 from sft_jax.models import Functional, initial_arrays
 from sft_jax.report.console import Console
-from sft_jax.runs import load_run_weights
+from sft_jax.runs import Run, load_run_weights
 from sft_jax.state import Arrays
 from sft_jax.weights import Weights, check_stem, inherited_head, initialise, load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What the run that is to be resumed, scored or reported on has recorded of its beginning.
+
+    Attributes:
+      images: which is in which part; None where there is no run yet, or one of a version that recorded none.
+      began: whether there is a run.
+      saved: whether it has a checkpoint to go on from.
+    """
+
+    images: data.Record | None = None
+    began: bool = False
+    saved: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, contents: dict[str, Any]) -> "Earlier":
+        """Of what `to_json` gave, from another process too."""
+        images = contents["images"]
+        return cls(**{**contents, "images": images and data.Record.from_json(images)})
+
+
+def earlier(run: Run) -> Earlier:
+    """That of `run`. Raises UserError where its record cannot be read."""
+    return Earlier(run.dataset_record(), run.exists(), run.checkpoints.holds("latest"))
 
 
 def load_init(config: ConfigDict) -> Weights | None:
@@ -33,18 +68,54 @@ def load_init(config: ConfigDict) -> Weights | None:
     return found
 
 
-def read_dataset(config: ConfigDict, console: Console, *, once: bool = False) -> data.Dataset:
-    """What `config.data` names, less what the limits leave out, see `data.load_dataset`. Raises UserError where it
-    cannot be read.
+def read_dataset(
+    config: ConfigDict, console: Console, *, once: bool = False, before: Earlier | None = None, resuming: bool = False
+) -> data.Dataset:
+    """What `config.data` names, less what the limits leave out, see `data.load_dataset`.
+
+    Args:
+      config: the whole configuration.
+      console: shows that it takes its time.
+      once: see `data.load_dataset`.
+      before: of a run that began earlier: its images are wanted.
+      resuming: that run goes on.
+
+    Raises:
+      UserError: the images cannot be read, are not those of the run, or were trained on by the run that `init` names.
     """
+    before = before or Earlier()
     with console.status(f"reading {config.data.source}"):
-        return data.load_dataset(
+        dataset = data.load_dataset(
             config.data,
             seed=config.seed,
             limit_train=config.limit_train_examples,
             limit_eval=config.limit_eval_examples,
             once=once,
+            recorded=before.images,
+            resuming=resuming,
+            old_seed=config.seed if before.began and before.images is None else None,
         )
+    found = [] if before.began else _trained_before(config, dataset)
+    if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:
+        found.append("the run began when runs recorded no images: which of them came or went since cannot be told")
+    return dataclasses.replace(dataset, notices=(*dataset.notices, *found))
+
+
+def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
+    """Lines about images that are to be scored and that the run `config.init`, or the one before it, trained on."""
+    notices, seen, init = [], set(), config.init
+    while init != "scratch" and Path(init).is_dir() and Path(init).resolve() not in seen:
+        seen.add(Path(init).resolve())
+        run = Run(Path(init))
+        record = run.dataset_record()
+        if record is not None and dataset.record is not None:
+            for part, names in trained_among(record, dataset.record).items():
+                line = f"{counted(len(names), f'{part} image')} were trained on by init={init}: {some(names)}"
+                if part == "test" and not config.data.allow_overlap:
+                    raise UserError(f"{line}; {ALLOW}")
+                notices.append(line)
+        init = run.config().init
+    return notices
 
 
 def initial_weights(

@@ -24,7 +24,7 @@ from sft_jax.reporting import Reporter
 from sft_jax.runs import Run
 from sft_jax.saves import Saves
 from sft_jax.signals import StopRequest
-from sft_jax.start import initial_weights, load_init, read_dataset
+from sft_jax.start import Earlier, earlier, initial_weights, load_init, read_dataset
 from sft_jax.state import TrainState, from_arrays, to_arrays
 from sft_jax.step import StepMetrics
 from sft_jax.task import Task, facts
@@ -57,7 +57,11 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
                 run.check_use(config, resume=resume)
             devices = Devices()
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
-            init, dataset = load_init(config), read_dataset(config, console)
+        before = Earlier.from_json(processes.in_first(lambda: earlier(run).to_json())) if resume else Earlier()
+        with processes.together():
+            # What a checkpoint goes on from needs no other weights, which may be gone.
+            init = None if before.saved else load_init(config)
+            dataset = read_dataset(config, console, before=before, resuming=resume)
         processes.check_same(facts(config, dataset) | {"--resume": resume})
         trainer = Trainer(config, dataset, devices, run, console, stop, logs)
         processes.in_first(lambda: opened.enter_context(run.claimed(config, resume=resume)))
@@ -127,6 +131,8 @@ class Trainer:
         if not self.run.exists():
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
+            if self.dataset.record is not None:
+                self.run.write_dataset_record(self.dataset.record)
             self.run.write_config(self.config, **facts)
             return
         before = self.run.config()

@@ -7,6 +7,7 @@ import pytest
 
 import sft_jax
 from sft_jax.config import complete
+from sft_jax.data.listing import Record
 from sft_jax.errors import UserError
 from sft_jax.runs import RESUMABLE_KEYS, Run, load_run_weights
 
@@ -76,7 +77,8 @@ def test_another_config_does_not(run):
     changed = CONFIG | {"seed": 1, "data.mean": (0.1, 0.2, 0.4), "model.name": "resnet18", "epochs": 9}
     said = message(lambda: run.check_use(complete(changed), resume=True))
     assert said == (
-        f"{run.folder} was started with another config; resume it with the same one or choose a fresh --workdir; "
+        f"{run.folder} was started with another config; resume it with the same one, or go on from its weights with "
+        f"--config.init={run.folder} and a fresh --workdir; "
         "changed: data.mean (was (0.1, 0.2, 0.3), now (0.1, 0.2, 0.4)), "
         "model.name (was 'resnet34', now 'resnet18'), seed (was 0, now 1)"
     )
@@ -89,11 +91,12 @@ def test_keys_that_may_change(run):
         "compare_with_scratch": True,
         "data.dir": "elsewhere",
         "data.download": False,
-        "logging.wandb": True,
-        "logging.mlflow": True,
+        "data.allow_overlap": True,
+        "regularization.early_stopping": 3,
     }
     assert changes.keys() == RESUMABLE_KEYS
-    run.check_use(complete(CONFIG | changes), resume=True)
+    groups = {"logging.wandb": True, "logging.mlflow": True, "evaluation.flips": True}
+    run.check_use(complete(CONFIG | changes | groups), resume=True)
 
 
 def test_the_record_is_what_was_run(run):
@@ -160,3 +163,19 @@ def test_nothing_is_left_of_a_record_that_was_not_written(run, monkeypatch):
     monkeypatch.setattr(sys.modules["os"], "replace", full)
     assert "config.json cannot be written: No space left" in message(lambda: run.write_config(complete({})))
     assert run.config_file.read_bytes() == before
+
+
+def test_a_moved_source_may_be_named_where_its_files_are_recorded(run):
+    """`as_recorded` holds them against the record then."""
+    values = CONFIG | {"data.source": "folder:flowers"}
+    run.write_config(complete(values))
+    for moved in ("folder:/elsewhere/flowers", "csv:flowers.csv"):
+        assert "changed: data.source" in message(
+            lambda moved=moved: run.check_use(complete(values | {"data.source": moved}), resume=True)
+        )
+    run.write_dataset_record(Record(("a", "b"), parts={}))
+    run.check_use(complete(values | {"data.source": "folder:/elsewhere/flowers"}), resume=True)
+    for other in ("csv:flowers.csv", "tfds:cifar10"):
+        assert "changed: data.source" in message(
+            lambda other=other: run.check_use(complete(values | {"data.source": other}), resume=True)
+        )

@@ -59,7 +59,7 @@ def load_listing(
     needed = sum(map(len, parts.values())) * size * size * 3
     if memory_bytes is None:
         memory_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
-    if needed > memory_bytes:
+    if needed > memory_bytes > 0:
         notices.append(f"the images need {needed / 2**30:.1f} GiB of memory: they are decoded again in every epoch")
     label = {name: number for number, name in enumerate(recorded.class_names)}
 

@@ -44,10 +44,10 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
         file = found.pop(_composed(name), None)
         if file is None:
             gone[part].append(name)
-        elif file.class_name != class_name:
+        elif _composed(file.class_name) != _composed(class_name):
             relabelled.append(f"{name} was {class_name!r} and is {file.class_name!r}")
         else:
-            parts[part].append(file)
+            parts[part].append(file._replace(class_name=class_name))
             if (listing.root / file.name).stat().st_size != size:
                 changed.append(name)
     added = list(found.values())
@@ -73,13 +73,12 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
                 f"{listing.place}: all {counted(len(names), f'{part} image')} of the run are gone; put them back"
             )
         if names:
-            notices.append(f"{counted(len(names), f'{part} image')} of the run are gone: {some(names)}")
+            notices.append(f"gone since the run began: {counted(len(names), f'{part} image')}: {some(names)}")
     if changed:
-        notices.append(f"{counted(len(changed))} changed since the run began: {some(changed)}")
+        notices.append(f"changed since the run began: {counted(len(changed))}: {some(changed)}")
     if added:
-        notices.append(
-            f"{counted(len(added))} added since the run began are left out: {some(file.name for file in added)}"
-        )
+        names = [file.name for file in added]
+        notices.append(f"added since the run began and left out: {counted(len(names))}: {some(names)}")
     return parts
 
 

@@ -70,14 +70,14 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     from sft_jax.report.console import Console
     from sft_jax.reporting import Reports
     from sft_jax.runs import Run
-    from sft_jax.start import read_dataset
+    from sft_jax.start import earlier, read_dataset
     from sft_jax.task import Task
 
     run, devices = Run(workdir), Devices()
     values = flatten(run.config())
     # Batches that divide over these devices: the run may have had others.
     config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
-    dataset = read_dataset(config, Console(), once=True)
+    dataset = read_dataset(config, Console(), once=True, before=earlier(run))
     return Reports(Task(config, dataset, devices), run).write_from_disk(output)
 
 
