@@ -110,7 +110,7 @@ KEYS: dict[str, Key] = {
         str,
         "Converted weights (.safetensors), the folder of a run to fine-tune further, or scratch.",
     ),
-    "data.source": Key("tfds:cifar10", str, "tfds:NAME, folder:PATH, digits or digits:FIRST-LAST."),
+    "data.source": Key("tfds:cifar10", str, "tfds:NAME, folder:PATH, csv:FILE, digits or digits:FIRST-LAST."),
     "data.dir": Key(None, str, "Where tfds keeps its data sets; none: its own default.", optional=True),
     "data.download": Key(True, bool, "Whether tfds may download and prepare a data set that is not there."),
     "data.train": Key("train[:45000]", str, "The split to train on, as tfds writes it."),
@@ -125,6 +125,18 @@ KEYS: dict[str, Key] = {
         None, int, "Train on this many images of each class only (few-shot).", optional=True, **_POSITIVE
     ),
     "data.size": Key(32, int, "Side in pixels of what the network sees; images are resized.", **_POSITIVE),
+    "data.image_key": Key(
+        None, str, "Name of the image feature of a tfds set or column of a CSV file; none: guessed.", optional=True
+    ),
+    "data.label_key": Key(
+        None, str, "Name of the label feature of a tfds set or column of a CSV file; none: guessed.", optional=True
+    ),
+    "data.part_key": Key(
+        None,
+        str,
+        "Name of the column of a CSV file that says train, validation or test; none: guessed, there need not be one.",
+        optional=True,
+    ),
     "data.mean": Key((0.5, 0.5, 0.5), tuple, "Subtracted from each channel, on the scale 0..1.", **_RGB),
     "data.std": Key((0.5, 0.5, 0.5), tuple, "Each channel is divided by it, on the scale 0..1.", **_DEVIATIONS),
     "data.crop_padding": Key(

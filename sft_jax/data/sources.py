@@ -1,6 +1,7 @@
 """From `config.data` to a `Dataset`."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from ml_collections import ConfigDict
 from sft_jax.data.digits import load_digits
 from sft_jax.data.files import load_listing
 from sft_jax.data.folder import list_folder
-from sft_jax.data.listing import Record
+from sft_jax.data.listing import Listing, Record
 from sft_jax.data.strata import per_class
+from sft_jax.data.table import list_table
 from sft_jax.data.tfds_source import check_tfds, load_tfds
 from sft_jax.data.types import Dataset, Split
 from sft_jax.errors import UserError
@@ -50,9 +52,9 @@ def load_dataset(
         directory = config.dir and _place(config.dir, recorded, notices)
         dataset = load_tfds(rest, directory=directory, download=config.download, splits=splits, size=config.size)
         dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
-    elif kind == "folder" and rest:
+    elif kind in ("folder", "csv") and rest:
         dataset = load_listing(
-            list_folder(Path(_place(rest, recorded, notices)), notices),
+            _listed(kind, Path(_place(rest, recorded, notices)), config, notices),
             config.size,
             notices,
             memory_bytes=0 if once else None,
@@ -81,6 +83,16 @@ def load_dataset(
     )
 
 
+def _listed(
+    kind: str, path: Path, config: ConfigDict, notices: list[str], known: Collection[str] | None = None
+) -> Listing:
+    """The files of a "folder" or a "csv"; see `list_folder` for `notices` and `known`. Raises UserError."""
+    if kind == "folder":
+        return list_folder(path, notices, known)
+    keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
+    return list_table(path, notices, **keys, known=known)
+
+
 def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
     """`named`; where there is nothing of that name, as in another folder than the run began in, what it was then."""
     place = recorded.place if recorded else None
@@ -101,14 +113,19 @@ def check_source(config: ConfigDict) -> tuple[bool, str]:
         return check_tfds(rest, directory=config.dir, download=config.download)
     if kind == "folder" and Path(rest).is_dir():
         return True, "the folder is there"
+    if kind == "csv" and Path(rest).is_file():
+        return True, "the table is there"
     if kind == "digits":
         return True, "comes with scikit-learn"
-    raise UserError(f"there is no folder {rest}" if kind == "folder" and rest else _unknown(config.source))
+    what = {"folder": "folder", "csv": "file"}.get(kind)
+    raise UserError(f"there is no {what} {rest}" if what and rest else _unknown(config.source))
 
 
 def _unknown(source: str) -> str:
-    near = "" if ":" in source else f"; did you mean {'folder' if Path(source).is_dir() else 'tfds'}:{source}?"
-    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, digits, digits:FIRST-LAST{near}"
+    path = Path(source)
+    meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
+    near = "" if ":" in source else f"; did you mean {meant}:{source}?"
+    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST{near}"
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:
