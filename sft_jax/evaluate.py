@@ -1,15 +1,16 @@
-"""Scores a run's checkpoint on a split: `python -m sft_jax.evaluate --workdir runs/cifar10`."""
+"""Scores a run on a split, or a network on new images: `python -m sft_jax.evaluate --workdir runs/cifar10`."""
 
 import argparse
 import json
 import sys
 import urllib.parse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_jax.allocator import keep_freed_memory
 from sft_jax.cache import keep_compiled_programs
-from sft_jax.cli import Overrides, make_parser, parse_with_overrides
+from sft_jax.cli import Overrides, add_network_flags, make_parser, parse_with_overrides
 from sft_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -22,33 +23,50 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   python -m sft_jax.evaluate --workdir runs/cifar10 --split validation
   python -m sft_jax.evaluate --workdir runs/cifar10 --split 'train[45000:]' --config.data.dir=/elsewhere/tfds
+  python -m sft_jax.evaluate --workdir runs/flowers --data folder:new_flowers
+  python -m sft_jax.evaluate --weights weights/resnet18.safetensors --data csv:photos.csv
 
 The figures have the names of results.json, whatever the split, and go to RUN/evaluations/<split>_<checkpoint>.json;
-the run's results.json is left as it is.
+the run's results.json is left as it is. With --data all images that the source holds are scored, each once, whatever
+their part; classes are matched by name and may be missing. These figures go to
+RUN/evaluations/<source>_<checkpoint>.json, those of a file to <its name>_<source>.json beside it.
 """
 SPLITS = ("train", "validation", "test")
 # Where the data lie, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
+# Where other data lie, and what is what in them.
+OTHER_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """The flags, and the overrides of the run's settings."""
     parser = make_parser(
-        "python -m sft_jax.evaluate", "Scores the checkpoint of a run on one of its splits, every image once.", EXAMPLE
+        "python -m sft_jax.evaluate",
+        "Scores the checkpoint of a run on one of its splits, or a network on other images, every image once.",
+        EXAMPLE,
     )
-    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add_network_flags(parser, workdir="folder of the run")
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="score all images of this source instead: folder:PATH, csv:FILE, tfds:NAME, digits",
+    )
     parser.add_argument(
         "--split",
-        default="test",
         help="train, validation or test as the run has them, or of a run on tfds what tfds understands, as "
-        "'train[:100]' (default: %(default)s)",
+        "'train[:100]' (default: test; with --data: all)",
     )
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument(
-        "--config.KEY", metavar="VALUE", help=f"where the data are now; KEY is {', '.join(LOCATION_KEYS)}"
+        "--config.KEY",
+        metavar="VALUE",
+        help=f"where the data are now; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHER_KEYS)}",
     )
-    return parse_with_overrides(parser, argv)
+    args, overrides = parse_with_overrides(parser, argv)
+    if args.weights is not None and args.data is None:
+        parser.error("--weights FILE has no images of its own: name some with --data SOURCE")
+    return args, overrides
 
 
 def main() -> None:
@@ -60,13 +78,19 @@ def main() -> None:
     from sft_jax.report.console import Console
     from sft_jax.runs import Run
 
-    run, console = Run(args.workdir), Console()
-    results, file = evaluate(run, args.split, args.checkpoint, overrides, console)
+    console, split = Console(), args.split or "test"
+    if args.data is None:
+        results, file = evaluate(Run(args.workdir), split, args.checkpoint, overrides, console)
+        what = f"{args.checkpoint} checkpoint of {args.workdir}, {split}"
+    else:
+        results, file = evaluate_others(args, overrides, console)
+        name = args.weights or f"{args.checkpoint} checkpoint of {args.workdir}"
+        what = f"{name} on {args.data}{f', {args.split}' if args.split else ''}"
     if args.json:
         print(json.dumps(results))
         return
     console.line(
-        f"{args.checkpoint} checkpoint of {args.workdir}, {args.split}: accuracy {results['test_accuracy']:.2%} on "
+        f"{what}: accuracy {results['test_accuracy']:.2%} on "
         f"{results['test_count']:,} images, top-5 {results['test_top5']:.2%}, loss {results['test_loss']:.4f}, "
         f"calibration error {results['ece']:.4f}"
     )
@@ -111,8 +135,7 @@ def evaluate(
         config = complete(flatten(config) | {"data.test": split})
     # The console says what is going on to standard output, which may be wanted for JSON alone.
     dataset = read_dataset(config, Quiet(mute=True), once=True, before=earlier(run))
-    for notice in dataset.notices:
-        print(notice, file=sys.stderr)
+    _tell(dataset.notices)
     if tuple(found.metadata["class_names"]) != dataset.class_names:
         raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")
     task = Task(config, dataset, devices)
@@ -127,13 +150,60 @@ def evaluate(
     return results, file
 
 
+def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Console") -> tuple[dict[str, Any], Path]:
+    """Scores the network of `args` on all images of `args.data`, with the results and errors of `evaluate`."""
+    from sft_jax.classifier import load
+    from sft_jax.config import complete, default_config, flatten, parse_value
+    from sft_jax.data.everything import load_everything
+    from sft_jax.data.listing import counted, some
+    from sft_jax.data.record import trained_among
+    from sft_jax.progress import Progress
+    from sft_jax.report.results import write_json
+    from sft_jax.runs import Run
+    from sft_jax.scoring import file_name, score
+
+    _check_keys(overrides, OTHER_KEYS)
+    run = None if args.workdir is None else Run(args.workdir)
+    changes = {name: parse_value(name, text) for name, text in overrides}
+    classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
+    keys = dict.fromkeys(OTHER_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
+    config = complete(flatten(run.config() if run else default_config()) | keys | changes)
+    notices: list[str] = []
+    images = load_everything(config.data, classifier.class_names, args.split, notices)
+    record = run.dataset_record() if run else None
+    if record is not None and images.record is not None:
+        for names in trained_among(record, images.record).values():
+            notices.append(f"{counted(len(names))} of {args.data} were trained on by the run: {some(names)}")
+    _tell(notices)
+    with console.progress(args.data, 1) as bar:
+        results = score(classifier, images, flips=run is not None and config.evaluation.flips, after=bar.set)
+    name = file_name(args.data, args.split)
+    if run is None:
+        file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
+    else:
+        results |= Progress(**run.restored("latest").metadata["progress"]).outcome()
+        file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
+    write_json(file, results)
+    return results, file
+
+
+def _tell(notices: Iterable[str]) -> None:
+    """On standard error: standard output may be wanted for JSON alone."""
+    for notice in notices:
+        print(notice, file=sys.stderr)
+
+
+def _check_keys(overrides: Overrides, known: tuple[str, ...]) -> None:
+    for name, _ in overrides:
+        if name not in known:
+            raise UserError(f"config.{name} is the run's and stays; only {', '.join(known)} can be set here")
+
+
 def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":
     """The run's configuration with the data where they are now, and batches that divide over these devices."""
     from sft_jax.config import complete, flatten, parse_value
 
-    for name, _ in overrides:
-        if name not in LOCATION_KEYS:
-            raise UserError(f"config.{name} is the run's and stays; only {', '.join(LOCATION_KEYS)} can be set here")
+    _check_keys(overrides, LOCATION_KEYS)
     changes = {name: parse_value(name, text) for name, text in overrides}
     return complete(flatten(config) | {"batch_size": devices.whole_batch(config.batch_size)} | changes)
 

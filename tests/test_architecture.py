@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoint", "feed", "report"},
     {"evaluation", "passes", "runs"},
     {"classifier", "task"},
-    {"batch_norm", "finite", "plan", "programs", "start"},
+    {"batch_norm", "finite", "plan", "programs", "scoring", "start"},
     {"reporting", "saves"},
     {"lr_find", "train"},
     {"compare"},

@@ -45,16 +45,16 @@ def load_dataset(
     Raises:
       UserError: the source is unknown or cannot be read, or has not the images that are recorded.
     """
-    kind, _, rest = config.source.partition(":")
+    kind, rest = kind_of(config)
     notices: list[str] = []
-    if kind == "tfds" and rest:
+    if kind == "tfds":
         splits = (config.train, config.validation, config.test)
         directory = config.dir and _place(config.dir, recorded, notices)
         dataset = load_tfds(rest, directory=directory, download=config.download, splits=splits, size=config.size)
         dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
-    elif kind in ("folder", "csv") and rest:
+    elif kind in ("folder", "csv"):
         dataset = load_listing(
-            _listed(kind, Path(_place(rest, recorded, notices)), config, notices),
+            list_files(kind, Path(_place(rest, recorded, notices)), config, notices),
             config.size,
             notices,
             memory_bytes=0 if once else None,
@@ -63,10 +63,8 @@ def load_dataset(
             old_seed=old_seed,
             allow_overlap=config.allow_overlap,
         )
-    elif kind == "digits":
-        dataset = load_digits(config.source)
     else:
-        raise UserError(_unknown(config.source))
+        dataset = load_digits(config.source)
     if dataset.record is None:
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
@@ -83,7 +81,21 @@ def load_dataset(
     )
 
 
-def _listed(
+def kind_of(config: ConfigDict) -> tuple[str, str]:
+    """What stands before and after the colon of `config.source`. Raises UserError where the first is none known."""
+    kind, _, rest = config.source.partition(":")
+    if kind != "digits" and not (kind in ("tfds", "folder", "csv") and rest):
+        path = Path(config.source)
+        meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
+        near = "" if ":" in config.source else f"; did you mean {meant}:{config.source}?"
+        raise UserError(
+            f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, csv:FILE, digits, "
+            f"digits:FIRST-LAST{near}"
+        )
+    return kind, rest
+
+
+def list_files(
     kind: str, path: Path, config: ConfigDict, notices: list[str], known: Collection[str] | None = None
 ) -> Listing:
     """The files of a "folder" or a "csv"; see `list_folder` for `notices` and `known`. Raises UserError."""
@@ -108,24 +120,15 @@ def check_source(config: ConfigDict) -> tuple[bool, str]:
     Raises:
       UserError: the source is unknown, not there and not to be had.
     """
-    kind, _, rest = config.source.partition(":")
-    if kind == "tfds" and rest:
+    kind, rest = kind_of(config)
+    if kind == "tfds":
         return check_tfds(rest, directory=config.dir, download=config.download)
-    if kind == "folder" and Path(rest).is_dir():
-        return True, "the folder is there"
-    if kind == "csv" and Path(rest).is_file():
-        return True, "the table is there"
     if kind == "digits":
         return True, "comes with scikit-learn"
-    what = {"folder": "folder", "csv": "file"}.get(kind)
-    raise UserError(f"there is no {what} {rest}" if what and rest else _unknown(config.source))
-
-
-def _unknown(source: str) -> str:
-    path = Path(source)
-    meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
-    near = "" if ":" in source else f"; did you mean {meant}:{source}?"
-    return f"config.data.source={source!r} is none of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST{near}"
+    there, what = (Path(rest).is_dir(), "folder") if kind == "folder" else (Path(rest).is_file(), "table")
+    if not there:
+        raise UserError(f"there is no {what} {rest}")
+    return True, f"the {what} is there"
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:

@@ -47,6 +47,7 @@ def load_tfds(name: str, *, directory: str | None, download: bool, splits: tuple
     class_names = tuple(features["label"].names)
     source = source_digest(Path(builder.data_dir))
 
+    @functools.cache  # the same split may be wanted twice
     def read(split: str) -> ArraySplit:
         decode = functools.partial(_read, builder, name, split, len(class_names), size)
         return decode() if source is None else kept((source, split, str(size)), decode)
@@ -195,3 +196,23 @@ def _rgb(image: np.ndarray, name: str) -> np.ndarray:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def split_names(name: str, *, directory: str | None, download: bool) -> list[str]:
+    """The splits of the set, which is prepared where that is needed. Arguments and errors are those of `load_tfds`."""
+    builder = _builder(name, directory)
+    if not builder.info.splits:
+        _prepare(builder, name, download)
+    return list(builder.info.splits)
+
+
+def positions(name: str, *, directory: str | None, split: str) -> dict[str, list[range]]:
+    """File -> the records of it that `split` has; nothing where there is no such split. Raises as `load_tfds`."""
+    found: dict[str, list[range]] = {}
+    try:
+        for part in _builder(name, directory).info.splits[split].file_instructions:
+            count = part.examples_in_shard - part.skip if part.take < 0 else part.take
+            found.setdefault(part.filename, []).append(range(part.skip, part.skip + count))
+    except (KeyError, ValueError, AssertionError):
+        return {}  # `load_tfds` says what is wrong with it
+    return found
