@@ -21,6 +21,8 @@ from sft_jax.errors import UserError
 
 # Seconds without an answer after which a download is given up.
 TIMEOUT = 10.0
+# How a file begins that a clone without Git LFS has in place of the weights.
+LFS = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,9 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
     Raises:
       UserError: a damaged file, one that holds something else, or one that holds several networks.
     """
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(f"{path} is only the pointer of Git LFS to the file; fetch that with git lfs pull")
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
         class_names = unwrap.class_names_in({"class_names": _parsed(metadata.get("class_names", ""))})

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 from collections import Counter
@@ -20,6 +21,8 @@ from sft_jax.models import STEMS
 
 FORMAT = "sft-jax 1"
 HEAD = "fc."
+# Lines of an error that lists what does not fit.
+FEW = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +220,15 @@ def initialise(
 
 
 def misfits(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """What must change for `found` to equal `wanted`, a line a key; values as "float32[64, 3, 7, 7]"."""
+    """What must change for `found` to equal `wanted`, a line a key; values as "float32[64, 3, 7, 7]".
+
+    The first `FEW` missing keys come with the unknown one that is most like them.
+    """
+    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    near = {key: difflib.get_close_matches(key, unknown, n=1, cutoff=0.8) for key in missing[:FEW]}
     return [
-        *(f"{key} is missing" for key in sorted(wanted.keys() - found.keys())),
-        *(f"{key} is unknown" for key in sorted(found.keys() - wanted.keys())),
+        *(f"{key} is missing" + "".join(f" ({other} is there)" for other in near.get(key, ())) for key in missing),
+        *(f"{key} is unknown" for key in unknown),
         *(
             f"{key} is {found[key]}, not {wanted[key]}"
             for key in sorted(wanted.keys() & found.keys())
@@ -229,10 +237,10 @@ def misfits(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     ]
 
 
-def first_few(lines: Sequence[str], most: int = 5) -> list[str]:
-    """The first `most` lines, and how many more there are."""
-    left = len(lines) - most
-    return [*lines[:most], *([f"and {left:,} more like these"] if left > 0 else [])]
+def first_few(lines: Sequence[str]) -> list[str]:
+    """The first `FEW` lines, and how many more there are."""
+    left = len(lines) - FEW
+    return [*lines[:FEW], *([f"and {left:,} more like these"] if left > 0 else [])]
 
 
 def _described(arrays: Mapping[str, Any]) -> dict[str, str]:

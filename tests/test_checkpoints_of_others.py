@@ -213,6 +213,7 @@ class TestWhatDoesNotFit:
         other = {key.replace("bn1", "norm1"): tensor for key, tensor in state_dict.items()}
         message = refused(other, tmp_path)
         assert len(message.splitlines()) == 7
+        assert "  bn1.weight is missing (norm1.weight is there)" in message.splitlines()
         assert message.endswith(f"and {2 * 9 * 4 + 9 - 5} more like these")
 
     @pytest.mark.parametrize("arch", ["resnet34", "wide_resnet50_2"])
@@ -242,6 +243,13 @@ class TestWhatDoesNotFit:
         message = refused(None, tmp_path)
         assert "is TorchScript, a program and no state_dict; where you trust it, make one with torch.save(" in message
         assert "\n" not in message
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+    def test_a_git_lfs_pointer_is_called_so(self, tmp_path, suffix):
+        path = tmp_path / f"w{suffix}"
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46830571\n")
+        with pytest.raises(UserError, match="is only the pointer of Git LFS to the file; fetch that with git lfs pull"):
+            sources.read(path)
 
     def test_a_whole_model_is_refused(self, tmp_path):
         message = refused(torch.nn.Linear(2, 2), tmp_path)
