@@ -9,8 +9,6 @@ import torchvision
 
 from sft_jax.errors import UserError
 
-DATASETS = ("imagenet", "none")
-
 
 def imagenet() -> tuple[str, ...]:
     """The 1,000 names of ImageNet's classes, as torchvision has them."""
@@ -49,7 +47,7 @@ def choose(
     Args:
       given: by the user.
       recorded: by the file.
-      dataset: of `DATASETS`, or None for ImageNet's names where there are 1,000 outputs.
+      dataset: "imagenet", "none", or None for ImageNet's names where there are 1,000 outputs.
       outputs: how many classes there are; 0 without a head.
       source: of the messages.
 
@@ -65,9 +63,10 @@ def choose(
         return given, []
     if recorded is not None and len(recorded) == outputs:
         return recorded, []
+    notices = [f"it records {len(recorded):,} class names for {outputs:,} outputs: not taken"] if recorded else []
     if outputs == 1000 and dataset is None:
-        return imagenet(), ["1,000 outputs were taken for ImageNet's classes; if they are not: --dataset none"]
-    return None, []
+        return imagenet(), [*notices, "1,000 outputs were taken for ImageNet's classes; if not: --dataset none"]
+    return None, notices
 
 
 def _of_json(content: Any) -> tuple[str, ...]:

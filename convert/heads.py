@@ -67,7 +67,7 @@ def _plain(head: Tensors, width: int | None) -> tuple[Tensors, list[str]]:
     module = matrices[0].removesuffix("weight")
     weight, bias = head[f"{module}weight"], head.get(f"{module}bias")
     classes, inputs = weight.shape
-    fits = inputs in (inputs if width is None else width,) and classes <= MOST_CLASSES
+    fits = width in (None, inputs) and 0 < classes <= MOST_CLASSES
     if not fits or not head.keys() <= {f"{module}weight", f"{module}bias"}:
         return {}, []
     notices = [] if module == "fc." else [f"its head was found under {module.rstrip('.')!r}"]
@@ -81,5 +81,5 @@ def _width(body: Tensors) -> int | None:
     """What the last stage gives the head; None where it cannot be told."""
     for norm in ("bn3", "bn2"):
         if f"layer4.0.{norm}.bias" in body:
-            return body[f"layer4.0.{norm}.bias"].shape[0]
+            return body[f"layer4.0.{norm}.bias"].numel()
     return None

@@ -47,7 +47,7 @@ def cast(state_dict: Mapping[str, torch.Tensor], network: Functional) -> tuple[d
     shapes = {torch_key(key): _torch_shape(leaf) for key, leaf in (network.params | network.batch_stats).items()}
     result, kinds = dict(state_dict), Counter[str]()
     for key, tensor in state_dict.items():
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             continue
         # Of no others: a tensor may claim any shape.
         if list(tensor.shape) == shapes.get(key) and tensor.dtype in OTHER_FLOATS:
@@ -101,7 +101,7 @@ def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it has a number for each of its places, in memory."""
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 

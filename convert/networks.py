@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 import torchvision
 
+from convert import keys
 from sft_jax.models import SHAPES, STEMS, Functional, ResNet
 
 
@@ -41,15 +42,16 @@ def put_stem(module: torchvision.models.ResNet, stem: str, *, channels: int = 3)
 def stem_of(state_dict: Mapping[str, torch.Tensor], recorded: str | None = None) -> str:
     """Which of our `STEMS` a state_dict has: the `recorded` one where its shapes allow that, else as they say."""
     kernel = state_dict.get("conv1.weight")
-    size = 7 if kernel is None else kernel.shape[-1]
-    likely = [name for name, stem in STEMS.items() if stem.size == size] or ["imagenet"]
+    size = 3 if kernel is not None and kernel.shape[2:] == (3, 3) else 7
+    likely = [name for name, stem in STEMS.items() if stem.size == size]
     return recorded if recorded in likely else likely[0]
 
 
 def takes_gray(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the first convolution has one input channel."""
+    """Whether the first convolution, that of one of our `STEMS` otherwise, has one input channel."""
     kernel = state_dict.get("conv1.weight")
-    return kernel is not None and kernel.shape[:2] == (64, 1)
+    shapes = [(64, 1, stem.size, stem.size) for stem in STEMS.values()]
+    return kernel is not None and kernel.shape in shapes and keys.is_plain(kernel)
 
 
 def with_colours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

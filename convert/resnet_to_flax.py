@@ -1,7 +1,7 @@
 """Converts a ResNet of torchvision: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
 The result is one .safetensors file (see `sft_jax.weights`) whose metadata has, beside format, arch and class_names:
-num_classes (0 without a head), stem, preprocess (see `preprocessing.py`; missing where it is not known), source,
+num_classes (0 without a head), stem, preprocess (see `facts.py`; missing where it is not known), source,
 source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest logit) and
 num_batches_tracked (JSON, for the way back). The certificate `<output>.json` holds what was measured.
 """

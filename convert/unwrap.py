@@ -104,8 +104,9 @@ def class_names_in(content: Any) -> tuple[str, ...] | None:
 
 def _listed(names: Any) -> tuple[str, ...] | None:
     """Class names from a list of them or from their labels by name."""
-    if isinstance(names, Mapping) and set(names.values()) == set(range(len(names))):
-        names = sorted(names, key=names.__getitem__)
+    if isinstance(names, Mapping) and all(isinstance(label, int) for label in names.values()):
+        labels = sorted(names, key=names.__getitem__)
+        names = labels if [names[label] for label in labels] == list(range(len(labels))) else None
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None

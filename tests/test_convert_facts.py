@@ -9,7 +9,7 @@ import safetensors
 import torch
 import torchvision
 
-from convert import classes, facts, flax_to_onnx, flax_to_resnet, parity, resnet_to_flax, trained
+from convert import classes, facts, flax_to_onnx, flax_to_resnet, parity, resnet_to_flax, trained, unwrap
 from convert.fit import Fit
 from sft_jax.errors import UserError
 from sft_jax.models import SHAPES
@@ -67,7 +67,7 @@ class TestNames:
     def test_imagenets_are_the_default_for_a_thousand_outputs(self):
         names, notices = classes.choose(None, None, None, 1000, "w.pth")
         assert (names, len(notices)) == (IMAGENET.class_names, 1)
-        assert "1,000 outputs were taken for ImageNet's classes; if they are not: --dataset none" in notices[0]
+        assert "1,000 outputs were taken for ImageNet's classes; if not: --dataset none" in notices[0]
         assert classes.choose(None, None, "imagenet", 1000, "w.pth") == (IMAGENET.class_names, [])
         assert classes.choose(None, None, "none", 1000, "w.pth") == (None, [])
         assert classes.choose(None, None, None, 10, "w.pth") == (None, [])
@@ -75,7 +75,8 @@ class TestNames:
     def test_what_the_user_says_goes_before_what_the_file_records(self):
         assert classes.choose(NAMES, ("a", "b", "c", "d", "e"), None, 5, "w.pth") == (NAMES, [])
         assert classes.choose(None, NAMES, None, 5, "w.pth") == (NAMES, [])
-        assert classes.choose(None, NAMES, None, 6, "w.pth") == (None, [])
+        wrong = "it records 5 class names for 6 outputs: not taken"
+        assert classes.choose(None, NAMES, None, 6, "w.pth") == (None, [wrong])
 
     @pytest.mark.parametrize(("outputs", "words"), [(4, "4 outputs"), (0, "no head")])
     def test_another_number_of_names_is_refused(self, outputs, words):
@@ -114,7 +115,7 @@ class TestPreprocessing:
             "its images were taken to be prepared as for torchvision's IMAGENET1K_V1; where not, say --size, --mean, "
             "--std",
         )
-        assert completed(IMAGENET, dataset="none").notices == ()
+        assert completed(facts.Facts(None, IMAGENET.preprocess)).notices == ()
 
     @pytest.mark.parametrize("form", [{"stem": "cifar3x3"}, {"channels": 1}])
     def test_what_was_not_made_for_imagenet_is_not_said_to_be(self, form):
@@ -198,6 +199,13 @@ def test_they_are_in_the_metadata_of_onnx(pets):
     assert json.loads(found["class_names"]) == list(NAMES)
     assert json.loads(found["preprocess"]) == PREPROCESS
     assert (json.loads(found["mean"]), json.loads(found["std"])) == (PREPROCESS["mean"], PREPROCESS["std"])
+
+
+@pytest.mark.parametrize(
+    "content", [{"classes": {"a": [1]}}, {"classes": [1, 2]}, {"class_to_idx": {"a": 0, "b": 2}}, {"classes": []}, [1]]
+)
+def test_what_a_checkpoint_calls_classes_may_be_something_else(content):
+    assert not unwrap.class_names_in(content)
 
 
 @pytest.mark.parametrize("flag", [["--key", "model"], ["--classes", "a,b"], ["--dataset", "none"], ["--size", "224"]])
