@@ -1,4 +1,4 @@
-"""What batch norm sees of a batch: whether its statistics can be taken at all."""
+"""What batch norm sees of a batch: whether its statistics can be taken, and whether they are any good."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,9 @@ from sft_jax.errors import UserError
 from sft_jax.models.resnet import OneValueError
 from sft_jax.parallel import AXIS
 from sft_jax.task import Task
+
+# Of fewer images the error of a network with batch norm rises (Wu and He, 2018, arXiv:1803.08494, figure 1).
+FEWEST_IMAGES = 16
 
 
 def check_values(task: Task) -> None:
@@ -29,6 +32,21 @@ def check_values(task: Task) -> None:
                 f"would be learnt; use --config.batch_size={2 * parts} or more, or "
                 f"--config.finetune.batch_norm=freeze_statistics"
             )
+
+
+def parts_line(task: Task) -> str | None:
+    """What batch norm makes of `optimizer.accumulate`, None where that makes no difference to it."""
+    parts = task.config.optimizer.accumulate
+    if parts == 1 or task.config.finetune.batch_norm != "train" or not statistics_sizes(task):
+        return None
+    images = task.config.batch_size // parts
+    line = f"each of the {parts} parts of a batch by itself (optimizer.accumulate): {images} images"
+    if images >= FEWEST_IMAGES:
+        return line
+    return (
+        f"{line}; warning: statistics of fewer than {FEWEST_IMAGES} are poor, use fewer parts, a larger batch_size or "
+        f"finetune.batch_norm=freeze_statistics"
+    )
 
 
 def statistics_sizes(task: Task) -> list[int]:

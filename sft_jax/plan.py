@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from sft_jax import finetune
+from sft_jax.batch_norm import parts_line
 from sft_jax.config import flatten
 from sft_jax.estimate import size_text
 from sft_jax.finetune import Phase
@@ -32,6 +33,9 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
     yield f"batch norm {used} (finetune.batch_norm={norm})"
+    parts = parts_line(task)
+    if parts is not None:
+        yield f"           {parts}"
     yield (
         f"training   {config.epochs} epochs of {task.steps_per_epoch} steps, batch {config.batch_size} "
         f"(finetune.method={config.finetune.method})"
@@ -107,7 +111,9 @@ def _phase(phase: Phase, task: Task) -> str:
     where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
-    return f"{epochs}: {where}; {trained:,} parameters trained, {frozen:,} frozen{rates}"
+    head_rate = task.config.finetune.head_learning_rate
+    peak = f", learning rate {head_rate:g} (finetune.head_learning_rate)" if phase.head_only and head_rate else ""
+    return f"{epochs}: {where}; {trained:,} parameters trained, {frozen:,} frozen{peak}{rates}"
 
 
 def _optimizer(config: ConfigDict) -> str:

@@ -173,7 +173,12 @@ KEYS: dict[str, Key] = {
     ),
     "finetune.head_epochs": Key(10, int, "Of head_then_full: its first epochs, on the head.", **_POSITIVE),
     "finetune.head_learning_rate": Key(
-        None, float, "While the head alone is trained; none: optimizer.learning_rate.", optional=True, **_POSITIVE
+        None,
+        float,
+        "In place of optimizer.learning_rate while the head alone is trained, also as the first stage of gradual; "
+        "follows the schedule as that does.",
+        optional=True,
+        **_POSITIVE,
     ),
     "finetune.unfreeze_epochs": Key(1, int, "Of gradual: epochs until the next stage is trained too.", **_POSITIVE),
     "finetune.freeze": Key(
@@ -286,7 +291,10 @@ KEYS: dict[str, Key] = {
         **_POSITIVE,
     ),
     "optimizer.accumulate": Key(
-        1, int, "A batch is computed in this many parts, one after the other, to save memory.", **_POSITIVE
+        1,
+        int,
+        "A batch is computed in this many parts, one after the other, to save memory; batch norm sees each by itself.",
+        **_POSITIVE,
     ),
     "logging.wandb": Key(False, bool, "Log to Weights & Biases too (pip install wandb), in the project WANDB_PROJECT."),
     "logging.mlflow": Key(False, bool, "Log to MLflow too (pip install mlflow); MLFLOW_TRACKING_URI says where."),

@@ -89,6 +89,37 @@ def test_what_differs_from_the_defaults_is_named():
     assert "images     not augmented" in lines
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"optimizer__accumulate": 2},
+            "           each of the 2 parts of a batch by itself (optimizer.accumulate): 32 images",
+        ),
+        (
+            {"optimizer__accumulate": 8},
+            "           each of the 8 parts of a batch by itself (optimizer.accumulate): 8 images; warning: statistics "
+            "of fewer than 16 are poor, use fewer parts, a larger batch_size or finetune.batch_norm=freeze_statistics",
+        ),
+        ({"optimizer__accumulate": 8, "finetune__batch_norm": "freeze_statistics"}, None),
+        ({"optimizer__accumulate": 8, "finetune__method": "head"}, None),
+        ({}, None),
+    ],
+)
+def test_that_batch_norm_sees_each_part_is_said(changes, line):
+    _, lines = plan(**changes)
+    assert [said for said in lines if "each of the" in said] == ([line] if line else [])
+
+
+def test_the_learning_rate_of_the_head_is_named_where_it_is_used():
+    head = {"finetune__head_learning_rate": 0.3}
+    for method in ("head_then_full", "gradual"):
+        _, lines = plan(finetune__method=method, finetune__head_epochs=1, **head)
+        (line,) = [line for line in lines if "(finetune.head_learning_rate)" in line]
+        assert line.startswith("           epoch 1: ")
+        assert line.endswith(" frozen, learning rate 0.3 (finetune.head_learning_rate)")
+
+
 def changed(task, step, **before):
     values = VALUES | {key.replace("__", "."): value for key, value in before.items()}
     return list(change_lines(task, complete(values), step))
