@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Iterator
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax import finetune
 from sft_jax.batch_norm import parts_line
 from sft_jax.config import flatten
+from sft_jax.data.order import class_draws
 from sft_jax.estimate import size_text
 from sft_jax.finetune import Phase
 from sft_jax.parallel import Devices
@@ -43,7 +45,9 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     for phase in task.phases:
         yield f"           {_phase(phase, task)}"
     left_out = len(dataset.train) - task.steps_per_epoch * config.batch_size
-    if left_out:
+    if config.data.balance != "none":
+        yield f"           {_balance(task)}"
+    elif left_out:
         yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
     yield f"optimizer  {_optimizer(config)}"
     yield f"images     {_augmentation(config, on_features)}"
@@ -99,6 +103,20 @@ def _data(task: Task) -> Iterator[str]:
     if config.source.startswith("tfds:"):
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"
+
+
+def _balance(task: Task) -> str:
+    """How often images of the largest and of the smallest class are drawn."""
+    labels, balance = task.dataset.train.labels, task.config.data.balance
+    counts = np.bincount(labels)
+    drawn = class_draws(labels, task.steps_per_epoch * task.config.batch_size, balance)
+    there = np.flatnonzero(counts)
+    largest, smallest = there[counts[there].argmax()], there[counts[there].argmin()]
+    said = (
+        f"{drawn[label] / counts[label]:.3g} times for {task.dataset.class_names[label]} ({counts[label]:,} images)"
+        for label in (largest, smallest)
+    )
+    return f"an image is drawn {', '.join(said)} in an epoch on average (data.balance={balance})"
 
 
 def _phase(phase: Phase, task: Task) -> str:

@@ -124,6 +124,13 @@ KEYS: dict[str, Key] = {
     "data.per_class": Key(
         None, int, "Train on this many images of each class only (few-shot).", optional=True, **_POSITIVE
     ),
+    "data.balance": Key(
+        "none",
+        str,
+        "How often each class is drawn in training: none, as often as it has images; sqrt, by the square root of their "
+        "number; full, all equally often.",
+        **_one_of("none", "sqrt", "full"),
+    ),
     "data.size": Key(32, int, "Side in pixels of what the network sees; images are resized.", **_POSITIVE),
     "data.image_key": Key(
         None, str, "Name of the image feature of a tfds set or column of a CSV file; none: guessed.", optional=True

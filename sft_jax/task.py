@@ -82,7 +82,8 @@ class Task:
 
     def order(self, epoch: int) -> np.ndarray:
         """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
-        return epoch_order(self.config.seed, epoch, len(self.dataset.train), self.config.batch_size)
+        config = self.config
+        return epoch_order(config.seed, epoch, self.dataset.train.labels, config.batch_size, config.data.balance)
 
     def evaluator(self, network: models.Functional, *, flips: bool = False) -> Evaluator:
         """Of a network on images, see `Evaluator`."""

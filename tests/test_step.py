@@ -73,7 +73,7 @@ def run_epoch(count, split, pace):
     feed = Feed(split, devices)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
     key = devices.replicate(jax.random.key(0))
-    order = epoch_order(0, 0, len(split), BATCH)
+    order = epoch_order(0, 0, split.labels, BATCH)
     found = []
     for piece in feed.pieces(order, pace=pace):
         state, metrics = by_feed[feed.resident](state, *piece.arguments, key)
@@ -139,7 +139,7 @@ def test_an_epoch_in_memory_is_one_call_without_a_transfer(count):
     feed = Feed(split_of(STEPS * BATCH + 3), devices)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
     key = devices.replicate(jax.random.key(0))
-    pieces = list(feed.pieces(epoch_order(0, 0, len(feed), BATCH), pace=steady(STEPS)))
+    pieces = list(feed.pieces(epoch_order(0, 0, feed.split.labels, BATCH), pace=steady(STEPS)))
     assert [piece.steps for piece in pieces] == [STEPS]
     with jax.transfer_guard("disallow_explicit"):
         state, metrics = by_feed[True](state, *pieces[0].arguments, key)

@@ -4,11 +4,24 @@ import numpy as np
 
 from sft_jax.errors import UserError
 
+# A class of n images has a share of the rows of an epoch in proportion to n to this power.
+BALANCE = {"none": 1.0, "sqrt": 0.5, "full": 0.0}
+# Added to a run's seed, it decides the order in which the images of a class take turns.
+_TURNS = (0, 1)
 
-def epoch_order(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
-    """A random order of the rows 0..n-1 for one epoch, in full batches.
 
-    The n % batch_size rows at its end, other ones each time, are left out.
+def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, balance: str = "none") -> np.ndarray:
+    """A random order of the rows of one epoch, in full batches.
+
+    With "none" the n % batch_size rows at its end, other ones each time, are left out. Else every class has its share
+    of the same number of rows, see `BALANCE`; its images take turns, in this epoch and from epoch to epoch: at no time
+    was one of them drawn two times more often than another one.
+
+    Args:
+      seed, epoch: decide the order.
+      labels: int [n].
+      batch_size: rows of a batch.
+      balance: a key of `BALANCE`.
 
     Returns:
       int32 [n // batch_size, batch_size].
@@ -16,11 +29,39 @@ def epoch_order(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
     Raises:
       UserError: there is no full batch.
     """
+    n = len(labels)
     if n < batch_size:
         raise UserError(f"batch_size={batch_size}, but there are only {n} training images; use --config.batch_size={n}")
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    generator = _generator(seed, epoch)
     steps = n // batch_size
-    return generator.permutation(n)[: steps * batch_size].astype(np.int32).reshape(steps, batch_size)
+    if balance == "none":
+        rows = generator.permutation(n)[: steps * batch_size]
+    else:
+        drawn = class_draws(labels, steps * batch_size, balance)
+        turns = _generator(seed, *_TURNS).permutation(n)
+        own = (_window(turns[labels[turns] == label], epoch, count) for label, count in enumerate(drawn) if count)
+        rows = generator.permutation(np.concatenate(list(own)))
+    return rows.astype(np.int32).reshape(steps, batch_size)
+
+
+def class_draws(labels: np.ndarray, total: int, balance: str) -> np.ndarray:
+    """How many of `total` rows are of each class, int [highest label + 1]: whole numbers next to their shares."""
+    counts = np.bincount(labels)
+    weights = np.where(counts, counts.astype(np.float64) ** BALANCE[balance], 0.0)
+    exact = total * weights / weights.sum()
+    found = np.floor(exact).astype(int)
+    # The largest remainders are rounded up.
+    found[np.argsort(found - exact, kind="stable")[: total - found.sum()]] += 1
+    return found
+
+
+def _window(rows: np.ndarray, epoch: int, count: int) -> np.ndarray:
+    """The next `count` of `rows`, which are repeated for ever, after `epoch` times as many."""
+    return rows[(epoch * count + np.arange(count)) % len(rows)]
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
 
 
 def eval_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
