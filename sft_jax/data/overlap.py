@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ MOST_FILES = 100_000
 
 # What is trained on, or chooses the epoch, should be none of what is scored.
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
+KEYS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: bool) -> None:
@@ -55,6 +56,45 @@ def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: 
             are = "is a copy of a" if len(copies) == 1 else "are copies of"
             what = f"{one} image{'' if len(copies) == 1 else 's'}"
             notices.append(f"{counted(len(copies))} of the {other} part {are} {what}: {_names(copies)}")
+
+
+def check_positions(
+    positions: Mapping[str, Mapping[str, Sequence[range]]], splits: Mapping[str, str], *, allow_overlap: bool
+) -> list[str]:
+    """Says how many records of a prepared set are in two of its splits.
+
+    Args:
+      positions: part -> file -> the records of it that are in the part's split.
+      splits: part -> what the user calls its split.
+      allow_overlap: see `check_files`.
+
+    Raises:
+      UserError: test images are trained on.
+    """
+    notices = []
+    for one, other in PAIRS:
+        shared = sum(
+            max(0, min(left.stop, right.stop) - max(left.start, right.start))
+            for file, ranges in positions[one].items()
+            for left in ranges
+            for right in positions[other].get(file, ())
+        )
+        if not shared:
+            continue
+        meaning = {
+            ("train", "test"): "the test images are trained on",
+            (
+                "train",
+                "val",
+            ): "validation images are trained on, so the best epoch is chosen by what was learnt by heart",
+            ("val", "test"): "the best epoch is chosen on test images",
+        }[one, other]
+        keys = " and ".join(f"data.{KEYS[part]}={splits[part]}" for part in (one, other))
+        line = f"{keys} have {counted(shared)} in common: {meaning}"
+        if (one, other) == PAIRS[0] and not allow_overlap:
+            raise UserError(f"{line}; name splits that have none, or allow it with --config.data.allow_overlap=True")
+        notices.append(line)
+    return notices
 
 
 def _pairs(

@@ -11,9 +11,11 @@ from sft_jax.data.digits import load_digits
 from sft_jax.data.files import load_listing
 from sft_jax.data.folder import list_folder
 from sft_jax.data.listing import Listing, Record
+from sft_jax.data.overlap import check_positions
+from sft_jax.data.part_names import PARTS
 from sft_jax.data.strata import per_class
 from sft_jax.data.table import list_table
-from sft_jax.data.tfds_source import check_tfds, load_tfds
+from sft_jax.data.tfds_source import check_tfds, load_tfds, positions
 from sft_jax.data.types import Dataset, Split
 from sft_jax.errors import UserError
 
@@ -51,6 +53,11 @@ def load_dataset(
         splits = (config.train, config.validation, config.test)
         directory = config.dir and _place(config.dir, recorded, notices)
         dataset = load_tfds(rest, directory=directory, download=config.download, splits=splits, size=config.size)
+        named = dict(zip(PARTS, splits, strict=True))
+        found = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
+        # A run that has begun was told, or allowed it.
+        allowed = config.allow_overlap or once or recorded is not None
+        notices += check_positions(found, named, allow_overlap=allowed)
         dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
     elif kind in ("folder", "csv"):
         dataset = load_listing(

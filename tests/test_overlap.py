@@ -1,0 +1,71 @@
+"""Splits of prepared sets that overlap: counted and said, and refused where the test images are trained on."""
+
+import numpy as np
+import pytest
+from test_tfds import Pictures
+
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
+from sft_jax.data.tfds_source import positions
+from sft_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    Pictures(3, (8, 8, 3)).prepare("few", directory, train=60, test=30)
+    return directory
+
+
+def load(directory, train, validation, test, **settings):
+    values = {"source": "tfds:few", "dir": str(directory), "train": train, "validation": validation, "test": test}
+    config = complete({f"data.{name}": value for name, value in (values | settings).items()})
+    return load_dataset(config.data, seed=0)
+
+
+def test_splits_that_share_nothing_are_no_matter(few):
+    assert load(few, "train[:45]", "train[45:]", "test").notices == ()
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test", "shared"),
+    [
+        ("train", "train[50:]", "train[:10]", 10),
+        ("train[:75%]", "train[75%:]", "train[40:60]", 5),
+        ("train+test[:7]", "test[7:]", "test", 7),
+        ("train", "test", "train", 60),
+    ],
+)
+def test_training_on_test_images_is_refused(few, train, validation, test, shared):
+    with pytest.raises(UserError) as caught:
+        load(few, train, validation, test)
+    assert str(caught.value) == (
+        f"data.train={train} and data.test={test} have {shared} images in common: the test images are trained on; name "
+        f"splits that have none, or allow it with --config.data.allow_overlap=True"
+    )
+    allowed = load(few, train, validation, test, allow_overlap=True)
+    assert any(f"data.test={test} have {shared} images in common" in line for line in allowed.notices)
+
+
+def test_training_on_validation_images_is_said(few):
+    """data.train=train with the validation split that the recipe had."""
+    dataset = load(few, "train", "train[45:]", "test")
+    assert dataset.notices == (
+        "data.train=train and data.validation=train[45:] have 15 images in common: validation images are trained on, "
+        "so the best epoch is chosen by what was learnt by heart",
+    )
+
+
+def test_choosing_on_test_images_is_said(few):
+    """As the README's comparison with PyTorch does."""
+    assert load(few, "train", "test", "test").notices == (
+        "data.validation=test and data.test=test have 30 images in common: the best epoch is chosen on test images",
+    )
+
+
+def test_the_count_is_that_of_the_images(few):
+    """Of any two expressions, as tfds itself reads them."""
+    found = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
+    (one,), (other,) = (next(iter(each.values())) for each in found)
+    assert (len(one), len(other)) == (10, 21)
+    assert len(np.intersect1d(one, other)) == 10
