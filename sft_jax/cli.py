@@ -1,6 +1,7 @@
 """What the command lines have in common: the recipe with its overrides, the network, errors in one line."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,13 +26,16 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser for `command`, as "python -m sft_jax.main", whose help ends with `epilog` as it stands."""
-    return _Parser(
+    parser = _Parser(
         prog=command,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # Shells leave the ~ of `--workdir=~/runs` as it is.
+    parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+    return parser
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -1,6 +1,7 @@
 """The configuration: how recipes and the command line set the keys of `schema`."""
 
 import difflib
+import os
 import re
 import runpy
 import traceback
@@ -12,6 +13,9 @@ from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
 from sft_jax.schema import KEYS, KIND_WORDS, Key
+
+# Settings that are paths, or have one after a colon.
+PATHS = ("init", "data.source", "data.dir")
 
 
 def default_config() -> ConfigDict:
@@ -39,7 +43,7 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
     Raises:
       UserError: no such file, unknown keys (with the nearest known one), values of a wrong type or range.
     """
-    path, _, arg = recipe.partition(":")
+    path, _, arg = map(_home, recipe.partition(":"))
     if not Path(path).is_file():
         if "=" in path:
             raise UserError(
@@ -73,9 +77,18 @@ def complete(values: Mapping[str, Any]) -> ConfigDict:
             checked[name] = key.coerce(value)
         except (TypeError, ValueError):
             raise UserError(f"config.{name}={_shown(value)} is not {KIND_WORDS[key.kind]}") from None
+        if name in PATHS and isinstance(checked[name], str):
+            checked[name] = _home(checked[name])
         if not key.check(checked[name]):
             raise UserError(f"config.{name}={_shown(value)} must be {key.rule}")
     return _nested(checked).lock()
+
+
+def _home(text: str) -> str:
+    """`text` with the user's home folder for a ~ that begins its path, after "folder:" too: no shell puts it there."""
+    return re.sub(
+        r"^(\w+:)?(~.*)", lambda match: (match[1] or "") + os.path.expanduser(match[2]), text, flags=re.DOTALL
+    )
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What the command lines have in common: overrides, and errors that say what to do."""
 
+from pathlib import Path
+
 import pytest
 
-from sft_jax.cli import add_config_flags, make_parser, parse_with_overrides
+from sft_jax.cli import add_config_flags, add_network_flags, make_parser, parse_with_overrides
 from sft_jax.config import complete, load_config
 from sft_jax.data import check_source
 from sft_jax.errors import UserError
@@ -61,3 +63,20 @@ def test_a_source_without_its_kind(source, meant, tmp_path, monkeypatch):
     config = complete({"data.source": source})
     with pytest.raises(UserError, match=f"did you mean {meant}\\?"):
         check_source(config.data)
+
+
+def test_a_tilde_is_the_home_folder_in_any_path(tmp_path, monkeypatch):
+    """Shells leave it as it is after an equals sign or a colon."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = make_parser("python -m sft_jax.report", "Reports.", "")
+    parser.add_argument("--compare", type=Path, nargs="+")
+    add_network_flags(parser.add_argument_group(), workdir="a run")
+    args = parser.parse_args(["--workdir=~/run", "--compare", "~/one", "two/~"])
+    assert (args.workdir, args.compare) == (tmp_path / "run", [tmp_path / "one", Path("two/~")])
+    values = {"init": "~/w.safetensors", "data.dir": "~/tfds", "data.source": "folder:~/flowers"}
+    config = complete(values)
+    assert config.init == f"{tmp_path}/w.safetensors"
+    assert (config.data.dir, config.data.source) == (f"{tmp_path}/tfds", f"folder:{tmp_path}/flowers")
+    assert complete({"data.source": "csv:~/a:~b.csv"}).data.source == f"csv:{tmp_path}/a:~b.csv"
+    (tmp_path / "recipe.py").write_text("def get_config(arg=''):\n    return {'init': arg}")
+    assert load_config("~/recipe.py:~/run").init == f"{tmp_path}/run"
