@@ -10,10 +10,11 @@ import pytest
 from sft_jax.errors import UserError
 from sft_jax.progress import Progress, better, waited
 from sft_jax.report.console import Console, duration, epoch_line
-from sft_jax.report.results import summarize, test_results, write_json, write_rows
+from sft_jax.report.results import summarize, test_results, test_summary, write_json, write_rows
 from sft_jax.step import CALIBRATION_BINS, EvalSums
 
-test_results.__test__ = False  # a function of the package by a name that pytest collects
+for function in (test_results, test_summary):
+    function.__test__ = False  # of the package, by a name that pytest collects
 
 
 def finish(progress, accuracy, loss=0.5, steps=2):
@@ -193,3 +194,20 @@ def test_rows_are_written_whole(tmp_path, monkeypatch):
             write()
     monkeypatch.undo()
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:1]
+
+
+@pytest.mark.parametrize("classes", [200, 201])
+def test_results_of_many_classes_are_sparse_and_read_back(classes):
+    confusion = np.zeros((classes, classes), np.int64)
+    confusion[3, 3], confusion[199, 7], confusion[0, 199] = 5, 2, 1
+    evaluated = sums(confusion, 4.0, 8, np.ones((3, CALIBRATION_BINS), np.float32))
+    names = tuple(map(str, range(classes)))
+    results = json.loads(json.dumps(test_results(evaluated, names)))
+    if classes > 200:
+        assert results["confusion_counts"] == [[0, 199, 1], [3, 3, 5], [199, 7, 2]]
+        assert "confusion" not in results
+    else:
+        assert results["confusion"] == confusion.tolist()
+    read_back = test_summary(results)
+    assert {name: read_back[name] for name in summarize(evaluated)} == summarize(evaluated)
+    assert np.array(read_back["confusion"]).sum() == read_back["count"]

@@ -11,6 +11,9 @@ import numpy as np
 from sft_jax.errors import UserError
 from sft_jax.step import EvalSums
 
+# Up to so many classes results.json has the whole confusion matrix.
+DENSE_CLASSES = 200
+
 
 def summarize(sums: EvalSums) -> dict[str, Any]:
     """Figures of an evaluated split: loss (mean), accuracy, top5, count, per_class_accuracy, confusion, ece.
@@ -36,15 +39,30 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
 
 
 def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
-    """What results.json says of the test split: `summarize`, four of its names with "test_" before them."""
+    """What results.json says of the test split: `summarize`, four of its names with "test_" before them.
+
+    Of more than `DENSE_CLASSES` classes `confusion` would be mostly zeros: `confusion_counts` in its place has
+    [truth, prediction, images] for each pair of labels that there was.
+    """
     figures = summarize(sums)
     named = {f"test_{name}": figures.pop(name) for name in ("accuracy", "top5", "loss", "count")}
+    if len(class_names) > DENSE_CLASSES:
+        confusion = np.array(figures.pop("confusion"))
+        rows = np.argwhere(confusion)
+        figures["confusion_counts"] = np.column_stack([rows, confusion[tuple(rows.T)]]).tolist()
     return named | {"class_names": list(class_names), **figures}
 
 
 def test_summary(results: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `test_results`: the figures of the test split as `summarize` gives them."""
-    return {name.removeprefix("test_"): value for name, value in results.items()}
+    figures = {name.removeprefix("test_"): value for name, value in results.items()}
+    if "confusion_counts" in figures:
+        classes = len(figures["class_names"])
+        truth, predicted, counts = np.array(figures.pop("confusion_counts")).reshape(-1, 3).T
+        confusion = np.zeros((classes, classes), np.int64)
+        confusion[truth, predicted] = counts
+        figures["confusion"] = confusion.tolist()
+    return figures
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
