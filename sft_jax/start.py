@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.data.listing import counted, some
-from sft_jax.data.overlap import ALLOW
+from sft_jax.data.overlap import ALLOW, check_positions
 from sft_jax.data.record import trained_among
+from sft_jax.data.tfds_source import positions
 from sft_jax.errors import UserError
 from sft_jax.models import Functional, initial_arrays
 from sft_jax.report.console import Console
@@ -114,8 +115,21 @@ def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
                 if part == "test" and not config.data.allow_overlap:
                     raise UserError(f"{line}; {ALLOW}")
                 notices.append(line)
-        init = run.config().init
+        before = run.config()
+        notices += _test_split_before(config, before, init)
+        init = before.init
     return notices
+
+
+def _test_split_before(config: ConfigDict, before: ConfigDict, init: str) -> list[str]:
+    """The same of a prepared set that both are on: whether the test split has records of the earlier training split."""
+    name = config.data.source.removeprefix("tfds:")
+    if name == config.data.source or before.data.source != config.data.source:
+        return []
+    splits = {"train": f"{before.data.train} of init={init}", "test": config.data.test}
+    wanted = {"train": before.data.train, "test": config.data.test}
+    found = {part: positions(name, directory=config.data.dir, split=split) for part, split in wanted.items()}
+    return check_positions(found, splits, allow_overlap=config.data.allow_overlap)
 
 
 def initial_weights(

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from made_run import make_run
 from test_tfds import Pictures
 
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.data.tfds_source import positions
 from sft_jax.errors import UserError
+from sft_jax.report.console import Console
+from sft_jax.start import read_dataset
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,24 @@ def test_the_count_is_that_of_the_images(few):
     (one,), (other,) = (next(iter(each.values())) for each in found)
     assert (len(one), len(other)) == (10, 21)
     assert len(np.intersect1d(one, other)) == 10
+
+
+def test_the_training_split_of_an_earlier_run_counts(few, tmp_path):
+    """With init=RUN its images were trained on, too."""
+    splits = {
+        "data.source": "tfds:few",
+        "data.dir": str(few),
+        "data.train": "train[:40]",
+        "data.validation": "train[50:]",
+    }
+    run = make_run(tmp_path / "run", **splits)
+    values = splits | {"init": str(run.folder), "data.train": "train[:10]"}
+    assert read_dataset(complete(values | {"data.test": "train[40:50]"}), Console()).notices == ()
+    overlapping = values | {"data.test": "train[35:50]"}
+    with pytest.raises(UserError) as caught:
+        read_dataset(complete(overlapping), Console())
+    assert str(caught.value).startswith(
+        f"data.train=train[:40] of init={run.folder} and data.test=train[35:50] have 5 images in common: "
+    )
+    allowed = read_dataset(complete(overlapping | {"data.allow_overlap": True}), Console())
+    assert len(allowed.notices) == 1

@@ -75,9 +75,9 @@ def check_positions(
     for one, other in PAIRS:
         shared = sum(
             max(0, min(left.stop, right.stop) - max(left.start, right.start))
-            for file, ranges in positions[one].items()
+            for file, ranges in positions.get(one, {}).items()
             for left in ranges
-            for right in positions[other].get(file, ())
+            for right in positions.get(other, {}).get(file, ())
         )
         if not shared:
             continue
