@@ -1,7 +1,8 @@
 """What a converted file says of its network beside the weights: names of the classes, and what images go through.
 
 The latter is the key `preprocess` of its metadata, JSON:
-{"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}.
+{"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, and what
+else a run recorded of `sft_jax.data.images.Square`.
 The shorter side is brought to `resize` pixels, then the middle `size` x `size` are cut out; mean and std are on the
 scale 0..1.
 """
@@ -48,10 +49,9 @@ def _of_transforms(transforms: Any) -> dict[str, Any]:
 
 def of_run(class_names: tuple[str, ...], preprocess: Preprocess) -> Facts:
     """Those of a run and its evaluation."""
-    fit = "crop" if preprocess.crop else "squash"
-    size, mean, std = preprocess.size, list(preprocess.mean), list(preprocess.std)
-    values = {"size": size, "resize": size, "interpolation": "bilinear", "fit": fit, "mean": mean, "std": std}
-    return Facts(class_names, values)
+    values = preprocess.to_json() | {"resize": preprocess.resize or preprocess.size}
+    # Of ranges of gray values and the like only what is not usual.
+    return Facts(class_names, {name: value for name, value in values.items() if name in KEYS or value})
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
@@ -60,7 +60,7 @@ def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -
         preprocess = json.loads(metadata.get("preprocess", "null"))
     except ValueError:
         preprocess = None
-    known = isinstance(preprocess, dict) and preprocess.keys() == set(KEYS)
+    known = isinstance(preprocess, dict) and preprocess.keys() >= set(KEYS)
     return Facts(class_names, preprocess if known else None)
 
 

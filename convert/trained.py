@@ -59,7 +59,8 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
     if workdir is not None:
         weights, config = load_run_weights(workdir), Run(workdir).config()
         assert weights.class_names is not None, "a run knows its classes"
-        stem, facts = config.model.stem, of_run(weights.class_names, Preprocess.of_config(config.data))
+        preprocess = Preprocess.of_metadata(weights.metadata, Preprocess.of_config(config.data))
+        stem, facts = config.model.stem, of_run(weights.class_names, preprocess)
     else:
         assert file is not None
         weights = load_weights(file)

@@ -1,6 +1,8 @@
 """A trained classifier, opened from whatever holds one: `sft_jax.load("runs/cifar10")`."""
 
+import concurrent.futures
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from PIL import Image
 
 from sft_jax import models
 from sft_jax.config import default_config
+from sft_jax.data.formats import UNREADABLE, FileWarnings, reason
+from sft_jax.data.given import Given, one_by_one
 from sft_jax.data.preprocess import IMAGENET, Preprocess
+from sft_jax.data.types import DECODING_THREADS
 from sft_jax.errors import UserError
 from sft_jax.exported import SUFFIXES, load_exported
 from sft_jax.runs import Run, load_run_weights
@@ -59,32 +65,54 @@ class Classifier:
         """The logits of images, float32 [n, classes].
 
         Args:
-          images: [n, height, width, 3] of any size, RGB: uint8, or float32 in 0..1. They are brought to
+          images: files by their paths, images of Pillow's, or arrays, one or a list of them; an array may be
+            [n, height, width, 3] too. RGB or gray, uint8 or floating point in 0..1, of any size. They are brought to
             `preprocess.size` and normalised here, exactly as in the run's evaluation.
 
         Raises:
           TypeError, ValueError: another dtype, another shape, or values outside 0..1.
+          UserError: a file cannot be read.
         """
-        images = self.preprocess.on_host(images)
-        blocks = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
-        found = [self._run(self._inputs(block)) for block in blocks]
+        given = one_by_one(images)
+        found = []
+        with FileWarnings() as warned, concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+            for first in range(0, len(given), BATCH):
+                found.append(self.square_logits(list(pool.map(self._squared, given[first : first + BATCH]))))
+        for line in warned.lines:
+            warnings.warn(line, stacklevel=2)
         return np.concatenate(found) if found else np.zeros((0, len(self.class_names)), np.float32)
 
-    def picture_logits(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """`logits` of at most `BATCH` pictures as `preprocess.read` gives them, which may differ in size."""
-        if len({picture.shape for picture in pictures}) == 1:
-            return self._run(self._inputs(np.stack(pictures)))
-        return self._run(jnp.concatenate([self._inputs(picture[None]) for picture in pictures]))
+    def square_logits(self, squares: Sequence[np.ndarray]) -> np.ndarray:
+        """`logits` of at most `BATCH` images as `preprocess.read` gives them, which may differ in size."""
+        if len({(square.shape, square.dtype) for square in squares}) == 1:
+            return self._run(self._inputs(np.stack(squares)))
+        return self._run(jnp.concatenate([self._inputs(square[None]) for square in squares]))
+
+    def _squared(self, image: Given) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            return self.preprocess.of_array(image)
+        if isinstance(image, Image.Image):
+            return self.preprocess.of_image(image)
+        try:
+            return self.preprocess.read(image)
+        except UNREADABLE as error:
+            raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
     def predict(self, images: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The most probable classes of images (see `logits`), the first one first.
+        """The most probable classes of images, the first one first.
+
+        Args:
+          images: see `logits`.
+          top: classes an image.
 
         Returns:
           their names [n, top] and probabilities, float32 [n, top]; `top` is the number of classes at most.
 
         Raises:
-          TypeError, ValueError: as `logits`; ValueError where `top` is below 1.
+          TypeError, ValueError, UserError: as `logits`; ValueError where `top` is below 1, UserError where there is
+            one class only.
         """
+        self.check_classes()
         return self.ranked(self.logits(images), top)
 
     def ranked(self, logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +122,14 @@ class Classifier:
         order = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
         probabilities = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), order, -1)
         return np.array(self.class_names)[order], probabilities
+
+    def check_classes(self) -> None:
+        """Raises UserError where the network has one output: its class would be certain whatever the image."""
+        if len(self.class_names) == 1:
+            raise UserError(
+                "the network has one output, which is a score and no choice of classes; sigmoid of `logits` is its "
+                "probability, and a head with two outputs, 0 and that score, predicts the same with names"
+            )
 
     def _run(self, inputs: jax.Array) -> np.ndarray:
         """The network on at most `BATCH` inputs, filled up to a number of images that it was compiled for."""
@@ -121,8 +157,8 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
     if path.is_dir():
         config = Run(path).config()
         check_evaluable(config, checkpoint)
-        weights = load_run_weights(path, checkpoint)
-        return _of_weights(weights, config.model, config.precision, Preprocess.of_config(config.data), str(path))
+        weights, otherwise = load_run_weights(path, checkpoint), Preprocess.of_config(config.data)
+        return _of_weights(weights, config.model, config.precision, otherwise, str(path))
     if path.suffix in SUFFIXES:
         return load_export(path)
     weights = load_weights(path)
@@ -143,14 +179,11 @@ def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
 def load_export(path: Path) -> Classifier:
     """Opens what `python -m sft_jax.export` wrote. Raises UserError."""
     program, metadata = load_exported(path)
-    facts = metadata["preprocess"]
-    preprocess = Preprocess(facts["size"], tuple(facts["mean"]), tuple(facts["std"]), facts["crop"])
-    return Classifier(jax.jit(program), preprocess, metadata["class_names"])
+    return Classifier(jax.jit(program), Preprocess.from_json(metadata["preprocess"]), metadata["class_names"])
 
 
-def _of_weights(
-    weights: Weights, config: ConfigDict, precision: str, preprocess: Preprocess, source: str
-) -> Classifier:
+def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
+    """The classifier of `weights`, with `otherwise` where they do not say what images go through."""
     head = weights.arrays.get("fc.bias")
     classes = len(weights.class_names or ()) or (1000 if head is None else len(head))
     network = models.Functional.abstract(models.builder(config, classes, precision=precision))
@@ -164,7 +197,7 @@ def _of_weights(
 
     return Classifier(
         lambda inputs: run(params, batch_stats, inputs),
-        preprocess,
+        Preprocess.of_metadata(weights.metadata, otherwise),
         # Of a file of somebody's own the classes have no names.
         weights.class_names or [str(label) for label in range(classes)],
         lambda: network.bind(params, batch_stats),

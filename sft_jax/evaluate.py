@@ -169,7 +169,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     keys = dict.fromkeys(OTHER_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
     notices: list[str] = []
-    images = load_everything(config.data, classifier.class_names, args.split, notices)
+    images = load_everything(config.data, classifier.class_names, args.split, notices, classifier.preprocess.square)
     record = run.dataset_record() if run else None
     if record is not None and images.record is not None:
         for names in trained_among(record, images.record).values():

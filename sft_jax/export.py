@@ -1,7 +1,6 @@
 """Writes a trained network as one file for jax.export: `python -m sft_jax.export --workdir RUN --output FILE`."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -89,7 +88,7 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
     metadata = {
         "source": str(source),
         "class_names": list(classifier.class_names),
-        "preprocess": dataclasses.asdict(preprocess),
+        "preprocess": preprocess.to_json(),
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
     temporary = output.with_name(output.name + ".tmp")

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
-from sft_jax.data.image_files import SUFFIXES, find_images
-from sft_jax.data.images import UNREADABLE
+from sft_jax.data.formats import UNREADABLE, reason
+from sft_jax.data.image_files import find_images, left_out
 from sft_jax.data.types import DECODING_THREADS
 
 # Pictures decoded before they are asked for.
@@ -33,10 +32,12 @@ def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
         elif re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
             tell(f"{name} is a URL; download it and name the file")
         elif Path(name).is_dir():
-            found = find_images(Path(name)).images
-            if not found:
-                tell(f"{name} has no picture in it (known are {', '.join(sorted(SUFFIXES))})")
-            yield from found
+            found = find_images(Path(name))
+            if found.others:
+                tell(f"{name}: {left_out(found.others)}")
+            elif not found.images:
+                tell(f"{name} has no image in it")
+            yield from found.images
         else:
             yield Path(name)
 
@@ -58,14 +59,6 @@ def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tel
             try:
                 picture = reading.result()
             except UNREADABLE as error:
-                tell(f"{path} cannot be read: {_reason(error)}")
+                tell(f"{path} cannot be read: {reason(error, path)}")
                 continue
             yield path, picture
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no picture, or damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,6 +1,9 @@
-"""Classifies pictures: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
+"""Classifies images: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
 
 import argparse
+import contextlib
+import csv
+import functools
 import itertools
 import json
 import os
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/ --top 3
   find . -name '*.png' | python -m sft_jax.predict --workdir runs/cifar10 --json -
+  python -m sft_jax.predict --workdir runs/cifar10 holiday/ --output holiday.csv
 
-JPEG, PNG, WebP, GIF and BMP, turned as their EXIF data say. Files that cannot be read are named on standard error and
-left out; the exit code is 2 then.
+JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and what else Pillow reads, HEIC where pillow-heif is installed; turned as their
+EXIF data say. Files that cannot be read are named on standard error and left out; the exit code is 2 then.
 """
 PIPE_WIDTH = 10_000
 HEADS = ("picture", "class", "sure", "next")
@@ -41,7 +45,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a picture (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.csv",
+        help="write a table: file, label, probability, then label_2, probability_2 and so on",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="refuse images with more pixels, as a small file may claim to have (default: that of data.max_pixels)",
+    )
     return parser.parse_args(argv)
 
 
@@ -50,38 +67,52 @@ def main() -> None:
     args = parse(sys.argv[1:])
     if args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
+    if args.output is not None and args.output.suffix != ".csv":
+        raise UserError(f"--output {args.output} must end in .csv")
     # After the flags, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.classifier import load
+    from sft_jax.data.formats import MAX_PIXELS, FileWarnings
     from sft_jax.pictures import files
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
+    classifier.check_classes()
     problems: list[str] = []
 
     def tell(problem: str) -> None:
         problems.append(problem)
         print(_printable(problem), file=sys.stderr)
 
-    show = print_json if args.json else Table().show
     answered = 0
-    for answers in predictions(classifier, files(args.images, tell), args.top, tell):
-        show(answers)
-        answered += len(answers)
+    paths = files(args.images, tell)
+    with contextlib.ExitStack() as opened, FileWarnings() as warned:
+        if args.output is not None:
+            table = CsvTable(args.output, min(args.top, len(classifier.class_names)))
+            show = opened.enter_context(contextlib.closing(table)).show
+        else:
+            show = print_json if args.json else Table().show
+        for answers in predictions(classifier, paths, args.top, tell, args.max_pixels or MAX_PIXELS):
+            show(answers)
+            answered += len(answers)
+    for line in warned.lines:
+        print(f"notice: {_printable(line)}", file=sys.stderr)
+    if args.output is not None:
+        print(f"wrote {args.output}: {answered:,} images")
     if problems:
-        raise UserError(f"{len(problems)} named above could not be read; {answered} pictures were classified")
+        raise UserError(f"{len(problems)} named above could not be read; {answered} images were classified")
 
 
 def predictions(
-    classifier: "Classifier", paths: Iterable[Path], top: int, tell: Callable[[str], None]
+    classifier: "Classifier", paths: Iterable[Path], top: int, tell: Callable[[str], None], max_pixels: int
 ) -> Iterator[list[Answer]]:
-    """What `--json` prints of each picture, a list a batch. `tell` is called with a line about each unreadable one."""
+    """What `--json` prints of each image, a list a batch. `tell` is called with a line about each unreadable one."""
     from sft_jax.classifier import BATCH
     from sft_jax.pictures import decoded
 
-    readable = decoded(paths, classifier.preprocess.read, tell)
+    readable = decoded(paths, functools.partial(classifier.preprocess.read, max_pixels=max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):
-        found = classifier.ranked(classifier.picture_logits([picture for _, picture in block]), top)
+        found = classifier.ranked(classifier.square_logits([square for _, square in block]), top)
         labels, probabilities = (values.tolist() for values in found)
         yield [
             {
@@ -99,6 +130,40 @@ def print_json(answers: Iterable[Answer]) -> None:
     for answer in answers:
         print(json.dumps(answer))
     sys.stdout.flush()
+
+
+class CsvTable:
+    """A new CSV file with a row for each image and `top` classes in it. Raises UserError where it cannot be written."""
+
+    def __init__(self, path: Path, top: int) -> None:
+        self._path = path
+        heads = [f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability")]
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Names that are no UTF-8 stay the names of their files.
+            self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        self._rows = csv.writer(self._file)
+        self._add([["file", "label", "probability", *heads[2:]]])
+
+    def show(self, answers: Iterable[Answer]) -> None:
+        """Adds rows."""
+        self._add([answer["file"], *itertools.chain(*answer["top"])] for answer in answers)
+
+    def close(self) -> None:
+        """After the last row."""
+        self._file.close()
+
+    def _add(self, rows: Iterable[list[Any]]) -> None:
+        with self._writing():
+            self._rows.writerows(rows)
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"--output {self._path} cannot be written: {error.strerror}") from None
 
 
 class Table:

@@ -210,6 +210,11 @@ class Run:
             raise UserError(f"{self.folder} has no {which} checkpoint yet: its first epoch was not finished")
         return found
 
+    def latest_metadata(self) -> dict[str, Any]:
+        """What was saved with the latest checkpoint; nothing where there is none yet. Raises UserError."""
+        found = self.checkpoints.restore("latest")
+        return {} if found is None else found.metadata
+
     def write_config(self, config: ConfigDict, **facts: Any) -> None:
         """Records the configuration, the versions in use and further `facts`. Raises UserError where it cannot."""
         packages = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -251,4 +256,7 @@ def load_run_weights(workdir: Path, which: str = "best") -> Weights:
         for key, array in restored.arrays.items()
         if key.startswith(("params/", "batch_stats/"))
     }
-    return Weights(arrays, config.model.name, tuple(restored.metadata["class_names"]), {"source": str(workdir)})
+    metadata = {"source": str(workdir)}
+    if "preprocess" in restored.metadata:  # not in the first runs
+        metadata["preprocess"] = json.dumps(restored.metadata["preprocess"])
+    return Weights(arrays, config.model.name, tuple(restored.metadata["class_names"]), metadata)

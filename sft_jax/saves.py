@@ -9,6 +9,7 @@ import jax
 
 from sft_jax import processes
 from sft_jax.checkpoint import Restored
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.finetune import phase_of
 from sft_jax.programs import Programs
 from sft_jax.progress import Progress
@@ -48,7 +49,12 @@ class Saves:
 
     def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
         """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
-        metadata = {"class_names": list(self._task.dataset.class_names), "progress": progress.to_json()}
+        dataset = self._task.dataset
+        metadata = {
+            "class_names": list(dataset.class_names),
+            "preprocess": Preprocess.of_config(self._task.config.data, dataset.square).to_json(),
+            "progress": progress.to_json(),
+        }
         processes.in_first(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
         if name == "latest":
             self._saved_at = time.monotonic()

@@ -132,6 +132,22 @@ KEYS: dict[str, Key] = {
         **_one_of("none", "sqrt", "full"),
     ),
     "data.size": Key(32, int, "Side in pixels of what the network sees; images are resized.", **_POSITIVE),
+    "data.fit": Key(
+        "crop",
+        str,
+        "Images that are not square. crop: the shorter side is brought to data.size, and the centre is cut out; pad: "
+        "the longer side is, and the rest is black; squash: both sides are.",
+        **_one_of("crop", "pad", "squash"),
+    ),
+    "data.on_error": Key(
+        "stop",
+        str,
+        "Images that cannot be read: stop before training starts, or skip: leave them out.",
+        **_one_of("stop", "skip"),
+    ),
+    "data.max_pixels": Key(
+        500_000_000, int, "An image file with more pixels counts as one that cannot be read.", **_POSITIVE
+    ),
     "data.image_key": Key(
         None, str, "Name of the image feature of a tfds set or column of a CSV file; none: guessed.", optional=True
     ),

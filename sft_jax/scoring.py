@@ -71,7 +71,7 @@ def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[
         if flips:
             views.append([picture[:, ::-1] for picture in views[0]])
         labels = np.array([label[path] for path, _ in block], np.int32)
-        yield [classifier.picture_logits(view) for view in views], labels
+        yield [classifier.square_logits(view) for view in views], labels
     if problems:
         more = " and perhaps more" if len(problems) > NAMED else ""
         raise UserError(f"{'; '.join(problems[:NAMED])}{more}; mend or remove what cannot be read")
@@ -82,7 +82,7 @@ def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator
         order, mask = eval_order(len(split), BATCH)
         for (block, labels), counted in zip(split.batches(order), mask, strict=True):
             views = [block[counted], block[counted][:, :, ::-1]] if flips else [block[counted]]
-            yield [classifier.logits(view) for view in views], positions[labels[counted]]
+            yield [classifier.square_logits(list(view)) for view in views], positions[labels[counted]]
 
 
 def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from sft_jax import data
 from sft_jax.data.listing import counted, some
 from sft_jax.data.overlap import ALLOW, check_positions
+from sft_jax.data.preprocess import recorded_square
 from sft_jax.data.record import trained_among
 from sft_jax.data.tfds_source import positions
 from sft_jax.errors import UserError
@@ -28,11 +29,13 @@ class Earlier:
       images: which is in which part; None where there is no run yet, or one of a version that recorded none.
       began: whether there is a run.
       saved: whether it has a checkpoint to go on from.
+      preprocess: what its images went through, see `recorded_square`.
     """
 
     images: data.Record | None = None
     began: bool = False
     saved: bool = False
+    preprocess: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
@@ -47,7 +50,9 @@ class Earlier:
 
 def earlier(run: Run) -> Earlier:
     """That of `run`. Raises UserError where its record cannot be read."""
-    return Earlier(run.dataset_record(), run.exists(), run.checkpoints.holds("latest"))
+    saved = run.checkpoints.holds("latest")
+    preprocess = run.latest_metadata().get("preprocess") if saved else None
+    return Earlier(run.dataset_record(), run.exists(), saved, preprocess)
 
 
 def load_init(config: ConfigDict) -> Weights | None:
@@ -85,7 +90,10 @@ def read_dataset(
       UserError: the images cannot be read, are not those of the run, or were trained on by the run that `init` names.
     """
     before = before or Earlier()
-    with console.status(f"reading {config.data.source}"):
+    title = f"reading {config.data.source}"
+    if not console.moves:
+        console.line(title)
+    with console.progress(title, 1) as bar:
         dataset = data.load_dataset(
             config.data,
             seed=config.seed,
@@ -95,6 +103,8 @@ def read_dataset(
             recorded=before.images,
             resuming=resuming,
             old_seed=config.seed if before.began and before.images is None else None,
+            square=recorded_square(before.preprocess),
+            progress=bar.set,
         )
     found = [] if before.began else _trained_before(config, dataset)
     if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:

@@ -11,8 +11,10 @@ from sft_jax.runs import Run
 NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
 
 
-def make_run(folder, seed=0, **changes):
-    """A run of the network "tiny" or of `model__name`, whose statistics are not what they begin with."""
+def make_run(folder, seed=0, preprocess=None, **changes):
+    """A run of the network "tiny" or of `model__name`, whose statistics are not what they begin with; with
+    `preprocess` as what its images went through.
+    """
     values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
     network = models.Functional.abstract(models.builder(config.model, len(NAMES)))
@@ -25,8 +27,11 @@ def make_run(folder, seed=0, **changes):
     }
     run = Run(folder)
     run.write_config(config)
+    metadata = {"class_names": list(NAMES), "progress": Progress().to_json()}
+    if preprocess is not None:
+        metadata["preprocess"] = preprocess.to_json()
     for name in ("latest", "best"):
-        run.checkpoints.save(name, 5, arrays, {"class_names": list(NAMES), "progress": Progress().to_json()})
+        run.checkpoints.save(name, 5, arrays, metadata)
     return run
 
 

@@ -10,7 +10,6 @@ import pytest
 from sft_jax import cache
 from sft_jax.data import kept as kept_module
 from sft_jax.data.kept import kept, source_digest
-from sft_jax.data.types import ArraySplit
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def split_of(value, count=4):
-    return ArraySplit(np.full((count, 8, 8, 3), value, np.uint8), np.arange(count, dtype=np.int32))
+    return {"images": np.full((count, 8, 8, 3), value, np.uint8), "labels": np.arange(count, dtype=np.int32)}
 
 
 class Reader:
@@ -35,8 +34,9 @@ class Reader:
 
 
 def assert_same(found, wanted):
-    np.testing.assert_array_equal(found.images, wanted.images, strict=True)
-    np.testing.assert_array_equal(found.labels, wanted.labels, strict=True)
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
 
 
 def test_a_split_is_decoded_once(folder):

@@ -54,7 +54,7 @@ def call(monkeypatch, capsys, *flags):
 def expected(folder, paths):
     """Accuracy and mean loss by the public interface, image by image."""
     classifier = sft_jax.load(folder)
-    logits = np.concatenate([classifier.picture_logits([classifier.preprocess.read(path)]) for path in paths])
+    logits = np.concatenate([classifier.square_logits([classifier.preprocess.read(path)]) for path in paths])
     labels = np.array([NAMES.index(path.parent.name) for path in paths])
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return np.mean(logits.argmax(-1) == labels), -np.mean(logs[np.arange(len(labels)), labels])
@@ -221,7 +221,7 @@ def test_mirror_images_count_where_the_run_counts_them(tmp_path, monkeypatch, ca
     classifier = sft_jax.load(run.folder)
     paths = sorted((tmp_path / "new").rglob("*.png"))
     pictures = [classifier.preprocess.read(path) for path in paths]
-    both = classifier.picture_logits(pictures) + classifier.picture_logits([each[:, ::-1] for each in pictures])
+    both = classifier.square_logits(pictures) + classifier.square_logits([each[:, ::-1] for each in pictures])
     labels = [NAMES.index(path.parent.name) for path in paths]
     assert json.loads(printed)["test_accuracy_flips"] == np.mean(both.argmax(-1) == labels)
 

@@ -19,6 +19,7 @@ from convert import flax_to_onnx, flax_to_resnet, resnet_to_flax
 from sft_jax import data
 from sft_jax import export as export_module
 from sft_jax.config import complete
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError, run_command
 from sft_jax.export import main
 from sft_jax.exported import PLATFORMS
@@ -30,7 +31,8 @@ from sft_jax.train import train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     # 32 px: convolutions of all kinds that conv2d knows are among it.
-    return make_run(tmp_path_factory.mktemp("runs") / "run", data__source="folder:somewhere", data__size=32)
+    preprocess = Preprocess(32, "pad", integers=(0, 4095), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    return make_run(tmp_path_factory.mktemp("runs") / "run", preprocess=preprocess, data__size=32)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,9 @@ def test_the_logits_of_any_number_of_images(run, exported):
     for count, height, width in [(1, 32, 32), (7, 32, 32), (40, 32, 32), (8, 50, 40)]:
         images = pixels(count, height, width)
         np.testing.assert_allclose(found.logits(images), source.logits(images), atol=1e-4)
+    x_ray = np.random.default_rng(0).integers(0, 4096, (50, 40), np.uint16)
+    np.testing.assert_allclose(found.logits(x_ray), source.logits(x_ray), atol=1e-4)
+    np.testing.assert_allclose(found.logits(x_ray), found.logits((x_ray / 4095).astype(np.float32)), atol=0.05)
     assert found.class_names == source.class_names == NAMES
     assert found.preprocess == source.preprocess
     with pytest.raises(AttributeError, match="an export holds no NNX module"):
@@ -71,7 +76,9 @@ def test_it_runs_without_this_package(run, exported):
     np.testing.assert_allclose(program.call(inputs), sft_jax.load(run.folder).program(inputs), atol=1e-4)
     metadata = json.loads(zipfile.ZipFile(exported).read("metadata.json"))
     assert metadata["class_names"] == list(NAMES)
-    assert metadata["preprocess"] == {"size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop": True}
+    assert Preprocess.from_json(metadata["preprocess"]) == sft_jax.load(run.folder).preprocess
+    facts = {"size": 32, "fit": "pad", "integers": [0, 4095], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+    assert metadata["preprocess"].items() >= facts.items()
 
 
 def test_the_command(run, tmp_path, monkeypatch, capsys):

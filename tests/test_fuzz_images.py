@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sft_jax.data.folder import load_folder
+from sft_jax.data.formats import UNREADABLE
 from sft_jax.data.image_files import is_ignored
-from sft_jax.data.images import UNREADABLE, read_square, to_square
+from sft_jax.data.images import Square
 from sft_jax.data.part_names import part_of
+from sft_jax.data.reading import Reading
 from sft_jax.errors import UserError
 
 SIZE = 8
@@ -50,7 +52,7 @@ def test_damaged_pictures(tmp_path, kind, damage):
     path.write_bytes(damage(WHOLE[kind]))
     before = contents(tmp_path)
     try:
-        found = read_square(path, SIZE)
+        found = Square(SIZE).read(path)
     except UNREADABLE:
         pass
     else:
@@ -88,12 +90,13 @@ def test_no_pictures_at_all(tmp_path, content):
     bad = tmp_path / "b" / "bad.png"
     bad.write_bytes(content)
     start = time.monotonic()
-    with pytest.raises(UserError, match="1 images cannot be read; mend or remove them: ") as caught:
-        load_folder(tmp_path, SIZE)
-    assert str(bad) in str(caught.value)
-    streamed = parts(load_folder(tmp_path, SIZE, memory_bytes=1))
-    with pytest.raises(UserError, match=r"b/bad\.png cannot be read"):
-        list(itertools.chain.from_iterable(split.batches(np.arange(len(split))[None]) for split in streamed))
+    for memory_bytes in (None, 1):
+        with pytest.raises(UserError, match="1 image cannot be read: ") as caught:
+            load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=memory_bytes))
+        assert str(bad) in str(caught.value)
+    unchecked = parts(load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1, check=False)))
+    with pytest.raises(UserError, match=r"b/bad\.png cannot be read \(.*\); mend or remove it"):
+        list(itertools.chain.from_iterable(split.batches(np.arange(len(split))[None]) for split in unchecked))
     assert time.monotonic() - start < 20
 
 
@@ -103,7 +106,7 @@ def test_strips_and_dots(width, height):
     colors = np.zeros((height, width, 3), np.uint8)
     colors[..., 1] = 200
     start = time.monotonic()
-    found = to_square(Image.fromarray(colors), 224)
+    found = Square(224).of_image(Image.fromarray(colors))
     np.testing.assert_array_equal(found, np.broadcast_to([0, 200, 0], (224, 224, 3)))
     assert time.monotonic() - start < 5
 
@@ -111,7 +114,7 @@ def test_strips_and_dots(width, height):
 def test_the_middle_of_a_strip():
     colors = np.zeros((2, 4000, 3), np.uint8)
     colors[:, 1999:2001] = 255
-    found = to_square(Image.fromarray(colors), 32)
+    found = Square(32).of_image(Image.fromarray(colors))
     assert found[:, 8:24].min() > 120
     assert found[:, [0, -1]].max() < 140
     np.testing.assert_array_equal(found, found[:, ::-1])
@@ -145,7 +148,9 @@ def test_links_that_go_round(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == ("a", "b")
     assert sum(map(len, parts(dataset))) == 20
-    assert dataset.notices[0] == f"3 entries of {tmp_path} are no pictures and were left out"
+    assert dataset.notices[0].startswith(
+        "3 files are no images that can be read, and were left out: 3 special files or links that lead nowhere (e.g. "
+    )
 
 
 def test_special_files_are_not_opened(tmp_path):

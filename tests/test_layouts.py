@@ -155,7 +155,7 @@ def test_classes_that_differ_in_capitals_are_named(tmp_path):
 def test_an_empty_class_of_training_is_refused_by_name(tmp_path):
     parts(tmp_path, "train", "val", "test")
     (tmp_path / "train" / "dog").mkdir()
-    assert message(tmp_path).startswith(f"there is no image in {tmp_path / 'train' / 'dog'} (known are ")
+    assert message(tmp_path).startswith(f"there is no image in {tmp_path / 'train' / 'dog'}; add some, or remove")
 
 
 def test_images_beside_the_classes_are_said(tmp_path):

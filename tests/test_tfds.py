@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sft_jax.data import tfds_source
+from sft_jax.data.images import Square
+from sft_jax.data.reading import Reading
 from sft_jax.data.tfds_source import load_tfds
+from sft_jax.data.types import DECODING_THREADS, StreamedSplit
 from sft_jax.errors import UserError
 
 # So that tfds's own class for CIFAR-100 finds what is prepared here in its place.
@@ -24,8 +28,8 @@ SPLITS = ("train[:45000]", "train[45000:]", "test")
 REAL = os.environ.get("SFT_JAX_TEST_DATA")
 
 
-def load(name, directory, splits=SPLITS, download=True, size=32):
-    return load_tfds(name, directory=str(directory), download=download, splits=splits, size=size)
+def load(name, directory, splits=SPLITS, download=True, size=32, **settings):
+    return load_tfds(name, directory=str(directory), download=download, splits=splits, size=size, **settings)
 
 
 def message(name, directory, **settings):
@@ -36,41 +40,61 @@ def message(name, directory, **settings):
 
 
 class Pictures:
-    """Pictures of class `label`, filled with the value that stands for it."""
+    """Pictures of class `label`, filled with the value that stands for it; `draw` may make others."""
 
-    def __init__(self, classes, shape):
-        self.classes, self.shape = classes, shape
+    def __init__(self, classes, shape, keys=("image", "label"), draw=None):
+        self.classes, self.shape, self.keys, self.draw = classes, shape, keys, draw
 
-    def prepare(self, name, directory, **counts):
+    def prepare(self, name, directory, version=VERSION, **counts):
         """Makes tfds write them as a set of this name. As PNG files: arrays it encodes with TensorFlow only."""
         features = tfds.features.FeaturesDict(
             {
-                "image": tfds.features.Image(shape=self.shape),
-                "label": tfds.features.ClassLabel(num_classes=self.classes),
+                self.keys[0]: tfds.features.Image(shape=self.shape),
+                self.keys[1]: tfds.features.ClassLabel(num_classes=self.classes),
             }
+            | {key: tfds.features.Image(shape=self.shape) for key in self.keys[2:]}
         )
 
         def info(builder):
             return tfds.core.DatasetInfo(builder=builder, features=features)
 
         def splits(builder, _):
-            return {split: self.examples(count) for split, count in counts.items()}
+            return {split: self.examples(count, split) for split, count in counts.items()}
 
-        members = {"VERSION": VERSION, "_info": info, "_split_generators": splits}
+        members = {"VERSION": version, "_info": info, "_split_generators": splits}
         members |= {"_generate_examples": lambda _: None, "name": name}
         with tfds.core.registered.skip_registration():
             builder = type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), members)
         builder(data_dir=directory, file_format="array_record").download_and_prepare()
 
-    def examples(self, count):
+    def examples(self, count, split):
         for number in range(count):
-            label = number % self.classes
+            label = number % self.classes if split != "unlabelled" else -1
             height, width = (side or 8 + number for side in self.shape[:2])
-            file = io.BytesIO()
-            pixels = np.full((height, width, self.shape[2]), label, np.uint8)
-            Image.fromarray(pixels if self.shape[2] == 3 else pixels[..., 0]).save(file, "PNG")
-            file.seek(0)
-            yield str(number), {"image": file, "label": label}
+            pixels = np.full((height, width, self.shape[2]), label % 256, np.uint8)
+            image = Image.fromarray(pixels if self.shape[2] == 3 else pixels[..., 0])
+            image = self.draw(number) if self.draw else image
+            form = "JPEG" if image.mode == "CMYK" else "PNG"
+            yield (
+                str(number),
+                {key: encoded(image, form) for key in self.keys if key != self.keys[1]} | {self.keys[1]: label},
+            )
+
+
+def encoded(image, form):
+    file = io.BytesIO()
+    image.save(file, form)
+    file.seek(0)
+    return file
+
+
+def contents(images):
+    """tfds has the records in an order of its own."""
+    return sorted(np.asarray(image).tobytes() for image in images)
+
+
+def noise(number, height, width):
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +102,8 @@ def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
     Pictures(100, (32, 32, 3)).prepare("cifar100", directory, train=200, test=100)
     Pictures(10, (28, 28, 1)).prepare("gray", directory, train=20, test=10)
-    Pictures(3, (None, None, 3)).prepare("many_sizes", directory, train=9, test=3)
+    Pictures(3, (None, None, 3)).prepare("many_sizes", directory, train=9, test=3, unlabelled=3)
+    Pictures(3, (20, 30, 3), draw=lambda number: noise(number, 20, 30)).prepare("oblong", directory, train=6, test=3)
     return directory
 
 
@@ -105,16 +130,126 @@ def test_images_of_many_sizes_are_brought_to_one(prepared):
     np.testing.assert_array_equal(dataset.train.images[:, 3, 3, 0], dataset.train.labels)
 
 
+def test_images_of_other_modes_are_rgb(tmp_path):
+    """Gray, CMYK and palette files among those of RGB, as ImageNet has them."""
+    modes = ("L", "CMYK", "P", "RGB")
+    Pictures(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
+        "modes", tmp_path, train=4
+    )
+    dataset = load("modes", tmp_path, ("train", "train", "train"), size=9)
+    files = (encoded(noise(0, 9, 9).convert(mode), "JPEG" if mode == "CMYK" else "PNG") for mode in modes)
+    assert contents(dataset.train.images) == contents(Image.open(file).convert("RGB") for file in files)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, fit):
+    """Those of one size were squashed without a word."""
+    dataset = load("oblong", prepared, ("train", "train", "test"), size=16, reading=Reading(fit=fit))
+    assert dataset.square == Square(16, fit)
+    wanted = [Square(16, fit).of_image(noise(number, 20, 30)) for number in range(6)]
+    assert contents(dataset.train.images) == contents(wanted)
+    said = {"crop": "centre crop: 33% of the image area is cut off", "pad": "pad: 33%", "squash": "squash: the images'"}
+    (notice,) = dataset.notices
+    assert notice.startswith(said[fit])
+
+
+def test_each_record_is_resized_as_it_is_read(tmp_path):
+    """All were held at full size until the last: 669 KiB an image, 48 GiB of food101."""
+    side, count = 300, 64
+    Pictures(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
+        "large", tmp_path, train=count, test=2
+    )
+    tracemalloc.start()
+    try:
+        dataset = load("large", tmp_path, ("train", "test", "test"), size=16)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(np.sort(dataset.train.images[:, 8, 8, 0]), np.arange(count))
+    assert dataset.train.images.shape == (count, 16, 16, 3)
+    assert peak < DECODING_THREADS * side * (side + count) * 3 + 4e6 < 0.6 * count * side * side * 3
+
+
+def test_what_does_not_fit_into_memory_is_streamed(prepared):
+    names = ("train", "train[:3]", "test")
+    wanted = load("many_sizes", prepared, names, size=24)
+    streamed = load("many_sizes", prepared, names, size=24, reading=Reading(memory_bytes=1000))
+    assert isinstance(streamed.train, StreamedSplit)
+    assert streamed.notices == ("the images need 0.0 GiB of memory: they are decoded again in every epoch",)
+    assert streamed.square == wanted.square == Square(24)
+    for one, other in zip(parts(streamed), parts(wanted), strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        rows = np.arange(len(one))[None, ::-1]
+        np.testing.assert_array_equal(next(one.batches(rows))[0], next(other.batches(rows))[0])
+    # Square images of one size stay as they are.
+    as_stored = load("cifar100", prepared, 3 * ("test",), size=16, reading=Reading(memory_bytes=0)).test
+    (images, labels) = next(as_stored.batches(np.array([[7]])))
+    np.testing.assert_array_equal(images, np.full((1, 32, 32, 3), labels[0], np.uint8))
+
+
+def parts(dataset):
+    return dataset.train, dataset.validation, dataset.test
+
+
+def test_features_of_other_names(tmp_path):
+    """Guessed where there is one of each kind, which is said; named where there are more."""
+    Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
+    dataset = load("one", tmp_path, 3 * ("train",))
+    assert dataset.notices == (
+        "the image of tfds:one is its feature 'photo'",
+        "the label of tfds:one is its feature 'species'",
+    )
+    np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], dataset.train.labels)
+    Pictures(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
+    assert message("several", tmp_path, splits=3 * ("train",)) == (
+        "tfds:several is no image-classification set as it is: which of its features is the image? name it with "
+        "--config.data.image_key=left (there are left, right)"
+    )
+    assert load("several", tmp_path, 3 * ("train",), image_key="right").notices == ()
+    assert message("several", tmp_path, splits=3 * ("train",), image_key="right", label_key="kind") == (
+        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (there are "
+        "label)"
+    )
+
+
+def test_splits_without_labels_are_refused(prepared):
+    """Their labels are -1, which damaged no file."""
+    assert message("many_sizes", prepared, splits=("train", "train", "unlabelled")) == (
+        "data.test=unlabelled has no labels (all are -1); tfds:many_sizes has train (9), test (3), unlabelled (3): "
+        "name one, or a part as 'train[90%:]', with --config.data.test=SPLIT"
+    )
+
+
+def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
+    for name, folder in {"set": prepared / "cifar100", "version": prepared / "cifar100" / str(VERSION)}.items():
+        dataset = load("cifar100", folder, 3 * ("test",))
+        assert dataset.notices == (
+            f"data.dir={folder} is a folder of the set itself: {prepared}/cifar100/{VERSION} is used",
+        ), name
+        assert len(dataset.test) == 100
+    said = message("cifar100", prepared / "gray", download=False)
+    assert said.startswith(f"the data set cifar100 is not prepared in {prepared}/gray and data.download is off")
+
+
+def test_a_version_that_is_not_there(prepared):
+    said = message("cifar100:9.9.9", prepared)
+    assert said.startswith("tfds:cifar100:9.9.9 cannot be opened: ")
+    assert said.endswith(f"; in {prepared}/cifar100 there is {VERSION}: use tfds:cifar100:{VERSION}")
+    assert len(load(f"cifar100:{VERSION}", prepared, 3 * ("test",)).test) == 100
+
+
 def test_splits_that_are_not_there(prepared):
-    where = f"of tfds:cifar100 in {prepared}/cifar100/{VERSION} cannot be read: "
+    """The setting, what there is, and what to type."""
+    there = "tfds:cifar100 has train (200), test (100): name one, or a part as 'train[90%:]', with --config.data."
     assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
-        f"split 'valid' {where}Unknown split 'valid'. Should be one of ['train', 'test']."
+        "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
+        f"{there}validation=SPLIT"
     )
-    assert message("cifar100", prepared, splits=("train", "train[:10", "test")).startswith(
-        f"split 'train[:10' {where}Error parsing split 'train[:10'."
-    )
-    assert message("cifar100", prepared, splits=("train", "train[:0]", "test")) == (
-        "split 'train[:0]' of tfds:cifar100 is empty"
+    said = message("cifar100", prepared, splits=("train", "test", "train[:10"))
+    assert said.startswith("data.test=train[:10 cannot be used: Error parsing split 'train[:10'.")
+    assert said.endswith(f"{there}test=SPLIT")
+    assert message("cifar100", prepared, splits=("train", "train[200:]", "test")) == (
+        f"data.validation=train[200:] is empty; {there}validation=SPLIT"
     )
 
 

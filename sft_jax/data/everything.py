@@ -9,12 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data.digits import load_digits
+from sft_jax.data.images import Square
 from sft_jax.data.listing import Record, counted, some
 from sft_jax.data.part_names import part_of
+from sft_jax.data.reading import Reading
 from sft_jax.data.record import record_of
 from sft_jax.data.sources import kind_of, list_files
 from sft_jax.data.tfds_source import load_tfds, split_names
-from sft_jax.data.types import Split
+from sft_jax.data.types import ArraySplit, Split
 from sft_jax.errors import UserError
 
 
@@ -38,7 +40,7 @@ class Everything(NamedTuple):
 
 
 def load_everything(
-    config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str]
+    config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str], square: Square
 ) -> Everything:
     """Finds the images of `config.source`, whatever their part.
 
@@ -47,6 +49,7 @@ def load_everything(
       class_names: of the network. Those of the source are found among them by name, and need not be all.
       split: only this part of a folder, table or of the digits, or this split of a tfds set; None for all.
       notices: gets lines about what is left out.
+      square: what images go through before the network; those in arrays have gone through it.
 
     Raises:
       UserError: nothing there, or classes that the network does not have.
@@ -58,12 +61,16 @@ def load_everything(
         where = {"directory": config.dir, "download": config.download}
         names = [split] if split else split_names(rest, **where)
         notices.append(f"{config.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
-        found = load_tfds(rest, **where, splits=("+".join(names),) * 3, size=config.size)
+        keys = {"image_key": config.image_key, "label_key": config.label_key}
+        reading = Reading(square=square)
+        found = load_tfds(rest, **where, **keys, splits=("+".join(names),) * 3, size=config.size, reading=reading)
+        notices += found.notices
         splits = [found.test]
     else:
         found = load_digits(config.source)
         parts = {"train": found.train, "val": found.validation, "test": found.test}
-        splits = [part for name, part in parts.items() if split is None or name == _part(split)]
+        wanted = [part for name, part in parts.items() if split is None or name == _part(split)]
+        splits = [_fitted(part, square) for part in wanted]
     labels = [name for name, count in zip(found.class_names, _counts(splits, found.class_names), strict=True) if count]
     positions = _positions(config.source, labels, class_names, notices)
     table = np.array([positions.get(name, -1) for name in found.class_names], np.int32)
@@ -89,6 +96,12 @@ def _files(
         [],
         record_of(listing, {"test": files}),
     )
+
+
+def _fitted(split: Split, square: Square) -> ArraySplit:
+    """A split of images of one size in memory, after `square`."""
+    images, labels = next(split.batches(np.arange(len(split))[None]))
+    return ArraySplit(np.stack([square.of_array(image) for image in images]), labels)
 
 
 def _part(split: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.data.files import load_listing
-from sft_jax.data.image_files import SUFFIXES, Found, find_images, is_ignored, subfolders
+from sft_jax.data.image_files import Found, find_images, is_ignored, is_image_file, left_out, subfolders
 from sft_jax.data.listing import LabelledFile, Listing, counted, some
 from sft_jax.data.part_names import PARTS, part_of
 from sft_jax.data.types import Dataset
@@ -156,10 +156,9 @@ class _Folder:
             if any("\ud800" <= character <= "\udfff" for character in folder.name):
                 raise UserError(f"the name of a class is no UTF-8: {str(folder)!r}; rename the folder")
             if self.known is None and not self._images(folder):
-                raise UserError(
-                    f"there is no image in {folder} (known are {', '.join(sorted(SUFFIXES))}); add some, or remove "
-                    f"the folder"
-                )
+                others = self._look(folder).others
+                what = f" ({left_out(others)})" if others else ""
+                raise UserError(f"there is no image in {folder}{what}; add some, or remove the folder")
         folded: dict[str, str] = {}
         for name in names:
             other = folded.setdefault(name.casefold(), name)
@@ -201,15 +200,15 @@ class _Folder:
     # --- Files
 
     def _files(self, classes: list[Path], folder: Path, part: str | None) -> Iterator[LabelledFile]:
-        others = 0
+        others: list[Path] = []
         for inner in classes:
             found = self._look(inner)
-            others += len(found.others)
+            others += found.others
             for path in found.images:
                 name, key = (path.relative_to(start).as_posix() for start in (self.root, folder))
                 yield LabelledFile(name, key, inner.name, part)
         if others:
-            self._say(f"{others} entries of {folder} are no pictures and were left out")
+            self._say(left_out(others))
 
     def _look(self, folder: Path) -> Found:
         if folder not in self._found:
@@ -228,7 +227,7 @@ class _Folder:
     def _direct(self, folder: Path) -> list[Path]:
         """Images in `folder` itself."""
         entries = (path for path in folder.iterdir() if not is_ignored(path.name))
-        return [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+        return [path for path in entries if is_image_file(path)]
 
     def _loose(self, folder: Path) -> None:
         images = self._direct(folder)

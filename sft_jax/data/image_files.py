@@ -1,11 +1,15 @@
 """Which files below a folder are images: one rule for training, prediction and recipes."""
 
+import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+from sft_jax.data.formats import HEIF_HINT, HEIF_SUFFIXES, is_image, suffixes
+
+# Files called so are taken for images without a look into them: folders may hold millions.
+SUFFIXES = suffixes()
 # What operating systems and programs leave beside images.
 JUNK = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"})
 
@@ -37,8 +41,31 @@ def find_images(folder: Path) -> Found:
     above = frozenset(_identity(parent) for parent in folder.resolve().parents)
     found = Found([], [])
     for path in sorted(_entries(folder, above)):
-        (found.images if path.suffix.lower() in SUFFIXES and path.is_file() else found.others).append(path)
+        (found.images if is_image_file(path) else found.others).append(path)
     return found
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file has the suffix of a format that can be read here, or begins as such a format does."""
+    return path.is_file() and (path.suffix.lower() in SUFFIXES or is_image(path))
+
+
+def left_out(others: Sequence[Path]) -> str:
+    """What those of `Found.others` are, counted by kind, with an example of each."""
+    kinds: dict[str, list[Path]] = collections.defaultdict(list)
+    for path in others:
+        kinds[_kind(path)].append(path)
+    described = [
+        f"{len(paths):,} {kind} (e.g. {paths[0]}{f'; {HEIF_HINT}' if kind in HEIF_SUFFIXES else ''})"
+        for kind, paths in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return f"{len(others):,} files are no images that can be read, and were left out: {', '.join(described)}"
+
+
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        return "special files or links that lead nowhere"
+    return path.suffix.lower() or "without a suffix"
 
 
 def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 
 from sft_jax.cache import cache_folder
-from sft_jax.data.types import ArraySplit
 from sft_jax.digest import digest
 
-FORMAT = "1"
+Arrays = dict[str, np.ndarray]
+
+FORMAT = "2"
 # All kept splits together; those used longest ago go first.
 TOTAL_BYTES = 4 << 30
 # Larger prepared sets are decoded each time: to tell by their contents whether they changed would take as long.
@@ -32,8 +34,8 @@ def source_digest(folder: Path) -> str | None:
     return total.hexdigest()
 
 
-def kept(key: tuple[str, ...], read: Callable[[], ArraySplit]) -> ArraySplit:
-    """What `read` returns, from the cache where the same `key` was read before.
+def kept(key: tuple[str, ...], read: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `read` returns, from the cache where the same `key` was read before.
 
     A file that is damaged or cannot be written is no reason to fail: the split is read again.
 
@@ -52,21 +54,20 @@ def kept(key: tuple[str, ...], read: Callable[[], ArraySplit]) -> ArraySplit:
     return found
 
 
-def _load(path: Path) -> ArraySplit | None:
+def _load(path: Path) -> Arrays | None:
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ("images", "labels")}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             expected = (file.metadata() or {}).get("digest")
         if digest(arrays, {}) != expected:
             return None
         os.utime(path)  # used just now
-        return ArraySplit(**arrays)
+        return arrays
     except (OSError, safetensors.SafetensorError, TypeError):
         return None
 
 
-def _store(path: Path, split: ArraySplit) -> None:
-    arrays = {"images": split.images, "labels": split.labels}
+def _store(path: Path, arrays: Arrays) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         try:

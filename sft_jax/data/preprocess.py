@@ -1,74 +1,85 @@
-"""What an image goes through before the network sees it, outside training: the same as in a run's evaluation."""
+"""What an image goes through before the network sees it: in evaluation, in prediction and with an export alike."""
 
 import dataclasses
-from pathlib import Path
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data.augment import preprocess, preprocess_unit
-from sft_jax.data.images import array_to_square, read_square
+from sft_jax.data.images import FITS, INTERPOLATIONS, Square
+from sft_jax.errors import UserError
 
 RGB = tuple[float, float, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """How images become the network's inputs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess(Square):
+    """How images become the network's inputs: squares, then scaled and normalised. A run, an export and converted
+    weights each record theirs.
 
     Attributes:
-      size: side in pixels of what the network sees.
       mean, std: of each channel, on the scale 0..1.
-      crop: whether images of another size are brought to a square as pictures in folders are (see `to_square`);
-        otherwise they are resized on the device as images of tensorflow_datasets are, and only pictures in files that
-        are not square are cropped.
     """
 
-    size: int
     mean: RGB
     std: RGB
-    crop: bool
 
     @classmethod
-    def of_config(cls, config: ConfigDict) -> "Preprocess":
-        """That of the evaluation with `config`, the part `data` of the configuration."""
-        return cls(config.size, tuple(config.mean), tuple(config.std), config.source.startswith("folder:"))
+    def of_config(cls, config: ConfigDict, square: Square | None = None) -> "Preprocess":
+        """That of the evaluation with `config`, the part `data` of the configuration.
 
-    def read(self, path: Path) -> np.ndarray:
-        """A picture from a file, uint8 [side, side, 3]. Raises one of `images.UNREADABLE`."""
-        return read_square(path, self.size, keep_square=not self.crop)
-
-    def on_host(self, images: Any) -> np.ndarray:
-        """Checks images [n, height, width, 3], uint8 or float32 in 0..1; crops them to `size` where `crop` is set.
-
-        Raises:
-          TypeError: another dtype.
-          ValueError: another shape, or values outside 0..1.
+        Args:
+          config: the part.
+          square: what the images of the data set went through, see `Dataset`; None for a run that recorded nothing.
         """
-        images = np.asarray(images)
-        if images.dtype not in (np.uint8, np.float32):
-            raise TypeError(f"images must be uint8 in 0..255 or float32 in 0..1, not {images.dtype}")
-        if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:3]:
-            hint = "; for one image: images[None]" if images.ndim == 3 and images.shape[-1] == 3 else ""
-            raise ValueError(f"images must be [n, height, width, 3], RGB, not {list(images.shape)}{hint}")
-        # Written so that NaN fails too.
-        if images.dtype == np.float32 and images.size and not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError(
-                f"float32 images must be in 0..1, not {images.min():g}..{images.max():g}: give pixels as uint8, and do "
-                f"not normalise images, which is done here"
-            )
-        if self.crop and images.shape[1:3] != (self.size, self.size) and len(images):
-            return np.stack([array_to_square(image, self.size) for image in images])
-        return images
+        if square is None:
+            square = Square(config.size, config.fit, keep_square=not config.source.startswith("folder:"))
+        return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std))
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, str], otherwise: "Preprocess") -> "Preprocess":
+        """What the entry "preprocess" of `metadata` says; `otherwise` where there is none. Raises UserError."""
+        return cls.from_json(json.loads(metadata["preprocess"])) if "preprocess" in metadata else otherwise
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Preprocess":
+        """What `to_json` gave. Raises UserError where it is of a kind that this version does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+        }
+        if "crop" in values:  # the first exports had it in place of these
+            values["keep_square"] = not values.pop("crop")
+        if values.keys() - known or not {"size", "mean", "std"} <= values.keys():
+            raise UserError(f"images are to be prepared in a way that this version does not know: {dict(facts)}")
+        found = cls(**values)
+        if found.fit not in FITS or found.interpolation not in INTERPOLATIONS:
+            raise UserError(f"images are to be prepared in a way that this version does not know: {dict(facts)}")
+        return found
+
+    @property
+    def square(self) -> Square:
+        """The part that the CPU does."""
+        return Square(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Square)})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, under the names of the attributes."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def on_device(self, images: jax.Array) -> jax.Array:
-        """What `on_host` returned -> the network's inputs, normalised float32 [n, size, size, 3]. Pure."""
+        """Squares [n, side, side, 3], uint8 or float32 in 0..1 -> normalised float32 [n, size, size, 3]. Pure."""
         scale = preprocess if images.dtype == jnp.uint8 else preprocess_unit
         return scale(images, size=self.size, mean=self.mean, std=self.std)
 
 
-# As torchvision's ImageNet weights want it.
-IMAGENET = Preprocess(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=True)
+def recorded_square(facts: Mapping[str, Any] | None) -> Square | None:
+    """What the images of a run went through, which has recorded `facts` of it; None as of the first runs: nothing."""
+    return None if facts is None else Preprocess.from_json(facts).square
+
+
+# As torchvision's first ImageNet weights want it.
+IMAGENET = Preprocess(224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -1,7 +1,7 @@
 """From `config.data` to a `Dataset`."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 from sft_jax.data.digits import load_digits
 from sft_jax.data.files import load_listing
 from sft_jax.data.folder import list_folder
+from sft_jax.data.images import Square
 from sft_jax.data.listing import Listing, Record
 from sft_jax.data.overlap import check_positions
 from sft_jax.data.part_names import PARTS
+from sft_jax.data.reading import Reading
 from sft_jax.data.strata import per_class
 from sft_jax.data.table import list_table
 from sft_jax.data.tfds_source import check_tfds, load_tfds, positions
@@ -30,29 +32,45 @@ def load_dataset(
     recorded: Record | None = None,
     resuming: bool = False,
     old_seed: int | None = None,
+    square: Square | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Reads what `config` (the part `data` of the configuration) names.
 
     Args:
-      config: `source`, `dir`, `download`, `train`, `validation`, `test`, `per_class`, `size` and `allow_overlap` are
-        read.
+      config: the part. What is done to the images on the device is not read.
       seed: chooses the images of `per_class` and of the limits.
       limit_train: this many training images, drawn at random.
       limit_eval: this many images of the validation and of the test split, drawn at random.
-      once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for.
+      once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for, and none
+        is looked at before.
       recorded: of a run that has begun: its images are wanted.
       resuming: that run is to go on.
       old_seed: of a run that began when runs recorded no images and drew the parts of a folder by their seed.
+      square: what images go through for a network that was trained already, see `Dataset`.
+      progress: called with the number of images that were read, and of all.
 
     Raises:
       UserError: the source is unknown or cannot be read, or has not the images that are recorded.
     """
     kind, rest = kind_of(config)
     notices: list[str] = []
+    reading = dataclasses.replace(Reading.of_config(config), square=square, check=not once)
+    if progress is not None:
+        reading = dataclasses.replace(reading, progress=progress)
     if kind == "tfds":
         splits = (config.train, config.validation, config.test)
         directory = config.dir and _place(config.dir, recorded, notices)
-        dataset = load_tfds(rest, directory=directory, download=config.download, splits=splits, size=config.size)
+        dataset = load_tfds(
+            rest,
+            directory=directory,
+            download=config.download,
+            splits=splits,
+            size=config.size,
+            image_key=config.image_key,
+            label_key=config.label_key,
+            reading=reading,
+        )
         named = dict(zip(PARTS, splits, strict=True))
         found = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
         # A run that has begun was told, or allowed it.
@@ -64,14 +82,14 @@ def load_dataset(
             list_files(kind, Path(_place(rest, recorded, notices)), config, notices),
             config.size,
             notices,
-            memory_bytes=0 if once else None,
+            reading=dataclasses.replace(reading, memory_bytes=0) if once else reading,
             recorded=recorded,
             resuming=resuming,
             old_seed=old_seed,
             allow_overlap=config.allow_overlap,
         )
     else:
-        dataset = load_digits(config.source)
+        dataset = dataclasses.replace(load_digits(config.source), square=Square(config.size, keep_square=True))
     if dataset.record is None:
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))

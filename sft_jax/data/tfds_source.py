@@ -1,4 +1,4 @@
-"""Image-classification sets of tensorflow_datasets, read without TensorFlow where they are prepared as ArrayRecord."""
+"""Image-classification sets of tensorflow_datasets: where they are, how they are prepared, which features are meant."""
 
 import contextlib
 import difflib
@@ -8,52 +8,112 @@ import logging
 import socket
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.data.images import array_to_square
+from sft_jax.data.images import Square
 from sft_jax.data.kept import kept, source_digest
-from sft_jax.data.types import ArraySplit, Dataset
+from sft_jax.data.reading import PLAIN, Reading, streaming_notice
+from sft_jax.data.survey import fit_notices
+from sft_jax.data.tfds_records import Records, first_line
+from sft_jax.data.types import ArraySplit, Dataset, Split
 from sft_jax.errors import UserError
 
 # Seconds within which a machine that is offline is found out, where tfds itself tries for minutes.
 PROBE_SECONDS = 2.0
-# Records decoded at a time: few enough that their dictionaries cost little memory beside the arrays.
-BLOCK = 4096
+# The settings that name splits.
+SPLIT_KEYS = ("train", "validation", "test")
+# Of a prepared version, in its folder.
+INFO = "dataset_info.json"
 
 
-def load_tfds(name: str, *, directory: str | None, download: bool, splits: tuple[str, str, str], size: int) -> Dataset:
-    """Reads the train, validation and test splits of the set `name` into memory.
+def load_tfds(
+    name: str,
+    *,
+    directory: str | None,
+    download: bool,
+    splits: tuple[str, str, str],
+    size: int,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    reading: Reading = PLAIN,
+) -> Dataset:
+    """Reads the train, validation and test splits of the set `name`.
 
     Args:
-      name: of a set with the features `image` and `label`, for instance "cifar10".
-      directory: tfds's data_dir; None for its default.
+      name: of a set with an image and a label, for instance "cifar10".
+      directory: tfds's data_dir, or the folder of this set or of one of its versions; None for tfds's default.
       download: whether a set that is not prepared there may be downloaded and prepared.
       splits: expressions as tfds writes them, for instance "train[:45000]".
-      size: images of sets whose images differ in size are brought to this side in pixels; others stay as they are.
+      size: side in pixels to which images are brought, unless all have one size and are square: those stay as they are.
+      image_key: name of the image's feature; None for "image", or for the only one of that kind.
+      label_key: likewise of the label.
+      reading: how images are read; `on_error` and `max_pixels` are for files.
 
     Raises:
       UserError: unknown set or split, not prepared and not to be had, no image classification, damaged files.
     """
-    builder = _builder(name, directory)
+    builder, notices = _builder(name, directory)
     if not builder.info.splits:
         _prepare(builder, name, download)
-    features = builder.info.features
-    if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        raise UserError(f"tfds:{name} is no image-classification set: it has no features 'image' and 'label'")
-    class_names = tuple(features["label"].names)
-    source = source_digest(Path(builder.data_dir))
+    records = Records(builder, name, *_keys(builder, name, image_key, label_key, notices), reading.progress)
+    counts = {split: records.count(key, split) for key, split in zip(SPLIT_KEYS, splits, strict=True)}
+    square, side = records.square(size, reading)
+    read: Callable[..., tuple[Split, np.ndarray]] = records.streamed
+    if reading.must_stream(sum(counts.values()), side):
+        notices.append(streaming_notice(sum(counts.values()), side))
+    else:
+        read = functools.partial(_in_memory, records, source_digest(Path(builder.data_dir)))
+    # The same split may be wanted twice: it is read once.
+    found = {split: read(key, split, square) for split, key in dict(zip(splits, SPLIT_KEYS, strict=True)).items()}
+    if reading.square is None and not square.keep_square:
+        _, sizes = found[splits[0]]
+        notices += fit_notices(sizes, square)
+    train, validation, test = (found[split][0] for split in splits)
+    return Dataset(train, validation, test, records.class_names, tuple(notices), square=square)
 
-    @functools.cache  # the same split may be wanted twice
-    def read(split: str) -> ArraySplit:
-        decode = functools.partial(_read, builder, name, split, len(class_names), size)
-        return decode() if source is None else kept((source, split, str(size)), decode)
 
-    train, validation, test = map(read, splits)
-    return Dataset(train, validation, test, class_names, notices=())
+def _in_memory(
+    records: Records, source: str | None, key: str, split: str, square: Square
+) -> tuple[ArraySplit, np.ndarray]:
+    """A split and the sizes of its images, from the cache where the set, whose digest is `source`, was read before."""
+    read = functools.partial(records.decoded, key, split, square)
+    keys = (split, records.image_key, records.label_key, repr(square))
+    arrays = read() if source is None else kept((source, *keys), read)
+    return ArraySplit(arrays["images"], arrays["labels"]), arrays["sizes"]
+
+
+def _keys(builder: Any, name: str, image_key: str | None, label_key: str | None, notices: list[str]) -> tuple[str, str]:
+    """The names of the features of image and label. Raises UserError."""
+    import tensorflow_datasets as tfds
+
+    kinds = {"image": (image_key, tfds.features.Image), "label": (label_key, tfds.features.ClassLabel)}
+    features = builder.info.features or {}
+    chosen = {}
+    for what, (key, kind) in kinds.items():
+        known = sorted(feature for feature in features if type(features[feature]) is kind)
+        if key is not None and key not in known:
+            raise UserError(f"data.{what}_key={key}: tfds:{name} has no such {what}; {_among(what, known)}")
+        if key is None and what in known:
+            key = what
+        if key is None and len(known) != 1:
+            raise UserError(
+                f"tfds:{name} is no image-classification set as it is: which of its features is the {what}? "
+                f"{_among(what, known)}"
+            )
+        if key is None:
+            notices.append(f"the {what} of tfds:{name} is its feature {known[0]!r}")
+        chosen[what] = key or known[0]
+    return chosen["image"], chosen["label"]
+
+
+def _among(what: str, known: list[str]) -> str:
+    if not known:
+        return f"none of them is {'an image' if what == 'image' else 'a class label'}"
+    return f"name it with --config.data.{what}_key={known[0]} (there are {', '.join(known)})"
 
 
 def check_tfds(name: str, *, directory: str | None, download: bool) -> tuple[bool, str]:
@@ -61,27 +121,70 @@ def check_tfds(name: str, *, directory: str | None, download: bool) -> tuple[boo
 
     Arguments and errors are those of `load_tfds`.
     """
-    builder = _builder(name, directory)
+    builder, _ = _builder(name, directory)
     if builder.info.splits:
         return True, f"prepared in {builder.data_dir}"
     host = _check_obtainable(builder, name, download)
     return False, f"will be downloaded from {host} and prepared in {builder.data_dir_root}"
 
 
-def _builder(name: str, directory: str | None) -> Any:
+def _builder(name: str, directory: str | None) -> tuple[Any, list[str]]:
+    """The set's builder, and what to say about where it was found. Raises UserError."""
     # Importing tfds takes half a second that runs on other data need not pay.
     import tensorflow_datasets as tfds
 
     # It warns of a missing OpenCV, which would decode no differently, and of folders that are not there yet.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return tfds.builder(name, data_dir=directory)
+        builder = tfds.builder(name, data_dir=directory)
+        if builder.info.splits:
+            return builder, []
+        problem = None
     except tfds.core.registered.DatasetNotFoundError:
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
         hint = f"; did you mean tfds:{near[0]}?" if near else ""
-        raise UserError(f"tensorflow_datasets knows no data set {name!r}{hint}") from None
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"tfds:{name} cannot be opened: {_first_line(error)}") from None
+        problem = UserError(f"tensorflow_datasets knows no data set {name!r}{hint}")
+    except (ValueError, RuntimeError, AssertionError) as error:
+        problem = UserError(f"tfds:{name} cannot be opened: {first_line(error)}{_versions(name, directory)}")
+    found = None if directory is None else _in_its_own_folder(name, Path(directory))
+    if found is not None:
+        return found, [f"data.dir={directory} is a folder of the set itself: {found.data_dir} is used"]
+    if problem is not None:
+        raise problem
+    return builder, []
+
+
+def _in_its_own_folder(name: str, folder: Path) -> Any | None:
+    """The set where `folder` is its own, or that of a version or configuration; the newest version that fits."""
+    import tensorflow_datasets as tfds
+
+    wanted, _, version = name.partition(":")
+    found = []
+    for pattern in (INFO, f"*/{INFO}", f"*/*/{INFO}"):
+        for info in folder.glob(pattern):
+            try:
+                builder = tfds.builder_from_directory(info.parent)
+            except Exception:  # whatever a file of that name may hold
+                continue
+            if wanted in (builder.name, _full_name(builder)) and builder.version.match(version or "*.*.*"):
+                found.append(builder)
+    return max(found, key=lambda builder: builder.version, default=None)
+
+
+def _full_name(builder: Any) -> str:
+    return "/".join(filter(None, (builder.name, builder.builder_config and builder.builder_config.name)))
+
+
+def _versions(name: str, directory: str | None) -> str:
+    """Which versions of the set are prepared, for a message."""
+    import tensorflow_datasets as tfds
+
+    wanted = name.partition(":")[0]
+    root = Path(directory or tfds.core.constants.DATA_DIR).expanduser() / wanted
+    prepared = sorted(info.parent.name for info in root.glob(f"*/{INFO}"))
+    if not prepared:
+        return ""
+    return f"; in {root} there is {', '.join(prepared)}: use tfds:{wanted}:{prepared[-1]}"
 
 
 def _check_obtainable(builder: Any, name: str, download: bool) -> str:
@@ -109,12 +212,12 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever a download, an archive or TensorFlow may raise
-        raise UserError(f"{where} and preparing it failed: {_first_line(error)}; or {remedy}") from error
+        raise UserError(f"{where} and preparing it failed: {first_line(error)}; or {remedy}") from error
 
 
 def _unprepared(builder: Any, name: str) -> tuple[str, str]:
     return (
-        f"the data set {name} is not prepared in {builder.data_dir_root}",
+        f"the data set {name} is not prepared in {builder.data_dir_root}{_versions(name, str(builder.data_dir_root))}",
         "name the folder of a prepared copy with --config.data.dir=FOLDER",
     )
 
@@ -140,67 +243,9 @@ def reachable(host: str) -> bool:
     return answered.is_set()
 
 
-def _read(builder: Any, name: str, split: str, classes: int, size: int) -> ArraySplit:
-    try:
-        count = builder.info.splits[split].num_examples
-        records = _records(builder, name, split) if count else iter(())
-        pairs = [(_rgb(record["image"], name), int(record["label"])) for record in records]
-    except UserError:
-        raise
-    except Exception as error:  # tfds, array_record and pillow share no base class for what damaged files raise
-        raise UserError(
-            f"split {split!r} of tfds:{name} in {builder.data_dir} cannot be read: {_first_line(error)}"
-        ) from error
-    if not count:
-        raise UserError(f"split {split!r} of tfds:{name} is empty")
-    if len(pairs) != count:
-        raise UserError(
-            f"split {split!r} of tfds:{name} in {builder.data_dir} has {len(pairs)} images, not the {count} it should "
-            "have; its files are damaged"
-        )
-    if len({image.shape for image, _ in pairs}) > 1:
-        pairs = [(array_to_square(image, size), label) for image, label in pairs]
-    labels = np.array([label for _, label in pairs], np.int32)
-    if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(
-            f"split {split!r} of tfds:{name} in {builder.data_dir} has labels outside its {classes} classes; its files "
-            "are damaged"
-        )
-    return ArraySplit(np.stack([image for image, _ in pairs]), labels)
-
-
-def _records(builder: Any, name: str, split: str) -> Iterator[dict[str, Any]]:
-    try:
-        source = builder.as_data_source(split=split)
-    except NotImplementedError:  # a copy prepared as TFRecord has no random access
-        if importlib.util.find_spec("tensorflow") is None:
-            raise UserError(
-                f"tfds:{name} in {builder.data_dir} was prepared as TFRecord, which only TensorFlow reads: "
-                f"pip install -e '.[prepare]'"
-            ) from None
-        import tensorflow_datasets as tfds
-
-        yield from tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
-        return
-    for first in range(0, len(source), BLOCK):
-        yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
-
-
-def _rgb(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise UserError(
-            f"images of tfds:{name} are {image.dtype} {image.shape}; only 8-bit gray or RGB images can be used"
-        )
-    return image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 def split_names(name: str, *, directory: str | None, download: bool) -> list[str]:
     """The splits of the set, which is prepared where that is needed. Arguments and errors are those of `load_tfds`."""
-    builder = _builder(name, directory)
+    builder, _ = _builder(name, directory)
     if not builder.info.splits:
         _prepare(builder, name, download)
     return list(builder.info.splits)
@@ -210,7 +255,7 @@ def positions(name: str, *, directory: str | None, split: str) -> dict[str, list
     """File -> the records of it that `split` has; nothing where there is no such split. Raises as `load_tfds`."""
     found: dict[str, list[range]] = {}
     try:
-        for part in _builder(name, directory).info.splits[split].file_instructions:
+        for part in _builder(name, directory)[0].info.splits[split].file_instructions:
             count = part.examples_in_shard - part.skip if part.take < 0 else part.take
             found.setdefault(part.filename, []).append(range(part.skip, part.skip + count))
     except (KeyError, ValueError, AssertionError):

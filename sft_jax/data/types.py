@@ -1,12 +1,14 @@
 """Labelled images in memory or decoded on demand, behind one interface."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grain
 import numpy as np
 
+from sft_jax.data.images import Square
 from sft_jax.data.listing import Record
 
 # Pictures are decoded outside Python's lock, so threads keep the cores busy; the buffer holds whole batches.
@@ -93,6 +95,8 @@ class StreamedSplit:
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See `Split`. The next batches are decoded in the background."""
+        # What Pillow warns of was told, with the files' names, when the images were looked at first.
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         batch = order.shape[1]
         pictures = grain.MapDataset.source(self.rows[order.ravel()]).map(self.decode)
         options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=BUFFERED_BATCHES * batch)
@@ -111,11 +115,20 @@ def _taken(names: Sequence[str] | None, rows: np.ndarray) -> Sequence[str] | Non
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three splits, the classes (label = position), what the user should be told, and what a run records of them."""
+    """Three splits of labelled images.
+
+    Attributes:
+      train, validation, test: the splits.
+      class_names: label = position.
+      notices: what the user should be told about them.
+      square: what the images went through.
+      record: what a run records of them.
+    """
 
     train: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    square: Square | None = None
     record: Record | None = None

@@ -1,0 +1,176 @@
+"""What images go through is recorded in a run and done again: by evaluation, `sft_jax.load`, exports and the report."""
+
+import base64
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import torch
+import torchvision
+from made_run import NAMES, make_run
+from PIL import Image
+from test_folder import fill
+from test_tfds import Pictures, noise
+from tiny_runs import one_device
+from tiny_runs import run as train_tiny
+
+import sft_jax
+from convert import keys, networks
+from sft_jax import data, evaluate
+from sft_jax.config import complete
+from sft_jax.data.images import Square
+from sft_jax.data.preprocess import Preprocess
+from sft_jax.report.pictures import data_uris
+from sft_jax.runs import Run
+from sft_jax.task import Task
+from sft_jax.weights import Weights, save_weights
+
+REAL = os.environ.get("SFT_JAX_TEST_DATA")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one epoch on 12-bit images that are not square, brighter in the class "b"; and its test images."""
+    root = tmp_path_factory.mktemp("trained")
+    for part, count in {"train": 8, "val": 4, "test": 6}.items():
+        for label, name in enumerate(("a", "b")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                drawn = np.random.default_rng(100 * label + 10 * number + len(part))
+                pixels = drawn.integers(0, 2000 * (1 + label), (20, 31), np.uint16)
+                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    settings = {"limit_train_examples": None, "limit_eval_examples": None, "batch_size": 8, "epochs": 1}
+    train_tiny(root / "run", data__source=f"folder:{root}", data__fit="pad", **settings)
+    return Run(root / "run"), sorted((root / "test").rglob("*.png"))
+
+
+def made(root, shape, draw):
+    """A run on a set of tensorflow_datasets, whose training is left out; its figures on the test split, the split's
+    images as a caller has them, and their labels.
+    """
+    Pictures(len(NAMES), shape, draw=draw).prepare("made", root, train=8, test=12)
+    settings = {"data.source": "tfds:made", "data.dir": str(root), "batch_size": 8, "data.size": 16}
+    settings |= {"data.train": "train", "data.validation": "train", "data.test": "test", "model.name": "tiny"}
+    config = complete(settings)
+    dataset = data.load_dataset(config.data, seed=0)
+    preprocess = Preprocess.of_config(config.data, dataset.square)
+    run = make_run(
+        root / "run", preprocess=preprocess, **{"data.mean": config.data.mean, "data.std": config.data.std} | settings
+    )
+    task = Task(config, dataset, one_device())
+    figures = task.test(*task.weights(run.restored("best").arrays))
+    records = list(tfds.builder("made", data_dir=root).as_data_source(split="test"))
+    return run, figures, [record["image"] for record in records], [record["label"] for record in records]
+
+
+def loss(logits, labels):
+    return float(-np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean())
+
+
+@pytest.mark.parametrize(
+    ("shape", "draw", "square"),
+    [
+        ((None, None, 3), lambda row: noise(row, 14 + row, 34 - row), Square(16)),
+        ((18, 30, 3), lambda row: noise(row, 18, 30), Square(16)),
+        ((24, 24, 3), lambda row: noise(row, 24, 24), Square(16, keep_square=True)),
+    ],
+    ids=["many sizes", "oblong", "square"],
+)
+def test_predictions_of_tfds_sets_are_those_of_evaluation(tmp_path, shape, draw, square):
+    """Arrays and files, each as evaluation had them: the same loss on them."""
+    run, figures, images, labels = made(tmp_path, shape, draw)
+    classifier = sft_jax.load(run.folder)
+    assert classifier.preprocess.square == square
+    assert loss(classifier.logits(images), labels) == pytest.approx(figures["test_loss"], rel=1e-4)
+    paths = [tmp_path / f"{row}.png" for row in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    np.testing.assert_allclose(classifier.logits(paths), classifier.logits(images), atol=1e-4)
+
+
+def test_predictions_of_a_folder_are_those_of_evaluation(trained):
+    """The loss that the run had on its test images."""
+    run, paths = trained
+    labels = [int(path.parent.name == "b") for path in paths]
+    classifier = sft_jax.load(run.folder)
+    assert classifier.preprocess.square == Square(16, "pad", integers=(0, 4095))
+    assert loss(classifier.logits(paths), labels) == pytest.approx(run.results()["test_loss"], rel=1e-4)
+
+
+def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
+    """Training images that were made brighter since must not change how the test images are seen."""
+    run, paths = trained
+    for path in (paths[0].parents[2] / "train").rglob("0.png"):
+        Image.fromarray(np.full((20, 31), 9000, np.uint16)).save(path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run.folder), "--json"])
+    evaluate.main()
+    assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(run.results()["test_loss"], rel=1e-5)
+
+
+def test_the_report_shows_what_the_network_saw(trained):
+    """The mistakes with what the fit made of them."""
+    run, paths = trained
+    assert "centre crop" not in run.log_file.read_text()
+    assert "pad: 35% of what the network sees is black on average" in run.log_file.read_text()
+    preprocess = sft_jax.load(run.folder).preprocess
+    dataset = data.load_dataset(run.config().data, seed=0, square=preprocess.square)
+    uri = data_uris(dataset.test, [3])[3]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    np.testing.assert_array_equal(shown, preprocess.read(paths[3]))
+
+
+def photos(folder):
+    """Generated ones and, where there are any, real ones."""
+    generated = []
+    for seed, (width, height) in enumerate([(400, 300), (256, 256), (260, 530), (224, 224), (180, 200)]):
+        path = folder / f"{seed}.png"
+        small = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
+        generated.append(path)
+    real = [] if REAL is None else sorted(Path(REAL, "bccd").rglob("*.jpg"))[:3]
+    return generated + real
+
+
+def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
+    """Not 224 from 224, but from 256 or 232: the same pixels within one grey level, the same logits within 1e-4."""
+    torch.manual_seed(0)
+    module = torchvision.models.resnet18().eval()
+    first = tmp_path / "first.safetensors"
+    arrays = keys.to_flax(module.state_dict(), networks.flax_network("resnet18", 1000, "imagenet"))
+    save_weights(first, Weights(arrays, "resnet18", None, {}))
+    transforms = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    facts = {"size": 224, "resize": 232, "interpolation": transforms.interpolation.value, "fit": "crop"}
+    facts |= {"mean": transforms.mean, "std": transforms.std}
+    save_weights(tmp_path / "v2.safetensors", Weights(arrays, "resnet18", None, {"preprocess": json.dumps(facts)}))
+    paths = photos(tmp_path)
+    for file, resize, theirs in [
+        # Files that say nothing are of the first version.
+        (first, 256, torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()),
+        (tmp_path / "v2.safetensors", 232, transforms),
+    ]:
+        classifier = sft_jax.load(file)
+        assert classifier.preprocess.resize == resize
+        wanted = torch.stack([theirs(Image.open(path).convert("RGB")) for path in paths])
+        squares = np.stack([classifier.preprocess.read(path) for path in paths])
+        differences = np.asarray(classifier.preprocess.on_device(squares)) - wanted.numpy().transpose(0, 2, 3, 1)
+        assert np.abs(differences * np.array(theirs.std) * 255).max() <= 1
+        with torch.no_grad():
+            logits = module(wanted).numpy()
+        np.testing.assert_allclose(classifier.logits(paths), logits, atol=1e-4 * np.abs(logits).max())
+
+
+def test_runs_of_before_are_read_as_they_were(tmp_path):
+    """Their checkpoints say nothing of it."""
+    fill(tmp_path / "images", ["a"], 1)
+    (path,) = (tmp_path / "images").rglob("*.png")
+    for source, square in {"folder:x": Square(16), "tfds:x": Square(16, keep_square=True)}.items():
+        classifier = sft_jax.load(make_run(tmp_path / source[:4], data__source=source).folder)
+        assert classifier.preprocess.square == square
+        assert classifier.predict(path)[0].shape == (1, 5)
+        assert set(classifier.class_names) == set(NAMES)
