@@ -162,6 +162,10 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
     if path.suffix in SUFFIXES:
         return load_export(path)
     weights = load_weights(path)
+    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # the first files had neither
+        raise UserError(
+            f"{path} does not say how its images are to be prepared; convert it anew with --size, --mean and --std"
+        )
     config = default_config()
     config.model.name, config.model.stem = weights.arch, weights.stem
     return _of_weights(weights, config.model, config.precision, IMAGENET, str(path))

@@ -201,6 +201,14 @@ def test_a_converted_file_is_used_as_torchvision_does(tmp_path, run, classifier,
     np.testing.assert_array_equal(found.program(inputs), classifier.program(inputs))
 
 
+def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(tmp_path, run):
+    """One with a 3x3 stem, say: to prepare its images as ImageNet's would be silently wrong."""
+    weights = Weights(load_run_weights(run.folder).arrays, "tiny", NAMES, {"stem": "imagenet"})
+    save_weights(tmp_path / "weights.safetensors", weights)
+    with pytest.raises(UserError, match="convert it anew with --size, --mean and --std"):
+        sft_jax.load(tmp_path / "weights.safetensors")
+
+
 def test_the_latest_checkpoint_may_be_asked_for(run, classifier):
     found = sft_jax.load(run.folder, checkpoint="latest")
     np.testing.assert_array_equal(found.logits(pixels(2)), classifier.logits(pixels(2)))
