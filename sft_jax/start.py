@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from sft_jax import data
 from sft_jax.data.listing import counted, some
 from sft_jax.data.overlap import ALLOW, check_positions
-from sft_jax.data.preprocess import recorded_square
+from sft_jax.data.preprocess import Preprocess, recorded_square
 from sft_jax.data.record import trained_among
 from sft_jax.data.tfds_source import positions
 from sft_jax.errors import UserError
@@ -90,6 +90,9 @@ def read_dataset(
       UserError: the images cannot be read, are not those of the run, or were trained on by the run that `init` names.
     """
     before = before or Earlier()
+    square = recorded_square(before.preprocess)
+    if square is None and before.saved:  # the first runs
+        square = Preprocess.of_config(config.data).square
     title = f"reading {config.data.source}"
     if not console.moves:
         console.line(title)
@@ -103,7 +106,7 @@ def read_dataset(
             recorded=before.images,
             resuming=resuming,
             old_seed=config.seed if before.began and before.images is None else None,
-            square=recorded_square(before.preprocess),
+            square=square,
             progress=bar.set,
         )
     found = [] if before.began else _trained_before(config, dataset)

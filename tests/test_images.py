@@ -309,7 +309,8 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
             np.testing.assert_array_equal(image, Square(SIZE).read(path))
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path):
+def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     broken(tmp_path, *(f"val/b/{number:03}.png" for number in range(3)), "val/b/003.png")
     with pytest.raises(UserError, match=r"no image of the class of .*val/b/000.png can be read in the val images"):
         load(tmp_path, on_error="skip")
