@@ -45,13 +45,14 @@ class Programs:
       evaluate: of parameters and batch statistics on `validation_feed`.
 
     Raises:
-      UserError: the optimizer or batch norm cannot work with these settings.
+      UserError: the optimizer, batch norm or the loss cannot work with these settings.
     """
 
     train_steps: Callable
 
     def __init__(self, task: Task, phase: Phase, schedule: optax.Schedule | None = None):
         check_values(task)
+        self._class_weights = task.class_weights
         self.task, self.phase, self.ready = task, phase, False
         self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
         # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
@@ -197,6 +198,7 @@ class Programs:
             label_smoothing=regularization.label_smoothing,
             mixup=regularization.mixup * on_images,
             cutmix=regularization.cutmix * on_images,
+            class_weights=self._class_weights,
             l2_sp=regularization.l2_sp,
             sam_rho=config.optimizer.sam_rho,
             ema=regularization.ema,

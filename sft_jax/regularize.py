@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sft_jax.ops.collectives import reversed_batch
+from sft_jax.ops.collectives import all_mean, reversed_batch
 from sft_jax.traced import is_on
 
 
@@ -25,9 +25,9 @@ class Mixture(NamedTuple):
     partners: jax.Array
     share: jax.Array
 
-    def loss(self, logits: jax.Array, smoothing: float) -> jax.Array:
-        """Per image [batch]."""
-        own, other = (cross_entropy(logits, labels, smoothing) for labels in (self.labels, self.partners))
+    def loss(self, logits: jax.Array, smoothing: float, weights: jax.Array | None = None) -> jax.Array:
+        """Per image [batch]: the share of `cross_entropy` of each of the labels."""
+        own, other = (cross_entropy(logits, labels, smoothing, weights) for labels in (self.labels, self.partners))
         share = self.share.astype(logits.dtype)
         return share * own + (1 - share) * other
 
@@ -36,18 +36,37 @@ class Mixture(NamedTuple):
         return jnp.where(self.share >= 0.5, self.labels, self.partners)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, weights: jax.Array | None = None
+) -> jax.Array:
     """Of logits [batch, classes] against labels int [batch], per image [batch].
 
-    `torch.nn.CrossEntropyLoss(label_smoothing=smoothing)`: that share of the target is spread over all classes
-    (Szegedy et al., 2016, arXiv:1512.00567).
+    `torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="none")`: that share of the target
+    is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567), and each class's part of the sum is multiplied
+    by its weight, of weights [classes]. For torch's mean see `weight_scale`.
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if weights is not None:
+        weights = weights.astype(logits.dtype)
+        loss = weights[labels] * loss
     if not is_on(smoothing):
         return loss
     smoothing = jnp.asarray(smoothing, loss.dtype) if isinstance(smoothing, jax.Array) else smoothing
-    uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+    if weights is None:
+        uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+    else:
+        uniform = -(jax.nn.log_softmax(logits) * weights[None]).mean(-1)
     return (1 - smoothing) * loss + smoothing * uniform
+
+
+def weight_scale(weights: jax.Array, labels: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """What makes a plain mean of weighted losses torch's mean, which divides by the weights of the labels, not by their
+    number: the scale [] for the whole batch with labels [share of the batch] on each device of `axis_name`.
+
+    A batch with no weight at all has a loss of 0.
+    """
+    mean = all_mean(weights[labels].mean(), axis_name)
+    return jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1.0), 0.0)
 
 
 def mix(

@@ -232,6 +232,12 @@ KEYS: dict[str, Key] = {
         **_one_of("train", "freeze_statistics", "freeze", "recalibrate"),
     ),
     "regularization.label_smoothing": Key(0.0, float, "Share of the target spread over all classes.", **_SHARE),
+    "regularization.class_weights": Key(
+        "none",
+        str,
+        "Of the training loss, torch's CrossEntropyLoss(weight=...): none; balanced, images / (classes * images of the "
+        "class), as scikit-learn; or a JSON or CSV file of names and weights. The validation loss is not weighted.",
+    ),
     "regularization.mixup": Key(0.0, float, "Alpha of mixup (arXiv:1710.09412); 0: none.", **_NOT_NEGATIVE),
     "regularization.cutmix": Key(
         0.0, float, "Alpha of CutMix (arXiv:1905.04899); 0: none. With mixup, one of the two a batch.", **_NOT_NEGATIVE

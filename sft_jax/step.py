@@ -11,7 +11,7 @@ from jax import lax
 
 from sft_jax.models import Functional, Head
 from sft_jax.ops.collectives import all_mean, all_sum
-from sft_jax.regularize import Mixture, cross_entropy, mix
+from sft_jax.regularize import Mixture, cross_entropy, mix, weight_scale
 from sft_jax.state import Arrays, TrainState
 
 Network = Functional | Head
@@ -57,6 +57,7 @@ class StepSettings:
       trained: names of the parameters that are trained, None for all. The others cost no gradient and no update.
       batch_statistics: whether batch norm uses the statistics of the batch, and keeps their running mean.
       label_smoothing, mixup, cutmix: see `regularize`.
+      class_weights: of the loss, one for each class; None where all count alike.
       l2_sp: L2-SP (Li et al., 2018, arXiv:1802.01483): l2_sp * (weight - anchor) is added to the gradient.
       sam_rho: sharpness-aware minimisation (Foret et al., 2021, arXiv:2010.01412): the gradient is taken where a step
         of this length uphill leads.
@@ -70,6 +71,7 @@ class StepSettings:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     l2_sp: float = 0.0
     sam_rho: float = 0.0
     ema: float = 0.0
@@ -97,15 +99,20 @@ def make_train_step(
             mix_key, skip_key = (jax.random.fold_in(key, purpose) for purpose in (MIXTURE, SKIPS))
             if settings.mixup or settings.cutmix:
                 batch = mix(images, labels, mix_key, mixup=settings.mixup, cutmix=settings.cutmix, axis_name=axis_name)
+        weights = None if settings.class_weights is None else jnp.asarray(settings.class_weights, jnp.float32)
+        # Partners are the same labels in another order: one scale serves both.
+        scale = None if weights is None else weight_scale(weights, labels, axis_name)
 
         def mean_loss(trained, batch_stats, part: Mixture, key):
             logits, batch_stats = network.apply(
                 state.params | trained, batch_stats, part.images, train=settings.batch_statistics, key=key
             )
             if settings.mixup or settings.cutmix:
-                loss = part.loss(logits, settings.label_smoothing)
+                loss = part.loss(logits, settings.label_smoothing, weights)
             else:
-                loss = cross_entropy(logits, part.labels, settings.label_smoothing)
+                loss = cross_entropy(logits, part.labels, settings.label_smoothing, weights)
+            if scale is not None:
+                loss = scale.astype(loss.dtype) * loss
             correct = (logits.argmax(-1) == part.main_labels()).sum(dtype=jnp.int32)
             return loss.mean(), (correct, batch_stats)
 

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax import data, finetune, models
+from sft_jax.class_weights import class_weights
 from sft_jax.config import flatten
 from sft_jax.data.order import epoch_order
 from sft_jax.data.types import Split
@@ -24,13 +25,21 @@ TRAINING = 1 << 31
 
 
 def facts(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """What all processes of a run must have in common, to compare; their places on disk need not be the same."""
+    """What all processes of a run must have in common, to compare; their places on disk need not be the same.
+
+    Raises UserError where the weights of the classes cannot be read.
+    """
     settings = {key: value for key, value in flatten(config).items() if key not in {"init", "data.dir"}}
     labels = {
         f"labels of the {name} images": digest({"labels": getattr(dataset, name).labels}, {})[:8]
         for name in ("train", "validation", "test")
     }
-    return settings | labels | {"class names": list(dataset.class_names), "version of jax": jax.__version__}
+    weights = class_weights(config.regularization.class_weights, dataset.train.labels, dataset.class_names)
+    return (
+        settings
+        | labels
+        | {"class names": list(dataset.class_names), "class weights": weights, "version of jax": jax.__version__}
+    )
 
 
 class Task:
@@ -79,6 +88,12 @@ class Task:
     def validation_feed(self) -> Feed:
         """The validation images, likewise."""
         return Feed(self.dataset.validation, self.devices)
+
+    @functools.cached_property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Of the training loss. Raises UserError where their file does not give them."""
+        setting = self.config.regularization.class_weights
+        return class_weights(setting, self.dataset.train.labels, self.dataset.class_names)
 
     def order(self, epoch: int) -> np.ndarray:
         """Rows of the training images in the order of an epoch, int32 [steps, batch]."""

@@ -62,7 +62,8 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
             # What a checkpoint goes on from needs no other weights, which may be gone.
             init = None if before.saved else load_init(config)
             dataset = read_dataset(config, console, before=before, resuming=resume)
-        processes.check_same(facts(config, dataset) | {"--resume": resume})
+            common = facts(config, dataset)
+        processes.check_same(common | {"--resume": resume})
         trainer = Trainer(config, dataset, devices, run, console, stop, logs)
         processes.in_first(lambda: opened.enter_context(run.claimed(config, resume=resume)))
         opened.enter_context(logs)
@@ -127,7 +128,9 @@ class Trainer:
 
     def _record(self, *, resume: bool, command: list[str]) -> None:
         """Writes config.json; of a run that goes on under another configuration, says what that changes."""
-        facts = {"devices": str(self.devices), "command": command}
+        facts: dict[str, Any] = {"devices": str(self.devices), "command": command}
+        if self.config.regularization.class_weights not in ("none", "balanced"):
+            facts["class_weights"] = self.task.class_weights  # of a file, which may change
         if not self.run.exists():
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
@@ -135,7 +138,12 @@ class Trainer:
                 self.run.write_dataset_record(self.dataset.record)
             self.run.write_config(self.config, **facts)
             return
-        before = self.run.config()
+        before, weights = self.run.config(), self.run.record().get("class_weights")
+        if weights is not None and tuple(weights) != self.task.class_weights:
+            raise UserError(
+                f"regularization.class_weights={self.config.regularization.class_weights}: these are not the weights "
+                f"with which {self.run.folder} began; put those back, or begin anew with a fresh --workdir"
+            )
         kept = self.run.update_config(self.config, **facts)
         if kept is not None:
             for line in change_lines(self.task, before, int(self.state.step)):

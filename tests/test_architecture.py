@@ -6,7 +6,19 @@ import pytest
 
 # A module may import those of earlier rows, and its neighbours of the same row.
 LAYERS = [
-    {"", "accelerators", "allocator", "cache", "cli", "config_docs", "digest", "errors", "estimate", "linear_probe"}
+    {
+        "",
+        "accelerators",
+        "allocator",
+        "cache",
+        "class_weights",
+        "cli",
+        "config_docs",
+        "digest",
+        "errors",
+        "estimate",
+        "linear_probe",
+    }
     | {"optim_arguments", "schema", "traced"},
     {"config", "signals", "ops", "progress"},
     {"data", "exported", "finetune", "models", "pictures", "regularize", "weights"},

@@ -47,6 +47,10 @@ class Together:
     Compiled once for all of them and for all data sets of one size. With `folds` the validation images are those of a
     fold, which the trial must not have seen in any way.
 
+    Attributes:
+      traced: as given.
+      class_weights: of the training loss.
+
     Raises:
       UserError: the configuration does not fit the data, or its initial weights do not fit the network.
     """
@@ -58,6 +62,8 @@ class Together:
         self._config, self._devices = config, devices
         self._compiled: dict[tuple, Callable] = {}
         self._task = task = Task(config, dataset, devices, scored_on_validation=folds)
+        # Those of the first fold serve all: a class has an image more or less in the others, and programs are kept.
+        self.class_weights = task.class_weights
         self._weights = initial_weights(config, task.build, task.network, load_init(config), dataset.class_names)[:2]
 
     def epochs(
