@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.monitor import score
+
 
 @dataclasses.dataclass
 class Progress:
@@ -16,7 +18,7 @@ class Progress:
       epoch: finished epochs.
       epoch_steps, epoch_loss, epoch_correct, epoch_seconds: steps done in the unfinished epoch, with the sums of their
         losses and correct predictions and the seconds they took.
-      best, best_epoch: the highest validation accuracy so far and its epoch, None before the first.
+      best, best_epoch: the best value so far of what is monitored and its epoch, None before the first.
       seconds: training and validation so far, over all sessions.
       rows: the finished epochs as metrics.jsonl has them.
     """
@@ -52,12 +54,14 @@ class Progress:
         validation: dict[str, Any],
         validation_seconds: float,
         beside: dict[str, Any] | None = None,
+        monitor: str = "val_accuracy",
     ) -> bool:
-        """Closes the epoch with its row of metrics, `beside` added; returns whether it is the best so far."""
+        """Closes the epoch with its row of metrics, `beside` added; returns whether `monitor` is the best so far."""
         self.epoch += 1
-        is_best = better(validation["accuracy"], self.best)
+        value = validation[monitor.removeprefix("val_")]
+        is_best = better(score(monitor, value), None if self.best is None else score(monitor, self.best))
         if is_best:
-            self.best, self.best_epoch = validation["accuracy"], self.epoch
+            self.best, self.best_epoch = value, self.epoch
         images = self.epoch_steps * batch_size
         self.rows.append(
             {
@@ -68,6 +72,8 @@ class Progress:
                 "train_accuracy": self.epoch_correct / images,
                 "val_loss": validation["loss"],
                 "val_accuracy": validation["accuracy"],
+                "val_balanced_accuracy": validation["balanced_accuracy"],
+                "val_macro_f1": validation["macro_f1"],
                 "best": self.best,
                 "train_images_per_s": images / self.epoch_seconds,
                 "epoch_s": self.epoch_seconds + validation_seconds,
@@ -78,11 +84,16 @@ class Progress:
         self.epoch_steps, self.epoch_loss, self.epoch_correct, self.epoch_seconds = 0, 0.0, 0, 0.0
         return is_best
 
-    def outcome(self) -> dict[str, Any]:
-        """What results.json says of the training: best_epoch, best_val_accuracy, epochs, steps, seconds."""
+    def outcome(self, monitor: str = "val_accuracy") -> dict[str, Any]:
+        """What results.json says of the training: best_epoch, best_val_accuracy, epochs, steps, seconds.
+
+        The accuracy is that of the best epoch; of another `monitor` there is its best value too, as best_val_loss.
+        """
+        accuracy = self.rows[self.best_epoch - 1]["val_accuracy"] if self.best_epoch else None
         return {
             "best_epoch": self.best_epoch,
-            "best_val_accuracy": self.best,
+            f"best_{monitor}": self.best,
+            "best_val_accuracy": accuracy,
             "epochs": self.epoch,
             "steps": self.rows[-1]["step"] if self.rows else 0,
             "seconds": self.seconds,

@@ -12,7 +12,7 @@ from sft_jax.feed import Feed
 from sft_jax.passes import logits
 from sft_jax.progress import Progress
 from sft_jax.report.console import Console, epoch_line
-from sft_jax.report.figures import fit_temperature
+from sft_jax.report.figures import fit_temperature, is_unequal
 from sft_jax.report.logs import Logs, reason
 from sft_jax.report.page import report_page
 from sft_jax.report.records import Records, Scored
@@ -111,8 +111,9 @@ class Reporter:
         row = progress.rows[-1]
         if self._logs:
             self._logs.row(row)
-        epochs = self._task.config.epochs
-        self._console.line(epoch_line(row, epochs, (epochs - progress.epoch) * row["epoch_s"]))
+        config = self._task.config
+        left = (config.epochs - progress.epoch) * row["epoch_s"]
+        self._console.line(epoch_line(row, config.epochs, left, config.monitor))
 
     def best(self, params: Arrays, batch_stats: Arrays, validation: Mapping[str, Any], progress: Progress) -> None:
         """These weights are the best so far: a report on the validation images, unless that would take long."""
@@ -132,15 +133,20 @@ class Reporter:
         Returns:
           what is written to results.json, before anything of less worth is tried.
         """
-        results = {**figures, **progress.outcome()}
+        results = {**figures, **progress.outcome(self._task.config.monitor)}
         processes.in_first(lambda: write_json(self._run.results_file, results))
         if self._logs:
             self._logs.results(results)
             self._try(lambda: self._reports.write(params, batch_stats, progress.rows, {}, results))
         page = self._run.report_file if self._run.report_file.exists() else self._run.folder
+        unequal = (
+            f"balanced accuracy {results['test_balanced_accuracy']:.2%}, macro F1 {results['test_macro_f1']:.2%}, "
+            if is_unequal(np.asarray(results["confusion"]))
+            else ""
+        )
         self._console.conclude(
             f"best epoch {progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
-            f"on {results['test_count']:,} images, loss {results['test_loss']:.4f}; see {page}"
+            f"on {results['test_count']:,} images, {unequal}loss {results['test_loss']:.4f}; see {page}"
         )
         return results
 

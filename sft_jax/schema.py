@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sft_jax.monitor import MONITORS
+
 
 class Patterns(tuple):
     """Regular expressions; on the command line with semicolons between them."""
@@ -91,6 +93,13 @@ KEYS: dict[str, Key] = {
         "float32", str, "Of activations and products; weights stay float32.", **_one_of("float32", "bfloat16")
     ),
     "save_minutes": Key(10.0, float, "A long epoch is saved this often; every epoch's end is.", **_POSITIVE),
+    "monitor": Key(
+        "val_accuracy",
+        str,
+        "Chooses the best epoch, ends training with regularization.early_stopping and ranks the trials of a search; "
+        "the lowest val_loss is best.",
+        **_one_of(*MONITORS),
+    ),
     "compare_with_scratch": Key(
         False, bool, "Afterwards train the same recipe from random weights and report its test accuracy beside."
     ),
@@ -264,7 +273,7 @@ KEYS: dict[str, Key] = {
     "regularization.early_stopping": Key(
         None,
         int,
-        "Epochs without a better validation accuracy after which training ends; counted in the last phase of "
+        "Epochs without a better value of monitor after which training ends; counted in the last phase of "
         "finetune.method and data.size_schedule, which no earlier one keeps from coming.",
         optional=True,
         **_POSITIVE,

@@ -13,6 +13,7 @@ from sft_jax.errors import StoppedError, UserError
 from sft_jax.estimate import compile_step
 from sft_jax.feed import Pace, Piece
 from sft_jax.finite import check_losses, check_state
+from sft_jax.monitor import MONITORS, rank, score
 from sft_jax.parallel import Devices
 from sft_jax.plan import change_lines, memory_line, plan_lines
 from sft_jax.programs import Programs, Weighted
@@ -167,6 +168,7 @@ class Trainer:
                 validation=validation,
                 validation_seconds=seconds,
                 beside=beside,
+                monitor=self.config.monitor,
             )
             check_state(self.state, epoch=self.progress.epoch, run=self.run)
             if is_best:  # before the latest, whose progress says that it exists
@@ -176,10 +178,9 @@ class Trainer:
             if is_best:
                 self.reporter.best(*weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
-            self.console.line(
-                f"stopped early: no better validation accuracy since epoch {self.progress.epoch - self._waited()}, see "
-                f"regularization.early_stopping"
-            )
+            since = self.progress.epoch - self._waited()
+            what = MONITORS[self.config.monitor]
+            self.console.line(f"stopped early: no better {what} since epoch {since}, see regularization.early_stopping")
 
     def finish(self) -> dict[str, Any]:
         """Scores the best checkpoint on the test split, writes results.json and returns what it holds.
@@ -188,9 +189,8 @@ class Trainer:
         """
         best = self.saves.read("best")
         if best is None:
-            raise UserError(
-                f"no epoch of {self.run.folder} had a finite validation accuracy: there is no best checkpoint"
-            )
+            what = MONITORS[self.config.monitor]
+            raise UserError(f"no epoch of {self.run.folder} had a finite {what}: there is no best checkpoint")
         weights = self.task.weights(best.arrays)
         figures = self.task.test(*weights, after_piece=lambda done, steps: self._obey())
         return self.reporter.finish(*weights, figures, self.progress)
@@ -254,8 +254,13 @@ class Trainer:
             for name, weights in candidates.items()
         }
         several = figures if len(figures) > 1 else {}
-        beside = {f"{name}_val_accuracy": found["accuracy"] for name, found in several.items()}
-        chosen = max(figures, key=lambda name: figures[name]["accuracy"])
+        monitor = self.config.monitor
+        beside = {
+            f"{name}_{figure}": found[figure.removeprefix("val_")]
+            for name, found in several.items()
+            for figure in dict.fromkeys(["val_accuracy", monitor])
+        }
+        chosen = max(figures, key=lambda name: rank(monitor, figures[name]))
         return candidates[chosen], figures[chosen], beside
 
     def _account(self, piece: Piece, metrics: StepMetrics, clock: float, bar: Bar) -> float:
@@ -291,4 +296,5 @@ class Trainer:
 
     def _waited(self) -> int:
         """Epochs since the best one of the last phase; 0 before it: no phase ends early for those that follow."""
-        return waited(row["val_accuracy"] for row in self.progress.rows[self.task.phases[-1].first :])
+        monitor = self.config.monitor
+        return waited(score(monitor, row[monitor]) for row in self.progress.rows[self.task.phases[-1].first :])

@@ -12,6 +12,7 @@ LAYERS = [
         "allocator",
         "cache",
         "class_weights",
+        "monitor",
         "cli",
         "config_docs",
         "digest",

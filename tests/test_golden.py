@@ -74,7 +74,7 @@ def test_it_goes_on(copy):
 def test_nothing_left_to_do(copy):
     """All of its epochs are done: the results come out the same."""
     found, wanted = run(copy, resume=True), Run(GOLDEN).results()
-    assert found.keys() == wanted.keys()
+    assert found.keys() == wanted.keys() | {"test_balanced_accuracy", "test_macro_f1"}, "which that version had not"
     for name, value in wanted.items():
         assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
 

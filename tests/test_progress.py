@@ -17,13 +17,14 @@ for function in (test_results, test_summary):
     function.__test__ = False  # of the package, by a name that pytest collects
 
 
-def finish(progress, accuracy, loss=0.5, steps=2):
+def finish(progress, accuracy, loss=0.5, steps=2, **settings):
     progress.add(np.full(steps, 0.25, np.float32), np.full(steps, 3, np.int32), seconds=2.0)
     return progress.finish_epoch(
         learning_rate=0.1,
         batch_size=4,
-        validation={"accuracy": accuracy, "loss": loss},
+        validation={"accuracy": accuracy, "loss": loss, "balanced_accuracy": accuracy / 2, "macro_f1": accuracy / 4},
         validation_seconds=0.5,
+        **settings,
     )
 
 
@@ -71,6 +72,8 @@ def test_the_row_of_an_epoch():
         "train_accuracy": 0.75,
         "val_loss": 0.125,
         "val_accuracy": 0.75,
+        "val_balanced_accuracy": 0.375,
+        "val_macro_f1": 0.1875,
         "best": 0.75,
         "train_images_per_s": 4.0,
         "epoch_s": 2.5,
@@ -167,11 +170,16 @@ def test_figures_of_a_split():
         "accuracy": 7 / 8,
         "top5": 1.0,
         "count": 8,
+        "balanced_accuracy": pytest.approx(0.9),
+        "macro_f1": pytest.approx((8 / 9 + 6 / 7) / 2),
         "per_class_accuracy": [0.8, 1.0, None],
         "confusion": [[4, 1, 0], [0, 3, 0], [0, 0, 0]],
     }
     results = test_results(evaluated, ("a", "b", "c"))
-    wanted = "test_accuracy test_top5 test_loss test_count class_names per_class_accuracy confusion ece"
+    wanted = (
+        "test_accuracy test_top5 test_loss test_count test_balanced_accuracy test_macro_f1 "
+        "class_names per_class_accuracy confusion ece"
+    )
     assert " ".join(results) == wanted
     assert json.loads(json.dumps(results)) == results, "plain Python numbers"
 

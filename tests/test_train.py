@@ -15,10 +15,13 @@ from sft_jax.feed import Pace
 from sft_jax.report.console import Console
 from sft_jax.runs import Run
 
-METRICS = "epoch step learning_rate train_loss train_accuracy val_loss val_accuracy best train_images_per_s epoch_s"
+METRICS = (
+    "epoch step learning_rate train_loss train_accuracy val_loss val_accuracy val_balanced_accuracy val_macro_f1 "
+    "best train_images_per_s epoch_s"
+)
 RESULTS = (
     "test_accuracy test_top5 test_loss test_count best_epoch best_val_accuracy class_names per_class_accuracy "
-    "confusion ece epochs steps seconds"
+    "confusion ece epochs steps seconds test_balanced_accuracy test_macro_f1"
 )
 
 

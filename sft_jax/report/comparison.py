@@ -29,11 +29,11 @@ def comparison_page(runs: Sequence[Records]) -> str:
 
 def _results(run: Records) -> dict[str, Any]:
     """A row of the table of results."""
-    accuracies = [row["best"] for row in run.rows if row["best"] is not None]
+    best = run.best_row
     found = {
         "epochs": f"{len(run.rows)} of {flatten(run.record['config'])['epochs']}",
         "time": duration(sum(row["epoch_s"] for row in run.rows)),
-        "validation": f"{accuracies[-1]:.2%}" if accuracies else "–",
+        "validation": f"{best['val_accuracy']:.2%}" if best else "–",
         "test": "–",
         "interval": "",
         "loss": "–",

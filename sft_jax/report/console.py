@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from sft_jax.monitor import shown
 from sft_jax.progress import Progress
 
 
@@ -142,11 +143,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def epoch_line(row: dict, epochs: int, eta_seconds: float) -> str:
-    """The line of one finished epoch, from its row of metrics.jsonl."""
+def epoch_line(row: dict, epochs: int, eta_seconds: float, monitor: str = "val_accuracy") -> str:
+    """The line of one finished epoch, from its row of metrics.jsonl; with the value of another `monitor`, too."""
+    other = "" if monitor == "val_accuracy" else f"{monitor} {shown(monitor, row[monitor], 1)}  "
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.1%}  "
-        f"val {row['val_accuracy']:.1%}  best {row['best']:.1%}  {row['train_images_per_s']:.0f} img/s  "
+        f"val {row['val_accuracy']:.1%}  {other}best {shown(monitor, row['best'], 1)}  "
+        f"{row['train_images_per_s']:.0f} img/s  "
         f"eta {duration(eta_seconds)}"
     )
 

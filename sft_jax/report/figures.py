@@ -66,6 +66,19 @@ def class_figures(confusion: np.ndarray) -> list[ClassFigures]:
     ]
 
 
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """The mean, over the classes that have images, of the share of these that was recognised (recall)."""
+    images = confusion.sum(1)
+    there = images > 0
+    return float((np.diag(confusion)[there] / images[there]).mean())
+
+
+def is_unequal(confusion: np.ndarray) -> bool:
+    """Whether a class has twice as many images as another one that has some: accuracy says little of that one then."""
+    images = confusion.sum(1)
+    return bool(images.max() >= 2 * images[images > 0].min())
+
+
 def mean_f1(figures: list[ClassFigures]) -> float:
     """The mean of F1 over the classes that have any (macro F1)."""
     return float(np.mean([entry.f1 for entry in figures if entry.f1 is not None]))

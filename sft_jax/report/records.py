@@ -46,6 +46,12 @@ class Records:
     results: Mapping[str, Any] | None
 
     @property
+    def best_row(self) -> Mapping[str, Any] | None:
+        """The epoch that was kept: the first with the best value of what was monitored; None before there is one."""
+        kept = self.rows[-1]["best"] if self.rows else None
+        return None if kept is None else next(row for row in self.rows if row["best"] == kept)
+
+    @property
     def command(self) -> str:
         """The command line, as it is typed, a flag a line."""
         program, *flags = [str(word) for word in self.record.get("command") or ["?"]]

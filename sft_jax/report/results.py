@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.errors import UserError
+from sft_jax.report.figures import balanced_accuracy, class_figures, mean_f1
 from sft_jax.step import EvalSums
 
 # Up to so many classes results.json has the whole confusion matrix.
@@ -16,7 +17,11 @@ DENSE_CLASSES = 200
 
 
 def summarize(sums: EvalSums) -> dict[str, Any]:
-    """Figures of an evaluated split: loss (mean), accuracy, top5, count, per_class_accuracy, confusion, ece.
+    """Figures of an evaluated split: loss (mean), accuracy, top5, count, balanced_accuracy, macro_f1,
+    per_class_accuracy, confusion, ece.
+
+    Balanced accuracy is the mean of the accuracies of the classes that have images; macro F1 that of the F1 of those
+    that have images or were predicted. Both are scikit-learn's.
 
     The expected calibration error is the mean gap between confidence and accuracy over bins of confidence, weighted by
     their images (Guo et al., 2017, arXiv:1706.04599). A class with no image has accuracy None.
@@ -32,6 +37,8 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
         "accuracy": int(sums.correct) / total,
         "top5": int(sums.top5) / total,
         "count": total,
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "macro_f1": mean_f1(class_figures(confusion.astype(np.int64))),
         "per_class_accuracy": per_class,
         "confusion": confusion.tolist(),
         "ece": float(np.abs(confidence - correct).sum() / images.sum()),
@@ -39,13 +46,14 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
 
 
 def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
-    """What results.json says of the test split: `summarize`, four of its names with "test_" before them.
+    """What results.json says of the test split: `summarize`, six of its names with "test_" before them.
 
     Of more than `DENSE_CLASSES` classes `confusion` would be mostly zeros: `confusion_counts` in its place has
     [truth, prediction, images] for each pair of labels that there was.
     """
     figures = summarize(sums)
-    named = {f"test_{name}": figures.pop(name) for name in ("accuracy", "top5", "loss", "count")}
+    names = ("accuracy", "top5", "loss", "count", "balanced_accuracy", "macro_f1")
+    named = {f"test_{name}": figures.pop(name) for name in names}
     if len(class_names) > DENSE_CLASSES:
         confusion = np.array(figures.pop("confusion"))
         rows = np.argwhere(confusion)

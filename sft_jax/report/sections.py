@@ -39,7 +39,7 @@ def tiles(
     records: Records, scored: Scored, temperature: float, ece_after: float, mean_f1: float, classes: int
 ) -> list[Tile]:
     """The figures at the top of the page."""
-    summary = scored.summary
+    summary, confusion = scored.summary, np.asarray(scored.summary["confusion"], np.int64)
     count = summary["count"]
     low, high = figures.wilson_interval(round(summary["accuracy"] * count), count)
     found = [
@@ -53,14 +53,11 @@ def tiles(
         found.append(Tile("Top-5 accuracy", f"{summary['top5']:.2%}", "the truth among the five likeliest classes"))
     found += [
         Tile("Loss", f"{summary['loss']:.4f}", "mean cross-entropy"),
+        Tile("Balanced accuracy", share(figures.balanced_accuracy(confusion)), "mean recall of the classes"),
         Tile("Mean F1", share(mean_f1), f"over {classes} classes"),
         Tile("Calibration error", share(summary["ece"]), f"{share(ece_after)} at temperature {temperature:.3f}"),
     ]
-    best = max(
-        (row for row in records.rows if row["best"] is not None and row["val_accuracy"] == row["best"]),
-        key=lambda row: (row["best"], -row["epoch"]),
-        default=None,
-    )
+    best = records.best_row
     if best is not None:
         found.append(Tile("Best epoch", str(best["epoch"]), f"validation accuracy {best['val_accuracy']:.2%}"))
     if records.rows:

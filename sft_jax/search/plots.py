@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sft_jax.monitor import LOWER_IS_BETTER, MONITORS, score
 from sft_jax.search.results import DONE, Trial, best
 from sft_jax.search.space import Dimension
 
@@ -39,8 +41,8 @@ def _along(axes: Axes, trials: Sequence[Trial], dimension: Dimension) -> None:
     places = [dimension.choices.index(str(value)) for value in values] if dimension.form == "choice" else values
     axes.errorbar(
         places,
-        [100 * trial.mean for trial in trials],
-        yerr=[100 * (trial.deviation or 0.0) for trial in trials] if len(trials[0].folds) > 1 else None,
+        [_drawn(trial, trial.mean) for trial in trials],
+        yerr=[abs(_drawn(trial, trial.deviation or 0.0)) for trial in trials] if len(trials[0].folds) > 1 else None,
         fmt="o",
         color=PLAIN,
         ecolor=FADED,
@@ -49,7 +51,7 @@ def _along(axes: Axes, trials: Sequence[Trial], dimension: Dimension) -> None:
     )
     winner = best(trials)
     assert winner is not None
-    axes.plot(places[list(trials).index(winner)], 100 * winner.mean, "o", color=BEST, markersize=8, zorder=3)
+    axes.plot(places[list(trials).index(winner)], _drawn(winner, winner.mean), "o", color=BEST, markersize=8, zorder=3)
     low, high = dimension.low, dimension.high
     if dimension.form == "log":
         axes.set_xscale("log")
@@ -60,7 +62,7 @@ def _along(axes: Axes, trials: Sequence[Trial], dimension: Dimension) -> None:
     else:
         axes.set_xticks(range(len(dimension.choices)), [_short(choice) for choice in dimension.choices])
         axes.set_xlim(-0.5, len(dimension.choices) - 0.5)
-    _dress(axes, dimension.key, "validation accuracy, %")
+    _dress(axes, dimension.key, _label(trials[0]))
 
 
 def _history(trials: Sequence[Trial]) -> Figure:
@@ -68,15 +70,19 @@ def _history(trials: Sequence[Trial]) -> Figure:
     axes = figure.add_subplot()
     done = [trial for trial in trials if trial.state == DONE]
     leaders = [best(trials[: index + 1]) for index in range(len(trials))]
-    axes.plot([trial.number for trial in done], [100 * trial.mean for trial in done], "o", color=PLAIN, label="trial")
+    axes.plot(
+        [trial.number for trial in done], [_drawn(trial, trial.mean) for trial in done], "o", color=PLAIN, label="trial"
+    )
     ended = [trial for trial in trials if trial.state != DONE]
-    low = min(100 * trial.mean for trial in done)
+    low = _drawn(done[0], min(trial.mean for trial in done))
     if ended:
         axes.plot([trial.number for trial in ended], [low] * len(ended), "x", color=FADED, label="pruned or diverged")
-    steps = [(trial.number, 100 * leader.mean) for trial, leader in zip(trials, leaders, strict=True) if leader]
+    steps = [
+        (trial.number, _drawn(leader, leader.mean)) for trial, leader in zip(trials, leaders, strict=True) if leader
+    ]
     axes.step(*zip(*steps, strict=True), where="post", color=BEST, label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _dress(axes, "trial", "validation accuracy, %")
+    _dress(axes, "trial", _label(trials[0]))
     axes.legend(frameon=False)
     return figure
 
@@ -87,16 +93,25 @@ def _curves(trials: Sequence[Trial]) -> Figure:
     winner = best(trials)
     for trial in trials:
         if trial.state == DONE and trial is not winner:
-            axes.plot(range(1, len(trial.curve()) + 1), 100 * trial.curve(), color=FADED, linewidth=1)
+            axes.plot(range(1, len(trial.curve()) + 1), _drawn(trial, trial.curve()), color=FADED, linewidth=1)
     assert winner is not None
-    curve = 100 * winner.curve()
+    curve = _drawn(winner, winner.curve())
     axes.plot(range(1, len(curve) + 1), curve, color=BEST, linewidth=2, label=f"best, trial {winner.number}")
     if not winner.stops_early:  # else each fold has its own
         axes.plot(winner.epochs, curve[winner.epochs - 1], "o", color=BEST, label=f"its best epoch, {winner.epochs}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _dress(axes, "epoch", "validation accuracy, %")
+    _dress(axes, "epoch", _label(trials[0]))
     axes.legend(frameon=False)
     return figure
+
+
+def _drawn(trial: Trial, value: Any) -> Any:
+    """A score of `trial` as its monitor has it, in per cent where it is a share."""
+    return score(trial.monitor, value) if trial.monitor in LOWER_IS_BETTER else 100 * value
+
+
+def _label(trial: Trial) -> str:
+    return MONITORS[trial.monitor] + ("" if trial.monitor in LOWER_IS_BETTER else ", %")
 
 
 def _dress(axes: Axes, horizontal: str, vertical: str) -> None:

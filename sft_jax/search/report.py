@@ -30,11 +30,11 @@ def table_lines(trials: Sequence[Trial], keys: Iterable[str], folds: int) -> lis
         table.add_column(column, justify="right", no_wrap=True)
     for rank, trial in enumerate(trials, 1):
         done = trial.state == DONE
-        scores = [f"{trial.mean:.2%}"] if done else ["-"]
+        scores = [trial.shown(trial.mean)] if done else ["-"]
         if folds > 1:
             scores += (
-                [f"{trial.deviation:.2%}", *(f"{score:.2%}" for score in trial.per_fold)]
-                if done
+                [trial.shown(trial.deviation), *map(trial.shown, trial.per_fold)]
+                if done and trial.deviation is not None
                 else ["-"] * (folds + 1)
             )
         entries = [f"{entry:.4g}" if isinstance(entry, float) else str(entry) for entry in trial.point.values()]

@@ -1,12 +1,14 @@
 """What trials came to: the score over folds, the number of epochs, and the order of merit."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 
+from sft_jax.monitor import LOWER_IS_BETTER, score, shown
 from sft_jax.search.space import Point, Space
 from sft_jax.search.study import Study, fold_of, point_of
 
@@ -19,6 +21,8 @@ class Fold:
 
     Attributes:
       val_accuracy, val_loss, train_loss: by epoch.
+      score: by epoch, of the configuration's monitor, see `monitor.score`; the accuracy where there is none.
+      monitor: what that is.
       stops_early: whether a run of these settings ends by itself (regularization.early_stopping): the epoch that it
         keeps is then its own best one, whatever the others' are.
       state: `DONE`, `PRUNED` or `DIVERGED`.
@@ -29,10 +33,15 @@ class Fold:
     val_accuracy: list[float] = dataclasses.field(default_factory=list)
     val_loss: list[float] = dataclasses.field(default_factory=list)
     train_loss: list[float] = dataclasses.field(default_factory=list)
+    score: list[float] = dataclasses.field(default_factory=list)
+    monitor: str = "val_accuracy"
     stops_early: bool = False
     state: str = DONE
     steps: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.score = self.score or list(self.val_accuracy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs with the best accuracy on average over the folds: that of cross-validation.
+        """The number of epochs with the best score on average over the folds: that of cross-validation.
 
         Of folds that stop early, the mean of their own best ones.
         """
@@ -66,18 +75,29 @@ class Trial:
     def epochs_per_fold(self) -> list[int]:
         """After how many epochs each fold is scored."""
         if self.stops_early:
-            return [int(np.argmax(fold.val_accuracy)) + 1 for fold in self.folds]
+            return [int(np.argmax(fold.score)) + 1 for fold in self.folds]
         return [int(np.argmax(self.curve())) + 1] * len(self.folds)
 
     @property
     def per_fold(self) -> list[float]:
-        """Validation accuracy after `epochs_per_fold` epochs, of each fold."""
-        return self._scored("val_accuracy")
+        """The score after `epochs_per_fold` epochs, of each fold."""
+        return self._scored("score")
 
     @property
     def mean(self) -> float:
-        """The score: the mean of `per_fold`. 0 where a fold diverged, since that run would end without a result."""
-        return 0.0 if self.state == DIVERGED else float(np.mean(self.per_fold))
+        """The mean of `per_fold`. The worst there is where a fold diverged: that run would end without a result."""
+        if self.state == DIVERGED:
+            return -math.inf if self.monitor in LOWER_IS_BETTER else 0.0
+        return float(np.mean(self.per_fold))
+
+    @property
+    def monitor(self) -> str:
+        """What is scored."""
+        return self.folds[0].monitor
+
+    def shown(self, value: float) -> str:
+        """A score, or its standard deviation, in words."""
+        return shown(self.monitor, abs(value) if self.monitor in LOWER_IS_BETTER else value)
 
     @property
     def deviation(self) -> float | None:
@@ -86,7 +106,7 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        """Mean validation loss of the same epochs: of two trials with one accuracy the lower one is better."""
+        """Mean validation loss of the same epochs: of two trials with one score the lower one is better."""
         return float(np.mean(self._scored("val_loss")))
 
     @property
@@ -98,9 +118,9 @@ class Trial:
         return [getattr(fold, name)[epochs - 1] for fold, epochs in zip(self.folds, self.epochs_per_fold, strict=True)]
 
     def curve(self) -> np.ndarray:
-        """Validation accuracy by epoch, the mean over the folds, as far as all of them got."""
-        shortest = min(len(fold.val_accuracy) for fold in self.folds)
-        return np.mean([fold.val_accuracy[:shortest] for fold in self.folds], axis=0)
+        """The score by epoch, the mean over the folds, as far as all of them got."""
+        shortest = min(len(fold.score) for fold in self.folds)
+        return np.mean([fold.score[:shortest] for fold in self.folds], axis=0)
 
     def row(self) -> dict[str, Any]:
         """The trial's line of the table: JSON-like, in the order of the columns."""
@@ -109,9 +129,9 @@ class Trial:
             "trial": self.number,
             "state": self.state,
             **self.point,
-            "mean": self.mean if done else None,
+            "mean": score(self.monitor, self.mean) if done else None,
             "standard_deviation": self.deviation if done else None,
-            "per_fold": self.per_fold if done else None,
+            "per_fold": [score(self.monitor, value) for value in self.per_fold] if done else None,
             "epochs": self.epochs if done else None,
             "validation_loss": self.loss if done else None,
             "seconds": self.seconds,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sft_jax import optim
 from sft_jax.config import flatten
 from sft_jax.errors import DivergedError, StoppedError, UserError
+from sft_jax.monitor import MONITORS
 from sft_jax.parallel import Devices
 from sft_jax.report.console import Console
 from sft_jax.report.results import write_text
@@ -112,7 +113,7 @@ class Session:
         self.console.line(f"search     {self.folder}: {options.trials} trials over {self.space}")
         self.console.line(
             f"           {options.sampler}, seed {self.config.seed}, pruning: {options.pruner}; each trial is scored "
-            f"by its validation accuracy on {scored_on}"
+            f"by its {MONITORS[self.config.monitor]} on {scored_on}"
         )
         self.at_once = self._decide(corners[0])
         self.trainer.traced = self._traced(self.at_once.count)
@@ -211,8 +212,10 @@ class Session:
         path = self.folder / "best.py"
         files = [shlex.quote(str(file)) for file in (path, self.folder / "best")]
         command = "python -m sft_jax.main --config {} --workdir {}".format(*files)
-        spread = "" if winner.deviation is None else f" +- {winner.deviation:.2%} over {len(winner.folds)} folds"
-        score = f"validation accuracy {winner.mean:.2%}{spread}"
+        spread = (
+            "" if winner.deviation is None else f" +- {winner.shown(winner.deviation)} over {len(winner.folds)} folds"
+        )
+        score = f"{MONITORS[winner.monitor]} {winner.shown(winner.mean)}{spread}"
         if cut:
             epochs = f"after {winner.epochs} epochs"
         elif winner.stops_early:
@@ -229,10 +232,10 @@ def _trial_line(trial: Trial, trials: int, leader: Trial | None) -> str:
     if trial.state != DONE:
         score = trial.state
     elif trial.deviation is None:
-        score = f"val {trial.mean:.2%}"
+        score = f"val {trial.shown(trial.mean)}"
     else:
-        score = f"val {trial.mean:.2%} +- {trial.deviation:.2%}"
-    lead = f"  best {leader.mean:.2%} (trial {leader.number})" if leader else ""
+        score = f"val {trial.shown(trial.mean)} +- {trial.shown(trial.deviation)}"
+    lead = f"  best {leader.shown(leader.mean)} (trial {leader.number})" if leader else ""
     return f"trial {trial.number}/{trials}  {describe(trial.point)}  {score}{lead}  {trial.seconds:.1f} s"
 
 

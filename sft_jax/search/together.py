@@ -18,6 +18,7 @@ from sft_jax.data import Dataset
 from sft_jax.estimate import compile_step
 from sft_jax.feed import Pace
 from sft_jax.finetune import Phase
+from sft_jax.monitor import rank
 from sft_jax.parallel import Devices
 from sft_jax.programs import Programs
 from sft_jax.report.results import summarize
@@ -33,11 +34,18 @@ AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0, ema=0, anchor
 
 
 class Epoch(NamedTuple):
-    """What an epoch of one trial came to. `finite` is False where a loss or a weight is no longer finite."""
+    """What an epoch of one trial came to.
+
+    Attributes:
+      train_loss, val_loss, val_accuracy: of the epoch.
+      score: the value of the configuration's monitor, as one that is better the higher it is.
+      finite: False where a loss or a weight is no longer finite.
+    """
 
     train_loss: float
     val_loss: float
     val_accuracy: float
+    score: float
     finite: bool
 
 
@@ -113,11 +121,13 @@ class Together:
         for candidate in programs.candidates(own).values():
             params, batch_stats = self._devices.replicate(candidate)
             found.append(summarize(programs.evaluate(params, batch_stats, programs.validation_feed)))
-        chosen = max(found, key=lambda figures: figures["accuracy"])
+        monitor = self._config.monitor
+        chosen = max(found, key=lambda figures: rank(monitor, figures))
         weights = jax.device_get([*own.params.values(), *own.batch_stats.values()])
         finite = np.isfinite(losses).all() and all(np.isfinite(leaf).all() for leaf in weights)
         # One by one in double precision, as `Progress` adds them.
-        return Epoch(sum(losses.tolist()) / len(losses), chosen["loss"], chosen["accuracy"], bool(finite))
+        train_loss = sum(losses.tolist()) / len(losses)
+        return Epoch(train_loss, chosen["loss"], chosen["accuracy"], rank(monitor, chosen), bool(finite))
 
 
 class SeveralPrograms(Programs):

@@ -84,7 +84,7 @@ class Trainer:
         configs = [self.config(trial) for trial in trials]
         dataset, together = self.data(configs[0])[fold], self.together(configs[0])
         patience = configs[0].regularization.early_stopping
-        records = [Fold(stops_early=patience is not None) for _ in trials]
+        records = [Fold(monitor=configs[0].monitor, stops_early=patience is not None) for _ in trials]
         over = [False] * len(trials)
         task = together.task(dataset)
         steps_per_epoch, last_phase = task.steps_per_epoch, task.phases[-1].first
@@ -102,7 +102,7 @@ class Trainer:
                         _add(record, row)
                         over[index] = (
                             record.state != DONE
-                            or (patience is not None and waited(record.val_accuracy[last_phase:]) >= patience)
+                            or (patience is not None and waited(record.score[last_phase:]) >= patience)
                             or self._pruned(trials[index], fold, record, configs[0].epochs)
                         )
                 if all(over):
@@ -113,9 +113,9 @@ class Trainer:
             keep_fold(trial, fold, dataclasses.asdict(record))
 
     def _pruned(self, trial: optuna.Trial, fold: int, record: Fold, epochs: int) -> bool:
-        """Reports the mean over the folds so far of the best accuracy, and asks whether that is enough to go on."""
-        before = [max(found["val_accuracy"]) for other in range(fold) if (found := fold_of(trial, other))]
-        value = (sum(before) + max(record.val_accuracy)) / (fold + 1)
+        """Reports the mean over the folds so far of the best score, and asks whether that is enough to go on."""
+        before = [max(Fold(**found).score) for other in range(fold) if (found := fold_of(trial, other))]
+        value = (sum(before) + max(record.score)) / (fold + 1)
         trial.report(value, step=fold * epochs + len(record.val_accuracy))
         if trial.should_prune():
             record.state = PRUNED
@@ -137,6 +137,7 @@ def _add(record: Fold, row: Epoch) -> None:
         record.state = DIVERGED
         return
     record.val_accuracy.append(row.val_accuracy)
+    record.score.append(row.score)
     record.val_loss.append(row.val_loss)
     record.train_loss.append(row.train_loss)
 
