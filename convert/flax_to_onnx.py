@@ -44,12 +44,13 @@ def main() -> None:
     import importlib.util
 
     from sft_jax.errors import UserError
+    from sft_jax.shipped import install_command
 
     if args.output.suffix != ".onnx":
         raise UserError(f"--output {args.output} must end in .onnx")
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"converting to ONNX needs {', '.join(missing)}: pip install -e '.[convert,onnx]'")
+        raise UserError(f"converting to ONNX needs {', '.join(missing)}: {install_command('onnx')}")
     convert(args.workdir, args.weights, args.output)
 
 

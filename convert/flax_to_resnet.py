@@ -39,13 +39,14 @@ def main() -> None:
     args = parse(sys.argv[1:])
     # After the flags: --help and wrong usage need not wait for torch and jax.
     from sft_jax.errors import UserError
+    from sft_jax.shipped import install_command
 
     if args.output.suffix not in SUFFIXES:
         raise UserError(f"--output {args.output} must end in {' or '.join(SUFFIXES)}")
     try:
         import torchvision  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"converting needs {error.name}: pip install -e '.[convert]'") from None
+        raise UserError(f"converting needs {error.name}: {install_command('convert')}") from None
     convert(args.workdir, args.weights, args.output)
 
 

@@ -5,9 +5,10 @@ import subprocess
 from pathlib import Path
 
 from sft_jax.errors import UserError
+from sft_jax.shipped import install_command
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
+INSTALL = {"gpu": install_command("cuda"), "tpu": install_command("tpu")}
 # How the drivers show their devices; /dev/dxg: NVIDIA's on WSL 2. As jax's hardware_utils.py looks for them.
 _NVIDIA_FILES = ("/dev/nvidia0", "/dev/dxg")
 _AMD_FILE = "/dev/kfd"

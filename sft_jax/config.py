@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
 from sft_jax.schema import KEYS, KIND_WORDS, Key
+from sft_jax.shipped import recipe_file
 
 # Settings that are paths, or have one after a colon.
 PATHS = ("init", "data.source", "data.dir")
@@ -34,7 +35,8 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
     """Reads a recipe and applies overrides.
 
     Args:
-      recipe: path of a Python file with `get_config(arg="")`, and optionally ":ARG" after it.
+      recipe: path of a Python file with `get_config(arg="")`, or the name of one of ours, as "cifar10"; and optionally
+        ":ARG" after it.
       overrides: (dotted key, text) pairs, as `--config.KEY=VALUE` gives them.
 
     Returns:
@@ -44,6 +46,7 @@ def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> Confi
       UserError: no such file, unknown keys (with the nearest known one), values of a wrong type or range.
     """
     path, _, arg = map(_home, recipe.partition(":"))
+    path = str(recipe_file(path))
     if not Path(path).is_file():
         if "=" in path:
             raise UserError(

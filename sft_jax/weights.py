@@ -18,6 +18,7 @@ import safetensors.numpy
 from sft_jax.digest import digest
 from sft_jax.errors import UserError
 from sft_jax.models import STEMS
+from sft_jax.shipped import CONVERTER
 
 FORMAT = "sft-jax 1"
 HEAD = "fc."
@@ -70,13 +71,12 @@ def load_weights(path: Path) -> Weights:
     target = path.with_suffix(".safetensors")
     if not path.is_file():
         raise UserError(
-            f"no weights at {path}; make them with: python convert/resnet_to_flax.py --output {target} "
+            f"no weights at {path}; make them with: {CONVERTER} --output {target} "
             f"(and --arch NAME for another network than resnet18)"
         )
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} is no .safetensors file; convert it first with: "
-            f"python convert/resnet_to_flax.py --state-dict {path} --output {target}"
+            f"{path} is no .safetensors file; convert it first with: {CONVERTER} --state-dict {path} --output {target}"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -92,7 +92,7 @@ def load_weights(path: Path) -> Weights:
         kind = "has torch's keys" if "conv1.weight" in keys else "is no converted file"
         raise UserError(
             f"{path} {kind}; convert it first with: "
-            f"python convert/resnet_to_flax.py --state-dict {path} --output {path.with_suffix('.flax.safetensors')}"
+            f"{CONVERTER} --state-dict {path} --output {path.with_suffix('.flax.safetensors')}"
         )
     # The first files of this format had no digest.
     expected = facts.pop("digest", None)
@@ -110,9 +110,7 @@ def load_weights(path: Path) -> Weights:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path} is damaged ({reason}); make it anew with: python convert/resnet_to_flax.py --output {path}"
-    )
+    return UserError(f"{path} is damaged ({reason}); make it anew with: {CONVERTER} --output {path}")
 
 
 def check_stem(weights: Weights, stem: str, *, source: str) -> None:

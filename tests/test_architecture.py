@@ -20,7 +20,7 @@ LAYERS = [
         "estimate",
         "linear_probe",
     }
-    | {"optim_arguments", "schema", "traced"},
+    | {"command", "optim_arguments", "schema", "shipped", "traced"},
     {"config", "signals", "ops", "progress"},
     {"data", "exported", "finetune", "models", "pictures", "regularize", "weights"},
     {"optim", "state"},

@@ -17,6 +17,7 @@ from sft_jax.data.images import Square
 from sft_jax.data.reading import Reading
 from sft_jax.data.types import DECODING_THREADS, StreamedSplit
 from sft_jax.errors import UserError
+from sft_jax.shipped import install_command
 
 # Records read at a time, and decoded by one thread: their files are few megabytes beside the arrays.
 BLOCK, SHARE = 512, 32
@@ -154,7 +155,7 @@ class Records:
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
                 f"tfds:{self._name} in {self._builder.data_dir} was prepared as TFRecord, which only TensorFlow reads: "
-                f"pip install -e '.[prepare]'"
+                f"{install_command('prepare')}"
             )
         skip = {self.image_key: tfds.decode.SkipDecoding()}
         yield from tfds.as_numpy(self._builder.as_dataset(split=split, shuffle_files=False, decoders=skip))

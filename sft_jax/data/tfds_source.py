@@ -21,6 +21,7 @@ from sft_jax.data.survey import fit_notices
 from sft_jax.data.tfds_records import Records, first_line
 from sft_jax.data.types import ArraySplit, Dataset, Split
 from sft_jax.errors import UserError
+from sft_jax.shipped import install_command
 
 # Seconds within which a machine that is offline is found out, where tfds itself tries for minutes.
 PROBE_SECONDS = 2.0
@@ -193,12 +194,12 @@ def _check_obtainable(builder: Any, name: str, download: bool) -> str:
     if not download:
         raise UserError(f"{where} and data.download is off; {remedy}")
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"{where} and preparing it needs TensorFlow: pip install -e '.[prepare]'; or {remedy}")
+        raise UserError(f"{where} and preparing it needs TensorFlow: {install_command('prepare')}; or {remedy}")
     host = _host(builder)
     if not reachable(host):
         raise UserError(
             f"{where} and {host} cannot be reached to download it; go online (preparing also needs "
-            f"pip install -e '.[prepare]'), or {remedy}"
+            f"{install_command('prepare')}), or {remedy}"
         )
     return host
 

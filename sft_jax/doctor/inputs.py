@@ -9,9 +9,10 @@ from sft_jax import data
 from sft_jax.data.tfds_source import reachable
 from sft_jax.doctor.finding import MISSING, OK, WARN, Finding
 from sft_jax.errors import UserError
+from sft_jax.shipped import CONVERTER, install_command
 from sft_jax.start import load_init
 
-PREPARE, CONVERT = "pip install -e '.[prepare]'", "pip install -e '.[convert]'"
+PREPARE, CONVERT = install_command("prepare"), install_command("convert")
 # Where torchvision's weights come from.
 WEIGHTS_HOST = "download.pytorch.org"
 
@@ -42,7 +43,7 @@ def check_weights(config: ConfigDict) -> Finding:
 
 
 def _to_convert(path: Path, arch: str) -> Finding:
-    command = f"python convert/resnet_to_flax.py --arch {arch} --output {path}"
+    command = f"{CONVERTER} --arch {arch} --output {path}"
     torch = all(map(importlib.util.find_spec, ("torch", "torchvision")))
     text = f"there is no {path} yet; converting torchvision's makes it"
     if not reachable(WEIGHTS_HOST):

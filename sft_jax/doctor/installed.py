@@ -5,9 +5,10 @@ import platform
 from collections.abc import Iterator
 
 from sft_jax.doctor.finding import MISSING, OK, Finding
+from sft_jax.shipped import install_command
 
 PROJECT = "sft-jax"
-INSTALL = "pip install -e ."
+INSTALL = install_command()
 
 
 def check_installed(project: str = PROJECT) -> list[Finding]:
@@ -33,7 +34,7 @@ def check_installed(project: str = PROJECT) -> list[Finding]:
     absent = [extra for extra in extras if unmet(Requirement(f"{project}[{extra}]"))]
     there = [extra for extra in extras if extra not in absent]
     text = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(absent) or 'none'}"
-    found.append(Finding("optional", OK, f"{text} (pip install -e '.[NAME]')" if absent else text))
+    found.append(Finding("optional", OK, f"{text} ({install_command('NAME')})" if absent else text))
     return found
 
 

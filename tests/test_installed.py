@@ -1,0 +1,115 @@
+"""Without a checkout: what a wheel holds, and that its command does what the modules do."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sft_jax import command
+from sft_jax.shipped import recipe_file
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["--config.epochs=1", "--config.limit_train_examples=100", "--config.batch_size=50"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A wheel, made from the sdist as package indexes do."""
+    folder = tmp_path_factory.mktemp("built")
+    build(ROOT, "sdist", folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    subprocess.run(["tar", "xf", sdist, "-C", folder], check=True)
+    build(folder / sdist.name.removesuffix(".tar.gz"), "wheel", folder)
+    return next(folder.glob("*.whl"))
+
+
+def build(source, target, folder):
+    arguments = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    subprocess.run(arguments, cwd=source, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """(arguments) -> the finished `sft-jax`, run in an empty folder with the wheel in the place of the checkout."""
+    site, here = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    with zipfile.ZipFile(built) as wheel:
+        wheel.extractall(site)
+    start = "import sys; sys.argv[0] = 'sft-jax'; from sft_jax.command import main; main()"
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", start, *arguments],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    run.here = here
+    return run
+
+
+def test_the_wheel_holds_recipes_and_converters_and_nothing_else(built):
+    with zipfile.ZipFile(built) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    for folder in ("configs", "convert"):
+        wanted = {f"sft_jax/_shipped/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        assert wanted == {
+            name for name in names if name.startswith(f"sft_jax/_shipped/{folder}/") and name[-3:] == ".py"
+        }
+    assert "sft_jax/report/templates/report.html" in names
+    assert not [name for name in names if "__pycache__" in name or not name.startswith("sft_jax/")]
+
+
+def test_the_quick_start_without_a_checkout(installed):
+    for recipe, folder in (("digits:source", "digits_source"), ("digits", "digits")):
+        done = installed("train", recipe, *QUICK, "--config.compare_with_scratch=False", "--quiet")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert "test accuracy" in done.stdout
+        assert (installed.here / "runs" / folder / "results.json").exists()
+
+
+def test_the_converter_without_a_checkout(installed):
+    done = installed("convert", "--state-dict", "nothing.pth", "--output", "w.safetensors")
+    assert (done.returncode, done.stderr) == (2, "error: there is no file nothing.pth\n")
+    done = installed("train", "cifar10", "--quiet")
+    assert done.returncode == 2
+    assert "make them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
+
+
+def test_a_path_wins_over_a_recipe_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_file("cifar10") == ROOT / "configs" / "cifar10.py"
+    (tmp_path / "cifar10").write_text("")
+    assert recipe_file("cifar10") == Path("cifar10")
+    assert recipe_file("../configs/cifar10") == Path("../configs/cifar10")
+    assert recipe_file("none_of_ours") == Path("none_of_ours")
+
+
+@pytest.mark.parametrize("flags", [[], ["--help"]])
+def test_help_names_commands_and_recipes(capsys, monkeypatch, flags):
+    monkeypatch.setattr(sys, "argv", ["sft-jax", *flags])
+    command.main()
+    printed = capsys.readouterr().out
+    for name in (*command.COMMANDS, "cifar10_fast", "digits"):
+        assert name in printed
+
+
+def test_an_unknown_command_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sft-jax", "trian"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: there is no command 'trian'; the nearest is sft-jax train\n"
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_answers_help(name):
+    start = f"import sys; sys.argv = ['sft-jax', {name!r}, '--help']; from sft_jax.command import main; main()"
+    done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "example" in done.stdout
