@@ -1,4 +1,5 @@
 import pytest
+from test_folder import fill
 
 from sft_jax.config import (
     KEYS,
@@ -103,6 +104,7 @@ def test_shipped_recipes_are_valid(path, pytestconfig):
 def test_every_recipe_is_a_config(pytestconfig, tmp_path):
     paths = sorted((pytestconfig.rootpath / "configs").glob("*.py"))
     assert len(paths) >= 6
+    fill(tmp_path, ["ant", "bee"], 10)
     for path in paths:
         argument = f":{tmp_path}" if path.stem == "folder" else ""
         load_config(f"{path}{argument}")
