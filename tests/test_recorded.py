@@ -1,6 +1,7 @@
 """What images go through is recorded in a run and done again: by evaluation, `sft_jax.load`, exports and the report."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -26,8 +27,10 @@ from sft_jax import data, evaluate
 from sft_jax.config import complete
 from sft_jax.data.images import Square
 from sft_jax.data.preprocess import Preprocess
+from sft_jax.report.console import Console
 from sft_jax.report.pictures import data_uris
 from sft_jax.runs import Run
+from sft_jax.start import earlier, read_dataset
 from sft_jax.task import Task
 from sft_jax.weights import Weights, save_weights
 
@@ -111,6 +114,15 @@ def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run.folder), "--json"])
     evaluate.main()
     assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(run.results()["test_loss"], rel=1e-5)
+
+
+def test_a_resumed_run_sees_its_images_as_before(trained):
+    """By its record; one of a version that recorded nothing is not given a range of gray values in the middle."""
+    run, _ = trained
+    resumed = read_dataset(run.config(), Console(), before=earlier(run), resuming=True)
+    assert resumed.square == Square(16, "pad", integers=(0, 4095))
+    first = dataclasses.replace(earlier(run), preprocess=None)
+    assert read_dataset(run.config(), Console(), before=first, resuming=True).square == Square(16, "pad")
 
 
 def test_the_report_shows_what_the_network_saw(trained):
