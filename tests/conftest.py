@@ -1,7 +1,9 @@
 """Strict settings for every test: 8 virtual CPU devices, no silent rank or dtype promotion."""
 
+import ctypes
 import gc
 import os
+import sys
 from pathlib import Path
 
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
@@ -11,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["SFT_JAX_CACHE"] = "0"
 
 import jax
+import psutil
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,6 +53,8 @@ def whole(tmp_path_factory, compiled_once, tiny):
 
 # Linux ends a process at 65,530 memory mappings; every program that a process holds takes some dozens.
 MAPPINGS = 25_000
+# Programs that are held take some MiB each: two workers of pytest-xdist are to stay below 4 GiB and something.
+MEMORY = 2 << 30
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +62,22 @@ def forgotten_in_time():
     """Programs are kept for the files of tests that come, as long as there is room for more."""
     yield
     mappings = Path("/proc/self/maps")
-    if not mappings.exists() or len(mappings.read_bytes().splitlines()) > MAPPINGS:
-        jax.clear_caches()
-        gc.collect()
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > MAPPINGS:
+        forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def within_memory():
+    """Programs are kept for the next tests, as long as they take no more than their share of memory."""
+    yield
+    if psutil.Process().memory_info().rss > MEMORY:
+        forget_programs()
+
+
+def forget_programs():
+    """Drops compiled programs, and gives their memory back to the system."""
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        # The C library keeps what is freed.
+        ctypes.CDLL(None).malloc_trim(0)
