@@ -17,6 +17,7 @@ from sft_jax.feed import Feed
 from sft_jax.finetune import HEAD, Phase
 from sft_jax.linear_probe import solve_head
 from sft_jax.models import Head
+from sft_jax.optim_staged import by_beginning, make_staged_optimizer
 from sft_jax.parallel import AXIS
 from sft_jax.passes import features, measured_statistics
 from sft_jax.state import Arrays, TrainState
@@ -63,7 +64,7 @@ class Programs:
         # Of another schedule the first step is its own first one.
         steps = task.steps_per_epoch if schedule is None else 0
         self.since = {name: epoch * steps for name, epoch in since.items()}
-        self.optimizer = optim.make_staged_optimizer(
+        self.optimizer = make_staged_optimizer(
             task.config.optimizer,
             lambda step: self._schedule(step - self._origin if schedule is None else step),
             self.since,
@@ -103,9 +104,7 @@ class Programs:
         if self.phase.start == before.phase.start:
             return state
         new = self.new_state(state.params, state.batch_stats)
-        kept, fresh = (
-            optim.by_beginning(of.opt_state, programs.since) for of, programs in ((state, before), (new, self))
-        )
+        kept, fresh = (by_beginning(of.opt_state, programs.since) for of, programs in ((state, before), (new, self)))
         merged = fresh | kept
         return self.task.devices.replicate(
             new.replace(

@@ -23,7 +23,7 @@ LAYERS = [
     | {"command", "optim_arguments", "schema", "shipped", "traced"},
     {"config", "signals", "ops", "progress"},
     {"data", "exported", "finetune", "models", "pictures", "regularize", "weights"},
-    {"optim", "state"},
+    {"optim", "optim_staged", "state"},
     {"step"},
     {"epoch", "processes", "parallel"},
     {"checkpoint", "feed", "report"},

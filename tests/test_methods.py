@@ -100,7 +100,8 @@ def test_stopped_in_any_phase_and_resumed(source, of_two_phases, tmp_path, monke
 
 def test_rates_and_states_of_two_phases(of_two_phases):
     rates = [row["learning_rate"] for row in rows_of(of_two_phases)]
-    assert rates[:2] == [pytest.approx(0.001)] * 2
+    of_head = [0.001 * (1 + np.cos(np.pi * share)) / 2 for share in (4 / 10, 9 / 10)]
+    assert rates[:2] == pytest.approx(of_head), "a cosine of its own, over the two epochs of the head"
     assert 0 < rates[2] < 0.002, "the end of a cosine that began with the last epoch"
     assert {key.partition("/")[0] for key in state_of(of_two_phases).arrays} == {
         "step",

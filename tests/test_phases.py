@@ -9,7 +9,8 @@ from tiny_runs import TINY, one_device
 from sft_jax.config import complete
 from sft_jax.data import Dataset
 from sft_jax.data.types import ArraySplit
-from sft_jax.optim import by_beginning, evaluated, make_staged_optimizer
+from sft_jax.optim import evaluated
+from sft_jax.optim_staged import by_beginning, make_staged_optimizer
 from sft_jax.programs import Programs
 from sft_jax.state import to_arrays
 from sft_jax.task import Task
