@@ -144,7 +144,7 @@ def evaluate(
             *task.weights(found.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
         )
     # The latest save knows of the whole run.
-    results = figures | Progress(**latest.metadata["progress"]).outcome()
+    results = figures | Progress(**latest.metadata["progress"]).outcome(config.monitor)
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"
     write_json(file, results)
     return results, file
@@ -181,7 +181,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
     else:
-        results |= Progress(**run.restored("latest").metadata["progress"]).outcome()
+        results |= Progress(**run.restored("latest").metadata["progress"]).outcome(config.monitor)
         file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
     write_json(file, results)
     return results, file
