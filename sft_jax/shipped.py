@@ -25,4 +25,6 @@ def shipped(folder: str) -> Path:
 def recipe_file(name: str) -> Path:
     """The recipe that `name` means: the file of that path, else one of ours, as "cifar10"; it may not exist."""
     path, ours = Path(name), shipped("configs") / f"{name}.py"
-    return ours if not path.is_file() and re.fullmatch(r"\w+", name) and ours.is_file() else path
+    # Of a name that is also a file's but for its suffix it is not clear which one is meant.
+    taken = path.is_file() or Path(f"{name}.py").is_file()
+    return ours if not taken and re.fullmatch(r"\w+", name) and ours.is_file() else path
