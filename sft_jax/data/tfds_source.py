@@ -182,7 +182,10 @@ def _versions(name: str, directory: str | None) -> str:
 
     wanted = name.partition(":")[0]
     root = Path(directory or tfds.core.constants.DATA_DIR).expanduser() / wanted
-    prepared = sorted(info.parent.name for info in root.glob(f"*/{INFO}"))
+    try:
+        prepared = sorted(info.parent.name for info in root.glob(f"*/{INFO}"))
+    except ValueError:  # no folder has such a name, says Python 3.13 of a null character
+        return ""
     if not prepared:
         return ""
     return f"; in {root} there is {', '.join(prepared)}: use tfds:{wanted}:{prepared[-1]}"
