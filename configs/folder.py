@@ -18,8 +18,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sft_jax.config import default_config
-from sft_jax.data.folder import list_folder
-from sft_jax.data.parts import decided
+from sft_jax.data.sources.folder import list_folder
+from sft_jax.data.sources.parts import decided
 from sft_jax.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -2,7 +2,7 @@
 
 The latter is the key `preprocess` of its metadata, JSON:
 {"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, and what
-else a run recorded of `sft_jax.data.images.Square`.
+else a run recorded of `sft_jax.data.images.square.Square`.
 The shorter side is brought to `resize` pixels, then the middle `size` x `size` are cut out; mean and std are on the
 scale 0..1.
 """

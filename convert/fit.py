@@ -11,7 +11,7 @@ import torchvision
 from convert import keys, names, networks
 from sft_jax.errors import UserError
 from sft_jax.models import SHAPES, Functional
-from sft_jax.weights import HEAD, first_few, some_of
+from sft_jax.models.weights import HEAD, first_few, some_of
 
 Tensors = dict[str, torch.Tensor]
 

@@ -43,8 +43,8 @@ def main() -> None:
     # After the flags: --help and wrong usage need not wait for torch and jax.
     import importlib.util
 
+    from sft_jax.config.shipped import install_command
     from sft_jax.errors import UserError
-    from sft_jax.shipped import install_command
 
     if args.output.suffix != ".onnx":
         raise UserError(f"--output {args.output} must end in .onnx")

@@ -38,8 +38,8 @@ def main() -> None:
     """Parses the command line and converts."""
     args = parse(sys.argv[1:])
     # After the flags: --help and wrong usage need not wait for torch and jax.
+    from sft_jax.config.shipped import install_command
     from sft_jax.errors import UserError
-    from sft_jax.shipped import install_command
 
     if args.output.suffix not in SUFFIXES:
         raise UserError(f"--output {args.output} must end in {' or '.join(SUFFIXES)}")
@@ -59,7 +59,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import parity, trained
-    from sft_jax.weights import some_of
+    from sft_jax.models.weights import some_of
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     found = trained.read(workdir, file)

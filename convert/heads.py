@@ -2,7 +2,7 @@
 
 import torch
 
-from sft_jax.weights import some_of
+from sft_jax.models.weights import some_of
 
 Tensors = dict[str, torch.Tensor]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from sft_jax.models import Functional
-from sft_jax.weights import misfits
+from sft_jax.models.weights import misfits
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"

@@ -1,6 +1,7 @@
 """Converts a ResNet of torchvision: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
-The result is one .safetensors file (see `sft_jax.weights`) whose metadata has, beside format, arch and class_names:
+The result is one .safetensors file (see `sft_jax.models.weights`) whose metadata has, beside format, arch and
+class_names:
 num_classes (0 without a head), stem, preprocess (see `facts.py`; missing where it is not known), source,
 source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest logit) and
 num_batches_tracked (JSON, for the way back). The certificate `<output>.json` holds what was measured.
@@ -58,8 +59,8 @@ def main() -> None:
     """Parses the command line and converts."""
     args = parse(sys.argv[1:])
     # After the flags: --help and wrong usage need not wait for torch and jax.
+    from sft_jax.config.shipped import install_command
     from sft_jax.errors import UserError
-    from sft_jax.shipped import install_command
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output} must end in .safetensors")
@@ -98,8 +99,8 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
 
     from convert import facts, parity, sources
     from convert.fit import fit
-    from sft_jax.report.console import Console as StatusConsole
-    from sft_jax.weights import some_of
+    from sft_jax.models.weights import some_of
+    from sft_jax.run.console import Console as StatusConsole
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = str(file) if file else f"torchvision's {name} of {arch}"
@@ -135,8 +136,8 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
 def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any], output: Path) -> None:
     """Writes the weights and their certificate, with `facts` in both."""
     from convert import parity, sources
-    from sft_jax.report.results import write_json
-    from sft_jax.weights import Weights, save_weights
+    from sft_jax.models.weights import Weights, save_weights
+    from sft_jax.runtime.files import write_json
 
     versions = {package: importlib.metadata.version(package) for package in ("jax", "flax", "torch", "torchvision")}
     difference = max(comparison.relative for comparison in comparisons)

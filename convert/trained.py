@@ -12,8 +12,8 @@ from convert import keys, networks
 from convert.facts import Facts, of_run, recorded
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import Functional
-from sft_jax.runs import Run, load_run_weights
-from sft_jax.weights import initialise, load_weights
+from sft_jax.models.weights import initialise, load_weights
+from sft_jax.run.folder import Run, load_run_weights
 
 
 @dataclasses.dataclass(frozen=True)

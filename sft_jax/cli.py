@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sft_jax.schema import KEYS
+from sft_jax.config.schema import KEYS
 
 Overrides = list[tuple[str, str]]
 

@@ -5,8 +5,8 @@ import runpy
 import sys
 
 import sft_jax
+from sft_jax.config.shipped import shipped
 from sft_jax.errors import UserError, run_command
-from sft_jax.shipped import shipped
 
 # Name -> its module, or the converter's file.
 COMMANDS = {

@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.allocator import keep_freed_memory
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import Overrides, add_network_flags, make_parser, parse_with_overrides
 from sft_jax.errors import UserError, run_command
+from sft_jax.runtime.allocator import keep_freed_memory
+from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from sft_jax.parallel import Devices
-    from sft_jax.report.console import Console
-    from sft_jax.runs import Run
+    from sft_jax.run.console import Console
+    from sft_jax.run.folder import Run
+    from sft_jax.runtime.devices import Devices
 
 EXAMPLE = """example:
   python -m sft_jax.evaluate --workdir runs/cifar10 --split validation
@@ -75,8 +75,8 @@ def main() -> None:
     # After the flags, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.report.console import Console
-    from sft_jax.runs import Run
+    from sft_jax.run.console import Console
+    from sft_jax.run.folder import Run
 
     console, split = Console(), args.split or "test"
     if args.data is None:
@@ -115,14 +115,14 @@ def evaluate(
     Raises:
       UserError: no such run, checkpoint or split, data that are not the run's, or nothing can be written.
     """
-    from sft_jax.classifier import check_evaluable
     from sft_jax.config import complete, flatten
-    from sft_jax.parallel import Devices
-    from sft_jax.progress import Progress
-    from sft_jax.report.console import Console as Quiet
-    from sft_jax.report.results import write_json
-    from sft_jax.start import earlier, read_dataset
-    from sft_jax.task import Task
+    from sft_jax.inference.predictor import check_evaluable
+    from sft_jax.run.console import Console as Quiet
+    from sft_jax.run.progress import Progress
+    from sft_jax.runtime.devices import Devices
+    from sft_jax.runtime.files import write_json
+    from sft_jax.training.experiment import Task
+    from sft_jax.training.start import earlier, read_dataset
 
     devices = Devices()
     config = _settings(run.config(), overrides, devices)
@@ -152,15 +152,16 @@ def evaluate(
 
 def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Console") -> tuple[dict[str, Any], Path]:
     """Scores the network of `args` on all images of `args.data`, with the results and errors of `evaluate`."""
-    from sft_jax.classifier import load
-    from sft_jax.config import complete, default_config, flatten, parse_value
-    from sft_jax.data.everything import load_everything
-    from sft_jax.data.listing import counted, some
-    from sft_jax.data.record import trained_among
-    from sft_jax.progress import Progress
-    from sft_jax.report.results import write_json
-    from sft_jax.runs import Run
-    from sft_jax.scoring import file_name, score
+    from sft_jax.config import complete, default_config, flatten
+    from sft_jax.config.recipe import parse_value
+    from sft_jax.data.sources.everything import load_everything
+    from sft_jax.data.sources.listing import counted, some
+    from sft_jax.data.sources.record import trained_among
+    from sft_jax.inference.predictor import load
+    from sft_jax.inference.scoring import file_name, score
+    from sft_jax.run.folder import Run
+    from sft_jax.run.progress import Progress
+    from sft_jax.runtime.files import write_json
 
     _check_keys(overrides, OTHER_KEYS)
     run = None if args.workdir is None else Run(args.workdir)
@@ -201,7 +202,8 @@ def _check_keys(overrides: Overrides, known: tuple[str, ...]) -> None:
 
 def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":
     """The run's configuration with the data where they are now, and batches that divide over these devices."""
-    from sft_jax.config import complete, flatten, parse_value
+    from sft_jax.config import complete, flatten
+    from sft_jax.config.recipe import parse_value
 
     _check_keys(overrides, LOCATION_KEYS)
     changes = {name: parse_value(name, text) for name, text in overrides}

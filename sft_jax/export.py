@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from sft_jax.allocator import keep_freed_memory
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import add_network_flags, make_parser
 from sft_jax.errors import UserError, run_command
+from sft_jax.runtime.allocator import keep_freed_memory
+from sft_jax.runtime.cache import keep_compiled_programs
 
 EXAMPLE = """example:
   python -m sft_jax.export --workdir runs/cifar10 --output classifier.stablehlo
@@ -54,7 +54,7 @@ def main() -> None:
         raise UserError(f"--output {args.output}: a {suffix} file is written by python {ELSEWHERE[suffix]}")
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.exported import PLATFORMS, SUFFIXES
+    from sft_jax.inference.stablehlo import PLATFORMS, SUFFIXES
 
     if suffix not in SUFFIXES:
         raise UserError(f"--output {args.output} must end in {' or '.join(SUFFIXES)}")
@@ -80,8 +80,8 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
     import numpy as np
 
     import sft_jax
-    from sft_jax.classifier import load, load_export
-    from sft_jax.exported import save_exported
+    from sft_jax.inference.predictor import load, load_export
+    from sft_jax.inference.stablehlo import save_exported
 
     classifier = load(source, checkpoint=checkpoint)
     preprocess = classifier.preprocess

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_jax.accelerators import PLATFORMS, use_platform
-from sft_jax.allocator import keep_freed_memory
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
+from sft_jax.runtime.accelerators import PLATFORMS, use_platform
+from sft_jax.runtime.allocator import keep_freed_memory
+from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -68,8 +68,8 @@ def main() -> None:
     # After the flags: --help and wrong usage need not wait for jax, and the allocator has to be set before it comes.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax import processes
     from sft_jax.config import load_config
+    from sft_jax.runtime import processes
 
     config = load_config(args.config, overrides)
     if not args.distributed:
@@ -81,18 +81,18 @@ def main() -> None:
 
 def train(config: "ConfigDict", args: argparse.Namespace) -> None:
     """What the flags `args` ask for, in one process or as one of several that have found each other."""
-    from sft_jax import processes
-    from sft_jax.compare import train_and_compare
-    from sft_jax.config import config_name
-    from sft_jax.report.console import Console
-    from sft_jax.runs import Run
+    from sft_jax.config.recipe import config_name
+    from sft_jax.run.console import Console
+    from sft_jax.run.folder import Run
+    from sft_jax.runtime import processes
+    from sft_jax.training.compare import train_and_compare
 
     if args.platform is not None:
         use_platform(args.platform)
     console = Console(quiet=args.quiet, mute=not processes.is_first())
     run = Run(args.workdir or Path("runs") / config_name(args.config))
     if args.lr_find:
-        from sft_jax.lr_find import find_learning_rate  # matplotlib takes a second
+        from sft_jax.training.lr_find import find_learning_rate  # matplotlib takes a second
 
         find_learning_rate(config, run, console)
     else:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.allocator import keep_freed_memory
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import make_parser
 from sft_jax.errors import UserError, run_command
+from sft_jax.runtime.allocator import keep_freed_memory
+from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
-    from sft_jax.classifier import Classifier
+    from sft_jax.inference.predictor import Classifier
 
 EXAMPLE = """example:
   python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/ --top 3
@@ -72,9 +72,9 @@ def main() -> None:
     # After the flags, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.classifier import load
-    from sft_jax.data.formats import MAX_PIXELS, FileWarnings
-    from sft_jax.pictures import files
+    from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
+    from sft_jax.data.images.named import files
+    from sft_jax.inference.predictor import load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
     classifier.check_classes()
@@ -107,8 +107,8 @@ def predictions(
     classifier: "Classifier", paths: Iterable[Path], top: int, tell: Callable[[str], None], max_pixels: int
 ) -> Iterator[list[Answer]]:
     """What `--json` prints of each image, a list a batch. `tell` is called with a line about each unreadable one."""
-    from sft_jax.classifier import BATCH
-    from sft_jax.pictures import decoded
+    from sft_jax.data.images.named import decoded
+    from sft_jax.inference.predictor import BATCH
 
     readable = decoded(paths, functools.partial(classifier.preprocess.read, max_pixels=max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):

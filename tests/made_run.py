@@ -5,8 +5,8 @@ import numpy as np
 
 from sft_jax import models
 from sft_jax.config import complete
-from sft_jax.progress import Progress
-from sft_jax.runs import Run
+from sft_jax.run.folder import Run
+from sft_jax.run.progress import Progress
 
 NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
 

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 
 from sft_jax.config import complete
-from sft_jax.data.types import ArraySplit
+from sft_jax.data.dataset import ArraySplit
 from sft_jax.report.records import Records, Scored
-from sft_jax.report.results import summarize
-from sft_jax.step import eval_sums
+from sft_jax.tasks.classification import eval_sums, summarize
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 

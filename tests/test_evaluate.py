@@ -5,14 +5,14 @@ import shutil
 import sys
 
 import pytest
+from image_folders import fill
 from made_run import NAMES, make_run
-from test_folder import fill
 from tiny_runs import TINY
 
 from sft_jax.config import complete
 from sft_jax.errors import run_command
 from sft_jax.evaluate import main
-from sft_jax.runs import Run
+from sft_jax.run.folder import Run
 
 
 @pytest.fixture(scope="module")

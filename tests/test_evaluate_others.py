@@ -7,16 +7,16 @@ import sys
 
 import numpy as np
 import pytest
+from image_folders import fill
 from made_run import NAMES, make_run
-from test_folder import fill
-from test_tfds import Pictures
+from prepared_sets import Pictures
 
 import sft_jax
 from sft_jax.errors import run_command
 from sft_jax.evaluate import main
-from sft_jax.runs import load_run_weights
-from sft_jax.scoring import file_name
-from sft_jax.weights import save_weights
+from sft_jax.inference.scoring import file_name
+from sft_jax.models.weights import save_weights
+from sft_jax.run.folder import load_run_weights
 
 SIZE = 16
 
@@ -200,9 +200,9 @@ def test_sets_that_are_no_files(run, few, tmp_path, monkeypatch, capsys, source,
 
 
 def test_images_that_the_run_was_trained_on_are_counted(run, tmp_path, monkeypatch, capsys):
-    from sft_jax.data.folder import list_folder
-    from sft_jax.data.parts import decided
-    from sft_jax.data.record import record_of
+    from sft_jax.data.sources.folder import list_folder
+    from sft_jax.data.sources.parts import decided
+    from sft_jax.data.sources.record import record_of
 
     fill(tmp_path / "flowers", NAMES, 12)
     listing = list_folder(tmp_path / "flowers", [])

@@ -22,10 +22,10 @@ from sft_jax.config import complete
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError, run_command
 from sft_jax.export import main
-from sft_jax.exported import PLATFORMS
-from sft_jax.report.console import Console
-from sft_jax.runs import Run
-from sft_jax.train import train
+from sft_jax.inference.stablehlo import PLATFORMS
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, 
         classifier.program = lambda inputs: program(inputs) * np.float32(factor)
         return classifier
 
-    from sft_jax import classifier as classifier_module
+    from sft_jax.inference import predictor as classifier_module
 
     load_export = classifier_module.load_export
     monkeypatch.setattr(classifier_module, "load_export", distorted)

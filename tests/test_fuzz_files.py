@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import keys, sources
-from sft_jax.checkpoint import Checkpoints
 from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.models import Functional, ResNet
 from sft_jax.models.resnet import BasicBlock, Shape
-from sft_jax.runs import Run, load_run_weights
-from sft_jax.weights import FORMAT, Weights, load_weights, save_weights
+from sft_jax.models.weights import FORMAT, Weights, load_weights, save_weights
+from sft_jax.run.checkpoints import Checkpoints
+from sft_jax.run.folder import Run, load_run_weights
 
 ARRAYS = {
     "conv1.kernel": np.sqrt(np.arange(27, dtype=np.float32)).reshape(3, 3, 1, 3),

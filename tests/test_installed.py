@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax import command
-from sft_jax.shipped import recipe_file
+from sft_jax.config.shipped import recipe_file
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--config.epochs=1", "--config.limit_train_examples=100", "--config.batch_size=50"]

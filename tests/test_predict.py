@@ -11,9 +11,9 @@ from made_run import NAMES, make_run
 from PIL import Image
 
 import sft_jax
-from sft_jax import pictures
-from sft_jax.classifier import BATCH
+from sft_jax.data.images import named
 from sft_jax.errors import run_command
+from sft_jax.inference.predictor import BATCH
 from sft_jax.predict import main
 
 
@@ -140,9 +140,9 @@ def test_memory_stays_the_same():
             asked.append(row)
             yield row
 
-    readable = pictures.decoded(paths(), lambda path: path, print)
+    readable = named.decoded(paths(), lambda path: path, print)
     assert next(readable) == (0, 0)
-    assert len(asked) == pictures.AHEAD
+    assert len(asked) == named.AHEAD
     assert [path for path, _ in readable] == list(range(1, 1000))
 
 

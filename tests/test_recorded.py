@@ -14,10 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 import torch
 import torchvision
+from image_folders import fill
 from made_run import NAMES, make_run
 from PIL import Image
-from test_folder import fill
-from test_tfds import Pictures, noise
+from prepared_sets import Pictures, noise
 from tiny_runs import one_device
 from tiny_runs import run as train_tiny
 
@@ -25,14 +25,14 @@ import sft_jax
 from convert import keys, networks
 from sft_jax import data, evaluate
 from sft_jax.config import complete
-from sft_jax.data.images import Square
+from sft_jax.data.images.square import Square
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.report.console import Console
+from sft_jax.models.weights import Weights, save_weights
 from sft_jax.report.pictures import data_uris
-from sft_jax.runs import Run
-from sft_jax.start import earlier, read_dataset
-from sft_jax.task import Task
-from sft_jax.weights import Weights, save_weights
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.training.experiment import Task
+from sft_jax.training.start import earlier, read_dataset
 
 REAL = os.environ.get("SFT_JAX_TEST_DATA")
 

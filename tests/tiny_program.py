@@ -20,14 +20,14 @@ from pathlib import Path
 
 from tiny_runs import TINY_SHAPE
 
-from sft_jax import evaluation
-from sft_jax import train as train_module
+from sft_jax.data.loader import Pace
 from sft_jax.errors import run_command
-from sft_jax.feed import Pace
 from sft_jax.main import main
 from sft_jax.models.resnet import SHAPES
-from sft_jax.progress import Progress
-from sft_jax.report.console import Bar
+from sft_jax.run.console import Bar
+from sft_jax.run.progress import Progress
+from sft_jax.training import evaluator
+from sft_jax.training import trainer as train_module
 
 SHAPES["tiny"] = TINY_SHAPE
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
@@ -78,7 +78,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> int:
     os.environ.update(environment)
     sys.argv[1:] = arguments
     train_module.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
-    evaluation.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]
+    evaluator.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]
     Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is under way then
     Bar.set = after(Bar.set, "evaluation")  # type: ignore[method-assign]
     sys.addaudithook(watch_files)
@@ -104,7 +104,7 @@ def serve() -> None:
 
 if __name__ == "__main__":
     for name in (
-        "sft_jax.compare",
+        "sft_jax.training.compare",
         "sklearn.datasets",
         "tensorboardX.event_file_writer",
     ):  # imported late by the program

@@ -8,10 +8,10 @@ import numpy as np
 
 from sft_jax.config import complete
 from sft_jax.models.resnet import BasicBlock, Shape
-from sft_jax.parallel import Devices
-from sft_jax.report.console import Console
-from sft_jax.runs import Run
-from sft_jax.train import train
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.runtime.devices import Devices
+from sft_jax.training.trainer import train
 
 TINY_SHAPE = Shape(BasicBlock, (1, 1, 1, 1))
 

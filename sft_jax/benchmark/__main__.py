@@ -7,10 +7,10 @@ import json
 import sys
 from typing import Any
 
-from sft_jax.allocator import SWITCH
 from sft_jax.benchmark.turns import Side
 from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
+from sft_jax.runtime.allocator import SWITCH
 
 EXAMPLE = """example:
   python -m sft_jax.benchmark --batch 64 --size 64

@@ -8,30 +8,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sft_jax.allocator import keep_freed_memory
+from sft_jax.runtime.allocator import keep_freed_memory
 
 ALLOCATOR = keep_freed_memory()
 
 import jax  # noqa: E402  # the allocator first
 import numpy as np  # noqa: E402
 
-from sft_jax import data, models, optim  # noqa: E402
+from sft_jax import data, models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
 from sft_jax.config import complete  # noqa: E402
-from sft_jax.data.types import ArraySplit  # noqa: E402
-from sft_jax.epoch import make_train_steps  # noqa: E402
+from sft_jax.data.dataset import ArraySplit  # noqa: E402
+from sft_jax.data.loader import Feed, Pace  # noqa: E402
 from sft_jax.errors import run_command  # noqa: E402
-from sft_jax.estimate import flops  # noqa: E402
-from sft_jax.evaluation import Evaluator  # noqa: E402
-from sft_jax.feed import Feed, Pace  # noqa: E402
 from sft_jax.ops import conv  # noqa: E402
-from sft_jax.parallel import AXIS, Devices  # noqa: E402
-from sft_jax.report.console import Console  # noqa: E402
-from sft_jax.runs import Run  # noqa: E402
-from sft_jax.signals import StopRequest  # noqa: E402
-from sft_jax.state import TrainState  # noqa: E402
-from sft_jax.step import make_train_step  # noqa: E402
-from sft_jax.train import Trainer  # noqa: E402
+from sft_jax.run.console import Console  # noqa: E402
+from sft_jax.run.folder import Run  # noqa: E402
+from sft_jax.runtime.devices import AXIS, Devices  # noqa: E402
+from sft_jax.runtime.estimate import flops  # noqa: E402
+from sft_jax.runtime.signals import StopRequest  # noqa: E402
+from sft_jax.training import optimizer  # noqa: E402
+from sft_jax.training.epoch import make_train_steps  # noqa: E402
+from sft_jax.training.evaluator import Evaluator  # noqa: E402
+from sft_jax.training.state import TrainState  # noqa: E402
+from sft_jax.training.step import make_train_step  # noqa: E402
+from sft_jax.training.trainer import Trainer  # noqa: E402
 
 # Steps of one compiled call: a run has as many as fit into a second.
 STEPS = 4
@@ -66,7 +67,7 @@ class _Side:
         self.config, self.devices = config, devices
         self.build = models.builder(config.model, worker.CLASSES, precision=config.precision, axis_name=AXIS)
         self.network = models.Functional.abstract(self.build)
-        self.optimizer = optim.make_optimizer(config.optimizer, STEPS)
+        self.optimizer = optimizer.make_optimizer(config.optimizer, STEPS)
         split = ArraySplit(*worker.images(STEPS * config.batch_size, config.data.size))
         self.feed = Feed(split, devices)
         order = np.arange(len(split), dtype=np.int32).reshape(STEPS, -1)

@@ -7,7 +7,7 @@ The only file of the package that imports torch; it runs as a process of its own
 
 import sys
 
-from sft_jax.allocator import keep_freed_memory
+from sft_jax.runtime.allocator import keep_freed_memory
 
 # Set to 0 by `python -m sft_jax.benchmark` for the PyTorch that people have.
 ALLOCATOR = keep_freed_memory()

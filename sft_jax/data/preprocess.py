@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.data.augment import preprocess, preprocess_unit
-from sft_jax.data.images import FITS, INTERPOLATIONS, Square
+from sft_jax.data.images.square import FITS, INTERPOLATIONS, Square
 from sft_jax.errors import UserError
 
 RGB = tuple[float, float, float]

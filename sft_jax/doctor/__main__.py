@@ -67,15 +67,15 @@ def main() -> None:
 
 def examine(args: argparse.Namespace, overrides: Overrides, report: Report, tell: Callable[[Finding], None]) -> None:
     """What needs the packages: devices, folders, and with --config its inputs, plan and costs."""
-    from sft_jax.allocator import keep_freed_memory
-    from sft_jax.cache import keep_compiled_programs
+    from sft_jax.runtime.allocator import keep_freed_memory
+    from sft_jax.runtime.cache import keep_compiled_programs
 
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.config import default_config, load_config
     from sft_jax.doctor.inputs import check_data, check_weights
     from sft_jax.doctor.machine import check_cache, check_devices, check_disk
-    from sft_jax.report.console import Console
+    from sft_jax.run.console import Console
 
     config = load_config(args.config, overrides) if args.config else default_config()
     for finding in (*check_devices(), check_cache(), check_disk(Path.cwd())):

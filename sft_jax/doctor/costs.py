@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 from sft_jax import models
 from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
-from sft_jax.data.types import ArraySplit
-from sft_jax.estimate import compile_step, flops
-from sft_jax.feed import Pace
-from sft_jax.parallel import Devices
-from sft_jax.programs import Programs
-from sft_jax.state import Arrays
-from sft_jax.step import Network, make_train_step
-from sft_jax.task import Task
+from sft_jax.data.dataset import ArraySplit
+from sft_jax.data.loader import Pace
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import compile_step, flops
+from sft_jax.training.experiment import Task
+from sft_jax.training.phase_programs import Programs
+from sft_jax.training.state import Arrays
+from sft_jax.training.step import Network, make_train_step
 
 # Steps of one compiled call, as a run has them; the median of so many calls counts.
 STEPS, CALLS = 2, 3

@@ -6,11 +6,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sft_jax import data
-from sft_jax.data.tfds_source import reachable
+from sft_jax.config.shipped import CONVERTER, install_command
+from sft_jax.data.sources.tfds import reachable
 from sft_jax.doctor.finding import MISSING, OK, WARN, Finding
 from sft_jax.errors import UserError
-from sft_jax.shipped import CONVERTER, install_command
-from sft_jax.start import load_init
+from sft_jax.training.start import load_init
 
 PREPARE, CONVERT = install_command("prepare"), install_command("convert")
 # Where torchvision's weights come from.

@@ -4,8 +4,8 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 
+from sft_jax.config.shipped import install_command
 from sft_jax.doctor.finding import MISSING, OK, Finding
-from sft_jax.shipped import install_command
 
 PROJECT = "sft-jax"
 INSTALL = install_command()

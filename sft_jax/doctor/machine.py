@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sft_jax import accelerators
 from sft_jax.doctor.finding import MISSING, OK, WARN, Finding
-from sft_jax.estimate import size_text
+from sft_jax.runtime import accelerators
+from sft_jax.runtime.estimate import size_text
 
 # Three checkpoints of ResNet-18 with momentum and one being written.
 DISK_BYTES = 1 << 30
@@ -18,7 +18,7 @@ def check_devices() -> list[Finding]:
     """What JAX computes on, and the accelerators that it does not see."""
     import jax
 
-    from sft_jax.parallel import Devices
+    from sft_jax.runtime.devices import Devices
 
     try:
         devices, platform = Devices(), jax.default_backend()
@@ -44,7 +44,7 @@ def check_devices() -> list[Finding]:
 
 def check_cache() -> Finding:
     """The folder of decoded images and compiled programs."""
-    from sft_jax.cache import SWITCH, cache_folder
+    from sft_jax.runtime.cache import SWITCH, cache_folder
 
     folder = cache_folder("")
     if folder is None:

@@ -6,12 +6,12 @@ from ml_collections import ConfigDict
 
 from sft_jax.doctor.costs import Cost, measure
 from sft_jax.doctor.finding import Report
-from sft_jax.estimate import size_text
-from sft_jax.parallel import Devices
-from sft_jax.plan import plan_lines
-from sft_jax.report.console import Console, duration
-from sft_jax.start import initial_weights, load_init, read_dataset
-from sft_jax.task import Task
+from sft_jax.run.console import Console, duration
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import size_text
+from sft_jax.training.experiment import Task
+from sft_jax.training.plan import plan_lines
+from sft_jax.training.start import initial_weights, load_init, read_dataset
 
 HEADER = f"{'size':>7}{'GFLOP a step':>15}{'memory':>11}{'ms a step':>12}{'img/s':>9}{'an epoch':>11}"
 

@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models.functional import Functional, Head, initial_arrays
+from sft_jax.models.network import Functional, Head, initial_arrays
 from sft_jax.models.resnet import SHAPES, STEMS, ResNet
 
 __all__ = ["SHAPES", "STEMS", "Functional", "Head", "ResNet", "builder", "initial_arrays"]

@@ -5,9 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import make_parser
 from sft_jax.errors import UserError, run_command
+from sft_jax.runtime.cache import keep_compiled_programs
 
 EXAMPLE = """examples:
   python -m sft_jax.report --workdir runs/cifar10
@@ -45,9 +45,9 @@ def main() -> None:
 def compare(folders: list[Path], output: Path) -> Path:
     """Writes the page on these runs and returns its path. Raises UserError."""
     from sft_jax.report.comparison import comparison_page
-    from sft_jax.report.results import write_text
-    from sft_jax.reporting import records_of
-    from sft_jax.runs import Run
+    from sft_jax.report.reporter import records_of
+    from sft_jax.run.folder import Run
+    from sft_jax.runtime.files import write_text
 
     names = short_names(folders)
     write_text(output, comparison_page([records_of(Run(folder), names[folder]) for folder in folders]))
@@ -66,12 +66,12 @@ def short_names(folders: list[Path]) -> dict[Path, str]:
 def rewrite(workdir: Path, output: Path | None) -> Path:
     """Writes the page of a run's best checkpoint and returns its path. Raises UserError."""
     from sft_jax.config import complete, flatten
-    from sft_jax.parallel import Devices
-    from sft_jax.report.console import Console
-    from sft_jax.reporting import Reports
-    from sft_jax.runs import Run
-    from sft_jax.start import earlier, read_dataset
-    from sft_jax.task import Task
+    from sft_jax.report.reporter import Reports
+    from sft_jax.run.console import Console
+    from sft_jax.run.folder import Run
+    from sft_jax.runtime.devices import Devices
+    from sft_jax.training.experiment import Task
+    from sft_jax.training.start import earlier, read_dataset
 
     run, devices = Run(workdir), Devices()
     values = flatten(run.config())

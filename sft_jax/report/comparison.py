@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.config import flatten
-from sft_jax.report.console import duration
-from sft_jax.report.figures import wilson_interval
 from sft_jax.report.page import curves
 from sft_jax.report.records import Records
 from sft_jax.report.render import render, share, text
+from sft_jax.run.console import duration
+from sft_jax.tasks.statistics import wilson_interval
 
 
 def comparison_page(runs: Sequence[Records]) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config import flatten
-from sft_jax.report import charts, figures
+from sft_jax.config.schema import KEYS
+from sft_jax.report import charts
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import render, share, text
 from sft_jax.report.sections import diagram, matrix, pictured, tiles
-from sft_jax.schema import KEYS
+from sft_jax.tasks import statistics
 
 # Of more classes than these the table has the worst ones first.
 TABLE_CLASSES = 25
@@ -26,13 +27,13 @@ def report_page(records: Records, class_names: Sequence[str], scored: Scored, te
       temperature: fitted on the validation split's logits.
     """
     confusion = np.asarray(scored.summary["confusion"], np.int64)
-    per_class = figures.class_figures(confusion)
+    per_class = statistics.class_figures(confusion)
     classes = [{"name": name, **entry._asdict()} for name, entry in zip(class_names, per_class, strict=True)]
     worst = sorted(classes, key=lambda entry: 2.0 if entry["f1"] is None else entry["f1"])[:TABLE_CLASSES]
-    predictions = figures.predict(scored.logits)
+    predictions = statistics.predict(scored.logits)
     correct = predictions.labels == scored.split.labels
-    after = figures.reliability(figures.predict(scored.logits, temperature).confidences, correct)
-    before = figures.reliability(predictions.confidences, correct)
+    after = statistics.reliability(statistics.predict(scored.logits, temperature).confidences, correct)
+    before = statistics.reliability(predictions.confidences, correct)
     mistakes, pairs = pictured(class_names, scored, confusion, predictions)
     values = flatten(records.record["config"])
     plain = {key: text(value) for key, value in values.items()}
@@ -43,10 +44,10 @@ def report_page(records: Records, class_names: Sequence[str], scored: Scored, te
         subtitle=f"{values['model.name']} on {values['data.source']}, from {values['init']}",
         state=_state(records, values["epochs"]),
         split=scored.name,
-        tiles=tiles(records, scored, temperature, after.ece, figures.mean_f1(per_class), len(classes)),
+        tiles=tiles(records, scored, temperature, after.ece, statistics.mean_f1(per_class), len(classes)),
         charts=curves({"": records.rows}),
         matrix=matrix(confusion, class_names),
-        mean_f1=figures.mean_f1(per_class),
+        mean_f1=statistics.mean_f1(per_class),
         classes=classes,
         worst=worst if len(classes) > TABLE_CLASSES else [],
         temperature=temperature,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from sft_jax.data.types import Split
+from sft_jax.data.dataset import Split
 
 # Larger images are reduced to this side in pixels; those above LOSSLESS are JPEG.
 LARGEST, LOSSLESS = 160, 64

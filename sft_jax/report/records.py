@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.types import Split
+from sft_jax.data.dataset import Split
 
 
 @dataclasses.dataclass(frozen=True)

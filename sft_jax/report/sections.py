@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_jax.report import figures
-from sft_jax.report.console import duration
 from sft_jax.report.pictures import data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import share
+from sft_jax.run.console import duration
+from sft_jax.tasks import statistics
 
 MISTAKES, PAIRS, PICTURES_A_PAIR = 25, 10, 5
 # Of more classes than these the matrix has the most confused ones only.
@@ -41,7 +41,7 @@ def tiles(
     """The figures at the top of the page."""
     summary, confusion = scored.summary, np.asarray(scored.summary["confusion"], np.int64)
     count = summary["count"]
-    low, high = figures.wilson_interval(round(summary["accuracy"] * count), count)
+    low, high = statistics.wilson_interval(round(summary["accuracy"] * count), count)
     found = [
         Tile(
             f"{scored.name.capitalize()} accuracy",
@@ -53,7 +53,7 @@ def tiles(
         found.append(Tile("Top-5 accuracy", f"{summary['top5']:.2%}", "the truth among the five likeliest classes"))
     found += [
         Tile("Loss", f"{summary['loss']:.4f}", "mean cross-entropy"),
-        Tile("Balanced accuracy", share(figures.balanced_accuracy(confusion)), "mean recall of the classes"),
+        Tile("Balanced accuracy", share(statistics.balanced_accuracy(confusion)), "mean recall of the classes"),
         Tile("Mean F1", share(mean_f1), f"over {classes} classes"),
         Tile("Calibration error", share(summary["ece"]), f"{share(ece_after)} at temperature {temperature:.3f}"),
     ]
@@ -70,13 +70,13 @@ def tiles(
 
 
 def pictured(
-    class_names: Sequence[str], scored: Scored, confusion: np.ndarray, predictions: figures.Predictions
+    class_names: Sequence[str], scored: Scored, confusion: np.ndarray, predictions: statistics.Predictions
 ) -> tuple[list[Picture], list[dict[str, Any]]]:
     """The most confident mistakes, and the most confused pairs of classes with theirs."""
     truth, said = scored.split.labels, predictions.labels
     wrong = np.flatnonzero(said != truth)
     wrong = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")]
-    pairs = figures.confused_pairs(confusion, PAIRS)
+    pairs = statistics.confused_pairs(confusion, PAIRS)
     of_pair = [
         wrong[(truth[wrong] == pair.truth) & (said[wrong] == pair.predicted)][:PICTURES_A_PAIR] for pair in pairs
     ]
@@ -105,7 +105,7 @@ def pictured(
 
 def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     """The confusion matrix int [classes, classes], or its rows and columns with the most mistakes."""
-    labels = figures.confused_classes(confusion, MATRIX_CLASSES)
+    labels = statistics.confused_classes(confusion, MATRIX_CLASSES)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     worst = max(float((shares - np.diag(np.diag(shares))).max()), 1e-9)
 
@@ -121,7 +121,7 @@ def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
             "text": f"{text}, {confusion[truth, said]:,} of {confusion[truth].sum():,} images ({part:.1%})",
         }
 
-    pairs = figures.confused_pairs(confusion, 3)
+    pairs = statistics.confused_pairs(confusion, 3)
     often = "; ".join(f"{class_names[truth]} taken for {class_names[said]} {n:,} times" for truth, said, n in pairs)
     return {
         "names": [class_names[label] for label in labels],
@@ -131,7 +131,7 @@ def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def diagram(title: str, found: figures.Reliability) -> dict[str, Any]:
+def diagram(title: str, found: statistics.Reliability) -> dict[str, Any]:
     """A reliability diagram in the coordinates of its template: 290 x 212, and 36 for the images in each bin."""
     bins, most = len(found.counts), found.counts.max()
     width = 290 / bins

@@ -4,14 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from sft_jax.allocator import keep_freed_memory
-from sft_jax.cache import keep_compiled_programs
 from sft_jax.cli import Overrides, add_config_flags, make_parser, parse_with_overrides
+from sft_jax.runtime.allocator import keep_freed_memory
+from sft_jax.runtime.cache import keep_compiled_programs
 
 EXAMPLE = """example:
   python -m sft_jax.search --config configs/cifar10.py --space 'optimizer.learning_rate=log(1e-4,1e-1)' --trials 16
 
-Forms of --space, for any key of a recipe (see sft_jax/schema.py):
+Forms of --space, for any key of a recipe (see sft_jax/config/schema.py):
   KEY=log(LOW,HIGH)         a number; its logarithm is drawn evenly
   KEY=linear(LOW,HIGH)      a number
   KEY=int(LOW,HIGH)         a whole number, LOW and HIGH included
@@ -71,8 +71,9 @@ def main() -> None:
     # After the flags, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.config import config_name, load_config
-    from sft_jax.report.console import Console
+    from sft_jax.config import load_config
+    from sft_jax.config.recipe import config_name
+    from sft_jax.run.console import Console
     from sft_jax.search.session import Options, search
     from sft_jax.search.space import Space
 

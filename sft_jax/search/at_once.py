@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import Dataset
-from sft_jax.feed import Pace, Piece
+from sft_jax.data.loader import Pace, Piece
 from sft_jax.search.together import Together
 
 # More at once would learn less from one another: a sampler chooses all of them before the first is done.

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from sft_jax.data import Dataset
-from sft_jax.data.strata import folds as dealt
+from sft_jax.data.sampling import folds as dealt
 
 
 class Folds:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sft_jax.monitor import LOWER_IS_BETTER, MONITORS, score
 from sft_jax.search.results import DONE, Trial, best
 from sft_jax.search.space import Dimension
+from sft_jax.tasks.monitor import LOWER_IS_BETTER, MONITORS, score
 
 COLUMNS = 3
 PANEL_INCHES = (4.6, 3.4)

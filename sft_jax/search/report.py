@@ -12,8 +12,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from sft_jax.config import flatten
-from sft_jax.report.results import write_json, write_text
-from sft_jax.schema import KEYS
+from sft_jax.config.schema import KEYS
+from sft_jax.runtime.files import write_json, write_text
 from sft_jax.search.results import DONE, Trial
 from sft_jax.search.space import Point
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import optuna
 
-from sft_jax.monitor import LOWER_IS_BETTER, score, shown
 from sft_jax.search.space import Point, Space
 from sft_jax.search.study import Study, fold_of, point_of
+from sft_jax.tasks.monitor import LOWER_IS_BETTER, score, shown
 
 DONE, PRUNED, DIVERGED = "done", "pruned", "diverged"
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import optuna
 from ml_collections import ConfigDict
 
-from sft_jax import optim
 from sft_jax.config import flatten
+from sft_jax.config.traced import ROUNDED, TRACEABLE
 from sft_jax.errors import DivergedError, StoppedError, UserError
-from sft_jax.monitor import MONITORS
-from sft_jax.parallel import Devices
-from sft_jax.report.console import Console
-from sft_jax.report.results import write_text
-from sft_jax.runs import Run
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.files import write_text
+from sft_jax.runtime.signals import StopRequest
 from sft_jax.search import plots
 from sft_jax.search.at_once import MOST, AtOnce, choose
 from sft_jax.search.report import best_config, recipe, table_lines, write_tables
@@ -25,8 +25,8 @@ from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, 
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import Study
 from sft_jax.search.trials import Trainer
-from sft_jax.signals import StopRequest
-from sft_jax.traced import ROUNDED, TRACEABLE
+from sft_jax.tasks.monitor import MONITORS
+from sft_jax.training import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Session:
         corners = [self.space.config(self.config, point) for point in self.space.corners()]
         for corner in corners:
             devices.check_batch(corner.batch_size, corner.optimizer.accumulate)
-            optim.make_optimizer(corner.optimizer, corner.epochs)
+            optimizer.make_optimizer(corner.optimizer, corner.epochs)
         self.trainer = Trainer(self.config, self.space, options.folds, devices, self.console)
         scored_on = self.trainer.data(corners[0])
         scored_on[0]  # a fold that cannot be made, before anything is written

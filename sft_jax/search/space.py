@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax.config import complete, flatten, parse_value
+from sft_jax.config import complete, flatten
+from sft_jax.config.recipe import parse_value
+from sft_jax.config.schema import KEYS
 from sft_jax.errors import UserError
-from sft_jax.runs import Run
-from sft_jax.schema import KEYS
-from sft_jax.weights import load_weights
+from sft_jax.models.weights import load_weights
+from sft_jax.run.folder import Run
 
 FORMS = "KEY=log(LOW,HIGH), KEY=linear(LOW,HIGH), KEY=int(LOW,HIGH) or KEY=choice(ONE,TWO,...)"
 

@@ -14,18 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.config import flatten
+from sft_jax.config.traced import with_traced
 from sft_jax.data import Dataset
-from sft_jax.estimate import compile_step
-from sft_jax.feed import Pace
-from sft_jax.finetune import Phase
-from sft_jax.monitor import rank
-from sft_jax.parallel import Devices
-from sft_jax.programs import Programs
-from sft_jax.report.results import summarize
-from sft_jax.start import initial_weights, load_init
-from sft_jax.state import Arrays, TrainState
-from sft_jax.task import Task
-from sft_jax.traced import with_traced
+from sft_jax.data.loader import Pace
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import compile_step
+from sft_jax.tasks.classification import summarize
+from sft_jax.tasks.monitor import rank
+from sft_jax.training.experiment import Task
+from sft_jax.training.phase_programs import Programs
+from sft_jax.training.phases import Phase
+from sft_jax.training.start import initial_weights, load_init
+from sft_jax.training.state import Arrays, TrainState
 
 # Traced key -> float32 [trials].
 Settings = Mapping[str, np.ndarray]

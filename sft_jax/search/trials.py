@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 
 from sft_jax.config import complete, flatten
 from sft_jax.errors import UserError
-from sft_jax.parallel import Devices
-from sft_jax.progress import waited
-from sft_jax.report.console import Console
+from sft_jax.run.console import Console
+from sft_jax.run.progress import waited
+from sft_jax.runtime.devices import Devices
 from sft_jax.search.folds import Folds
 from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import fold_of, keep_fold, point_of
 from sft_jax.search.together import Epoch, Together
-from sft_jax.start import read_dataset
+from sft_jax.training.start import read_dataset
 
 Values = tuple[tuple[str, Any], ...]
 

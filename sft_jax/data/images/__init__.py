@@ -1,0 +1,1 @@
+"""Image files: which ones, how they are read, and how they become squares."""

@@ -1,0 +1,160 @@
+"""Image files as splits: decoded once into memory, or each time they are needed where they do not fit."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Split, StreamedSplit
+from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
+from sft_jax.data.images.reading import Reading, bad_images, streaming_notice
+from sft_jax.data.images.square import Square
+from sft_jax.data.images.survey import Seen, fit_notices, look, ranges
+from sft_jax.errors import UserError
+
+T = TypeVar("T")
+# Images that wait for a thread at a time: a million of them would need as much memory as their pixels.
+SUBMITTED = 4096
+# Of each part: its images and their labels.
+Files = Mapping[str, tuple[Sequence[Path], np.ndarray]]
+
+
+class Images(NamedTuple):
+    """What was read.
+
+    Attributes:
+      splits: under the names that the files had.
+      square: what the images went through.
+      notices: what the user should be told.
+    """
+
+    splits: dict[str, Split]
+    square: Square
+    notices: list[str]
+
+
+def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images:
+    """Reads image files, all below `root`, as squares of `size` pixels. All of them are looked at first.
+
+    The gray values of the part "train", which is the first one, decide how 16 bits become 8.
+
+    Raises:
+      UserError: images cannot be read, unless they are to be skipped and each class of each part has others.
+    """
+    paths = [path for part, _ in files.values() for path in part]
+    streamed = reading.must_stream(len(paths), size)
+    bad: dict[int, str] = {}
+    with FileWarnings() as warned:
+        seen: list[Seen | None] = []
+        if reading.check:
+            glance = functools.partial(look, thorough=streamed, max_pixels=reading.max_pixels)
+            seen = _each(paths, lambda row: glance(paths[row]), bad, reading.progress)
+        train = seen[: len(files["train"][0])] if "train" in files else []
+        square, notices = _squared(size, reading, [one for one in train if one])
+        images = None if streamed else _decoded(paths, square, reading, bad)
+    if bad:
+        notices.append(bad_images({str(paths[row]): bad[row] for row in sorted(bad)}, reading.on_error))
+        _check_classes(files, bad)
+    if streamed and reading.check:
+        notices.append(streaming_notice(len(paths), size))
+    return Images(_splits(root, files, bad, images, square, reading), square, notices + warned.lines)
+
+
+def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square, list[str]]:
+    """What the images will go through, and what to say about it."""
+    if reading.square is not None:
+        # Images in files may differ in size.
+        return dataclasses.replace(reading.square, keep_square=False), []
+    integers, floats, notices = ranges(train)
+    square = Square(size, reading.fit, integers=integers, floats=floats)
+    return square, notices + fit_notices([one.size for one in train], square)
+
+
+def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> np.ndarray:
+    """The images of `paths`, uint8 [n, size, size, 3], less those in `bad`, which grows by what cannot be read."""
+    rows = [row for row in range(len(paths)) if row not in bad]
+    images = np.empty((len(rows), square.size, square.size, 3), np.uint8)
+
+    def decode(place: int) -> None:
+        images[place] = square.read(paths[rows[place]], reading.max_pixels)
+
+    failed: dict[int, str] = {}
+    _each([paths[row] for row in rows], decode, failed, reading.progress)
+    bad |= {rows[place]: why for place, why in failed.items()}
+    left = [place for place in range(len(rows)) if place not in failed]
+    for new, old in enumerate(left):  # in place: there may be no memory for a copy
+        if new != old:
+            images[new] = images[old]
+    return images[: len(left)]
+
+
+def _each(
+    paths: Sequence[Path], action: Callable[[int], T], bad: dict[int, str], progress: Callable[[int, int], None]
+) -> list[T | None]:
+    """What `action` returns for the row of each path, in threads; None where it fails, and `bad` has the reason."""
+
+    def attempt(row: int) -> T | None:
+        try:
+            return action(row)
+        except UNREADABLE as error:
+            bad[row] = reason(error, paths[row])
+            return None
+
+    rows, results = range(len(paths)), []
+    with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for first in range(0, len(rows), SUBMITTED):
+            for result in pool.map(attempt, rows[first : first + SUBMITTED]):
+                results.append(result)
+                progress(len(results), len(rows))
+    return results
+
+
+def _check_classes(files: Files, bad: Mapping[int, str]) -> None:
+    """Raises UserError where no image of a class is left in a part."""
+    first = 0
+    for name, (paths, labels) in files.items():
+        left = [row for row in range(len(paths)) if first + row not in bad]
+        gone = set(labels.tolist()) - set(labels[left].tolist())
+        if gone:
+            example = next(path for path, label in zip(paths, labels, strict=True) if label in gone)
+            raise UserError(f"no image of the class of {example} can be read in the {name} images; mend or remove them")
+        first += len(paths)
+
+
+def _splits(
+    root: Path, files: Files, bad: Mapping[int, str], images: np.ndarray | None, square: Square, reading: Reading
+) -> dict[str, Split]:
+    """Of each part what is not in `bad`: rows of `images`, or streamed where there are none."""
+    splits: dict[str, Split] = {}
+    first = taken = 0
+    for name, (paths, labels) in files.items():
+        left = [row for row in range(len(paths)) if first + row not in bad]
+        kept = [paths[row] for row in left]
+        if images is None:
+            decode = functools.partial(_decode_or_refuse, kept, square, reading)
+            splits[name] = StreamedSplit(decode, np.arange(len(kept)), labels[left], _names(root, kept))
+        else:
+            splits[name] = ArraySplit(images[taken : taken + len(kept)], labels[left], _names(root, kept))
+        first, taken = first + len(paths), taken + len(kept)
+    return splits
+
+
+def _names(root: Path, paths: Sequence[Path]) -> list[str]:
+    """For people: what is no UTF-8 in a name is replaced."""
+    return [os.fsencode(path.relative_to(root)).decode(errors="replace") for path in paths]
+
+
+def _decode_or_refuse(paths: Sequence[Path], square: Square, reading: Reading, row: int) -> np.ndarray:
+    try:
+        return square.read(paths[row], reading.max_pixels)
+    except UNREADABLE as error:
+        what = f"{paths[row]} cannot be read"
+        if reading.check:
+            what += " any more, as it could when the run began"
+        remedy = "mend it and add --resume to the same command" if reading.check else "mend or remove it"
+        raise UserError(f"{what} ({reason(error, paths[row])}); {remedy}") from error

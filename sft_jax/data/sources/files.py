@@ -1,0 +1,69 @@
+"""From listed image files to a data set: which part each is in, and their images in memory or decoded on demand."""
+
+import dataclasses
+
+import numpy as np
+
+from sft_jax.data.dataset import Dataset
+from sft_jax.data.images.decoding import read_images
+from sft_jax.data.images.reading import PLAIN, Reading
+from sft_jax.data.sources.listing import Listing, Record
+from sft_jax.data.sources.overlap import check_files
+from sft_jax.data.sources.parts import decided
+from sft_jax.data.sources.record import as_recorded, record_of
+from sft_jax.errors import UserError
+
+
+def load_listing(
+    listing: Listing,
+    size: int,
+    notices: list[str],
+    *,
+    reading: Reading = PLAIN,
+    recorded: Record | None = None,
+    resuming: bool = False,
+    old_seed: int | None = None,
+    allow_overlap: bool = False,
+) -> Dataset:
+    """Reads the images of a source. Parts that are missing are taken from the training images, see `parts.decided`.
+
+    Args:
+      listing: the files.
+      size: side in pixels to which images are brought (see `Square`).
+      notices: what the user should be told about them so far; more is added.
+      reading: how the images are read.
+      recorded: of a run that has begun, which image is in which part; where it has parts they are taken.
+      resuming: see `as_recorded`.
+      old_seed: see `decided`.
+      allow_overlap: the same image may be in the training and in the test part.
+
+    Raises:
+      UserError: images that cannot be read, too few of them, or not those of the run.
+    """
+    root = listing.root
+    try:
+        if recorded is not None and recorded.parts is not None:
+            parts = as_recorded(listing, recorded, notices, resuming=resuming)
+        else:
+            parts = decided(listing, notices, old_seed=old_seed)
+            recorded = record_of(listing, parts)
+            if reading.check:
+                check_files(root, parts, notices, allow_overlap=allow_overlap)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    label = {name: number for number, name in enumerate(recorded.class_names)}
+    files = {
+        part: ([root / file.name for file in here], np.array([label[file.class_name] for file in here], np.int32))
+        for part, here in parts.items()
+    }
+    found = read_images(root, files, size, reading)
+    return Dataset(
+        found.splits["train"],
+        found.splits["val"],
+        found.splits["test"],
+        recorded.class_names,
+        (*notices, *found.notices),
+        found.square,
+        dataclasses.replace(recorded, place=str(listing.place.absolute())),
+    )

@@ -1,0 +1,162 @@
+"""From `config.data` to a `Dataset`."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax.data.dataset import Dataset, Split
+from sft_jax.data.images.reading import Reading
+from sft_jax.data.images.square import Square
+from sft_jax.data.sampling import per_class
+from sft_jax.data.sources.digits import load_digits
+from sft_jax.data.sources.files import load_listing
+from sft_jax.data.sources.folder import list_folder
+from sft_jax.data.sources.listing import Listing, Record
+from sft_jax.data.sources.overlap import check_positions
+from sft_jax.data.sources.part_names import PARTS
+from sft_jax.data.sources.table import list_table
+from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
+from sft_jax.errors import UserError
+
+
+def load_dataset(
+    config: ConfigDict,
+    *,
+    seed: int,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    once: bool = False,
+    recorded: Record | None = None,
+    resuming: bool = False,
+    old_seed: int | None = None,
+    square: Square | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Reads what `config` (the part `data` of the configuration) names.
+
+    Args:
+      config: the part. What is done to the images on the device is not read.
+      seed: chooses the images of `per_class` and of the limits.
+      limit_train: this many training images, drawn at random.
+      limit_eval: this many images of the validation and of the test split, drawn at random.
+      once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for, and none
+        is looked at before.
+      recorded: of a run that has begun: its images are wanted.
+      resuming: that run is to go on.
+      old_seed: of a run that began when runs recorded no images and drew the parts of a folder by their seed.
+      square: what images go through for a network that was trained already, see `Dataset`.
+      progress: called with the number of images that were read, and of all.
+
+    Raises:
+      UserError: the source is unknown or cannot be read, or has not the images that are recorded.
+    """
+    kind, rest = kind_of(config)
+    notices: list[str] = []
+    reading = dataclasses.replace(Reading.of_config(config), square=square, check=not once)
+    if progress is not None:
+        reading = dataclasses.replace(reading, progress=progress)
+    if kind == "tfds":
+        splits = (config.train, config.validation, config.test)
+        directory = config.dir and _place(config.dir, recorded, notices)
+        dataset = load_tfds(
+            rest,
+            directory=directory,
+            download=config.download,
+            splits=splits,
+            size=config.size,
+            image_key=config.image_key,
+            label_key=config.label_key,
+            reading=reading,
+        )
+        named = dict(zip(PARTS, splits, strict=True))
+        found = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
+        # A run that has begun was told, or allowed it.
+        allowed = config.allow_overlap or once or recorded is not None
+        notices += check_positions(found, named, allow_overlap=allowed)
+        dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
+    elif kind in ("folder", "csv"):
+        dataset = load_listing(
+            list_files(kind, Path(_place(rest, recorded, notices)), config, notices),
+            config.size,
+            notices,
+            reading=dataclasses.replace(reading, memory_bytes=0) if once else reading,
+            recorded=recorded,
+            resuming=resuming,
+            old_seed=old_seed,
+            allow_overlap=config.allow_overlap,
+        )
+    else:
+        dataset = dataclasses.replace(load_digits(config.source), square=Square(config.size, keep_square=True))
+    if dataset.record is None:
+        directory = config.dir and str(Path(config.dir).absolute())
+        dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
+    if recorded is not None and recorded.class_names != dataset.class_names:
+        raise UserError(f"the classes of {config.source} are not those of the run; name the data of the run")
+    train = dataset.train
+    if config.per_class is not None:
+        train = train.take(per_class(train.labels, config.per_class, seed))
+    return dataclasses.replace(
+        dataset,
+        train=_limited(train, limit_train, seed),
+        validation=_limited(dataset.validation, limit_eval, seed),
+        test=_limited(dataset.test, limit_eval, seed),
+    )
+
+
+def kind_of(config: ConfigDict) -> tuple[str, str]:
+    """What stands before and after the colon of `config.source`. Raises UserError where the first is none known."""
+    kind, _, rest = config.source.partition(":")
+    if kind != "digits" and not (kind in ("tfds", "folder", "csv") and rest):
+        path = Path(config.source)
+        meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
+        near = "" if ":" in config.source else f"; did you mean {meant}:{config.source}?"
+        raise UserError(
+            f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, csv:FILE, digits, "
+            f"digits:FIRST-LAST{near}"
+        )
+    return kind, rest
+
+
+def list_files(
+    kind: str, path: Path, config: ConfigDict, notices: list[str], known: Collection[str] | None = None
+) -> Listing:
+    """The files of a "folder" or a "csv"; see `list_folder` for `notices` and `known`. Raises UserError."""
+    if kind == "folder":
+        return list_folder(path, notices, known)
+    keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
+    return list_table(path, notices, **keys, known=known)
+
+
+def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
+    """`named`; where there is nothing of that name, as in another folder than the run began in, what it was then."""
+    place = recorded.place if recorded else None
+    if Path(named).exists() or not place or not Path(place).exists():
+        return named
+    notices.append(f"{named} is not here; {place} is read, as when the run began")
+    return place
+
+
+def check_source(config: ConfigDict) -> tuple[bool, str]:
+    """Whether the images of `config` (the part `data` of the configuration) are here, and in words where; in seconds.
+
+    Raises:
+      UserError: the source is unknown, not there and not to be had.
+    """
+    kind, rest = kind_of(config)
+    if kind == "tfds":
+        return check_tfds(rest, directory=config.dir, download=config.download)
+    if kind == "digits":
+        return True, "comes with scikit-learn"
+    there, what = (Path(rest).is_dir(), "folder") if kind == "folder" else (Path(rest).is_file(), "table")
+    if not there:
+        raise UserError(f"there is no {what} {rest}")
+    return True, f"the {what} is there"
+
+
+def _limited(split: Split, limit: int | None, seed: int) -> Split:
+    if limit is None or limit >= len(split):
+        return split
+    return split.take(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))

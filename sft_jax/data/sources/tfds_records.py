@@ -1,0 +1,204 @@
+"""The records of a set of tensorflow_datasets as splits, without TensorFlow where it was prepared as ArrayRecord."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from sft_jax.config.shipped import install_command
+from sft_jax.data.dataset import DECODING_THREADS, StreamedSplit
+from sft_jax.data.images.formats import opened
+from sft_jax.data.images.reading import Reading
+from sft_jax.data.images.square import Square
+from sft_jax.errors import UserError
+
+# Records read at a time, and decoded by one thread: their files are few megabytes beside the arrays.
+BLOCK, SHARE = 512, 32
+# Images of a streamed split whose sizes are looked at.
+SAMPLE = 1000
+
+Record = dict[str, Any]
+
+
+class Records:
+    """The records of the set `name` with an image and a label each.
+
+    Attributes:
+      image_key, label_key: names of their features.
+      class_names: of the labels.
+    """
+
+    def __init__(self, builder: Any, name: str, image_key: str, label_key: str, progress: Callable[[int, int], None]):
+        self._builder, self._name, self._progress = builder, name, progress
+        self.image_key, self.label_key = image_key, label_key
+        self._image, label = builder.info.features[image_key], builder.info.features[label_key]
+        self.class_names = tuple(label.names)
+        if self._image.np_dtype != np.uint8:
+            raise UserError(
+                f"images of tfds:{name} are {self._image.np_dtype}; only 8-bit gray or RGB images can be used"
+            )
+
+    def count(self, key: str, split: str) -> int:
+        """How many records `split` has, the value of the setting data.KEY. Raises UserError where there are none."""
+        splits = self._builder.info.splits
+        problem = "is empty"
+        try:
+            count = splits[split].num_examples
+        except Exception as error:  # tfds raises ValueError, KeyError and its own
+            count, problem = 0, f"cannot be used: {first_line(error).removesuffix('.')}"
+        if not count:
+            raise UserError(f"data.{key}={split} {problem}; {self._others(key)}")
+        return count
+
+    def _others(self, key: str) -> str:
+        """What to type instead of a split that is of no use as data.KEY."""
+        known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in self._builder.info.splits.items())
+        return f"tfds:{self._name} has {known}: name one, or a part as 'train[90%:]', with --config.data.{key}=SPLIT"
+
+    def square(self, size: int, reading: Reading) -> tuple[Square, int]:
+        """What the images go through, and the side of the result: those of one size that are square stay as they are,
+        unless a network was trained on others.
+        """
+        height, width = self._image.shape[:2]
+        given = reading.square
+        keeps = height is not None and height == width and (given is None or given.keep_square)
+        square = given or Square(size, reading.fit)
+        return dataclasses.replace(square, keep_square=keeps), height if keeps else square.size
+
+    def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
+        """The records of a split, each resized as it is read.
+
+        Returns:
+          images uint8 [n, side, side, 3], labels int32 [n], and sizes int32 [n, 2]: width and height in the records.
+
+        Raises:
+          UserError: damaged files, or no labels.
+        """
+        count = self.count(key, split)
+        side = self._image.shape[0] if square.keep_square else square.size
+        images = np.empty((count, side, side, 3), np.uint8)
+        labels, sizes = np.empty(count, np.int32), np.empty((count, 2), np.int32)
+
+        def decode(first: int, records: list[Record]) -> None:
+            for row, record in enumerate(records, first):
+                images[row], sizes[row] = self._decoded(record, square)
+                labels[row] = record[self.label_key]
+
+        done = 0
+        with self._reading(split), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+            for block in batched(self._records(split), BLOCK):
+                if done + len(block) > count:
+                    raise ValueError(f"there are more than {count} records")
+                shares = [block[first : first + SHARE] for first in range(0, len(block), SHARE)]
+                list(pool.map(decode, itertools.count(done, SHARE), shares))
+                done += len(block)
+                self._progress(done, count)
+        self._check(key, split, labels[:done], count)
+        return {"images": images, "labels": labels, "sizes": sizes}
+
+    def streamed(self, key: str, split: str, square: Square) -> tuple[StreamedSplit, np.ndarray]:
+        """The records of a split, decoded when they are needed: only their labels are read now, and of the first
+        `SAMPLE` the sizes, int32 [n, 2].
+
+        Raises:
+          UserError: as `decoded`, or the records cannot be read in another order.
+        """
+        count = self.count(key, split)
+        labels: list[int] = []
+        sizes: list[tuple[int, int]] = []
+        with self._reading(split):
+            for record in self._records(split):
+                labels.append(record[self.label_key])
+                if len(sizes) < SAMPLE:
+                    sizes.append(self._size(record))
+                self._progress(len(labels), count)
+            source = self._source(split)
+        if source is None:
+            raise UserError(
+                f"tfds:{self._name} in {self._builder.data_dir} does not fit into memory, and was prepared as "
+                f"TFRecord, which has no random access: prepare it anew, with file_format='array_record'"
+            )
+        found = np.array(labels, np.int32)
+        self._check(key, split, found, count)
+        decode = functools.partial(self._decoded_row, source, split, square)
+        return StreamedSplit(decode, np.arange(count), found), np.array(sizes, np.int32)
+
+    def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> np.ndarray:
+        with self._reading(split):
+            return self._decoded(source[row], square)[0]
+
+    def _decoded(self, record: Record, square: Square) -> tuple[np.ndarray, tuple[int, int]]:
+        """A record's image, and its width and height."""
+        with opened(io.BytesIO(record[self.image_key])) as image:
+            return square.of_image(image), image.size
+
+    def _size(self, record: Record) -> tuple[int, int]:
+        with opened(io.BytesIO(record[self.image_key])) as image:
+            return image.size
+
+    def _records(self, split: str) -> Iterator[Record]:
+        """Of a split in order, with images as they are in their files."""
+        import tensorflow_datasets as tfds
+
+        source = self._source(split)
+        if source is not None:
+            for first in range(0, len(source), BLOCK):
+                yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
+            return
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UserError(
+                f"tfds:{self._name} in {self._builder.data_dir} was prepared as TFRecord, which only TensorFlow reads: "
+                f"{install_command('prepare')}"
+            )
+        skip = {self.image_key: tfds.decode.SkipDecoding()}
+        yield from tfds.as_numpy(self._builder.as_dataset(split=split, shuffle_files=False, decoders=skip))
+
+    def _source(self, split: str) -> Any | None:
+        """The records of a split by their numbers; None for a copy prepared as TFRecord, which has no random access."""
+        import tensorflow_datasets as tfds
+
+        try:
+            skip = {self.image_key: tfds.decode.SkipDecoding()}
+            return self._builder.as_data_source(split=split, decoders=skip)
+        except NotImplementedError:
+            return None
+
+    @contextlib.contextmanager
+    def _reading(self, split: str) -> Iterator[None]:
+        """Makes a UserError of what damaged files raise: tfds, array_record and Pillow share no base class for it."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"split {split!r} of tfds:{self._name} in {self._builder.data_dir} cannot be read: {first_line(error)}"
+            ) from error
+
+    def _check(self, key: str, split: str, labels: np.ndarray, count: int) -> None:
+        """Raises UserError where labels are missing or are none of a class."""
+        where = f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
+        if len(labels) != count:
+            raise UserError(f"{where} has {len(labels)} images, not the {count} it should have; its files are damaged")
+        if (labels == -1).all():
+            raise UserError(f"data.{key}={split} has no labels (all are -1); {self._others(key)}")
+        if labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise UserError(f"{where} has labels outside its {len(self.class_names)} classes; its files are damaged")
+
+
+def batched(records: Iterator[Record], count: int) -> Iterator[list[Record]]:
+    """Lists of `count` records, the last one of what is left."""
+    while block := list(itertools.islice(records, count)):
+        yield block
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message, or its type."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,98 @@
+"""Scores a network on images that are not its run's."""
+
+import hashlib
+import itertools
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.data.images.named import decoded
+from sft_jax.data.sampling import eval_order
+from sft_jax.data.sources.everything import Everything
+from sft_jax.data.sources.listing import NAMED
+from sft_jax.errors import UserError
+from sft_jax.inference.predictor import BATCH, Classifier
+from sft_jax.tasks.classification import EvalSums, eval_sums, summarize, test_results
+
+# Images whose logits become sums at a time.
+CHUNK = 4096
+# A file's name may have 255 bytes.
+LONGEST_NAME = 150
+
+Scored = tuple[list[np.ndarray], np.ndarray]
+
+
+def score(
+    classifier: Classifier, images: Everything, *, flips: bool, after: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """The figures of a network on all of `images`, each once, under the names of results.json.
+
+    Args:
+      classifier: the network, and what images go through before it: the same as in `predict`.
+      images: with labels.
+      flips: also with the logits of the mirror images added.
+      after: called with the number of images done, and of all.
+
+    Raises:
+      UserError: images cannot be read.
+    """
+    totals: dict[bool, EvalSums] = {}
+    done = 0
+    blocks = _files(classifier, images, flips) if images.paths else _arrays(classifier, images, flips)
+    for logits, labels in _chunks(blocks):
+        for mirrored in (False, True)[: 1 + flips]:
+            mean = np.mean(logits[: 1 + mirrored], axis=0)
+            arguments = (mean, labels, np.ones(len(labels), bool))
+            found = jax.device_get(eval_sums(*map(jnp.asarray, arguments)))
+            found = found._replace(loss=found.loss.astype(np.float64), calibration=found.calibration.astype(np.float64))
+            totals[mirrored] = jax.tree.map(np.add, totals[mirrored], found) if mirrored in totals else found
+        done += len(labels)
+        after(done, len(images))
+    results = test_results(totals[False], classifier.class_names)
+    if flips:
+        results["test_accuracy_flips"] = summarize(totals[True])["accuracy"]
+    return results
+
+
+def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
+    """Of at most `BATCH` images at a time: their logits, and those of their mirror images, and their labels."""
+    problems: list[str] = []
+    label = dict(zip(images.paths, images.labels, strict=True))
+    readable = decoded(images.paths, classifier.preprocess.read, problems.append)
+    while block := list(itertools.islice(readable, BATCH)):
+        if problems:
+            break
+        views = [[picture for _, picture in block]]
+        if flips:
+            views.append([picture[:, ::-1] for picture in views[0]])
+        labels = np.array([label[path] for path, _ in block], np.int32)
+        yield [classifier.square_logits(view) for view in views], labels
+    if problems:
+        more = " and perhaps more" if len(problems) > NAMED else ""
+        raise UserError(f"{'; '.join(problems[:NAMED])}{more}; mend or remove what cannot be read")
+
+
+def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
+    for split, positions in images.splits:
+        order, mask = eval_order(len(split), BATCH)
+        for (block, labels), counted in zip(split.batches(order), mask, strict=True):
+            views = [block[counted], block[counted][:, :, ::-1]] if flips else [block[counted]]
+            yield [classifier.square_logits(list(view)) for view in views], positions[labels[counted]]
+
+
+def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:
+    while chunk := list(itertools.islice(blocks, CHUNK // BATCH)):
+        views = zip(*(logits for logits, _ in chunk), strict=True)
+        yield [np.concatenate(view) for view in views], np.concatenate([labels for _, labels in chunk])
+
+
+def file_name(source: str, split: str | None) -> str:
+    """What a source is called in the name of a file."""
+    text = urllib.parse.quote(source if split is None else f"{source}_{split}", safe="")
+    if len(text) > LONGEST_NAME:
+        text = f"{hashlib.sha256(text.encode()).hexdigest()[:8]}_{text[-LONGEST_NAME:]}"
+    return text

@@ -1,0 +1,225 @@
+"""Where the figures of a run go besides its folder: TensorBoard always, Weights & Biases and MLflow where asked for."""
+
+import importlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from sft_jax.config import flatten
+from sft_jax.errors import UserError
+from sft_jax.runtime.files import write_json
+
+Row = Mapping[str, Any]
+
+# By which name each service knows the run: it is continued when the run is.
+IDS_FILE = "loggers.json"
+
+
+class Logger(Protocol):
+    """A log under way.
+
+    Attributes:
+      known: how many of the run's rows it has already.
+    """
+
+    known: int
+
+    def row(self, row: Row) -> None:
+        """Takes one epoch's row of metrics.jsonl."""
+
+    def results(self, results: Row) -> None:
+        """Takes what results.json holds."""
+
+    def close(self, done: bool) -> None:
+        """The last call; `done` is whether the run came to its end."""
+
+
+class TensorBoard:
+    """Event files, written without TensorFlow. They are written anew when a run is resumed: each point stands once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
+        for stale in self._folder.glob("events.out.tfevents.*"):
+            stale.unlink()
+        self._writer: Any = None
+        self.known = 0
+        self._step = 0
+
+    def row(self, row: Row) -> None:
+        """See `Logger`."""
+        self._step = row["step"]
+        self._add({name: value for name, value in row.items() if name != "step"})
+
+    def results(self, results: Row) -> None:
+        """See `Logger`."""
+        self._add({name: value for name, value in results.items() if name.startswith("test_")})
+
+    def close(self, done: bool) -> None:
+        """See `Logger`."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, values: Row) -> None:
+        # Where torch is installed tensorboardX imports it, for seconds: not before the first point.
+        # Not its SummaryWriter, which writes in a thread: nobody hears of its errors, and a flush does not wait.
+        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboardX.summary import scalar  # type: ignore[import-untyped]
+
+        if self._writer is None:
+            self._writer = EventsWriter(str(self._folder / "events"))
+        for name, value in _numbers(values).items():
+            self._writer.write_event(Event(wall_time=time.time(), step=self._step, summary=scalar(_tag(name), value)))
+        self._writer.flush()
+
+
+class WandB:
+    """A run of Weights & Biases, in the project that WANDB_PROJECT names or else in sft-jax."""
+
+    def __init__(self, module: ModuleType, folder: Path, config: Row):
+        ids = _ids(folder)
+        if "wandb" not in ids:
+            write_json(folder / IDS_FILE, ids | {"wandb": secrets.token_hex(8)})
+        self._run: Any = module.init(
+            project=os.environ.get("WANDB_PROJECT", "sft-jax"),
+            name=folder.resolve().name,
+            id=_ids(folder)["wandb"],
+            resume="allow",
+            dir=str(folder),
+            config=flatten(config),
+        )
+        # The next step of a run that is continued; a row's step is its epoch.
+        self.known = max(0, self._run.step - 1)
+
+    def row(self, row: Row) -> None:
+        """See `Logger`."""
+        self._run.log(dict(row), step=row["epoch"])
+
+    def results(self, results: Row) -> None:
+        """See `Logger`."""
+        self._run.summary.update(_numbers(results))
+
+    def close(self, done: bool) -> None:
+        """See `Logger`."""
+        self._run.finish(exit_code=0 if done else 1)
+
+
+class MLflow:
+    """A run of MLflow, where MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say."""
+
+    def __init__(self, module: ModuleType, folder: Path, config: Row):
+        self._module: Any = module
+        ids = _ids(folder)
+        run = self._module.start_run(run_id=ids.get("mlflow"), run_name=folder.resolve().name)
+        self.known = int(run.data.metrics.get("epoch", 0))
+        if "mlflow" not in ids:
+            write_json(folder / IDS_FILE, ids | {"mlflow": run.info.run_id})
+            self._module.log_params(flatten(config))
+
+    def row(self, row: Row) -> None:
+        """See `Logger`."""
+        self._module.log_metrics(_numbers(row), step=row["epoch"])
+
+    def results(self, results: Row) -> None:
+        """See `Logger`."""
+        self._module.log_metrics(_numbers(results))
+
+    def close(self, done: bool) -> None:
+        """See `Logger`."""
+        self._module.end_run("FINISHED" if done else "FAILED")
+
+
+class Logs:
+    """All logs of a run, closed at the end of the `with` block. One that fails is left out from then on.
+
+    Raises:
+      UserError: a package that the configuration (its part `logging`) asks for is not installed.
+    """
+
+    def __init__(self, config: Mapping[str, bool]):
+        self._modules = {name: _module(name) for name in ("wandb", "mlflow") if config[name]}
+        self._loggers: dict[str, Logger] = {}
+        self._say: Callable[[str], None] = print
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._each(lambda logger: logger.close(kind is None))
+
+    def begin(self, folder: Path, config: Row, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+        """Opens the logs of the run in `folder` and gives them those of its `rows` that they lack.
+
+        `say` is told, in one line, of a log that fails.
+        """
+        self._say = say
+        makers: dict[str, Callable[[], Logger]] = {"tensorboard": lambda: TensorBoard(folder)}
+        for name, kind in (("wandb", WandB), ("mlflow", MLflow)):
+            if name in self._modules:
+                makers[name] = lambda kind=kind, name=name: kind(self._modules[name], folder, config)  # type: ignore[misc]
+        for name, make in makers.items():
+            try:
+                self._loggers[name] = make()
+            except Exception as error:
+                self._failed(name, error)
+
+        def catch_up(logger: Logger) -> None:
+            for row in rows[logger.known :]:
+                logger.row(row)
+
+        self._each(catch_up)
+
+    def row(self, row: Row) -> None:
+        """One more epoch is done."""
+        self._each(lambda logger: logger.row(row))
+
+    def results(self, results: Row) -> None:
+        """The run is done."""
+        self._each(lambda logger: logger.results(results))
+
+    def _each(self, tell: Callable[[Logger], None]) -> None:
+        for name, logger in list(self._loggers.items()):
+            try:
+                tell(logger)
+            except Exception as error:
+                del self._loggers[name]
+                self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._say(f"notice: the run goes on without {name}, which failed: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"config.logging.{name}=True, but {name} cannot be imported ({error}); pip install {name}"
+        ) from None
+
+
+def _ids(folder: Path) -> dict[str, str]:
+    path = folder / IDS_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _numbers(values: Row) -> dict[str, float]:
+    """Those of `values` that are numbers."""
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _tag(name: str) -> str:
+    """train_loss -> loss/train: TensorBoard shows what is before the slash side by side."""
+    split, _, rest = name.partition("_")
+    return f"{rest}/{split}" if split in ("train", "val", "test") else name

@@ -1,0 +1,167 @@
+"""What a run is about to do, said before it does it."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax.config import flatten
+from sft_jax.config.schema import KEYS
+from sft_jax.data.sampling import class_draws
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import size_text
+from sft_jax.training import phases
+from sft_jax.training.batch_norm import parts_line
+from sft_jax.training.experiment import Task
+from sft_jax.training.phase_programs import Programs
+from sft_jax.training.phases import Phase
+
+BATCH_NORM = {
+    "train": "statistics of each batch",
+    "freeze_statistics": "frozen statistics, those of init",
+    "freeze": "frozen, statistics, scale and bias",
+    "recalibrate": "frozen statistics, measured on the training images first",
+}
+
+
+def plan_lines(task: Task, start: str) -> Iterator[str]:
+    """Lines for the console; `start` says what training starts from."""
+    config, dataset = task.config, task.dataset
+    yield from dataset.notices
+    yield from _data(task)
+    yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
+    on_features = all(phase.on_features for phase in task.phases)
+    norm = config.finetune.batch_norm
+    used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
+    yield f"batch norm {used} (phases.batch_norm={norm})"
+    parts = parts_line(task)
+    if parts is not None:
+        yield f"           {parts}"
+    yield (
+        f"training   {config.epochs} epochs of {task.steps_per_epoch} steps, batch {config.batch_size} "
+        f"(phases.method={config.finetune.method})"
+    )
+    for phase in task.phases:
+        yield f"           {_phase(phase, task)}"
+    left_out = len(dataset.train) - task.steps_per_epoch * config.batch_size
+    if config.data.balance != "none":
+        yield f"           {_balance(task)}"
+    elif left_out:
+        yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
+    yield f"optimizer  {_optimizer(config)}"
+    yield f"images     {_augmentation(config, on_features)}"
+    regularization = _changed(config, "regularization")
+    if regularization:
+        yield f"           {regularization}"
+    yield f"devices    {task.devices}, {size_text(task.devices.free_bytes())} of memory free{_on_each(task.devices)}"
+
+
+def change_lines(task: Task, before: ConfigDict, step: int) -> Iterator[str]:
+    """What a run that is resumed after `step` steps does otherwise than its configuration of `before` said."""
+    old, new = flatten(before), flatten(task.config)
+    yield "changed    " + ", ".join(f"{key} from {old[key]} to {new[key]}" for key in new if old[key] != new[key])
+    if old["epochs"] == new["epochs"] or not step:
+        return
+    earlier = copy.copy(task)
+    earlier.config = before
+    earlier.phases = phases.phases(before, list(task.network.params), task.network.batch_stats)
+    steps = task.config.epochs * task.steps_per_epoch
+    last, following, end = (
+        _learning_rate(owner, step) for owner, step in ((earlier, step - 1), (task, step), (task, steps - 1))
+    )
+    schedule = f"           learning rate (optimizer.schedule={task.config.optimizer.schedule})"
+    if step >= steps:
+        yield f"{schedule}: {last:.3g} at the last step; no epoch is left"
+    else:
+        yield f"{schedule}: {last:.3g} at the last step, {following:.3g} at the next one, {end:.3g} at the end"
+
+
+def _learning_rate(task: Task, step: int) -> float:
+    """Of the step after `step` others."""
+    return Programs(task, phases.phase_of(task.phases, step // task.steps_per_epoch)).learning_rate(step)
+
+
+def memory_line(needed: int, devices: Devices) -> str:
+    """What the compiled step needs on each device, in bytes; says so where that is more than is free."""
+    free = devices.free_bytes()
+    warning = f"; only {size_text(free)} are free: a smaller batch_size needs less" if needed > free else ""
+    where = _on_each(devices)
+    return f"memory     {size_text(needed)}{where} for a step with weights and images (XLA's analysis){warning}"
+
+
+def _on_each(devices: Devices) -> str:
+    return " on each" if devices.count > 1 else ""
+
+
+def _data(task: Task) -> Iterator[str]:
+    config, dataset = task.config.data, task.dataset
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    sizes = " / ".join(f"{len(split):,}" for split in splits.values())
+    yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
+    where = f"{'held on' if task.train_feed.resident else 'streamed to'} the device"
+    if config.source.startswith("tfds:"):
+        where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
+    yield f"           {where}"
+
+
+def _balance(task: Task) -> str:
+    """How often images of the largest and of the smallest class are drawn."""
+    labels, balance = task.dataset.train.labels, task.config.data.balance
+    counts = np.bincount(labels)
+    drawn = class_draws(labels, task.steps_per_epoch * task.config.batch_size, balance)
+    there = np.flatnonzero(counts)
+    largest, smallest = there[counts[there].argmax()], there[counts[there].argmin()]
+    said = (
+        f"{drawn[label] / counts[label]:.3g} times for {task.dataset.class_names[label]} ({counts[label]:,} images)"
+        for label in (largest, smallest)
+    )
+    return f"an image is drawn {', '.join(said)} in an epoch on average (data.balance={balance})"
+
+
+def _phase(phase: Phase, task: Task) -> str:
+    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+    trained = sum(sizes[name] for name in phase.trained)
+    frozen = sum(sizes.values()) - trained
+    first, last = phase.first + 1, phase.stop
+    epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
+    epochs = "all epochs" if len(task.phases) == 1 else epochs
+    where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
+    factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
+    rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
+    head_rate = task.config.finetune.head_learning_rate
+    peak = f", learning rate {head_rate:g} (phases.head_learning_rate)" if phase.head_only and head_rate else ""
+    return f"{epochs}: {where}; {trained:,} parameters trained, {frozen:,} frozen{peak}{rates}"
+
+
+def _optimizer(config: ConfigDict) -> str:
+    optimizer = config.optimizer
+    found = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"
+    named = ("name", "learning_rate", "schedule", "momentum")
+    if optimizer.name == "sgd":
+        changed = _changed(config, "optimizer", leave_out=named)
+        return ", ".join(filter(None, [found, f"momentum {optimizer.momentum:g}", changed]))
+    changed = _changed(config, "optimizer", leave_out=(*named, "nesterov"))
+    unused = _changed(config, "optimizer", only=("momentum", "nesterov"))
+    return ", ".join(filter(None, [found, changed, unused and f"{unused} not used: of sgd alone"]))
+
+
+def _augmentation(config: ConfigDict, on_features: bool) -> str:
+    data = config.data
+    if on_features:
+        return "each as it is and mirrored" if data.flip else "not augmented"
+    found = [
+        f"random crops with {data.crop_padding} px of padding" if data.crop_padding else "",
+        "mirrored at random" if data.flip else "",
+        _changed(config, "data", only=("auto_augment", "random_erasing")),
+    ]
+    return ", ".join(filter(None, found)) or "not augmented"
+
+
+def _changed(config: ConfigDict, group: str, *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> str:
+    """The keys of a group that are not at their defaults, as "weight_decay=0.0005, nesterov=True"."""
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in flatten(config[group]).items()
+        if name not in leave_out and (name in only or not only) and value != KEYS[f"{group}.{name}"].default
+    )

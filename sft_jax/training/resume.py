@@ -1,0 +1,87 @@
+"""The saves of a run under way: what stands in its checkpoints, when one is due, and how it goes on from the latest."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sft_jax.data.preprocess import Preprocess
+from sft_jax.run.checkpoints import Restored
+from sft_jax.run.folder import Run
+from sft_jax.run.progress import Progress
+from sft_jax.runtime import processes
+from sft_jax.training.experiment import Task
+from sft_jax.training.phase_programs import Programs
+from sft_jax.training.phases import phase_of
+from sft_jax.training.state import TrainState, from_arrays, to_arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Continued:
+    """What a run goes on with.
+
+    Attributes:
+      state: after the last step that was saved, on the host.
+      progress: how far the run had come.
+      programs: of the phase that the state belongs to; not yet ready.
+      notices: lines about checkpoints that had to be passed over.
+    """
+
+    state: TrainState
+    progress: Progress
+    programs: Programs
+    notices: tuple[str, ...]
+
+
+class Saves:
+    """The checkpoints of `task` in the folder of `run`, which the first process alone writes and reads."""
+
+    def __init__(self, task: Task, run: Run):
+        self._task, self._checkpoints = task, run.checkpoints
+        self._saved_at = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the latest save is longer ago than `config.save_minutes`."""
+        return time.monotonic() - self._saved_at > 60 * self._task.config.save_minutes
+
+    def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
+        """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
+        dataset = self._task.dataset
+        metadata = {
+            "class_names": list(dataset.class_names),
+            "preprocess": Preprocess.of_config(self._task.config.data, dataset.square).to_json(),
+            "progress": progress.to_json(),
+        }
+        processes.in_first(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
+        if name == "latest":
+            self._saved_at = time.monotonic()
+
+    def read(self, name: str) -> Restored | None:
+        """The newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
+        found: Restored | None = None
+        with processes.together():
+            if processes.is_first():
+                found = self._checkpoints.restore(name)
+        facts = processes.exchanged(found and [found.step, found.metadata, found.notices, str(found.folder)])[0]
+        if facts is None:
+            return None
+        step, metadata, notices, folder = facts
+        arrays = processes.handed_out(found.arrays if found else {})
+        return Restored(step, arrays, metadata, tuple(notices), Path(folder))
+
+    def restore(self) -> Continued | None:
+        """From the latest checkpoint; None where there is none. Raises UserError where it does not fit the task."""
+        restored = self.read("latest")
+        if restored is None:
+            return None
+        progress = Progress(**restored.metadata["progress"])
+        # Between two epochs the state is still of the phase of the one before.
+        epoch = progress.epoch - (progress.epoch > 0 and not progress.epoch_steps)
+        network = self._task.network
+        programs = Programs(self._task, phase_of(self._task.phases, epoch))
+        like = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
+        restored.check(to_arrays(like))
+        return Continued(from_arrays(like, restored.arrays), progress, programs, restored.notices)

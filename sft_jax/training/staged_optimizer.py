@@ -1,0 +1,74 @@
+"""The optimizer of parameters that came to be trained one after the other, as in LP-FT and gradual unfreezing."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from sft_jax.training.optimizer import make_optimizer
+
+
+def make_staged_optimizer(
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    since: Mapping[str, int],
+    *,
+    clip_norm: float | None,
+    multipliers: Mapping[str, float],
+) -> optax.GradientTransformation:
+    """`make_optimizer` of parameters that came to be trained one after the other.
+
+    Those that began at one step have an optimizer of their own, with its own count: torch's Adam counts the steps of
+    each parameter, while optax's would correct the bias of all moments as if they were as old as the oldest.
+
+    Args:
+      config: see `make_optimizer`.
+      schedule: of the learning rate, by the steps of the run.
+      since: by name, the step of the run from which on the parameter is trained.
+      clip_norm: see `make_optimizer`; over all parameters.
+      multipliers: likewise; of all names in `since`.
+
+    The state is that of `make_optimizer` where all began at once; else one by beginning, see `by_beginning`.
+    """
+
+    def beginning_at(start: int, clip_norm: float | None) -> optax.GradientTransformation:
+        return make_optimizer(
+            config,
+            # As a float: optax's schedules divide the count.
+            lambda count: schedule(jnp.asarray(count + start, jnp.float32)),
+            clip_norm=clip_norm,
+            multipliers={name: multipliers[name] for name in since if since[name] == start},
+        )
+
+    starts = sorted(set(since.values()))
+    if len(starts) == 1:
+        return beginning_at(starts[0], clip_norm)
+    # Gradients are clipped together; a clip at infinity keeps the form of the state.
+    optimizers = {str(start): beginning_at(start, clip_norm and math.inf) for start in starts}
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+
+    def own(start: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: leaf for name, leaf in tree.items() if str(since[name]) == start}
+
+    def init(params):
+        return {start: optimizer.init(own(start, params)) for start, optimizer in optimizers.items()}
+
+    def update(updates, state, params=None):
+        updates, _ = clip.update(updates, clip.init(params))
+        found: dict[str, Any] = {}
+        new_state: dict[str, Any] = {}
+        for start, optimizer in optimizers.items():
+            new, new_state[start] = optimizer.update(own(start, updates), state[start], own(start, params))
+            found |= new
+        return found, new_state
+
+    return optax.GradientTransformation(init, update)
+
+
+def by_beginning(opt_state: Any, since: Mapping[str, int]) -> dict[str, Any]:
+    """The states of the optimizers of which `make_staged_optimizer` is made, by the step at which they began."""
+    starts = set(since.values())
+    return opt_state if len(starts) > 1 else {str(start): opt_state for start in starts}

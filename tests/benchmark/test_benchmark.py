@@ -1,0 +1,74 @@
+"""The benchmark measures what it says; how fast it is, no test asks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sft_jax.benchmark.__main__ import figures, parse
+from sft_jax.benchmark.turns import Side
+from sft_jax.errors import UserError
+
+
+def test_all_sides_take_part():
+    flags = ["--batch", "4", "--rounds", "1", "--json"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_jax.benchmark", *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["arch"], found["batch"], found["size"], found["device"]) == ("resnet18", 4, 32, "1 x cpu")
+    for task in ("train", "eval"):
+        assert found[f"{task}_ms"] > 0
+        assert found[f"{task}_images_per_s"] == pytest.approx(4e3 / found[f"{task}_ms"])
+        ratio = found[f"torch_{task}_ms"] / found[f"{task}_ms"]
+        assert found[f"{task}_speedup_vs_torch"] == pytest.approx(ratio)
+    assert found["train_flops"] > 4 * 30e6, "forward and backward of 4 images"
+
+
+class Measured:
+    """In place of a `Side` that ran."""
+
+    def __init__(self, facts, times):
+        self.facts, self.times = facts, times
+
+    median = Side.median
+
+
+def test_figures():
+    ours = Measured(
+        {"device": "2 x Tesla T4", "train_flops": 13e12}, {"train": [9.0, 200, 100], "eval": [50.0], "epoch": [4000.0]}
+    )
+    torch = Measured({}, {"train": [150.0], "eval": [25.0], "epoch": [8000.0]})
+    found = figures(parse(["--batch", "10"]), {"": ours, "torch_": torch})
+    assert found["train_ms"] == 100, "the median"
+    assert found["train_images_per_s"] == 100
+    assert found["train_speedup_vs_torch"] == 1.5
+    assert found["eval_speedup_vs_torch"] == 0.5
+    assert (found["epoch_s"], found["torch_epoch_s"], found["epoch_speedup_vs_torch"]) == (4, 8, 2)
+    assert found["share_of_peak"] == pytest.approx(130e12 / (2 * 65e12))
+
+
+def test_a_side_that_dies_is_named(capfd):
+    with pytest.raises(UserError, match="our_side ended early; what it said stands above"):
+        Side("our_side", ["no_such_network", "4", "32", "float32"], {"XLA_FLAGS": ""})
+    said = capfd.readouterr().err
+    assert "no_such_network" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("switch", "expected"), [("0", "False"), ("1", "True")])
+def test_the_allocator_has_a_switch(switch, expected):
+    script = "from sft_jax.runtime.allocator import keep_freed_memory; print(keep_freed_memory())"
+    environment = os.environ | {"SFT_JAX_MALLOPT": switch}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    if not sys.platform.startswith("linux"):
+        expected = "False"
+    assert done.stdout.strip() == expected

@@ -1,0 +1,292 @@
+"""The converters as commands: what they write, what they refuse, and that both directions undo each other."""
+
+import email.message
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import checkpoints
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from convert import flax_to_resnet, keys, networks, parity, resnet_to_flax, sources
+from sft_jax.config import complete
+from sft_jax.errors import UserError
+from sft_jax.models import SHAPES
+from sft_jax.models.weights import load_weights
+from sft_jax.run.folder import Run
+
+CLASSES = 7
+
+
+@pytest.fixture(scope="module")
+def state_dict() -> dict[str, torch.Tensor]:
+    return checkpoints.trained(classes=CLASSES)
+
+
+@pytest.fixture
+def one_size(monkeypatch):
+    """The networks are compared at one small size: each costs a compilation."""
+    monkeypatch.setattr(parity, "SIZES", (32,))
+
+
+def refused(file: Path, arch: str = "resnet18") -> str:
+    """The message with which converting `file` ends; nothing may be written."""
+    output = file.parent / "out" / "w.safetensors"
+    with pytest.raises(UserError) as caught:
+        resnet_to_flax.convert(arch, file, "IMAGENET1K_V1", output)
+    assert not output.parent.exists()
+    return str(caught.value)
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor), key
+
+
+def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
+    torch.save(state_dict, tmp_path / "mine.pth")
+    script = pytestconfig.rootpath / "convert" / "resnet_to_flax.py"
+    command = [sys.executable, str(script), "--state-dict", "mine.pth", "--output", "new/mine.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "layer4.1" in done.stdout
+    output = tmp_path / "new" / "mine.safetensors"
+    assert sorted(file.name for file in output.parent.iterdir()) == [output.name, output.name + ".json"]
+
+    certificate = json.loads((tmp_path / "new" / "mine.safetensors.json").read_text())
+    assert [entry["size"] for entry in certificate["sizes"]] == [32, 33, 224]
+    for entry in certificate["sizes"]:
+        assert list(entry["stages"]) == [
+            "stem",
+            *(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)),
+        ]
+        assert 0 < entry["logits_relative"] < 1e-5
+        assert entry["top1_agreement"] == 1
+    assert certificate["output_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert certificate["source_sha256"] == hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    assert certificate["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+    weights = load_weights(output)
+    assert (weights.arch, weights.class_names) == ("resnet18", None)
+    facts = {key: weights.metadata[key] for key in ("num_classes", "source", "source_sha256")}
+    assert facts == {"num_classes": "7", "source": "mine.pth", "source_sha256": certificate["source_sha256"]}
+    np.testing.assert_array_equal(weights.arrays["fc.kernel"], state_dict["fc.weight"].numpy().T, strict=True)
+    network = networks.flax_network("resnet18", CLASSES)
+    assert weights.arrays.keys() == (network.params | network.batch_stats).keys()
+
+
+@pytest.mark.usefixtures("one_size")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_there_and_back_is_bitwise_the_same(tmp_path, state_dict, suffix, counted):
+    if not counted:
+        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith("tracked")}
+    source, middle, back = tmp_path / f"a{suffix}", tmp_path / "b.safetensors", tmp_path / f"c{suffix}"
+    if suffix == ".pth":
+        torch.save(state_dict, source)
+    else:
+        safetensors.torch.save_file(state_dict, source)
+    resnet_to_flax.convert("resnet18", source, "", middle)
+    flax_to_resnet.convert(None, middle, back)
+    found = torch.load(back) if suffix == ".pth" else safetensors.torch.load_file(back)
+    assert_same(found, state_dict)
+    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(found, strict=True)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.usefixtures("one_size")
+def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
+    network = networks.flax_network("resnet18", CLASSES)
+    arrays = keys.to_flax(state_dict, network)
+    run = Run(tmp_path / "run")
+    run.write_config(complete({"model.stem": stem}))
+    parts = {"params": network.params, "batch_stats": network.batch_stats}
+    saved = {f"{part}/{key}": jax.numpy.asarray(arrays[key]) for part, shapes in parts.items() for key in shapes}
+    names = [f"class {index}" for index in range(CLASSES)]
+    run.checkpoints.save("best", 5, saved, {"class_names": names, "progress": {}})
+    flax_to_resnet.convert(run.folder, None, tmp_path / "out.pth")
+    found = torch.load(tmp_path / "out.pth")
+    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(found, strict=True)
+    assert_same(found, {key: torch.zeros_like(t) if key.endswith("tracked") else t for key, t in state_dict.items()})
+    said = capsys.readouterr().out
+    assert "resnet18(num_classes=7)" in said
+    assert "class 0, class 1" in said
+    assert ("model.conv1.stride" in said) == (stem == "cifar")
+
+
+@pytest.mark.parametrize("arch", SHAPES)
+def test_every_network_has_torchvisions_keys_and_shapes(arch):
+    with torch.device("meta"):
+        module = torchvision.models.get_model(arch, weights=None, num_classes=CLASSES)
+    shapes = {key: list(t.shape) for key, t in module.state_dict().items() if not key.endswith("tracked")}
+    network = networks.flax_network(arch, CLASSES)
+    ours = {
+        keys.torch_key(key): [leaf.shape[axis] for axis in keys.TO_TORCH[len(leaf.shape)]]
+        for key, leaf in (network.params | network.batch_stats).items()
+    }
+    assert ours == shapes
+
+
+def test_every_problem_is_listed_at_once(tmp_path, state_dict):
+    broken = dict(state_dict)
+    del broken["layer1.0.bn1.running_var"]
+    broken["conv1.weight"] = broken["conv1.weight"].permute(2, 3, 1, 0).contiguous()
+    broken["bn1.weight"] = broken["bn1.weight"].long()
+    broken["bn1.bias"] = broken["bn1.bias"].clone().index_fill_(0, torch.tensor([3]), float("nan"))
+    broken["bn1.num_batches_tracked"] = torch.tensor([1, 2])
+    torch.save(broken, tmp_path / "w.pth")
+    lines = [
+        f"{tmp_path / 'w.pth'} does not fit resnet18, nothing was written:",
+        "  layer1.0.bn1.running_var is missing",
+        "  bn1.num_batches_tracked is int64[2], not int64[]",
+        "  bn1.weight is int64[64], not float32[64]",
+        "  conv1.weight is float32[7, 7, 3, 64], not float32[64, 3, 7, 7]",
+        "  bn1.bias has values that are not finite",
+    ]
+    assert refused(tmp_path / "w.pth").splitlines() == lines
+    torch.save(broken | {"extra.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    lines[2:] = ["  extra.weight is unknown", *lines[2:5], "  and 1 more like these"]
+    assert refused(tmp_path / "w.pth").splitlines() == lines
+
+
+def test_another_network_is_recognised(tmp_path, state_dict):
+    torch.save(state_dict, tmp_path / "w.pth")
+    assert refused(tmp_path / "w.pth", "resnet50").endswith("is no resnet50 but fits resnet18: add --arch resnet18")
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("hostile-was-here",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Hostile()}, "zip.pth")
+    Path("plain.pth").write_bytes(pickle.dumps(Hostile()))
+    assert "it holds posix.mkdir, and code in a pickle is never run here" in refused(Path("zip.pth"))
+    refused(Path("plain.pth"))
+    assert sorted(os.listdir()) == ["plain.pth", "zip.pth"]
+
+
+def test_files_that_are_no_state_dict_are_refused_with_one_line(tmp_path, state_dict):
+    whole = io.BytesIO()
+    torch.save(state_dict, whole)
+    tensors = safetensors.torch.save(state_dict)
+    contents = {
+        "cut.pth": whole.getvalue()[:1000],
+        "text.pth": b"hello, world",
+        "empty.pth": b"",
+        "cut.safetensors": tensors[:-1],
+        "text.safetensors": b"hello, world",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        message = refused(tmp_path / name)
+        assert "is damaged or no" in message
+        assert "\n" not in message
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "holds no state_dict" in refused(tmp_path / "list.pth")
+
+
+@pytest.mark.usefixtures("one_size")
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_networks_that_differ_leave_nothing_behind(tmp_path, state_dict, monkeypatch, factor):
+    def distorted(*args):
+        return {key: np.float32(factor) * array for key, array in to_flax(*args).items()}
+
+    to_flax = keys.to_flax
+    monkeypatch.setattr(keys, "to_flax", distorted)
+    torch.save(state_dict, tmp_path / "w.pth")
+    assert "the two networks differ: at 32 px a logit is off by" in refused(tmp_path / "w.pth")
+
+
+class TestTorchvisionsOwnWeights:
+    @pytest.fixture(autouse=True)
+    def empty_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def served(self, monkeypatch, answer):
+        def urlopen(*_):
+            if isinstance(answer, Exception):
+                raise answer
+            response = io.BytesIO(answer)
+            response.info = email.message.Message  # type: ignore[attr-defined]
+            return response
+
+        monkeypatch.setattr("torch.hub.urlopen", urlopen)
+
+    def test_offline_says_what_to_do_instead(self, monkeypatch):
+        self.served(monkeypatch, urllib.error.URLError("Name or service not known"))
+        with pytest.raises(UserError) as caught:
+            sources.torchvision_file("resnet18", "IMAGENET1K_V1")
+        assert str(caught.value) == (
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth cannot be downloaded (Name or service not "
+            "known); download it elsewhere, copy it here and name it with --state-dict resnet18-f37072fd.pth"
+        )
+
+    def test_a_download_with_another_hash_is_refused(self, tmp_path, monkeypatch):
+        self.served(monkeypatch, b"not what torchvision published")
+        with pytest.raises(UserError, match="the download of .*resnet18-f37072fd.pth is damaged .*invalid hash value"):
+            sources.torchvision_file("resnet18", "IMAGENET1K_V1")
+        assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
+
+    def test_a_cached_file_with_another_hash_is_refused(self, tmp_path):
+        cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+        cached.parent.mkdir(parents=True)
+        cached.write_bytes(b"not what torchvision published")
+        with pytest.raises(
+            UserError, match=f"{cached} is damaged: its SHA-256 does not begin with f37072fd; delete it"
+        ):
+            sources.torchvision_file("resnet18", "IMAGENET1K_V1")
+
+    def test_unknown_weights_name_the_known_ones(self):
+        with pytest.raises(UserError, match="no weights 'V7' for resnet18, only IMAGENET1K_V1, DEFAULT"):
+            sources.torchvision_file("resnet18", "V7")
+
+    @pytest.mark.usefixtures("one_size")
+    def test_they_bring_their_class_names(self, tmp_path, monkeypatch):
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+        monkeypatch.setattr(sources, "torchvision_file", lambda arch, name: tmp_path / "w.pth")
+        resnet_to_flax.convert("resnet18", None, "IMAGENET1K_V1", tmp_path / "w.safetensors")
+        weights = load_weights(tmp_path / "w.safetensors")
+        assert weights.class_names is not None
+        assert (len(weights.class_names), weights.class_names[0]) == (1000, "tench")
+        assert weights.metadata["source"] == "torchvision's IMAGENET1K_V1 of resnet18"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "w.pth"], "--output w.pth must end in .safetensors"),
+        (["--state-dict", "none.pth", "--output", "w.safetensors"], "there is no file none.pth"),
+        (
+            ["--arch", "resnet19", "--output", "w.safetensors"],
+            "there is no network 'resnet19'; the nearest is --arch res",
+        ),
+    ],
+)
+def test_wrong_usage_is_refused(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["resnet_to_flax.py", *arguments])
+    with pytest.raises(UserError, match=message):
+        resnet_to_flax.main()
+
+
+@pytest.mark.skipif("SFT_JAX_TEST_DATA" not in os.environ, reason="SFT_JAX_TEST_DATA names no folder with weights/")
+def test_real_weights(tmp_path):
+    source = Path(os.environ["SFT_JAX_TEST_DATA"]) / "weights" / "resnet18-imagenet-stage123.pth"
+    resnet_to_flax.convert("resnet18", source, "", tmp_path / "w.safetensors")
+    flax_to_resnet.convert(None, tmp_path / "w.safetensors", tmp_path / "back.pth")
+    assert_same(torch.load(tmp_path / "back.pth"), torch.load(source, weights_only=True))

@@ -1,0 +1,216 @@
+"""Folders of images: every kind of picture, every way to lay them out, and what is refused."""
+
+import runpy
+
+import numpy as np
+import pytest
+from image_folders import SIZE, fill, message, picture
+from PIL import Image
+from torchvision.transforms import v2
+
+from sft_jax.data.images import named
+from sft_jax.data.images.reading import Reading
+from sft_jax.data.images.square import Square
+from sft_jax.data.sources.folder import load_folder
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(12, 10), (9, 31), (8, 8), (31, 31), (5, 7), (1, 1), (200, 3), (17, 1), (9, 8), (8, 11)]
+)
+def test_any_size_is_brought_to_a_square_as_torchvision_does(width, height):
+    image = picture(0, width, height)
+    theirs = np.asarray(v2.Compose([v2.Resize(SIZE), v2.CenterCrop(SIZE)])(image))
+    np.testing.assert_array_equal(Square(SIZE).of_image(image), theirs)
+    np.testing.assert_array_equal(Square(SIZE).of_array(np.asarray(image)), theirs)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA", "I;16", "HSV", "RGBX"])
+def test_modes(tmp_path, mode):
+    gray = np.full((SIZE, SIZE), 128, np.uint8)
+    gray[:, : SIZE // 2] = 0
+    if mode == "I;16":
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
+    elif mode == "1":
+        image = Image.fromarray(np.where(gray > 0, 255, 0).astype(np.uint8)).convert("1")
+    elif mode == "P":
+        image = Image.fromarray(gray).convert("P")  # from RGB it would be dithered
+    else:
+        image = Image.fromarray(gray).convert("RGB").convert(mode)
+    bright = 255 if mode == "1" else 128
+    found = Square(SIZE).of_image(image)
+    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_allclose(found[:, : SIZE // 2], 0, atol=2)
+    np.testing.assert_allclose(found[:, SIZE // 2 :], bright, atol=2)
+    if mode in ("L", "P", "1", "RGBA", "LA", "I;16"):
+        image.save(tmp_path / "image.png")
+        np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "image.png"), found)
+
+
+def test_transparency_is_white():
+    image = Image.new("RGBA", (SIZE, SIZE), (255, 0, 0, 0))
+    assert (Square(SIZE).of_image(image) == 255).all()
+
+
+def test_exif_rotation(tmp_path):
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pixels[0] = 255  # a bright upper edge
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
+    found = Square(SIZE).read(tmp_path / "image.png")
+    assert found[:, -1].min() == 255
+    assert found[:, :-1].max() == 0
+
+
+def test_the_first_frame(tmp_path):
+    frames = [Image.new("RGB", (SIZE, SIZE), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "image.gif")[0, 0], (255, 0, 0))
+
+
+def test_parts_of_its_own(tmp_path):
+    for part, count in {"train": 5, "val": 2, "test": 3}.items():
+        fill(tmp_path / part, ["cat", "dög"], count, start=100 * count)
+    dataset = load_folder(tmp_path, SIZE)
+    assert dataset.class_names == ("cat", "dög")
+    assert dataset.notices == ()
+    for split, count in ((dataset.train, 5), (dataset.validation, 2), (dataset.test, 3)):
+        np.testing.assert_array_equal(split.labels, np.repeat([0, 1], count))
+    first = Square(SIZE).read(tmp_path / "train" / "dög" / "000.png")
+    np.testing.assert_array_equal(dataset.train.images[5], first)
+
+
+def test_validation_may_be_spelled_out(tmp_path):
+    for index, part in enumerate(("train", "validation", "test")):
+        fill(tmp_path / part, ["a", "b"], 2, start=100 * index)
+    assert load_folder(tmp_path, SIZE).notices == ()
+
+
+def test_without_parts_they_are_drawn_by_name_and_class_and_said(tmp_path):
+    fill(tmp_path, ["a", "b", "c"], 20)
+    dataset = load_folder(tmp_path, SIZE)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    counts = ", ".join(f"{len(split)} {part}" for split, part in zip(splits, ("train", "val", "test"), strict=True))
+    assert dataset.notices == (
+        "no val or test part: about 10% of the training images of each class, chosen by their names: " + counts,
+    )
+    for split in splits:
+        assert np.bincount(split.labels).min() >= 1
+    everything = [image.tobytes() for split in splits for image in split.images]
+    assert len(set(everything)) == len(everything) == 60, "no image is in two parts"
+
+
+def test_a_missing_validation_part_comes_from_training(tmp_path):
+    fill(tmp_path / "train", ["a", "b"], 20)
+    fill(tmp_path / "test", ["a", "b"], 3, start=500)
+    dataset = load_folder(tmp_path, SIZE)
+    assert len(dataset.train) + len(dataset.validation) == 40
+    assert len(dataset.test) == 6
+    assert dataset.notices[0].startswith("no val part: about 10% of the training images of each class")
+
+
+def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
+    fill(tmp_path, ["a", "b"], 10)
+    (tmp_path / "a" / "notes.txt").write_text("")
+    (tmp_path / "b" / "pipe.png").symlink_to("nowhere")
+    (tmp_path / "b" / ".hidden.png").write_text("")
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir" / "thumbnail.jpg").write_text("")
+    (tmp_path / ".cache").mkdir()
+    dataset = load_folder(tmp_path, SIZE)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.notices[0] == (
+        "2 files are no images that can be read, and were left out: "
+        f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or links that lead nowhere (e.g. {tmp_path}/b/pipe.png)"
+    )
+
+
+def test_images_in_folders_of_a_class_are_its_own(tmp_path):
+    """As in torchvision's ImageFolder, training, prediction and the recipe alike."""
+    fill(tmp_path, ["a", "b"], 10)
+    fill(tmp_path / "a", ["2023", "2024"], 5)
+    dataset = load_folder(tmp_path, SIZE)
+    assert dataset.class_names == ("a", "b")
+    labels = np.concatenate([split.labels for split in (dataset.train, dataset.validation, dataset.test)])
+    assert np.bincount(labels).tolist() == [20, 10]
+    assert len(list(named.files([str(tmp_path)], print))) == 30
+    assert runpy.run_path("configs/folder.py")["count"](tmp_path) == round(0.8 * 30)
+
+
+def test_streamed_images_are_those_in_memory(tmp_path):
+    fill(tmp_path, ["a", "b"], 10)
+    memory, streamed = load_folder(tmp_path, SIZE), load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1000))
+    for data in (memory, streamed):
+        for split in (data.train, data.validation.take(np.array([1, 0]))):
+            (images, _) = next(split.batches(np.arange(len(split))[None]))
+            for image, name in zip(images, split.names, strict=True):
+                np.testing.assert_array_equal(image, Square(SIZE).read(tmp_path / name), name)
+    assert streamed.notices[-1] == "the images need 0.0 GiB of memory: they are decoded again in every epoch"
+    order = np.array([[3, 0, 13], [7, 7, 1]])
+    for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])
+    rows = np.array([4, 2])
+    (found,), (wanted,) = (list(data.train.take(rows).batches(np.array([[1, 0]]))) for data in (streamed, memory))
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_refusals(tmp_path):
+    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: there is no such folder"
+    needs = f"{tmp_path} needs a folder of images for each of at least two classes; found "
+    assert message(tmp_path) == needs + "none"
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    assert message(tmp_path) == (
+        f"{needs}none; if labels.csv has the labels: --config.data.source=csv:{tmp_path / 'labels.csv'}"
+    )
+    fill(tmp_path, ["a"], 10)
+    assert message(tmp_path) == needs + "only 'a'"
+    (tmp_path / "b").mkdir()
+    assert message(tmp_path) == f"there is no image in {tmp_path / 'b'}; add some, or remove the folder"
+    fill(tmp_path, ["b"], 1)
+    fill(tmp_path / "test", ["a", "b", "x"], 1)
+    assert message(tmp_path) == (
+        f"{tmp_path / 'test'} has classes that are none of those of training: 'x'; rename or remove them, or put "
+        f"images without labels directly into {tmp_path / 'test'}"
+    )
+    (tmp_path / "flowers.zip").write_bytes(b"PK")
+    assert message(tmp_path / "flowers.zip").endswith("that is a file; unpack it, and name the folder")
+    assert message(tmp_path / "labels.csv").endswith(f"that is a file; use csv:{tmp_path / 'labels.csv'}")
+
+
+def test_too_few_to_split(tmp_path):
+    fill(tmp_path, ["a", "b"], 1)
+    assert message(tmp_path).startswith(f"{tmp_path} has too few images to take a ")
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "text": lambda data: b"no picture at all",
+    "flipped": lambda data: data[:20] + bytes(byte ^ 0xFF for byte in data[20:]),
+}
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 100], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
+    fill(tmp_path, ["a", "b"], 10)
+    bad = tmp_path / "b" / "003.png"
+    bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
+    said = message(tmp_path, reading=Reading(memory_bytes=memory_bytes))
+    assert said.startswith(f"1 image cannot be read: {bad} (")
+    assert said.endswith("; mend or remove them, or leave them out with --config.data.on_error=skip")
+
+
+def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val", "test"):
+        fill(tmp_path / part, ["a", "b"], 12)
+    for path in (tmp_path / "train" / "a").iterdir():
+        path.write_bytes(b"")
+    said = message(tmp_path, allow_overlap=True)
+    assert said.startswith(f"12 images cannot be read: {tmp_path}/train/a/000.png (it is no image, or damaged), ")
+    assert " and 9 more, all of them in bad_images.txt; mend or remove them" in said
+    listed = [line.split("\t")[0] for line in (tmp_path / "bad_images.txt").read_text().splitlines()]
+    assert listed == [f"{tmp_path}/train/a/{number:03}.png" for number in range(12)]

@@ -1,0 +1,95 @@
+"""Splits of prepared sets that overlap: counted and said, and refused where the test images are trained on."""
+
+import numpy as np
+import pytest
+from made_run import make_run
+from prepared_sets import Pictures
+
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
+from sft_jax.data.sources.tfds import positions
+from sft_jax.errors import UserError
+from sft_jax.run.console import Console
+from sft_jax.training.start import read_dataset
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    Pictures(3, (8, 8, 3)).prepare("few", directory, train=60, test=30)
+    return directory
+
+
+def load(directory, train, validation, test, **settings):
+    values = {"source": "tfds:few", "dir": str(directory), "train": train, "validation": validation, "test": test}
+    config = complete({f"data.{name}": value for name, value in (values | settings).items()})
+    return load_dataset(config.data, seed=0)
+
+
+def test_splits_that_share_nothing_are_no_matter(few):
+    assert load(few, "train[:45]", "train[45:]", "test").notices == ()
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test", "shared"),
+    [
+        ("train", "train[50:]", "train[:10]", 10),
+        ("train[:75%]", "train[75%:]", "train[40:60]", 5),
+        ("train+test[:7]", "test[7:]", "test", 7),
+        ("train", "test", "train", 60),
+    ],
+)
+def test_training_on_test_images_is_refused(few, train, validation, test, shared):
+    with pytest.raises(UserError) as caught:
+        load(few, train, validation, test)
+    assert str(caught.value) == (
+        f"data.train={train} and data.test={test} have {shared} images in common: the test images are trained on; name "
+        f"splits that have none, or allow it with --config.data.allow_overlap=True"
+    )
+    allowed = load(few, train, validation, test, allow_overlap=True)
+    assert any(f"data.test={test} have {shared} images in common" in line for line in allowed.notices)
+
+
+def test_training_on_validation_images_is_said(few):
+    """data.train=train with the validation split that the recipe had."""
+    dataset = load(few, "train", "train[45:]", "test")
+    assert dataset.notices == (
+        "data.train=train and data.validation=train[45:] have 15 images in common: validation images are trained on, "
+        "so the best epoch is chosen by what was learnt by heart",
+    )
+
+
+def test_choosing_on_test_images_is_said(few):
+    """As the README's comparison with PyTorch does."""
+    assert load(few, "train", "test", "test").notices == (
+        "data.validation=test and data.test=test have 30 images in common: the best epoch is chosen on test images",
+    )
+
+
+def test_the_count_is_that_of_the_images(few):
+    """Of any two expressions, as tfds itself reads them."""
+    found = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
+    (one,), (other,) = (next(iter(each.values())) for each in found)
+    assert (len(one), len(other)) == (10, 21)
+    assert len(np.intersect1d(one, other)) == 10
+
+
+def test_the_training_split_of_an_earlier_run_counts(few, tmp_path):
+    """With init=RUN its images were trained on, too."""
+    splits = {
+        "data.source": "tfds:few",
+        "data.dir": str(few),
+        "data.train": "train[:40]",
+        "data.validation": "train[50:]",
+    }
+    run = make_run(tmp_path / "run", **splits)
+    values = splits | {"init": str(run.folder), "data.train": "train[:10]"}
+    assert read_dataset(complete(values | {"data.test": "train[40:50]"}), Console()).notices == ()
+    overlapping = values | {"data.test": "train[35:50]"}
+    with pytest.raises(UserError) as caught:
+        read_dataset(complete(overlapping), Console())
+    assert str(caught.value).startswith(
+        f"data.train=train[:40] of init={run.folder} and data.test=train[35:50] have 5 images in common: "
+    )
+    allowed = read_dataset(complete(overlapping | {"data.allow_overlap": True}), Console())
+    assert len(allowed.notices) == 1

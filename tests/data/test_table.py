@@ -1,0 +1,255 @@
+"""Tables of labels beside images: as Kaggle, pandas and Excel write them."""
+
+import numpy as np
+import pytest
+from image_folders import SIZE, picture
+
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
+from sft_jax.data.sources.table import list_table
+from sft_jax.errors import UserError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Writes images below a folder beside the table; gives [(file, label)]."""
+
+    def make(folder="train", suffix=".png", count=12, first=0):
+        rows = []
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for index, label in enumerate(CLASSES):
+            for number in range(first, first + count):
+                name = f"{label}{number}"
+                picture(1000 * index + number).save(tmp_path / folder / f"{name}{suffix}")
+                rows.append((f"{name}{suffix}", label))
+        return rows
+
+    return make
+
+
+def write(path, rows, header="id,label", delimiter=",", encoding="utf-8"):
+    lines = [header.replace(",", delimiter)] if header else []
+    lines += [delimiter.join(f'"{cell}"' if delimiter in cell else cell for cell in row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def load(path, **keys):
+    values = {"data.source": f"csv:{path}", "data.size": SIZE} | {f"data.{key}": value for key, value in keys.items()}
+    return load_dataset(complete(values).data, seed=0)
+
+
+def labels_by_file(path, **keys):
+    return {file.name: file.class_name for file in list_table(path, [], **keys).files}
+
+
+def message(path, **keys):
+    with pytest.raises(UserError) as caught:
+        load(path, **keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_kaggles_table_and_folder(tmp_path, made):
+    table = write(tmp_path / "train.csv", made("train"))
+    dataset = load(table)
+    assert dataset.class_names == CLASSES
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert sum(map(len, splits)) == 36
+    for split in splits:
+        for name, label in zip(split.names, split.labels, strict=True):
+            assert name.startswith(f"train/{CLASSES[label]}")
+    assert dataset.notices[0] == (
+        f"{table}: the column 'id' is the file, 'label' the label; files in {tmp_path / 'train'}"
+    )
+    assert dataset.notices[1].startswith("no val or test part: about 10%")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_however_it_was_saved(tmp_path, made, delimiter, encoding):
+    rows = made("images")
+    table = write(tmp_path / "labels.csv", rows, delimiter=delimiter, encoding=encoding)
+    assert labels_by_file(table) == {f"images/{name}": label for name, label in rows}
+
+
+@pytest.mark.parametrize("folder", [".", "images", "train", "labels"])
+def test_where_the_files_lie(tmp_path, made, folder):
+    rows = made(folder)
+    assert len(labels_by_file(write(tmp_path / "labels.csv", rows))) == 36
+
+
+def test_absolute_paths_and_paths_that_lead_up(tmp_path, made):
+    rows = made("elsewhere")
+    (tmp_path / "tables").mkdir()
+    for start in (str(tmp_path / "elsewhere"), "../elsewhere"):
+        table = write(tmp_path / "tables" / "labels.csv", [(f"{start}/{name}", label) for name, label in rows])
+        assert labels_by_file(table) == {f"elsewhere/{name}": label for name, label in rows}
+        assert len(load(table).train.names) > 20
+
+
+@pytest.mark.parametrize("change", [lambda name: name[:-4], str.upper, lambda name: f"train\\{name}"])
+def test_names_that_are_not_quite_the_files(tmp_path, made, change):
+    """Without a suffix as Kaggle has them, in other capitals, with backslashes."""
+    rows = made("train")
+    table = write(tmp_path / "train.csv", [(change(name), label) for name, label in rows])
+    assert labels_by_file(table) == {f"train/{name}": label for name, label in rows}
+
+
+def test_a_name_that_means_two_files_is_refused(tmp_path, made):
+    made("train", suffix=".jpg")
+    table = write(tmp_path / "train.csv", [(name[:-4], label) for name, label in made("train")])
+    assert message(table).endswith("may mean ant0.jpg, ant0.png: write the suffix, or keep one of them")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "file,label",
+        "filename,class",
+        "image_id,species",
+        "Image Path,Category",
+        "img,target",
+        "id,diagnosis",
+        "image,y",
+    ],
+)
+def test_usual_names_of_columns(tmp_path, made, header):
+    assert len(labels_by_file(write(tmp_path / "t.csv", made("images"), header=header))) == 36
+
+
+def test_the_last_column_left_is_the_label(tmp_path, made):
+    rows = [(str(number), name, label) for number, (name, label) in enumerate(made("images"))]
+    table = write(tmp_path / "t.csv", rows, header="Unnamed: 0,image,kind of animal")
+    assert set(labels_by_file(table).values()) == set(CLASSES)
+
+
+def test_columns_by_name(tmp_path, made):
+    rows = [(label, name, "x", "1") for name, label in made("images")]
+    table = write(tmp_path / "t.csv", rows, header="what,where,note,weight")
+    assert message(table) == (
+        f"{table}: which of its columns has the labels? Say it with --config.data.label_key=NAME; it has 'what', "
+        f"'where', 'note', 'weight'"
+    )
+    assert len(load(table, image_key="where", label_key="what").train) > 20
+    assert message(table, image_key="file") == (
+        f"{table} has no column 'file'; it has 'what', 'where', 'note', 'weight'"
+    )
+
+
+def test_no_header(tmp_path, made):
+    rows = made("images")
+    table = write(tmp_path / "t.csv", rows, header=None)
+    assert labels_by_file(table) == {f"images/{name}": label for name, label in rows}
+    turned = write(tmp_path / "u.csv", [(label, name) for name, label in rows], header=None)
+    assert labels_by_file(turned) == labels_by_file(table)
+    assert labels_by_file(turned, image_key="1", label_key="0") == labels_by_file(table)
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "val", "test"), ("Training", "valid", "Testing"), ("TRAIN", "dev", "test")]
+)
+def test_a_column_for_the_part(tmp_path, made, words):
+    rows = [(name, label, words[number % 3]) for number, (name, label) in enumerate(made("images"))]
+    dataset = load(write(tmp_path / "t.csv", rows, header="image,label,split"))
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [12, 12, 12]
+    assert len(dataset.notices) == 1
+    assert "'split' the part" in dataset.notices[0]
+
+
+def test_folds_are_no_parts_and_unknown_parts_are_refused(tmp_path, made):
+    rows = [(name, label, str(number % 5)) for number, (name, label) in enumerate(made("images"))]
+    assert sum(map(len, parts(load(write(tmp_path / "t.csv", rows, header="image,label,fold"))))) == 36
+    rows[3:5] = [(*row[:2], "train") for row in rows[3:5]]
+    table = write(tmp_path / "t.csv", rows, header="image,label,set")
+    assert (
+        message(table)
+        == f"{table}: the column 'set' says other than train, validation or test: '0', '1', '2' and 2 more"
+    )
+
+
+def parts(dataset):
+    return dataset.train, dataset.validation, dataset.test
+
+
+def test_numbers_are_in_the_order_of_numbers(tmp_path, made):
+    rows = [(name, str(number % 12)) for number, (name, _) in enumerate(made("images"))]
+    dataset = load(write(tmp_path / "t.csv", rows))
+    assert dataset.class_names == tuple(map(str, range(12)))
+    assert np.bincount(np.concatenate([split.labels for split in parts(dataset)])).tolist() == [3] * 12
+
+
+def test_files_that_are_not_there_are_counted_and_named(tmp_path, made):
+    rows = [*made("images"), *((f"gone{number}.png", "ant") for number in range(5))]
+    assert message(write(tmp_path / "t.csv", rows)).startswith(
+        f"{tmp_path / 't.csv'}: 5 of the 41 files that it names are not there: gone0.png, gone1.png, gone2.png and 2 "
+        f"more; looked for in {tmp_path}, {tmp_path / 'images'}"
+    )
+
+
+@pytest.mark.parametrize("several", ["ant|bee", "bee;ant", "ant,bee", "ant bee"])
+def test_several_labels_of_an_image_are_refused(tmp_path, made, several):
+    rows = [*made("images")[:-1], ("cat11.png", several)]
+    assert f"{several!r} is several labels of one image" in message(write(tmp_path / "t.csv", rows, delimiter="\t"))
+
+
+def test_names_with_commas_and_spaces_are_names(tmp_path, made):
+    rows = [(name, f"{label}, the animal") for name, label in made("images")]
+    assert load(write(tmp_path / "t.csv", rows)).class_names == tuple(f"{name}, the animal" for name in CLASSES)
+
+
+def test_a_file_named_twice(tmp_path, made):
+    rows = made("images")
+    dataset = load(write(tmp_path / "t.csv", [*rows, *rows[:3]]))
+    assert sum(map(len, parts(dataset))) == 36
+    assert f"3 rows of {tmp_path / 't.csv'} that say the same again were left out" in dataset.notices
+    table = write(tmp_path / "t.csv", [*rows, ("ant0.png", "bee")])
+    assert message(table) == f"{table} has images/ant0.png twice, as 'ant' and as 'bee'; leave one of them"
+
+
+def test_rows_without_a_label_are_left_out_and_said(tmp_path, made):
+    rows = made("images")
+    dataset = load(write(tmp_path / "t.csv", [*rows[:-4], *((name, "") for name, _ in rows[-4:])]))
+    assert sum(map(len, parts(dataset))) == 32
+    assert f"4 rows of {tmp_path / 't.csv'} without a label were left out" in dataset.notices
+
+
+def test_labels_of_other_parts_that_training_has_not(tmp_path, made):
+    rows = [(name, label, "test" if label == "cat" else "train") for name, label in made("images")]
+    assert "has labels that are none of those of training: 'cat'" in message(
+        write(tmp_path / "t.csv", rows, header="image,label,split")
+    )
+
+
+def test_a_number_for_each_image_is_no_class(tmp_path, made):
+    rows = [(name, f"{number}.5") for number, (name, _) in enumerate(made("images"))]
+    assert "has a number for each image, and no classes" in message(write(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\x00\xff\x00", "is no text in UTF-8; save it as CSV in UTF-8"),
+        (b"\xe4\xf6\xfc,\xdf\n", "is no text in UTF-8; save it as CSV in UTF-8"),
+        (b"id,label\n", "has no row with a label in the column 'label'"),
+        (b"just text\nmore\n", "which of its columns has the files?"),
+    ],
+)
+def test_what_is_no_table(tmp_path, content, said):
+    (tmp_path / "t.csv").write_bytes(content)
+    assert said in message(tmp_path / "t.csv")
+    assert message(tmp_path / "no.csv").endswith("there is no such file")
+    assert message(tmp_path).endswith(f"that is a folder; name a table in it, or use folder:{tmp_path}")
+
+
+def test_parts_follow_the_names_not_the_place(tmp_path, made):
+    """The same table gives the same parts wherever the images lie."""
+    rows = made("train")
+    one = load(write(tmp_path / "train.csv", rows))
+    (tmp_path / "train").rename(tmp_path / "images")
+    other = load(write(tmp_path / "other.csv", [*rows[20:], *rows[:20]]))
+    for split, same in zip(parts(one), parts(other), strict=True):
+        assert {name.split("/")[-1] for name in split.names} == {name.split("/")[-1] for name in same.names}

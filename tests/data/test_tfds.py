@@ -1,0 +1,282 @@
+"""tensorflow_datasets: small sets that it prepares on the spot, real ones where they are, and being offline."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+from prepared_sets import VERSION, Pictures, encoded, noise
+
+from sft_jax.data.dataset import DECODING_THREADS, StreamedSplit
+from sft_jax.data.images.reading import Reading
+from sft_jax.data.images.square import Square
+from sft_jax.data.sources import tfds as tfds_source
+from sft_jax.data.sources.tfds import load_tfds
+from sft_jax.errors import UserError
+
+SPLITS = ("train[:45000]", "train[45000:]", "test")
+REAL = os.environ.get("SFT_JAX_TEST_DATA")
+
+
+def load(name, directory, splits=SPLITS, download=True, size=32, **settings):
+    return load_tfds(name, directory=str(directory), download=download, splits=splits, size=size, **settings)
+
+
+def message(name, directory, **settings):
+    with pytest.raises(UserError) as caught:
+        load(name, directory, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(images):
+    """tfds has the records in an order of its own."""
+    return sorted(np.asarray(image).tobytes() for image in images)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    Pictures(100, (32, 32, 3)).prepare("cifar100", directory, train=200, test=100)
+    Pictures(10, (28, 28, 1)).prepare("gray", directory, train=20, test=10)
+    Pictures(3, (None, None, 3)).prepare("many_sizes", directory, train=9, test=3, unlabelled=3)
+    Pictures(3, (20, 30, 3), draw=lambda number: noise(number, 20, 30)).prepare("oblong", directory, train=6, test=3)
+    return directory
+
+
+def test_a_set_of_a_hundred_classes(prepared):
+    dataset = load("cifar100", prepared, ("train[:75%]", "train[75%:]", "test"))
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [150, 50, 100]
+    assert len(dataset.class_names) == 100
+    assert dataset.train.images.shape == (150, 32, 32, 3)
+    for split in (dataset.train, dataset.validation, dataset.test):
+        np.testing.assert_array_equal(split.images[:, 5, 7, 1], split.labels)
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), 100 * [1])
+    assert "tensorflow" not in sys.modules
+
+
+def test_gray_images_become_rgb(prepared):
+    dataset = load("gray", prepared, ("train", "train", "test"))
+    assert dataset.train.images.shape == (20, 28, 28, 3)
+    assert set(dataset.train.labels) == set(range(10))
+
+
+def test_images_of_many_sizes_are_brought_to_one(prepared):
+    dataset = load("many_sizes", prepared, ("train", "train", "test"), size=24)
+    assert dataset.train.images.shape == (9, 24, 24, 3)
+    np.testing.assert_array_equal(dataset.train.images[:, 3, 3, 0], dataset.train.labels)
+
+
+def test_images_of_other_modes_are_rgb(tmp_path):
+    """Gray, CMYK and palette files among those of RGB, as ImageNet has them."""
+    modes = ("L", "CMYK", "P", "RGB")
+    Pictures(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
+        "modes", tmp_path, train=4
+    )
+    dataset = load("modes", tmp_path, ("train", "train", "train"), size=9)
+    files = (encoded(noise(0, 9, 9).convert(mode), "JPEG" if mode == "CMYK" else "PNG") for mode in modes)
+    assert contents(dataset.train.images) == contents(Image.open(file).convert("RGB") for file in files)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, fit):
+    """Those of one size were squashed without a word."""
+    dataset = load("oblong", prepared, ("train", "train", "test"), size=16, reading=Reading(fit=fit))
+    assert dataset.square == Square(16, fit)
+    wanted = [Square(16, fit).of_image(noise(number, 20, 30)) for number in range(6)]
+    assert contents(dataset.train.images) == contents(wanted)
+    said = {"crop": "centre crop: 33% of the image area is cut off", "pad": "pad: 33%", "squash": "squash: the images'"}
+    (notice,) = dataset.notices
+    assert notice.startswith(said[fit])
+
+
+def test_each_record_is_resized_as_it_is_read(tmp_path):
+    """All were held at full size until the last: 669 KiB an image, 48 GiB of food101."""
+    side, count = 300, 64
+    Pictures(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
+        "large", tmp_path, train=count, test=2
+    )
+    tracemalloc.start()
+    try:
+        dataset = load("large", tmp_path, ("train", "test", "test"), size=16)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(np.sort(dataset.train.images[:, 8, 8, 0]), np.arange(count))
+    assert dataset.train.images.shape == (count, 16, 16, 3)
+    assert peak < DECODING_THREADS * side * (side + count) * 3 + 4e6 < 0.6 * count * side * side * 3
+
+
+def test_what_does_not_fit_into_memory_is_streamed(prepared):
+    names = ("train", "train[:3]", "test")
+    wanted = load("many_sizes", prepared, names, size=24)
+    streamed = load("many_sizes", prepared, names, size=24, reading=Reading(memory_bytes=1000))
+    assert isinstance(streamed.train, StreamedSplit)
+    assert streamed.notices == ("the images need 0.0 GiB of memory: they are decoded again in every epoch",)
+    assert streamed.square == wanted.square == Square(24)
+    for one, other in zip(parts(streamed), parts(wanted), strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        rows = np.arange(len(one))[None, ::-1]
+        np.testing.assert_array_equal(next(one.batches(rows))[0], next(other.batches(rows))[0])
+    # Square images of one size stay as they are.
+    as_stored = load("cifar100", prepared, 3 * ("test",), size=16, reading=Reading(memory_bytes=0)).test
+    (images, labels) = next(as_stored.batches(np.array([[7]])))
+    np.testing.assert_array_equal(images, np.full((1, 32, 32, 3), labels[0], np.uint8))
+
+
+def parts(dataset):
+    return dataset.train, dataset.validation, dataset.test
+
+
+def test_features_of_other_names(tmp_path):
+    """Guessed where there is one of each kind, which is said; named where there are more."""
+    Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
+    dataset = load("one", tmp_path, 3 * ("train",))
+    assert dataset.notices == (
+        "the image of tfds:one is its feature 'photo'",
+        "the label of tfds:one is its feature 'species'",
+    )
+    np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], dataset.train.labels)
+    Pictures(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
+    assert message("several", tmp_path, splits=3 * ("train",)) == (
+        "tfds:several is no image-classification set as it is: which of its features is the image? name it with "
+        "--config.data.image_key=left (there are left, right)"
+    )
+    assert load("several", tmp_path, 3 * ("train",), image_key="right").notices == ()
+    assert message("several", tmp_path, splits=3 * ("train",), image_key="right", label_key="kind") == (
+        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (there are "
+        "label)"
+    )
+
+
+def test_splits_without_labels_are_refused(prepared):
+    """Their labels are -1, which damaged no file."""
+    assert message("many_sizes", prepared, splits=("train", "train", "unlabelled")) == (
+        "data.test=unlabelled has no labels (all are -1); tfds:many_sizes has train (9), test (3), unlabelled (3): "
+        "name one, or a part as 'train[90%:]', with --config.data.test=SPLIT"
+    )
+
+
+def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
+    for name, folder in {"set": prepared / "cifar100", "version": prepared / "cifar100" / str(VERSION)}.items():
+        dataset = load("cifar100", folder, 3 * ("test",))
+        assert dataset.notices == (
+            f"data.dir={folder} is a folder of the set itself: {prepared}/cifar100/{VERSION} is used",
+        ), name
+        assert len(dataset.test) == 100
+    said = message("cifar100", prepared / "gray", download=False)
+    assert said.startswith(f"the data set cifar100 is not prepared in {prepared}/gray and data.download is off")
+
+
+def test_a_version_that_is_not_there(prepared):
+    said = message("cifar100:9.9.9", prepared)
+    assert said.startswith("tfds:cifar100:9.9.9 cannot be opened: ")
+    assert said.endswith(f"; in {prepared}/cifar100 there is {VERSION}: use tfds:cifar100:{VERSION}")
+    assert len(load(f"cifar100:{VERSION}", prepared, 3 * ("test",)).test) == 100
+
+
+def test_splits_that_are_not_there(prepared):
+    """The setting, what there is, and what to type."""
+    there = "tfds:cifar100 has train (200), test (100): name one, or a part as 'train[90%:]', with --config.data."
+    assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
+        "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
+        f"{there}validation=SPLIT"
+    )
+    said = message("cifar100", prepared, splits=("train", "test", "train[:10"))
+    assert said.startswith("data.test=train[:10 cannot be used: Error parsing split 'train[:10'.")
+    assert said.endswith(f"{there}test=SPLIT")
+    assert message("cifar100", prepared, splits=("train", "train[200:]", "test")) == (
+        f"data.validation=train[200:] is empty; {there}validation=SPLIT"
+    )
+
+
+@pytest.mark.parametrize("kept", [0.5, 0])
+def test_truncated_files(prepared, tmp_path, kept):
+    shutil.copytree(prepared / "cifar100", tmp_path / "cifar100")
+    (file,) = tmp_path.rglob("*test.array_record*")
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    said = message("cifar100", tmp_path, splits=("train[:10]", "train[10:20]", "test"))
+    assert said.startswith(f"split 'test' of tfds:cifar100 in {tmp_path}/cifar100/{VERSION} ")
+    assert "cannot be read" in said or "files are damaged" in said
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+
+
+def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
+    has = importlib.util.find_spec
+
+    def with_tensorflow(name, *rest):
+        return True if name == "tensorflow" else has(name, *rest)
+
+    monkeypatch.setattr(tfds_source.importlib.util, "find_spec", with_tensorflow)
+    start = time.monotonic()
+    said = message("cifar10", tmp_path)
+    assert time.monotonic() - start < 5
+    assert said == (
+        f"the data set cifar10 is not prepared in {tmp_path} and www.cs.toronto.edu cannot be reached to download it; "
+        "go online (preparing also needs pip install -e '.[prepare]'), or name the folder of a prepared copy with "
+        "--config.data.dir=FOLDER"
+    )
+
+
+def test_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda *_: None)
+    assert message("cifar100", tmp_path) == (
+        f"the data set cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
+        "pip install -e '.[prepare]'; or name the folder of a prepared copy with --config.data.dir=FOLDER"
+    )
+
+
+def test_not_prepared_and_not_to_be_downloaded(tmp_path):
+    assert message("cifar10", tmp_path, download=False) == (
+        f"the data set cifar10 is not prepared in {tmp_path} and data.download is off; name the folder of a prepared "
+        "copy with --config.data.dir=FOLDER"
+    )
+
+
+def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
+    over = threading.Event()
+
+    def hang(*_, **__):
+        over.wait()
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", hang)
+    start = time.monotonic()
+    assert not tfds_source.reachable("example.org")
+    assert time.monotonic() - start < tfds_source.PROBE_SECONDS + 1
+    over.set()
+
+
+def test_an_unknown_set(tmp_path, offline):
+    unknown = "tensorflow_datasets knows no data set "
+    assert message("cifar_10", tmp_path) == unknown + "'cifar_10'; did you mean tfds:cifar10?"
+    assert message("xyzxyzxyz", tmp_path) == unknown + "'xyzxyzxyz'"
+
+
+@pytest.mark.skipif(REAL is None, reason="SFT_JAX_TEST_DATA names no folder with tfds/")
+def test_real_cifar10():
+    dataset = load("cifar10", f"{REAL}/tfds")
+    assert dataset.class_names[:3] == ("airplane", "automobile", "bird")
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [45000, 5000, 10000]
+    assert dataset.train.images.shape == (45000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), 10 * [1000])
+    both = np.concatenate([dataset.train.labels, dataset.validation.labels])
+    np.testing.assert_array_equal(np.bincount(both), 10 * [5000])
+    # What is published of the training images: channel means 0.4914, 0.4822, 0.4465.
+    np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-3)
+    assert "tensorflow" not in sys.modules

@@ -1,0 +1,59 @@
+"""Training processes that tests end in the middle of whatever they do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_runs import TINY
+
+from sft_jax.run.folder import Run
+
+PROGRAM = Path(__file__).with_name("tiny_program.py")
+# Saved after every step; on one device, as a process of its own sees it.
+SETTINGS = TINY | {"epochs": 5, "limit_train_examples": 192, "limit_eval_examples": 150, "save_minutes": 1e-9}
+
+
+class Program:
+    """The program on one recipe, whose folders lie in `place`."""
+
+    def __init__(self, place, epochs):
+        self.place, self.epochs = place, epochs
+        recipe, settings = place / "recipe.py", SETTINGS | {"epochs": epochs}
+        recipe.write_text(f"from sft_jax.config import complete\ndef get_config(arg=''): return complete({settings})\n")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"XLA_FLAGS": "", "SFT_JAX_CACHE": str(place / "cache")}
+        self._server = subprocess.Popen([sys.executable, str(PROGRAM)], env=environment, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.kill()
+        self._server.communicate()
+
+    def start(self, name, *flags, **environment):
+        """Starts it; `finish` is to be called before the next start."""
+        arguments = ["--config", str(self.place / "recipe.py"), "--workdir", str(self.place / name), *flags]
+        print(json.dumps([arguments, environment]), file=self._server.stdin, flush=True)
+
+    def finish(self):
+        """Waits for its end: exit code, stdout, stderr."""
+        return json.loads(self._server.stdout.readline())
+
+    def run(self, name, *flags, **environment):
+        """Its exit code and what it printed on stderr."""
+        self.start(name, *flags, **environment)
+        code, _, error = self.finish()
+        return code, error
+
+    def whole(self):
+        """A run that nothing ends; returns how many moments of each kind it has an epoch."""
+        counts = self.place / "moments.json"
+        assert self.run("whole", MOMENTS=str(counts)) == (0, "")
+        return {kind: count // self.epochs for kind, count in json.loads(counts.read_text()).items()}
+
+
+def results_of(folder):
+    return Run(folder).results() | {"seconds": 0}

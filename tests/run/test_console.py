@@ -1,0 +1,126 @@
+"""What is printed while a run goes on: to a terminal, to a file, and quietly."""
+
+import contextlib
+import os
+import pty
+import re
+import sys
+import threading
+
+import pytest
+
+from sft_jax.config import complete
+from sft_jax.run.console import Console, epoch_note, speed_line
+from sft_jax.run.progress import Progress
+
+CONFIG = complete({"epochs": 4, "batch_size": 50})
+
+
+def under_way(**changes):
+    """20 of 100 steps of the second epoch, in 4 seconds; the first one took 30 with its validation."""
+    values = {"epoch": 1, "epoch_steps": 20, "epoch_loss": 18.0, "epoch_correct": 690, "epoch_seconds": 4.0}
+    return Progress(**values | {"rows": [{"epoch_s": 30.0}]} | changes)
+
+
+def test_the_note_behind_the_bar():
+    note = epoch_note(under_way(), CONFIG, steps_per_epoch=100)
+    assert note == "loss 0.9000  train 69.0%  250 img/s  eta 0:16, run 1:16"
+
+
+def test_the_first_epoch_stands_for_those_to_come():
+    note = epoch_note(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100)
+    assert note.endswith("eta 0:16, run 1:16"), "16 s left and three epochs of 20 s"
+
+
+def test_the_last_step_of_the_last_epoch():
+    note = epoch_note(under_way(epoch=3, epoch_steps=100), CONFIG, steps_per_epoch=100)
+    assert note.endswith("eta 0:00, run 0:00")
+
+
+def test_the_time_from_the_first_steps():
+    assert speed_line(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100) == (
+        "time       about 0:20 an epoch, 1:20 in all, validation not counted (from the first 20 steps)"
+    )
+
+
+@contextlib.contextmanager
+def terminal(monkeypatch, columns=90):
+    """Standard output is a terminal; afterwards the list that is given has what was drawn."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    master, slave = pty.openpty()
+    blocks, drawn = [], []
+
+    def read():
+        with contextlib.suppress(OSError):  # the other end was closed
+            while block := os.read(master, 4096):
+                blocks.append(block)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        yield drawn
+    reader.join()
+    os.close(master)
+    drawn.append(b"".join(blocks).decode())
+
+
+def test_on_a_terminal_there_are_bars_and_spinners(monkeypatch):
+    with terminal(monkeypatch) as drawn:
+        console = Console()
+        assert console.moves
+        with console.progress("epoch 2/4", 100) as bar:
+            bar.advance(20, "loss 0.9000  train 69.0%")
+            with console.status("compiling the training step"):  # within the bar, as in a run
+                console.line("a line above")
+    for text in ("epoch 2/4", " 20%", "loss 0.9000  train 69.0%", "compiling the training step", "a line above\r\n"):
+        assert text in drawn[0]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_bar_gives_way_to_the_figures(monkeypatch, columns):
+    note = epoch_note(under_way(), CONFIG, steps_per_epoch=100)
+    with terminal(monkeypatch, columns) as drawn, Console().progress("epoch 2/4", 100) as bar:
+        bar.advance(20, note)
+    shown = note if columns >= 80 else note[:30]
+    assert shown in drawn[0]
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", drawn[0]))
+    assert all(len(line) <= columns for line in lines), "a broken line could not be drawn over"
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_elsewhere_each_thing_that_takes_time_is_one_line(colour, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    console = Console()
+    assert not console.moves
+    with console.status("compiling the training step"):
+        pass
+    assert capsys.readouterr().out == "compiling the training step\n"
+
+
+def test_quiet_prints_the_last_conclusion_only_and_logs_everything(tmp_path, capsys):
+    console = Console(quiet=True)
+    console.line("run        here")
+    console.log_to(tmp_path / "train.log")
+    with console.status("compiling"), console.progress("epoch 1/2", 3) as bar:
+        bar.advance(3, "loss 1")
+    console.conclude("test accuracy 80%")
+    console.conclude("test accuracy 90%")
+    assert capsys.readouterr().out == ""
+    console.close()
+    assert capsys.readouterr().out == "test accuracy 90%\n"
+    logged = [line.partition("  ")[2] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert logged == ["run        here", "compiling", "test accuracy 80%", "test accuracy 90%"]
+
+
+def test_a_quiet_run_that_failed_says_nothing_more(capsys):
+    Console(quiet=True).close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_conclusion_is_printed_once(capsys):
+    console = Console()
+    console.conclude("test accuracy 90%")
+    console.close()
+    assert capsys.readouterr().out == "test accuracy 90%\n"

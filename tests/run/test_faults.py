@@ -1,0 +1,207 @@
+"""The run against its surroundings: a full disk, folders that cannot be written to, two runs at one place."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_runs import assert_same_run, run, state_of
+
+from sft_jax.config import complete
+from sft_jax.errors import UserError
+from sft_jax.run.folder import Run
+
+# Orbax's threads go on writing after the first of them has failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a small file system of its own; skips where that is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
+        if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a file system needs root")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def rationed(tmp_path):
+    """A file system of its own with quotas: btrfs, as those of ext4 and tmpfs do not bind root."""
+    if os.geteuid() or not shutil.which("mkfs.btrfs"):
+        pytest.skip("a quota needs root and btrfs-progs (apt install btrfs-progs)")
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2**30)  # sparse
+    subprocess.run(["mkfs.btrfs", "--quiet", image], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not mount btrfs from a file")
+    subprocess.run(["btrfs", "quota", "enable", place], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=False)
+    image.unlink()
+
+
+def message(action) -> str:
+    with pytest.raises(UserError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def size_of(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_disk_fills_up(whole, mounted):
+    """As the first epochs' checkpoints fit and the next does not. With room again the run goes on."""
+    saved = size_of(whole[0] / "checkpoints" / "best")
+    disk = mounted(f"size={5 * saved}")
+    place = disk / "run"
+    run(place, epochs=1)
+    ballast = disk / "ballast"
+    left = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+    ballast.write_bytes(bytes(left - saved // 2))
+    before = state_of(place)
+
+    said = message(lambda: run(place, resume=True))
+    assert "cannot be written, those before it are kept: " in said
+    assert "No space left on device" in said
+    assert_same_arrays(state_of(place), before)
+    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
+
+    ballast.unlink()
+    run(place, resume=True)
+    assert_same_run(place, whole[0])
+
+
+def limit(disk, room):
+    """Leaves so many bytes, or no limit."""
+    subprocess.run(["btrfs", "filesystem", "sync", disk], check=True)  # only what is on disk is counted
+    amount = "none" if room is None else str(size_of(disk) + room)
+    subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
+
+
+def test_a_quota_is_used_up(whole, rationed):
+    """The next checkpoint does not fit. With room again the run goes on."""
+    place = rationed / "run"
+    run(place, epochs=1)
+    before = state_of(place)
+    limit(rationed, size_of(place / "checkpoints" / "latest") // 2)
+
+    said = message(lambda: run(place, resume=True))
+    assert "cannot be written, those before it are kept: " in said
+    assert "Disk quota exceeded" in said
+    assert_same_arrays(state_of(place), before)
+    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
+
+    limit(rationed, None)
+    run(place, resume=True)
+    assert_same_run(place, whole[0])
+
+
+FILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from sft_jax.run.checkpoints import Checkpoints
+from sft_jax.errors import run_command
+arrays = {str(number): np.random.default_rng(number).random(200_000, np.float32) for number in range(30)}
+sys.exit(run_command(lambda: Checkpoints(Path(sys.argv[1])).save("latest", 1, arrays, {})))
+"""
+
+
+def test_a_full_disk_is_one_line(mounted):
+    """Many arrays fail at once: there is no traceback of the others."""
+    disk = mounted("size=4m")
+    command = [sys.executable, "-c", FILLED, str(disk / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: checkpoint {disk}/checkpoints/latest/1 cannot be written, ")
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# TensorBoard's file, which cannot be flushed when it is closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_room_at_all(mounted):
+    disk = mounted("size=16k")
+    (disk / "ballast").write_bytes(bytes(12 * 1024))
+    assert "cannot be written" in message(lambda: run(disk / "run"))
+    assert "No space left on device" in message(lambda: run(disk / "run", resume=True))
+
+
+def test_a_disk_mounted_read_only(mounted):
+    disk = mounted("size=1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said = message(lambda: run(disk / "run"))
+    assert said == (f"{disk}/run cannot be written to: [Errno 30] Read-only file system: '{disk}/run'")
+
+
+def test_a_folder_of_somebody_else(tmp_path):
+    """Root may write everywhere: as nobody."""
+    if os.geteuid():
+        (tmp_path / "run").mkdir(mode=0o500)
+        assert "Permission denied" in message(lambda: claim(tmp_path / "run"))
+        return
+    for parent in [tmp_path, *tmp_path.parents[:3]]:
+        parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        said = message(lambda: claim(tmp_path / "run"))
+    finally:
+        os.seteuid(0)
+    assert said.startswith(f"{tmp_path}/run cannot be written to: ")
+    assert "Permission denied" in said
+
+
+def claim(folder, *, resume=False):
+    with Run(folder).claimed(complete({}), resume=resume):
+        pass
+
+
+def test_two_runs_at_one_place(tmp_path):
+    refusal = f"another process trains in {tmp_path}; let it finish or stop it, or choose a fresh --workdir"
+    with Run(tmp_path).claimed(complete({}), resume=False):
+        assert message(lambda: claim(tmp_path)) == refusal
+        Run(tmp_path).write_config(complete({}))
+        # As soon as it has a record, the other one is refused before it reads any data.
+        assert message(lambda: Run(tmp_path).check_use(complete({}), resume=True)) == refusal
+    claim(tmp_path, resume=True)
+    assert "already holds a run" in message(lambda: claim(tmp_path))
+
+
+def test_a_run_that_began_meanwhile(whole, tmp_path):
+    """Both found an empty folder; the second one comes when the first has claimed it."""
+    folder = tmp_path / "run"
+    with Run(folder).claimed(complete({}), resume=False):
+        assert "another process trains in" in message(lambda: run(folder))
+        assert {path.name for path in folder.iterdir()} == {".lock"}
+    run(folder)
+    assert_same_run(folder, whole[0])
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sft_jax.run.folder import Run; "
+        "from sft_jax.config.recipe import complete; "
+        "Run(Path(sys.argv[1])).claimed(complete({}), resume=False).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / ".lock").exists()
+    claim(tmp_path)
+
+
+def assert_same_arrays(one, other):
+    assert one.step == other.step
+    for key, array in other.arrays.items():
+        np.testing.assert_array_equal(one.arrays[key], array, err_msg=key, strict=True)

@@ -1,0 +1,105 @@
+"""A run that an earlier version made: it is loaded, reported on and continued.
+
+tests/golden/run must be readable as long as checkpoints have its format. Only with another format is it made anew:
+`python tests/run/test_golden.py`.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sft_jax
+from sft_jax import data
+from sft_jax.config import complete
+from sft_jax.models.resnet import SHAPES, Bottleneck, Shape
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.training.trainer import train
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "run"
+SMALLEST = Shape(Bottleneck, (1, 0, 0, 0), width_per_group=1)
+SETTINGS = {
+    "epochs": 2,
+    "batch_size": 64,
+    "init": "scratch",
+    "model.name": "smallest",
+    "data.source": "digits:0-4",
+    "data.size": 16,
+    "data.crop_padding": 1,
+    "optimizer.learning_rate": 0.05,
+}
+
+
+def run(folder, *, resume, **changes):
+    return train(complete(SETTINGS | changes), Run(folder), resume=resume, console=Console(), command=["golden"])
+
+
+@pytest.fixture(autouse=True)
+def smallest(monkeypatch):
+    monkeypatch.setitem(SHAPES, "smallest", SMALLEST)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(GOLDEN, tmp_path / "run")
+
+
+def test_it_is_loaded():
+    """Its test images are told apart as they were."""
+    classifier = sft_jax.load(GOLDEN)
+    test = data.load_dataset(complete(SETTINGS).data, seed=0).test
+    guesses = classifier.logits(test.images).argmax(-1)
+    confusion = np.zeros((5, 5), int)
+    np.add.at(confusion, (test.labels, guesses), 1)
+    results = Run(GOLDEN).results()
+    np.testing.assert_array_equal(confusion, results["confusion"])
+    assert classifier.class_names == tuple(results["class_names"]) == tuple("01234")
+
+
+def test_it_goes_on(copy):
+    before = Run(copy).rows()
+    results = run(copy, resume=True, epochs=3)
+    assert Run(copy).rows()[:2] == before
+    assert [row["epoch"] for row in Run(copy).rows()] == [1, 2, 3]
+    assert results["epochs"] == 3
+    assert results["best_val_accuracy"] >= before[-1]["best"]
+    assert "notice" not in Run(copy).log_file.read_text().partition("resumed")[2]
+
+
+def test_nothing_left_to_do(copy):
+    """All of its epochs are done: the results come out the same."""
+    found, wanted = run(copy, resume=True), Run(GOLDEN).results()
+    assert found.keys() == wanted.keys() | {"test_balanced_accuracy", "test_macro_f1"}, "which that version had not"
+    for name, value in wanted.items():
+        assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+def test_it_is_reported_on(copy, monkeypatch, capsys):
+    from sft_jax.report.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["report", "--workdir", str(copy)])
+    main()
+    assert f"{Run(GOLDEN).results()['test_accuracy']:.1%}"[:-1] in Run(copy).report_file.read_text()
+
+
+def make():
+    """Writes `GOLDEN`, without what is drawn from it and the older of its latest checkpoints."""
+    SHAPES["smallest"] = SMALLEST
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    os.chdir(GOLDEN.parent)  # its log names no folder of this machine
+    print(json.dumps(run(Path(GOLDEN.name), resume=False)))
+    for name in ("report.html", ".lock"):
+        (GOLDEN / name).unlink(missing_ok=True)
+    for name in ("tensorboard", "checkpoints/latest/8"):
+        shutil.rmtree(GOLDEN / name)
+    for note in GOLDEN.rglob("commit_success.txt"):
+        note.write_text(note.read_text().replace(str(GOLDEN), GOLDEN.name))
+
+
+if __name__ == "__main__":
+    make()

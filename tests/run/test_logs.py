@@ -1,0 +1,198 @@
+"""Logs besides the run's folder: every epoch stands in them once, and none of them can end a run."""
+
+import json
+import sys
+import types
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from sft_jax.errors import UserError
+from sft_jax.run.loggers import IDS_FILE, Logs
+
+CONFIG = {"epochs": 3, "optimizer": {"name": "sgd"}, "logging": {"wandb": False, "mlflow": False}}
+NONE = CONFIG["logging"]
+
+
+def row(epoch):
+    return {"epoch": epoch, "step": 5 * epoch, "train_loss": 1 / epoch, "val_accuracy": 0.1 * epoch, "best": None}
+
+
+def begin(logs, folder, rows=(), said=None):
+    folder.mkdir(exist_ok=True)
+    logs.begin(folder, CONFIG, rows, (said if said is not None else []).append)
+
+
+def points(folder):
+    """(tag, step, value) of the event files, read record by record: length, its checksum, event, its checksum."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def losses(folder):
+    return [(step, pytest.approx(value)) for tag, step, value in points(folder) if tag == "loss/train"]
+
+
+def test_tensorboard(tmp_path):
+    with Logs(NONE) as logs:
+        begin(logs, tmp_path)
+        logs.row(row(1))
+        assert losses(tmp_path) == [(5, 1.0)], "an epoch is written at its end"
+        logs.row(row(2))
+        logs.results({"test_accuracy": 0.75, "class_names": ["a"], "ece": 0.5})
+    assert losses(tmp_path) == [(5, 1.0), (10, 0.5)]
+    assert {tag for tag, _, _ in points(tmp_path)} == {"epoch", "loss/train", "accuracy/val", "accuracy/test"}
+    assert ("accuracy/test", 10, 0.75) in points(tmp_path)
+
+
+def test_tensorboard_after_resuming_has_each_row_once(tmp_path):
+    with Logs(NONE) as logs:
+        begin(logs, tmp_path)
+        for epoch in (1, 2, 3):
+            logs.row(row(epoch))
+    # The third epoch was not saved: it is trained once more.
+    with Logs(NONE) as logs:
+        begin(logs, tmp_path, [row(1), row(2)])
+        logs.row(row(3))
+    assert losses(tmp_path) == [(5, 1.0), (10, 0.5), (15, pytest.approx(1 / 3))]
+
+
+def test_a_log_that_fails_is_left_out(tmp_path):
+    said = []
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    with Logs(NONE) as logs:
+        begin(logs, tmp_path, said=said)
+        logs.row(row(1))
+        logs.results({"test_accuracy": 1.0})
+    assert len(said) == 1
+    assert said[0].startswith("notice: the run goes on without tensorboard, which failed: ")
+
+
+class FakeWandB(types.ModuleType):
+    """Keeps what a server would keep: a history by run."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs, self.calls = {}, []
+
+    def init(self, *, project, name, id, resume, dir, config):
+        assert resume == "allow"
+        self.calls.append((project, name, config))
+        history = self.runs.setdefault(id, [])
+        run = types.SimpleNamespace(step=history[-1][0] + 1 if history else 0, summary={})
+
+        def log(values, step):
+            assert not history or step > history[-1][0], "steps only go up"
+            history.append((step, values))
+
+        run.log, run.finish = log, lambda exit_code: self.calls.append(exit_code)
+        self.last = run
+        return run
+
+
+class FakeMLflow(types.ModuleType):
+    """Keeps what a server would keep: the metrics of runs."""
+
+    def __init__(self):
+        super().__init__("mlflow")
+        self.metrics, self.params, self.ends = {}, [], []
+
+    def start_run(self, run_id=None, run_name=None):
+        self.run = run_id or f"{run_name}-1"
+        history = self.metrics.setdefault(self.run, [])
+        latest = {name: value for values, _ in history for name, value in values.items()}
+        return types.SimpleNamespace(
+            info=types.SimpleNamespace(run_id=self.run), data=types.SimpleNamespace(metrics=latest)
+        )
+
+    def log_metrics(self, values, step=None):
+        assert all(isinstance(value, int | float) for value in values.values())
+        self.metrics[self.run].append((values, step))
+
+    def log_params(self, values):
+        self.params.append(values)
+
+    def end_run(self, status):
+        self.ends.append(status)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    found = FakeWandB(), FakeMLflow()
+    for fake in found:
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return found
+
+
+ALL = {"wandb": True, "mlflow": True}
+
+
+def test_services_get_every_row_once(tmp_path, fakes):
+    wandb, mlflow = fakes
+    folder = tmp_path / "flowers"
+
+    def broken_off():
+        with Logs(ALL) as logs:
+            begin(logs, folder)
+            logs.row(row(1))
+            logs.row(row(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert wandb.calls == [("sft-jax", "flowers", {"epochs": 3, "optimizer.name": "sgd", **LOGGING}), 1]
+    assert mlflow.ends == ["FAILED"]
+    with Logs(ALL) as logs:
+        begin(logs, folder, [row(1), row(2)])
+        logs.row(row(3))
+        logs.results({"test_accuracy": 0.75, "class_names": ["a"]})
+    assert [[step for step, _ in history] for history in wandb.runs.values()] == [[1, 2, 3]]
+    assert [(step, values["epoch"]) for values, step in mlflow.metrics["flowers-1"][:-1]] == [(1, 1), (2, 2), (3, 3)]
+    assert wandb.last.summary == {"test_accuracy": 0.75}
+    assert mlflow.metrics["flowers-1"][-1] == ({"test_accuracy": 0.75}, None)
+    assert mlflow.params == [{"epochs": 3, "optimizer.name": "sgd", **LOGGING}], "once"
+    assert (wandb.calls[-1], mlflow.ends[-1]) == (0, "FINISHED")
+    assert json.loads((folder / IDS_FILE).read_text()).keys() == ALL.keys()
+
+
+LOGGING = {"logging.wandb": False, "logging.mlflow": False}
+
+
+def test_a_service_that_is_asked_for_late_gets_the_earlier_rows(tmp_path, fakes):
+    wandb, _ = fakes
+    with Logs({"wandb": True, "mlflow": False}) as logs:
+        begin(logs, tmp_path, [row(1), row(2)])
+    assert [[step for step, _ in history] for history in wandb.runs.values()] == [[1, 2]]
+
+
+def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
+    wandb, mlflow = fakes
+    said = []
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to host\nmore")
+
+    with Logs(ALL) as logs:
+        begin(logs, tmp_path, said=said)
+        logs.row(row(1))
+        wandb.last.log = unreachable
+        logs.row(row(2))
+        logs.row(row(3))
+    assert said == ["notice: the run goes on without wandb, which failed: ConnectionError: no route to host"]
+    assert len(next(iter(mlflow.metrics.values()))) == 3, "the others go on"
+    assert len(losses(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_what_is_not_installed_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; pip install"):
+        Logs(NONE | {name: True})

@@ -1,0 +1,95 @@
+"""A run that goes on with other devices than it began on: the same images in the same order, the same losses."""
+
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import TINY, rows_of
+
+from sft_jax import data
+from sft_jax.config import complete
+from sft_jax.data.loader import Pace
+from sft_jax.errors import StoppedError, UserError
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.run.progress import Progress
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.signals import StopRequest
+from sft_jax.training.trainer import Trainer
+
+SETTINGS = TINY | {"optimizer.learning_rate": 3e-5, "limit_train_examples": 192, "data.flip": True}
+
+
+def go_on(folder, count, epochs, *, stop=None):
+    """Trains on `count` devices until `epochs` are done, or `stop` says so."""
+    config = complete(SETTINGS | {"epochs": epochs})
+    dataset = data.load_dataset(config.data, seed=0, limit_train=192, limit_eval=61)
+    devices = Devices(jax.devices()[:count])
+    trainer = Trainer(config, dataset, devices, Run(folder), Console(), StopRequest() if stop is None else stop)
+    trainer.pace = Pace(seconds=0)  # it asks after every step
+    trainer.begin(None, resume=True, command=[])
+    trainer.fit()
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Of every step, in their order."""
+    found = []
+    add = Progress.add
+
+    def watched(self, losses, correct, seconds):
+        found.extend(losses.tolist())
+        add(self, losses, correct, seconds)
+
+    monkeypatch.setattr(Progress, "add", watched)
+    return found
+
+
+def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
+    """Each epoch on other devices than the one before, beside the same one on eight.
+
+    From the same checkpoint each time: what rounding adds grows tenfold in a few steps of so small a network.
+    """
+    folder = tmp_path / "moving"
+    go_on(folder, 8, 1)
+    for epochs, count in enumerate((1, 2, 4, 8), start=2):
+        twin = shutil.copytree(folder, tmp_path / f"staying {epochs}")
+        losses.clear()
+        go_on(folder, count, epochs)
+        go_on(twin, 8, epochs)
+        moved, stayed = np.split(np.array(losses), 2)
+        assert len(moved) == 3
+        np.testing.assert_allclose(moved, stayed, rtol=1e-5)
+        row, wanted = (rows_of(place)[-1] for place in (folder, twin))
+        np.testing.assert_allclose(row["val_loss"], wanted["val_loss"], rtol=1e-4)
+        assert row["step"] == wanted["step"] == 3 * epochs
+
+
+def test_in_the_middle_of_an_epoch(tmp_path, losses, monkeypatch):
+    """What one device did of an epoch two others need not do again."""
+    stop = StopRequest()
+    add = Progress.add
+
+    def stopping(self, losses, correct, seconds):
+        add(self, losses, correct, seconds)
+        stop.signal = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "add", stopping)
+        with pytest.raises(StoppedError):
+            go_on(tmp_path / "moving", 1, 1, stop=stop)
+    done = len(losses)
+    assert 0 < done < 3
+    go_on(tmp_path / "moving", 2, 1)
+    moving = list(losses)
+    losses.clear()
+    go_on(tmp_path / "staying", 8, 1)
+    assert len(moving) == 3
+    np.testing.assert_allclose(moving, losses, rtol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_over_the_new_devices():
+    with pytest.raises(UserError, match="batch_size=64 does not divide evenly over 5 devices; use .*=60 or 65"):
+        Devices(jax.devices()[:5]).check_batch(64)

@@ -1,0 +1,179 @@
+"""Two processes over loopback that train one run, and what each of them does when the other one is lost."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from counted import counts
+from killed_runs import Program, results_of
+from tiny_runs import assert_same_run
+
+from sft_jax import main
+from sft_jax.runtime.processes import _LOST, HEARTBEAT_SECONDS
+
+EPOCHS = 2
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+class Pair:
+    """The program on one recipe in two processes, whose folders lie in `place`; `ended`: when each was seen to end."""
+
+    def __init__(self, place, programs):
+        self.place, self.programs, self.ended = place, programs, []
+
+    def run(self, name, *flags, each=((), ()), **ends):
+        """Exit code, stdout, stderr of both; `each` are further flags, first=END or second=END in END's form."""
+        address = f"localhost:{free_port()}"
+        for index, program in enumerate(self.programs):
+            environment = {"END": ends[key]} if (key := ("first", "second")[index]) in ends else {}
+            where = ("--coordinator-address", address, "--num-processes", "2", "--process-id", str(index))
+            program.start(name, *flags, *where, *each[index], **environment)
+        found, self.ended = [], []
+        for program in self.programs:
+            found.append(program.finish())
+            self.ended.append(time.monotonic())
+        return found
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    place = tmp_path_factory.mktemp("pair")
+    with contextlib.ExitStack() as stack:
+        yield Pair(place, [stack.enter_context(Program(place, epochs=EPOCHS)) for _ in range(2)])
+
+
+@pytest.fixture(scope="module")
+def whole(pair):
+    """What a run that nothing ends printed."""
+    ends = pair.run("whole")
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    return ends
+
+
+def test_two_are_one(pair, whole):
+    """Of one process with as many devices: bit by bit. That these do what one device does, test_devices.py says."""
+    program = pair.programs[0]
+    program.start("alone", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    code, _, error = program.finish()
+    assert code == 0, error
+    assert_same_run(pair.place / "alone", pair.place / "whole")
+    assert results_of(pair.place / "alone") == results_of(pair.place / "whole")
+
+
+def test_the_first_one_speaks(pair, whole):
+    (_, printed, _), (_, silent, _) = whole
+    assert "2 x cpu in 2 processes" in printed
+    assert all(line.startswith("[Gloo]") for line in silent.splitlines())  # as the library says on its own
+    assert "</html>" in (pair.place / "whole" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("lost", "left"), [("first", 1), ("second", 0)])
+@counts(kills=1)
+def test_one_is_killed(pair, whole, lost, left):
+    name = f"{lost}_killed"
+    start = time.monotonic()
+    ends = pair.run(name, **{lost: "training:4:0:SIGKILL"})
+    assert time.monotonic() - start < 60
+    assert ends[1 - left][0] == -9
+    code, _, error = ends[left]
+    assert code == 1
+    assert _LOST in error
+    assert "Traceback" not in error
+    assert [code for code, _, _ in pair.run(name, "--resume")] == [0, 0]
+    assert_same_run(pair.place / name, pair.place / "whole")
+    assert results_of(pair.place / name) == results_of(pair.place / "whole")
+
+
+@pytest.mark.slow
+@counts(kills=1)
+def test_one_hangs(pair, whole):
+    # The one that hangs is ended by the cluster, here by the test.
+    start = time.monotonic()
+    ends = pair.run("hanging", second="training:4:0:SIGSTOP")
+    assert HEARTBEAT_SECONDS < pair.ended[0] - start < 60 + HEARTBEAT_SECONDS
+    assert ends[0][0] == 1
+    assert _LOST in ends[0][2]
+
+
+@counts(stops=1)
+def test_one_is_asked_to_stop(pair, whole):
+    ends = pair.run("stopped", second="training:4:0:SIGTERM")
+    for code, _, error in ends:
+        assert code == 4
+        assert "stopped by SIGTERM after step" in error
+    assert pair.programs[0].run("stopped", "--resume", XLA_FLAGS="--xla_force_host_platform_device_count=2") == (0, "")
+    assert_same_run(pair.place / "stopped", pair.place / "whole")
+
+
+def test_what_one_cannot_do_none_does(pair):
+    wrong = ("--config.init=nowhere.safetensors",)
+    ends = pair.run("wrong", each=((), wrong))
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert "error: process 1: no weights at nowhere.safetensors" in ends[0][2]
+    assert "error: no weights at nowhere.safetensors" in ends[1][2]
+    assert not (pair.place / "wrong").exists()
+
+
+def test_not_the_same_work(pair):
+    ends = pair.run("different", each=((), ("--config.optimizer.learning_rate=0.5",)))
+    assert [code for code, _, _ in ends] == [2, 2]
+    for _, _, error in ends:
+        assert "process 1 is not at the work of process 0; they differ in optimizer.learning_rate (" in error
+    assert not (pair.place / "different").exists()
+
+
+def test_a_used_folder_is_refused_by_all(pair, whole):
+    ends = pair.run("whole")
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert "process 0: " in ends[1][2]
+    assert all("already holds a run; add --resume" in error for _, _, error in ends)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-processes", "2"], "--coordinator-address, --num-processes and --process-id go together"),
+        (
+            ["--coordinator-address", "a:1", "--num-processes", "2", "--process-id", "2"],
+            "--process-id 2 is not one of 0 to 1",
+        ),
+        (["--coordinator-address", "a", "--num-processes", "2", "--process-id", "0"], "a is not HOST:PORT"),
+        (["--distributed", "--lr-find"], "--lr-find is for one process"),
+    ],
+)
+def test_wrong_usage(flags, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main.parse(["--config", "configs/digits.py", *flags])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nobody_else_comes():
+    alone = []
+    for index in (0, 1):
+        script = (
+            "import sys; from sft_jax.runtime import processes; from sft_jax.errors import run_command; "
+            "processes.JOIN_SECONDS = 2; "
+            f"sys.exit(run_command(lambda: processes.join('localhost:{free_port()}', 2, {index})))"
+        )
+        alone.append(subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True))
+    for index, process in enumerate(alone):
+        _, error = process.communicate()
+        assert process.returncode == 2
+        assert f"error: process {index} of 2 and the others have not found each other within 2 seconds" in error
+
+
+def test_no_cluster_here(pair):
+    program = pair.programs[0]
+    program.start("nowhere", "--distributed")
+    code, _, error = program.finish()
+    assert code == 2
+    assert "error: --distributed finds no cluster here" in error

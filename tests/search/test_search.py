@@ -1,0 +1,268 @@
+"""A whole search: what it leaves and continues, and its command line."""
+
+import csv
+import json
+import signal
+import sys
+
+import numpy as np
+import optuna
+import psutil
+import pytest
+from tiny_runs import TINY, one_device
+
+from sft_jax.config import complete, load_config
+from sft_jax.errors import DivergedError, StoppedError, UserError, run_command
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.runtime.devices import Devices
+from sft_jax.search import session, study
+from sft_jax.search.__main__ import main
+from sft_jax.search.results import DIVERGED, PRUNED
+from sft_jax.search.session import Options, search
+from sft_jax.search.space import Space
+from sft_jax.search.together import Together
+from sft_jax.training.trainer import train
+
+RATES = "optimizer.learning_rate=log(0.002,0.05)"
+
+
+def run(folder, *texts, changes=None, devices=one_device, **options):
+    defaults = {"trials": 3, "folds": 1, "sampler": "tpe", "pruner": "none", "at_once": 1, "resume": False}
+    config = complete(TINY | (changes or {}))
+    chosen = Options(**(defaults | options), command=["test"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "Devices", devices)
+        return search(config, Space(texts or [RATES]), folder, chosen, Console())
+
+
+def whole_of(folder):
+    """search.json without what depends on the clock."""
+    found = json.loads((folder / "search.json").read_text())
+    for trial in found["trials"]:
+        for timed in (trial, *trial["folds"]):
+            del timed["seconds"]
+    return found["trials"]
+
+
+@pytest.fixture(scope="module")
+def cross_validated(tmp_path_factory):
+    """A search by cross-validation that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("searches") / "whole"
+    return folder, run(folder, folds=2)
+
+
+def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
+    folder = tmp_path / "search"
+    winner = run(folder, changes={"optimizer.weight_decay": 5e-4}, devices=Devices)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"run it     python -m sft_jax.main --config {folder}/best.py --workdir {folder}/best"
+    config = load_config(str(folder / "best.py"))
+    assert config.optimizer.learning_rate == winner.point["optimizer.learning_rate"]
+    assert config.epochs == winner.epochs
+    results = train(config, Run(folder / "best"), resume=False, console=Console(), command=["test"])
+    assert results["best_val_accuracy"] == winner.mean
+    rows = Run(folder / "best").rows()
+    assert [row["val_accuracy"] for row in rows] == winner.folds[0].val_accuracy[: winner.epochs]
+    assert [row["train_loss"] for row in rows] == winner.folds[0].train_loss[: winner.epochs]
+
+
+def test_what_cross_validation_leaves(cross_validated, capsys):
+    folder, winner = cross_validated
+    whole = json.loads((folder / "search.json").read_text())
+    first = whole["trials"][0]
+    assert whole["best_trial"] == first["trial"] == winner.number
+    assert [trial["rank"] for trial in whole["trials"]] == [1, 2, 3]
+    accuracies = np.array([fold["val_accuracy"] for fold in first["folds"]])
+    assert accuracies.shape == (2, 2)
+    assert first["epochs"] == accuracies.mean(0).argmax() + 1
+    assert first["per_fold"] == accuracies[:, first["epochs"] - 1].tolist()
+    assert first["mean"] == pytest.approx(np.mean(first["per_fold"]))
+    assert first["standard_deviation"] == pytest.approx(np.std(first["per_fold"], ddof=1))
+    with (folder / "search.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean"]) for row in rows] == [trial["mean"] for trial in whole["trials"]]
+    assert [float(row["fold_2"]) for row in rows] == [trial["per_fold"][1] for trial in whole["trials"]]
+    for picture in ("dimensions.png", "history.png", "curves.png"):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+    log = (folder / "search.log").read_text()
+    assert "validation accuracy on 2 folds of the 320 training images" in log
+    assert "rank  trial  learning_rate" in log
+    assert f"{winner.mean:.2%} +- {winner.deviation:.2%} over 2 folds" in (folder / "best.py").read_text()
+
+
+def test_the_database_is_closed(cross_validated):
+    """Connections that are left open are warned of by Python 3.13, and lock the file on Windows."""
+    folder, _ = cross_validated
+    assert not [file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
+
+
+def test_a_refused_search_leaves_the_database_closed(cross_validated):
+    folder, _ = cross_validated
+    with pytest.raises(UserError, match="was started with other settings"):
+        run(folder, folds=2, sampler="random", resume=True)
+    assert not [file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
+
+
+class StopAt:
+    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
+
+    def __init__(self, calls):
+        self._left = calls
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def signal(self):
+        self._left -= 1
+        return signal.SIGTERM if self._left <= 0 else None
+
+
+def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeypatch):
+    """As a kill leaves it, too: a stop saves nothing more."""
+    folder = tmp_path / "search"
+    trained = []
+    epochs = Together.epochs
+    monkeypatch.setattr(
+        Together, "epochs", lambda *arguments: trained.append(arguments[1]) or epochs(*arguments), raising=True
+    )
+    # Four folds with two epochs of at least one piece each: in the second trial.
+    monkeypatch.setattr("sft_jax.search.together.Pace", OneEpoch)
+    monkeypatch.setattr(session, "StopRequest", lambda: StopAt(7))
+    with pytest.raises(StoppedError, match="stopped by SIGTERM; finished trials and folds are kept, add --resume"):
+        run(folder, folds=2)
+    assert len(trained) == 4
+    monkeypatch.setattr(session, "StopRequest", lambda: StopAt(1000))
+    run(folder, folds=2, resume=True)
+    assert len(trained) == 4 + 3, "the second trial's first fold is not trained again"
+    assert whole_of(folder) == whole_of(cross_validated[0])
+
+
+class OneEpoch:
+    """In place of `Pace`: a call is an epoch."""
+
+    steps = 5
+
+    def timing(self, steps):
+        return pytest.MonkeyPatch.context()  # a context that does nothing here
+
+
+def test_a_used_folder_is_refused(cross_validated, tmp_path):
+    folder, _ = cross_validated
+    with pytest.raises(UserError, match="already holds a search; add --resume to continue it, or choose a fresh"):
+        run(folder, folds=2)
+    with pytest.raises(UserError, match=r"changed: folds \(was 2, now 1\)"):
+        run(folder, resume=True)
+    with pytest.raises(UserError, match="changed: space"):
+        run(folder, "optimizer.learning_rate=log(0.002,0.06)", folds=2, resume=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run; choose a fresh --workdir"):
+        run(tmp_path)
+
+
+def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
+    before = whole_of(cross_validated[0])
+    folder = tmp_path / "search"
+    run(folder, folds=2, trials=2)
+    run(folder, folds=2, trials=3, resume=True)
+    assert whole_of(folder) == before
+
+
+def test_several_at_once_say_what_it_took(tmp_path, capsys):
+    run(tmp_path / "search", sampler="grid", trials=2, at_once=2)
+    printed = capsys.readouterr().out
+    assert "at once    2 trials: as --at-once says; a step of a trial takes" in printed
+    assert "2 at once; one after the other at least" in printed
+    found = whole_of(tmp_path / "search")
+    assert sorted(trial["optimizer.learning_rate"] for trial in found) == pytest.approx([0.002, 0.05])
+
+
+def test_a_diverged_trial_is_the_worst_and_ends_nothing(tmp_path):
+    folder = tmp_path / "search"
+    winner = run(folder, "optimizer.learning_rate=choice(1e30,0.02)", sampler="grid", trials=2)
+    assert winner.point == {"optimizer.learning_rate": "0.02"}
+    last = json.loads((folder / "search.json").read_text())["trials"][-1]
+    assert (last["state"], last["mean"]) == (DIVERGED, None)
+
+
+def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
+    """It counts in the last phase alone."""
+    changes = {
+        "optimizer.learning_rate": 0.0,
+        "finetune.batch_norm": "freeze",
+        "finetune.method": "head_then_full",
+        "finetune.head_epochs": 3,
+        "regularization.early_stopping": 1,
+        "epochs": 7,
+    }
+    winner = run(tmp_path / "search", "optimizer.momentum=linear(0.1,0.9)", trials=1, changes=changes)
+    assert len(winner.folds[0].val_accuracy) == 3 + 2
+
+
+def test_pruned_trials(tmp_path, monkeypatch):
+    class Merciless(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.last_step == 1
+
+    monkeypatch.setattr(study, "_pruner", lambda name: Merciless())
+    folder = tmp_path / "search"
+    with pytest.raises(DivergedError, match="no trial came to a score"):
+        run(folder, trials=1, pruner="median")
+    (found,) = json.loads((folder / "search.json").read_text())["trials"]
+    assert found["state"] == PRUNED
+    assert len(found["folds"][0]["val_accuracy"]) == 1
+
+
+@pytest.mark.parametrize("name", study.PRUNERS)
+def test_pruners_of_optuna(name):
+    """Values that fall behind a row of good trials are pruned, but for "none"."""
+    found = optuna.create_study(direction="maximize", pruner=study._pruner(name))
+
+    def objective(trial):
+        for step in range(1, 10):
+            trial.report(0.1 if trial.number == 9 else 0.9, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 0.9
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found.optimize(objective, n_trials=10)
+    assert (found.trials[9].state == optuna.trial.TrialState.PRUNED) == (name != "none")
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--space", "epoch=int(1,2)"], "unknown config key 'epoch'; the nearest one is 'epochs'"),
+        (["--space", "batch_size=choice(64,100)"], "batch_size=100 does not divide evenly over 8 devices"),
+        (["--space", "optimizer.name=choice(sgd,adamv)"], "the nearest one is 'adam"),
+        (["--space", RATES, "--folds", "500"], "a class has only"),
+        (["--space", "epochs=int(1,9)", "--sampler", "grid", "--trials", "4"], "use --trials 9 or more"),
+    ],
+    ids=["key", "batch", "optimizer", "folds", "grid"],
+)
+def test_wrong_input_is_one_line_and_2(flags, message, tmp_path, pytestconfig, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe_file = f"{pytestconfig.rootpath}/configs/digits.py:source"
+    monkeypatch.setattr(sys, "argv", ["search", "--config", recipe_file, *flags])
+    assert run_command(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("flags", [[], ["--space", RATES, "--trials", "0"], ["--space", RATES, "--pruner", "x"]])
+def test_wrong_flags_exit_with_2(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search", "--config", "a.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2

@@ -1,0 +1,104 @@
+"""Trials side by side against runs of their own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import TINY, one_device
+
+from sft_jax.config import complete, flatten
+from sft_jax.config.traced import TRACEABLE, with_traced
+from sft_jax.data import Dataset
+from sft_jax.data.dataset import ArraySplit
+from sft_jax.search.at_once import WORTHWHILE, AtOnce, choose
+from sft_jax.search.together import Together
+from sft_jax.training import optimizer
+
+
+def noise(count, seed=0):
+    """Images of five classes without equal neighbours, whose maxima do not depend on rounding."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 5
+    classes = np.random.default_rng(9).integers(0, 256, (5, 16, 16, 3))
+    images = 0.6 * classes[labels] + 0.4 * generator.integers(0, 256, (count, 16, 16, 3))
+    return ArraySplit(images.astype(np.uint8), labels)
+
+
+def curves(together, configs, dataset):
+    """Losses and accuracy [epochs, trials, 3]."""
+    return np.array([[row[:3] for row in rows] for rows in together.epochs(configs, dataset, lambda done: None)])
+
+
+@pytest.mark.parametrize("batch_norm", ["freeze_statistics", "train"])
+def test_eight_at_once_are_eight_runs(batch_norm):
+    """Frozen statistics keep rounding from growing; statistics of batches let it, so that curves are short."""
+    split = noise(192)
+    dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
+    epochs, top = (4, 0.1) if batch_norm == "freeze_statistics" else (1, 0.01)
+    values = TINY | {"finetune.batch_norm": batch_norm, "epochs": epochs, "optimizer.schedule": "cosine"}
+    spread = {
+        "optimizer.learning_rate": np.geomspace(1e-4, top, 8),
+        "optimizer.momentum": np.linspace(0.0, 0.9, 8),
+        "optimizer.weight_decay": np.geomspace(1e-4, 1e-2, 8),
+        "regularization.label_smoothing": np.linspace(0.0, 0.2, 8),
+    }
+    assert set(spread) == set(TRACEABLE)
+    configs = [complete(values | {key: float(row[index]) for key, row in spread.items()}) for index in range(8)]
+    together = Together(configs[0], TRACEABLE, dataset, one_device())
+    found = curves(together, configs, dataset)
+    for index, config in enumerate(configs):
+        wanted = curves(together, [config], dataset)[:, 0]
+        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4)
+        # An image whose two highest logits are equal but for rounding may go either way.
+        np.testing.assert_allclose(found[:, index, 2], wanted[:, 2], atol=1.01 / 61)
+    assert np.ptp(found[-1, :, 0]) > 0.01, "the trials differ"
+    assert len(together._compiled) == 2, "one program for all eight, and one for each by itself"
+
+
+def test_phases_of_trials_at_once():
+    """With what else a state has: moving averages, and anchors that all trials share."""
+    split = noise(128)
+    dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
+    phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}
+    kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
+    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.00003, 0.0002)]
+    together = Together(configs[0], ["optimizer.learning_rate"], dataset, one_device())
+    found = curves(together, configs, dataset)
+    assert len(found) == 2
+    for index, config in enumerate(configs):
+        wanted = curves(together, [config], dataset)[:, 0]
+        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4)
+    assert (np.ptp(found[-1, :, :2], axis=0) > 1e-3).all()
+
+
+def test_the_settings_of_every_optimizer_can_be_arguments():
+    params = {"conv.kernel": jnp.ones((3, 3, 2, 2)), "fc.bias": jnp.ones(2)}
+    keys = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum")
+
+    def updates(values, config):
+        config = with_traced(config, values) if values else config
+        chosen = optimizer.make_optimizer(config.optimizer, 5)
+        return chosen.update(params, chosen.init(params), params)[0]
+
+    for name in ("sgd", "adamw", "muon", "lamb", "lion", "schedule_free_adamw"):
+        config = complete({"optimizer.name": name, "optimizer.weight_decay": 0.1, "optimizer.decay": "all"})
+        values = {key: jnp.float32(flatten(config)[key]) for key in keys}
+        with jax.numpy_dtype_promotion("standard"):  # optax's own schedules
+            found, wanted = jax.jit(functools.partial(updates, config=config))(values), updates(None, config)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, wanted)
+
+
+def test_what_is_faster_is_chosen():
+    split = noise(320)
+    dataset = Dataset(split, split, split, tuple("01234"))
+    config = complete(TINY)
+    together = Together(config, ["optimizer.learning_rate"], dataset, one_device())
+    found = choose(together, [config] * 2, dataset, asked=None)
+    assert found.count == (2 if found.together_s <= WORTHWHILE * 2 * found.alone_s else 1)
+    assert f"{1e3 * found.alone_s:.3g} ms alone on 1 x cpu" in found.reason
+    assert choose(together, [config] * 2, dataset, asked=2).count == 2
+    # 40 steps of each of four trials took 50 ms in place of 100 ms, and 22 s went elsewhere.
+    assert AtOnce(4, "", 4, alone_s=0.1, together_s=0.2).one_by_one(30.0, 160) == pytest.approx(38.0)
+    assert AtOnce(1, "", 4, alone_s=0.1, together_s=0.5).one_by_one(30.0, 160) is None

@@ -1,0 +1,160 @@
+"""Balanced accuracy, macro F1, and the figure that chooses the best epoch (monitor)."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from report_records import figures_of, records, scored
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from tiny_runs import TINY, one_device, rows_of, run, state_of
+
+from sft_jax.config import complete
+from sft_jax.report.comparison import comparison_page
+from sft_jax.report.page import report_page
+from sft_jax.run.console import Console, epoch_line
+from sft_jax.run.folder import Run
+from sft_jax.run.progress import Progress
+from sft_jax.search import session
+from sft_jax.search.results import DIVERGED, Fold, Trial, best, ranked
+from sft_jax.search.session import Options, search
+from sft_jax.search.space import Space
+from sft_jax.tasks.classification import summarize
+from sft_jax.tasks.monitor import MONITORS, rank, score, shown
+from sft_jax.tasks.statistics import is_unequal
+from sft_jax.training import trainer as train_module
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("missing", [False, True])
+def test_balanced_accuracy_and_macro_f1_are_scikit_learns(classes, missing):
+    """With unequal classes, and where a class has no image or is never predicted."""
+    generator = np.random.default_rng(classes)
+    labels = generator.choice(classes, 300, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    logits = generator.normal(size=(300, classes)).astype(np.float32)
+    logits[np.arange(300), labels] += 1
+    if missing:
+        labels = np.maximum(labels, 1)
+        logits[:, -1] = -99
+    figures = figures_of(logits, labels.astype(np.int32))
+    predicted = logits.argmax(1)
+    recalls = [(predicted[labels == label] == label).mean() for label in np.unique(labels)]
+    assert figures["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    if set(predicted) <= set(labels):
+        assert figures["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert figures["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+
+
+def finish(progress, monitor, **figures):
+    progress.add(np.zeros(1, np.float32), np.zeros(1, np.int32), seconds=1.0)
+    whole = {"accuracy": 0.5, "loss": 1.0, "balanced_accuracy": 0.5, "macro_f1": 0.5} | figures
+    return progress.finish_epoch(
+        learning_rate=0.1, batch_size=4, validation=whole, validation_seconds=0.5, monitor=monitor
+    )
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_the_best_epoch_is_that_of_the_monitor(monitor):
+    progress = Progress()
+    name, sign = monitor.removeprefix("val_"), -1 if monitor == "val_loss" else 1
+    values = [0.5 * sign, 0.7 * sign, 0.6 * sign, math.nan, 0.7 * sign]
+    found = [finish(progress, monitor, **{"accuracy": 0.1 * epoch, name: value}) for epoch, value in enumerate(values)]
+    assert found == [True, True, False, False, False]
+    assert (progress.best, progress.best_epoch) == (0.7 * sign, 2)
+    outcome = progress.outcome(monitor)
+    assert outcome["best_val_accuracy"] == progress.rows[1]["val_accuracy"]
+    assert outcome[f"best_{monitor}"] == 0.7 * sign
+
+
+def test_a_run_that_knew_of_no_monitor_goes_on():
+    """Its rows have the accuracy alone."""
+    progress = Progress()
+    finish(progress, "val_accuracy")
+    old = progress.to_json()
+    for name in ("val_balanced_accuracy", "val_macro_f1"):
+        del old["rows"][0][name]
+    again = Progress(**json.loads(json.dumps(old)))
+    assert not finish(again, "val_accuracy", accuracy=0.4)
+    assert again.outcome()["best_val_accuracy"] == 0.5
+
+
+def test_scores_are_better_the_higher_they_are():
+    assert rank("val_loss", {"loss": 0.5}) == score("val_loss", 0.5) == -0.5
+    assert rank("val_macro_f1", {"macro_f1": 0.5}) == 0.5
+    assert rank("val_loss", {"loss": math.nan}) == -math.inf
+    assert (shown("val_loss", 0.5), shown("val_accuracy", 0.5, 1), shown("val_loss", None)) == ("0.5000", "50.0%", "-")
+
+
+def test_the_console_shows_what_is_monitored():
+    progress = Progress()
+    finish(progress, "val_loss", loss=0.25)
+    line = epoch_line(progress.rows[0], 3, 60.0, "val_loss")
+    assert "  val 50.0%  val_loss 0.2500  best 0.2500  " in line
+    assert "  val 50.0%  best 0.2500" not in line
+
+
+def test_the_report_has_the_balanced_accuracy_and_the_epoch_that_was_kept():
+    """Also of a run whose best value is a loss."""
+    found = records(monitor="val_loss")
+    for row, value in zip(found.rows, (0.9, 0.3, 0.3), strict=True):
+        row["best"] = value
+    assert found.best_row["epoch"] == 2
+    split = scored(3)
+    page = report_page(found, ("a", "b", "c"), split, 1.0)
+    assert "Balanced accuracy" in page
+    assert f"{100 * split.summary['balanced_accuracy']:.1f}" in page
+    assert f"validation accuracy {found.rows[1]['val_accuracy']:.2%}" in page
+    assert f"{found.rows[1]['val_accuracy']:.2%}" in comparison_page([found, records("other")])
+
+
+def test_unequal_classes_are_noticed():
+    assert is_unequal(np.array([[10, 0, 0], [0, 0, 0], [1, 0, 4]]))
+    assert not is_unequal(np.array([[10, 0, 0], [0, 0, 0], [1, 0, 6]]))
+
+
+def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "Devices", one_device)
+    losses = iter([0.5, 0.2, 0.9, 0.4, 0.1])  # of four epochs; the last one of the test images
+
+    def fake(sums):
+        return summarize(sums) | {"loss": next(losses)}
+
+    monkeypatch.setattr(train_module, "summarize", fake)
+    settings = {"monitor": "val_loss", "regularization__early_stopping": 2, "epochs": 9}
+    results = run(tmp_path / "run", **settings)
+    assert [row["best"] for row in rows_of(tmp_path / "run")] == [0.5, 0.2, 0.2, 0.2]
+    assert (results["best_epoch"], results["epochs"], results["best_val_loss"]) == (2, 4, 0.2)
+    assert Run(tmp_path / "run").checkpoints.restore("best").step == 2 * state_of(tmp_path / "run").step // 4
+    assert "no better validation loss since epoch 2" in (tmp_path / "run" / "train.log").read_text()
+
+
+def fold(*losses, **settings):
+    return Fold([0.5] * len(losses), list(losses), score=[-loss for loss in losses], monitor="val_loss", **settings)
+
+
+def test_trials_are_ranked_by_the_monitor():
+    trials = [
+        Trial(1, {}, (fold(0.5, 0.4), fold(0.6, 0.2))),
+        Trial(2, {}, (fold(0.4, 0.5), fold(0.1, 0.7))),
+        Trial(3, {}, (fold(0.1), fold(state=DIVERGED))),
+    ]
+    assert [trial.number for trial in ranked(trials)] == [2, 1, 3]
+    assert best(trials).epochs == 1
+    row = trials[0].row()
+    assert (row["mean"], row["per_fold"]) == (pytest.approx(0.3), [0.4, 0.2])
+    assert trials[0].shown(trials[0].mean) == "0.3000"
+    assert trials[2].mean == -math.inf
+    assert Fold([0.3, 0.4], [1, 1]).score == [0.3, 0.4], "of a search that knew of none"
+
+
+def test_a_search_by_the_loss(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(session, "Devices", one_device)
+    options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=1, resume=False, command=["test"])
+    config = complete(TINY | {"monitor": "val_loss", "epochs": 1})
+    winner = search(config, Space(["optimizer.learning_rate=choice(1e30,0.02)"]), tmp_path, options, Console())
+    assert winner.point == {"optimizer.learning_rate": "0.02"}
+    found = json.loads((tmp_path / "search.json").read_text())["trials"]
+    assert found[0]["mean"] == found[0]["folds"][0]["val_loss"][0] > 0
+    printed = capsys.readouterr().out
+    assert "each trial is scored by its validation loss on" in printed
+    assert f"validation loss {found[0]['mean']:.4f} after 1 epochs" in printed

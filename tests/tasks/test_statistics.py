@@ -1,0 +1,165 @@
+"""Every figure that the report states, against scikit-learn, scipy or the evaluator."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from report_records import figures_of
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+
+from sft_jax.report import charts
+from sft_jax.tasks import statistics
+from sft_jax.tasks.classification import eval_sums, summarize, test_results, test_summary
+
+for function in (test_results, test_summary):
+    function.__test__ = False  # functions of the package by names that pytest collects
+
+
+def drawn(n=4000, classes=7, sharpness=3.0, seed=0):
+    """Logits of images, and labels as often right as the softmax of logits / `sharpness` says."""
+    generator = np.random.default_rng(seed)
+    logits = (2 * sharpness * generator.normal(size=(n, classes))).astype(np.float32)
+    chances = np.exp(logits / sharpness) / np.exp(logits / sharpness).sum(1, keepdims=True)
+    labels = (generator.random((n, 1)) < chances.cumsum(1)).argmax(1).astype(np.int32)
+    return logits, labels
+
+
+def cross_entropy(logits, labels, temperature):
+    return metrics.log_loss(labels, scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1))
+
+
+@given(st.integers(1, 10_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_interval(counts):
+    correct, total = counts
+    low, high = statistics.wilson_interval(correct, total)
+    wanted = scipy.stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert 0 <= low <= correct / total <= high <= 1
+
+
+def test_precision_recall_f1():
+    logits, truth = drawn(500, classes=12)
+    said = logits.argmax(1)
+    found = statistics.class_figures(metrics.confusion_matrix(truth, said, labels=range(12)))
+    wanted = metrics.precision_recall_fscore_support(truth, said, labels=range(12))
+    for values, own in zip(wanted, ("precision", "recall", "f1", "images"), strict=True):
+        np.testing.assert_allclose([getattr(entry, own) for entry in found], values, err_msg=own)
+    assert statistics.mean_f1(found) == pytest.approx(metrics.f1_score(truth, said, average="macro"))
+    assert [entry.predicted for entry in found] == np.bincount(said, minlength=12).tolist()
+
+
+def test_classes_without_images_or_predictions():
+    found = statistics.class_figures(np.array([[3, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]))
+    assert found[0] == (4, 5, 3 / 5, 3 / 4, 6 / 9)
+    assert found[1] == (0, 1, 0.0, None, 0.0), "no image of it, and one was taken for it"
+    assert found[2] == (2, 0, None, 0.0, 0.0), "no image was taken for it"
+    assert found[3] == (0, 0, None, None, None)
+    assert statistics.mean_f1(found) == pytest.approx(6 / 9 / 3)
+
+
+def test_one_class():
+    assert statistics.class_figures(np.array([[5]])) == [(5, 5, 1.0, 1.0, 1.0)]
+    assert statistics.confused_pairs(np.array([[5]]), 3) == []
+    assert statistics.fit_temperature(np.ones((5, 1), np.float32), np.zeros(5, np.int32)) == 1.0
+
+
+def test_confused_pairs():
+    logits, truth = drawn(300, classes=5)
+    said = logits.argmax(1)
+    confusion = metrics.confusion_matrix(truth, said, labels=range(5))
+    found = statistics.confused_pairs(confusion, 4)
+    assert all(((truth == pair.truth) & (said == pair.predicted)).sum() == pair.images for pair in found)
+    assert all(pair.truth != pair.predicted for pair in found)
+    others = [confusion[i, j] for i in range(5) for j in range(5) if i != j]
+    assert [pair.images for pair in found] == sorted(others, reverse=True)[:4]
+    assert statistics.confused_pairs(np.diag([3, 4]), 4) == [], "what never happened is no pair"
+
+
+def test_confused_classes():
+    confusion = np.diag([50, 50, 50, 50])
+    confusion[3, 1] = 9
+    confusion[0, 3] = 2
+    assert statistics.confused_classes(confusion, 2) == [1, 3]
+    assert statistics.confused_classes(confusion, 10) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
+def test_the_temperature_is_the_best_one(sharpness, monkeypatch):
+    monkeypatch.setattr(statistics, "CHUNK", 1500)  # the last chunk is shorter
+    logits, labels = drawn(sharpness=sharpness)
+    found = statistics.fit_temperature(logits, labels)
+    best = scipy.optimize.minimize_scalar(
+        lambda temperature: cross_entropy(logits, labels, temperature), bounds=(0.05, 20), method="bounded"
+    )
+    assert found == pytest.approx(best.x, rel=1e-3)
+    assert found == pytest.approx(sharpness, rel=0.1), "the labels were drawn with it"
+
+
+def test_the_temperature_has_bounds():
+    logits = np.array([[3.0, 0.0], [0.0, 3.0]], np.float32)
+    right, wrong = np.array([0, 1], np.int32), np.array([1, 0], np.int32)
+    assert 0.05 <= statistics.fit_temperature(logits, right) < 0.1, "never wrong: it could not be too sure"
+    assert statistics.fit_temperature(logits, wrong) == pytest.approx(20.0)
+
+
+def test_a_temperature_changes_no_prediction_and_lowers_the_calibration_error():
+    logits, labels = drawn(sharpness=3.0)
+    before = statistics.predict(logits)
+    after = statistics.predict(logits, statistics.fit_temperature(logits, labels))
+    np.testing.assert_array_equal(before.labels, after.labels)
+    np.testing.assert_allclose(before.confidences, scipy.special.softmax(logits, axis=1).max(1), rtol=1e-5)
+    errors = [statistics.reliability(found.confidences, found.labels == labels).ece for found in (before, after)]
+    assert errors[1] < 0.03 < 0.1 < errors[0]
+
+
+def test_reliability_is_the_evaluators():
+    logits, labels = drawn()
+    predictions = statistics.predict(logits)
+    found = statistics.reliability(predictions.confidences, predictions.labels == labels)
+    summary = figures_of(logits, labels)
+    assert found.ece == pytest.approx(summary["ece"], abs=1e-5)
+    assert found.counts.sum() == len(labels)
+    assert np.average(found.accuracies, weights=found.counts) == pytest.approx(summary["accuracy"])
+    # scikit-learn leaves empty bins out.
+    wanted = {0: found.accuracies, 1: found.confidences}
+    curves = calibration_curve(predictions.labels == labels, predictions.confidences, n_bins=len(found.counts))
+    for part, values in wanted.items():
+        np.testing.assert_allclose(values[found.counts > 0], curves[part], atol=1e-12)
+
+
+def test_the_figures_of_results_come_back():
+    logits, labels = drawn(200)
+    sums = jax.jit(eval_sums)(logits, labels, np.ones(len(labels), bool))
+    back = test_summary(test_results(sums, list("abcdefg")))
+    assert back == summarize(sums) | {"class_names": list("abcdefg")}
+
+
+@given(st.floats(-10, 10), st.floats(1e-3, 1e6), st.integers(3, 8))
+def test_ticks_enclose_what_they_measure(low, span, most):
+    high = low + span
+    ticks = charts.nice_ticks(low, high, most)
+    assert ticks[0] <= low + 1e-6 * span
+    assert ticks[-1] >= high - 1e-6 * span
+    assert 2 <= len(ticks) <= most + 2
+
+
+def test_a_chart_leaves_gaps_and_says_what_it_shows():
+    series = {"training": [(1, 2.0), (2, float("nan")), (3, 1.0), (4, 0.5)], "nothing": [(1, None)]}
+    chart = charts.line_chart("Loss", series, "{:.1f}".format)
+    line = chart.lines[0]
+    assert [len(path.split()) for path in line.paths] == [2], "epoch 1 stands alone"
+    assert [mark.text for mark in line.marks] == [
+        "training, epoch 1: 2.0",
+        "training, epoch 3: 1.0",
+        "training, epoch 4: 0.5",
+    ]
+    assert line.marks[0].y < line.marks[1].y < line.marks[2].y, "SVG counts downwards"
+    assert chart.described == "Loss, training: 2.0 in epoch 1, 0.5 in epoch 4"
+    assert charts.line_chart("Loss", {"training": [(1, float("nan"))]}) is None
+    long = charts.line_chart("Loss", {"training": [(epoch, 1 / epoch) for epoch in range(1, 300)]})
+    assert not long.lines[0].marks
+    assert len(long.lines[0].paths[0].split()) == 299

@@ -1,0 +1,108 @@
+"""Batches that batch norm cannot work with."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import torchvision
+from tiny_runs import TINY, one_device, run
+
+from sft_jax.config import complete
+from sft_jax.data import Dataset
+from sft_jax.data.dataset import ArraySplit
+from sft_jax.errors import UserError
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.runtime.devices import Devices
+from sft_jax.training import lr_find
+from sft_jax.training import trainer as train_module
+from sft_jax.training.batch_norm import check_values
+from sft_jax.training.experiment import Task
+from sft_jax.training.lr_find import find_learning_rate
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """A data set of 4 images in 2 classes."""
+    split = ArraySplit(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4, dtype=np.int32) % 2)
+    return Dataset(split, split, split, ("a", "b"))
+
+
+def refused(dataset, devices=1, **changes):
+    """What is said, None where nothing is."""
+    values = {"epochs": 4} | {key.replace("__", "."): value for key, value in changes.items()}
+    try:
+        check_values(Task(complete(values), dataset, Devices(jax.devices()[:devices])))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def torch_refuses(name, batch, size):
+    try:
+        torchvision.models.get_model(name).train()(torch.zeros(batch, 3, size, size))
+    except ValueError as error:
+        return "Expected more than 1 value per channel" in str(error)
+    return False
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, 16), (1, 32), (1, 33), (2, 32)])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_one_value_a_channel_is_refused_where_torch_refuses_it(noise, name, batch, size):
+    said = refused(noise, batch_size=batch, data__size=size, model__name=name)
+    assert (said is not None) == torch_refuses(name, batch, size) == (batch == 1 and size <= 32)
+
+
+def test_the_smallest_batch_that_works_is_named(noise):
+    assert refused(noise, batch_size=1) == (
+        "batch_size=1 leaves batch norm one value a channel at 32 px: nothing would be learnt; use "
+        "--config.batch_size=2 or more, or --config.finetune.batch_norm=freeze_statistics"
+    )
+    assert "batch_size=4 in 4 parts (optimizer.accumulate) leaves" in refused(
+        noise, batch_size=4, optimizer__accumulate=4
+    )
+    for batch, parts in ((2, 1), (4, 2)):
+        assert refused(noise, batch_size=batch, optimizer__accumulate=parts) is None
+    assert refused(noise, devices=2, batch_size=2) is None, "statistics are those of all devices together"
+
+
+def test_the_smallest_size_of_a_schedule_counts(noise):
+    schedule = (("32", 0.5),)
+    assert "at 32 px" in refused(noise, batch_size=1, data__size=64, data__size_schedule=schedule)
+    assert refused(noise, batch_size=1, data__size=64) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finetune__batch_norm": "freeze_statistics"},
+        {"finetune__batch_norm": "freeze"},
+        {"finetune__method": "head"},
+    ],
+    ids=str,
+)
+def test_where_no_statistics_are_taken_one_image_is_enough(noise, changes):
+    assert refused(noise, batch_size=1, **changes) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finetune__batch_norm": "recalibrate"},
+        {"finetune__method": "gradual"},
+        {"finetune__method": "head_then_full", "finetune__head_epochs": 1},
+    ],
+    ids=str,
+)
+def test_where_statistics_are_taken_later_or_beforehand_it_is_not(noise, changes):
+    assert refused(noise, batch_size=1, **changes)
+
+
+def test_nothing_is_written_before_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "Devices", one_device)
+    monkeypatch.setattr(lr_find, "Devices", one_device)
+    with pytest.raises(UserError, match=r"use --config\.batch_size=128 or more"):
+        run(tmp_path / "run", optimizer__accumulate=64)
+    with pytest.raises(UserError, match=r"use --config\.batch_size=2 or more"):
+        find_learning_rate(complete(TINY | {"batch_size": 1}), Run(tmp_path / "run"), Console())
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,92 @@
+"""Random numbers of one seed: each purpose has keys of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sft_jax.data.augment import augment
+from sft_jax.data.mixup import mix
+from sft_jax.models.resnet import BasicBlock, ResNet, Shape
+from sft_jax.training.epoch import AUGMENTATION, UPDATE, make_train_steps
+from sft_jax.training.experiment import TRAINING
+from sft_jax.training.phase_programs import pick_view
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import MIXTURE, SKIPS, StepMetrics
+
+IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
+COLOUR = (0.5, 0.5, 0.5)
+
+
+def words(key):
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def test_augmentation_and_update_have_keys_of_their_own():
+    """Of every step, as the program of an epoch hands them on."""
+    seen = {}
+
+    def augmented(images, key, first, total):
+        seen["augmentation"] = words(key)
+        return images
+
+    def updated(state, inputs, labels, key):
+        seen["update"] = words(key)
+        return state, StepMetrics(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    key, state = jax.random.key(0), TrainState(jnp.asarray(5, jnp.int32), {}, {}, ())
+    steps = make_train_steps(updated, augmented, "data", 1)
+    labels, order = jnp.zeros(2, jnp.int32), jnp.zeros((1, 2), jnp.int32)
+    with jax.disable_jit():  # keys are numbers then
+        jax.vmap(lambda _: steps(state, IMAGES, labels, order, 0, 1, key)[1], axis_name="data")(jnp.zeros(1))
+    step_key = jax.random.fold_in(key, 5)
+    assert seen == {
+        "augmentation": words(jax.random.fold_in(step_key, AUGMENTATION)),
+        "update": words(jax.random.fold_in(step_key, UPDATE)),
+    }
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The keys from which numbers are drawn."""
+    found = []
+
+    def recording(draw):
+        def record(key, *arguments, **settings):
+            if not isinstance(jax.random.key_data(key), jax.core.Tracer):
+                found.append(words(key))
+            return draw(key, *arguments, **settings)
+
+        return record
+
+    for name in ("bernoulli", "randint", "uniform", "beta", "normal"):
+        monkeypatch.setattr(jax.random, name, recording(getattr(jax.random, name)))
+    return found
+
+
+def test_no_two_purposes_share_a_key(used):
+    """Drawn from as often as they are here, and no key that another one is made of is drawn from."""
+    parents = [jax.random.fold_in(jax.random.key(0), TRAINING)]
+    for step in range(3):
+        step_key = jax.random.fold_in(parents[0], step)
+        own, update = (jax.random.fold_in(step_key, purpose) for purpose in (AUGMENTATION, UPDATE))
+        mixture, skips = (jax.random.fold_in(update, purpose) for purpose in (MIXTURE, SKIPS))
+        parents += [step_key, own, update, mixture, skips]
+        augment(IMAGES, own, 0, 2, size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)
+        mix(IMAGES.astype(np.float32), np.zeros(2, np.int32), mixture, mixup=1.0, cutmix=1.0)
+        network = ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 2, stochastic_depth=0.5, rngs=nnx.Rngs(params=0))
+        for position in (1, 2, 3, 4):
+            network._skips(skips, position, 4, 2)
+    assert len(used) > 3 * (2 + 5 + 4), "and the weights of the network"
+    weights = {words(jax.random.fold_in(jax.random.key(0), count)) for count in range(1000)}
+    drawn = [key for key in used if key not in weights]
+    assert len(set(drawn)) == len(drawn)
+    assert not set(drawn) & {words(key) for key in parents}
+    assert not weights & {words(key) for key in parents}
+
+
+def test_the_view_of_a_feature_is_drawn_apart_from_the_step(used):
+    own = jax.random.fold_in(jax.random.key(0), AUGMENTATION)
+    pick_view(np.zeros((4, 2, 3), np.float32), own, 0, 4)
+    assert words(own) not in used

@@ -1,0 +1,230 @@
+"""The learning-rate range test: what it suggests of a curve, and that it leaves everything else alone."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from tiny_runs import TINY, one_device
+
+from sft_jax.config import complete
+from sft_jax.data import Dataset
+from sft_jax.data.dataset import ArraySplit
+from sft_jax.errors import DivergedError, UserError, run_command
+from sft_jax.main import main
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.training import lr_find
+from sft_jax.training.experiment import Task
+from sft_jax.training.lr_find import (
+    LOWEST,
+    STEPS,
+    find_learning_rate,
+    fitted_lines,
+    has_diverged,
+    judge,
+    meaning,
+    measured_losses,
+    rate,
+    running_average,
+)
+from sft_jax.training.phase_programs import Programs
+from sft_jax.training.trainer import train
+
+SETTINGS = TINY | {"epochs": 1, "optimizer.schedule": "cosine"}
+RATES = np.array([float(rate(step)) for step in range(STEPS)])
+
+
+def curve(kind, steepest, rates=RATES):
+    """Losses that fall at `steepest` or near it, in several forms, and rise without end at some larger rate."""
+    share = rates / steepest
+    if kind == "wide":
+        return 0.1 + 2 / (1 + share**2) + (share / 100) ** 2 / 10
+    if kind == "narrow":
+        return 0.1 + 2 / (1 + share**2) + (share / 10) ** 4
+    if kind == "steep":
+        return 0.1 + 2 / (1 + share**4) + (share / 20) ** 3
+    return 2.3 - 1.5 / (1 + share**-0.7) + (share / 1000) ** 2
+
+
+def truly_steepest(kind, steepest):
+    rates = np.geomspace(LOWEST, 10, 20001)
+    losses = curve(kind, steepest, rates)
+    return rates[np.gradient(losses)[: losses.argmin() + 1].argmin()]
+
+
+def until_divergence(losses):
+    for count in range(1, len(losses) + 1):
+        if has_diverged(losses[:count]):
+            return losses[:count]
+    return losses
+
+
+def test_the_learning_rate_grows_evenly_from_step_to_step():
+    np.testing.assert_allclose(RATES[[0, -1]], [LOWEST, 10.0], rtol=1e-5)
+    np.testing.assert_allclose(RATES[1:] / RATES[:-1], (10.0 / LOWEST) ** (1 / 99), rtol=1e-4)
+
+
+def test_a_constant_is_its_own_average():
+    np.testing.assert_allclose(running_average([2.5] * 20), 2.5)
+    assert running_average([1.0, 0.0])[1] == pytest.approx(0.9 * 0.1 / 0.19)
+
+
+def test_a_line_is_its_own_fit():
+    """At the ends, too: what smooths does not lag behind."""
+    line = 3 - 0.25 * np.arange(30)
+    values, slopes = fitted_lines(line)
+    np.testing.assert_allclose(values, line, atol=1e-12)
+    np.testing.assert_allclose(slopes, -0.25)
+
+
+@pytest.mark.parametrize("steepest", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize(
+    ("kind", "noise"), [("wide", 0.0), ("wide", 0.1), ("narrow", 0.05), ("steep", 0.1), ("slow", 0.0)]
+)
+def test_the_suggestion_is_where_the_loss_falls_steepest(kind, noise, steepest):
+    wanted = truly_steepest(kind, steepest)
+    for seed in range(5):
+        factors = 1 + noise * np.random.default_rng(seed).normal(size=STEPS)
+        losses = until_divergence((curve(kind, steepest) * factors).tolist())
+        found = judge(losses)
+        assert wanted / 1.5 < found.suggested < wanted * 1.5
+        assert found.suggested < found.lowest
+        assert found.diverged is None or found.lowest < found.diverged
+
+
+def test_it_is_the_value_that_the_recipe_means():
+    """A key's value is multiplied by batch_size / reference_batch."""
+    losses = until_divergence(curve("wide", 1e-3).tolist())
+    plain, scaled = judge(losses), judge(losses, "finetune.head_learning_rate", 0.25)
+    assert scaled.key == "finetune.head_learning_rate"
+    for name in ("learning_rates", "suggested", "lowest", "diverged"):
+        np.testing.assert_allclose(getattr(scaled, name), 4 * np.array(getattr(plain, name)))
+
+
+def task(**changes):
+    images = ArraySplit(np.zeros((64, 16, 16, 3), np.uint8), np.arange(64, dtype=np.int32) % 2)
+    config = complete(TINY | {key.replace("__", "."): value for key, value in changes.items()})
+    return Task(config, Dataset(images, images, images, ("a", "b")), one_device())
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, ("optimizer.learning_rate", 1.0)),
+        ({"optimizer__reference_batch": 256}, ("optimizer.learning_rate", 0.25)),
+        ({"finetune__method": "head"}, ("optimizer.learning_rate", 1.0)),
+        (
+            {"finetune__method": "head", "finetune__head_learning_rate": 0.1, "optimizer__reference_batch": 32},
+            ("finetune.head_learning_rate", 2.0),
+        ),
+        (
+            {"finetune__method": "head_then_full", "finetune__head_epochs": 1, "finetune__head_learning_rate": 0.1},
+            ("optimizer.learning_rate", 1.0),
+        ),
+    ],
+)
+def test_the_key_that_is_suggested_is_that_of_the_last_phase(changes, wanted):
+    assert meaning(task(**changes)) == wanted
+
+
+def test_of_lp_ft_the_full_phase_is_tested_from_the_solved_head(monkeypatch):
+    monkeypatch.setattr(lr_find, "STEPS", 2)
+    begun = []
+    fresh_state = Programs.fresh_state
+
+    def recorded(self, state, before):
+        begun.append((self.phase, np.asarray(state.params["fc.kernel"])))
+        return fresh_state(self, state, before)
+
+    monkeypatch.setattr(Programs, "fresh_state", recorded)
+    made = task(finetune__method="head_then_full", finetune__head_epochs=1)
+    network = made.network
+    params, batch_stats = (
+        {key: np.full(leaf.shape, 0.5, np.float32) for key, leaf in part.items()}
+        for part in (network.params, network.batch_stats)
+    )
+    assert len(list(measured_losses(made, params, batch_stats))) == 2
+    ((phase, kernel),) = begun
+    assert phase == made.phases[-1]
+    assert not phase.on_features
+    assert (kernel != 0.5).any()
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        np.full(STEPS, 2.3),
+        2.3 + 0.1 * np.random.default_rng(0).normal(size=STEPS),
+        1 + RATES / 1e-4 + 0.05 * np.random.default_rng(0).normal(size=STEPS),
+        1 + np.arange(STEPS) / 10,
+    ],
+    ids=["constant", "flat", "rising late", "rising at once"],
+)
+def test_nothing_is_suggested_where_nothing_falls(losses):
+    found = judge(until_divergence(losses.tolist()))
+    assert found.suggested is None
+    assert lr_find._summary(found).startswith("nothing to suggest for optimizer.learning_rate: the loss does not fall")
+
+
+def test_an_infinite_loss_ends_the_test_and_is_no_part_of_the_curve():
+    losses = [*curve("wide", 1e-3).tolist()[:60], float("inf")]
+    assert has_diverged(losses)
+    found = judge(losses)
+    assert len(found.losses) == 60
+    assert found.diverged == pytest.approx(RATES[60])
+
+
+def test_one_that_never_diverged_says_so():
+    assert judge(np.linspace(2, 1, STEPS).tolist()).diverged is None
+
+
+def test_nothing_can_be_said_of_a_few_steps():
+    with pytest.raises(
+        DivergedError, match="the loss is nan at optimizer.learning_rate=1.2e-07: no learning rate will do"
+    ):
+        judge([1.0, float("nan")])
+
+
+def stamps(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_neither_begun_nor_touched(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lr_find, "STEPS", 40)
+    monkeypatch.setattr(lr_find, "Devices", one_device)
+    run, config = Run(tmp_path / "run"), complete(SETTINGS)
+    found = find_learning_rate(config, run, Console())
+    assert {path.name for path in run.folder.iterdir()} == {"lr_find.json", "lr_find.png"}
+    assert (run.folder / "lr_find.png").read_bytes()[:4] == b"\x89PNG"
+    written = json.loads((run.folder / "lr_find.json").read_text())
+    assert written["suggested"] == found.suggested
+    assert len(written["learning_rates"]) == len(written["losses"]) == len(written["smoothed"])
+    assert LOWEST < found.suggested < 1.0
+    assert found.smoothed.min() < 0.8 * found.smoothed[0], "it learns something on the way"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"learning rate: optimizer.learning_rate={found.suggested:.2g} suggested, where the loss")
+
+    train(config, run, resume=False, console=Console(), command=["test"])  # a fresh start: no run was there
+    before = stamps(run.folder)
+    find_learning_rate(config, run, Console())
+    after = stamps(run.folder)
+    assert before.keys() == after.keys()
+    assert {path.name for path in before if before[path][0] != after[path][0]} == {"lr_find.json", "lr_find.png"}
+    assert json.loads((run.folder / "lr_find.json").read_text()) == written, "the same curve again"
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
+    asked = []
+    monkeypatch.setattr(lr_find, "find_learning_rate", lambda config, run, console: asked.append(run.folder))
+    recipe = f"{pytestconfig.rootpath}/configs/digits.py:source"
+    monkeypatch.setattr(sys, "argv", ["main", "--config", recipe, "--lr-find", "--workdir", str(tmp_path / "run")])
+    assert run_command(main) == 0
+    assert asked == [tmp_path / "run"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_without_a_schedule_is_refused(tmp_path):
+    config = complete(SETTINGS | {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"})
+    with pytest.raises(UserError, match="has one learning rate for all steps"):
+        find_learning_rate(config, Run(tmp_path), Console())

@@ -1,0 +1,300 @@
+"""Whole runs with the transfer methods: phases, features, averages, and what resuming does to them."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_runs import StopAt, assert_same_run, rows_of, run, state_of
+
+from sft_jax import data
+from sft_jax.config import complete
+from sft_jax.data.loader import Feed, Pace
+from sft_jax.errors import StoppedError, UserError
+from sft_jax.models import Functional, ResNet
+from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.run.folder import Run
+from sft_jax.runtime.devices import AXIS, Devices
+from sft_jax.training import features as features_module
+from sft_jax.training import trainer as train_module
+from sft_jax.training.features import features, measured_statistics
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run on the digits 0-4, to be transferred to 5-9."""
+    folder = tmp_path_factory.mktemp("runs") / "source"
+    run(folder, epochs=4, limit_train_examples=None)
+    return folder
+
+
+def transfer(folder, source, **changes):
+    settings = {"init": str(source), "data__source": "digits:5-9", "optimizer__learning_rate": 0.01, **changes}
+    return run(folder, **settings)
+
+
+def best(folder):
+    return Run(folder).checkpoints.restore("best").arrays
+
+
+@pytest.fixture(scope="module")
+def untrained(source, tmp_path_factory):
+    """The results of a run that learns nothing: what the others must be better than, whatever the draws."""
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    return transfer(folder, source, epochs=1, optimizer__learning_rate=0.0, finetune__batch_norm="freeze")
+
+
+def backbone_moved(folder, source):
+    before, after = best(source), best(folder)
+    return {
+        key.removeprefix("params/")
+        for key, array in before.items()
+        if key.startswith("params/") and "/fc." not in key and (after[key] != array).any()
+    }
+
+
+def test_the_head_alone(source, tmp_path):
+    """A linear probe: the backbone and its statistics stay, the closed form is good before the first step."""
+    results = transfer(tmp_path / "run", source, finetune__method="head", epochs=2)
+    assert results["test_accuracy"] > 0.6, "0.2 is chance"
+    assert not backbone_moved(tmp_path / "run", source)
+    before, after = best(source), best(tmp_path / "run")
+    for key in before:
+        if key.startswith("batch_stats/"):
+            np.testing.assert_array_equal(after[key], before[key])
+    at_rest = transfer(tmp_path / "still", source, finetune__method="head", epochs=1, optimizer__learning_rate=0.0)
+    assert at_rest["test_accuracy"] > 0.6, "the closed form itself"
+    assert rows_of(tmp_path / "still")[0]["val_accuracy"] == at_rest["best_val_accuracy"]
+
+
+PHASES = {
+    "finetune__method": "head_then_full",
+    "finetune__head_epochs": 2,
+    "finetune__head_learning_rate": 0.001,
+    "epochs": 3,
+    "regularization__ema": 0.9,
+    "regularization__l2_sp": 0.01,
+    "optimizer__schedule": "cosine",
+}
+
+
+@pytest.fixture(scope="module")
+def of_two_phases(source, tmp_path_factory):
+    """A run with `PHASES` that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "of two phases"
+    transfer(folder, source, **PHASES)
+    return folder
+
+
+@pytest.mark.parametrize("calls", [2, 11, 13], ids=["head", "last of the head", "whole"])
+def test_stopped_in_any_phase_and_resumed(source, of_two_phases, tmp_path, monkeypatch, calls):
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "Pace", lambda: Pace(seconds=0))
+        patch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
+        with pytest.raises(StoppedError):
+            transfer(tmp_path / "run", source, **PHASES)
+    transfer(tmp_path / "run", source, **PHASES, resume=True)
+    assert_same_run(tmp_path / "run", of_two_phases)
+
+
+def test_rates_and_states_of_two_phases(of_two_phases):
+    rates = [row["learning_rate"] for row in rows_of(of_two_phases)]
+    of_head = [0.001 * (1 + np.cos(np.pi * share)) / 2 for share in (4 / 10, 9 / 10)]
+    assert rates[:2] == pytest.approx(of_head), "a cosine of its own, over the two epochs of the head"
+    assert 0 < rates[2] < 0.002, "the end of a cosine that began with the last epoch"
+    assert {key.partition("/")[0] for key in state_of(of_two_phases).arrays} == {
+        "step",
+        "params",
+        "batch_stats",
+        "opt_state",
+        "ema",
+        "anchor",
+    }
+
+
+def test_gradual_unfreezing_reaches_the_stem_last(source, tmp_path):
+    three = transfer(tmp_path / "three", source, finetune__method="gradual", epochs=3)
+    assert {key.partition(".")[0] for key in backbone_moved(tmp_path / "three", source)} <= {"layer4", "layer3"}
+    assert three["epochs"] == 3
+    transfer(tmp_path / "three", source, finetune__method="gradual", epochs=6, resume=True)
+    whole = tmp_path / "six"
+    transfer(whole, source, finetune__method="gradual", epochs=6)
+    arrays = state_of(whole).arrays
+    assert (arrays["params/conv1.kernel"] != best(source)["params/conv1.kernel"]).any()
+    np.testing.assert_array_equal(
+        state_of(tmp_path / "three").arrays["params/conv1.kernel"], arrays["params/conv1.kernel"]
+    )
+
+
+def test_frozen_parameters_and_statistics_are_not_touched(source, tmp_path):
+    transfer(
+        tmp_path / "run", source, finetune__freeze=("conv1.*", "layer[12].*"), finetune__batch_norm="freeze", epochs=1
+    )
+    moved = backbone_moved(tmp_path / "run", source)
+    assert moved
+    assert all(key.startswith(("layer3", "layer4")) and key.endswith("kernel") for key in moved)
+
+
+def test_recalibrated_statistics_are_those_of_the_new_images(source, tmp_path):
+    for mode in ("recalibrate", "freeze_statistics"):
+        transfer(tmp_path / mode, source, finetune__batch_norm=mode, epochs=1, limit_train_examples=None)
+    kept, measured = (best(tmp_path / mode) for mode in ("freeze_statistics", "recalibrate"))
+    key = "batch_stats/layer4.0.bn2.mean"
+    np.testing.assert_array_equal(kept[key], best(source)[key])
+    assert (measured[key] != kept[key]).any()
+
+
+def test_the_average_is_evaluated_beside_the_weights(source, tmp_path):
+    transfer(tmp_path / "run", source, regularization__ema=0.8, epochs=2)
+    for row in rows_of(tmp_path / "run"):
+        assert row["val_accuracy"] == max(row["raw_val_accuracy"], row["ema_val_accuracy"])
+    arrays = state_of(tmp_path / "run").arrays
+    assert (arrays["ema/fc.kernel"] != arrays["params/fc.kernel"]).any()
+
+
+def test_early_stopping(source, tmp_path, capsys):
+    results = transfer(
+        tmp_path / "run",
+        source,
+        regularization__early_stopping=2,
+        epochs=9,
+        optimizer__learning_rate=0.0,
+        finetune__batch_norm="freeze",
+    )
+    assert (results["best_epoch"], results["epochs"]) == (1, 3)
+    assert "stopped early: no better validation accuracy since epoch 1" in capsys.readouterr().out
+    transfer(
+        tmp_path / "run",
+        source,
+        regularization__early_stopping=2,
+        epochs=9,
+        optimizer__learning_rate=0.0,
+        finetune__batch_norm="freeze",
+        resume=True,
+    )
+    assert len(rows_of(tmp_path / "run")) == 3
+    assert "all epochs are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"finetune__method": "head_then_full", "finetune__head_epochs": 4}, 4 + 2),
+        ({"data__size_schedule": (("8", 0.5),)}, 4 + 2),
+    ],
+    ids=["head_then_full", "sizes"],
+)
+def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, changes, epochs):
+    """Nothing moves, so the first epoch of a phase is its best one; the last phase comes all the same."""
+    still = {"optimizer__learning_rate": 0.0, "finetune__batch_norm": "freeze"}
+    patient = {"regularization__early_stopping": 1, "epochs": 8}
+    results = transfer(tmp_path / "run", source, **still, **patient, **changes)
+    assert results["epochs"] == epochs
+    assert "stopped early: no better validation accuracy since epoch 5" in capsys.readouterr().out
+
+
+def test_sizes_that_grow(source, untrained, tmp_path):
+    results = transfer(tmp_path / "run", source, data__size_schedule=(("8", 0.5),), epochs=2)
+    assert results["epochs"] == 2
+    assert results["test_loss"] < 0.9 * untrained["test_loss"]
+
+
+def test_mirror_images_in_evaluation_are_reported_beside(source, tmp_path):
+    results = transfer(tmp_path / "run", source, evaluation__flips=True, epochs=1)
+    assert 0 < results["test_accuracy_flips"] != results["test_accuracy"], "a mirrored digit is another one"
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__auto_augment": "trivial", "data__random_erasing": 0.5, "regularization__mixup": 0.2},
+        {"data__auto_augment": "rand", "regularization__cutmix": 1.0, "regularization__stochastic_depth": 0.2},
+        {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-3, "optimizer__schedule": "one_cycle"},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"optimizer__accumulate": 2, "optimizer__nesterov": True, "regularization__clip_norm": 1.0},
+                {"optimizer__name": "schedule_free_sgd", "optimizer__learning_rate": 0.1},
+                {"optimizer__sam_rho": 0.05, "finetune__layerwise_decay": 0.7, "regularization__label_smoothing": 0.1},
+            )
+        ),
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_what_can_be_combined(source, untrained, tmp_path, changes):
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in some of its optimizers
+        results = transfer(tmp_path / "run", source, epochs=2, limit_train_examples=None, **changes)
+    assert results["test_loss"] < 0.9 * untrained["test_loss"]
+
+
+def test_odd_parts_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"over 8 devices in 3 parts \(optimizer\.accumulate\); .*=48 or 72"):
+        run(tmp_path / "run", optimizer__accumulate=3)
+
+
+# --- Passes that train nothing
+
+
+def build(rngs):
+    return ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 5, rngs=rngs, axis_name=AXIS)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    config = complete({"data.source": "digits:0-4", "data.size": 16})
+    return data.load_dataset(config.data, seed=0, limit_train=100), data.make_preprocess(config.data)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_features_of_every_image_in_order(digits, count):
+    dataset, preprocess = digits
+    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:count])
+    found = features(
+        network,
+        network.params,
+        network.batch_stats,
+        Feed(dataset.train, devices),
+        devices,
+        preprocess,
+        24,
+        mirrored=True,
+    )
+    images = preprocess(dataset.train.images)
+    assert found.shape == (100, 2, 512)
+    for view, inputs in enumerate((images, images[:, :, ::-1])):
+        wanted = jax.jit(network.features)(network.params, network.batch_stats, inputs)
+        np.testing.assert_allclose(found[:, view], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_measured_statistics_normalise_the_images(digits):
+    """With one batch of all images they are that batch's own: evaluation is then training's forward pass."""
+    dataset, preprocess = digits
+    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:1])
+    order = np.arange(100, dtype=np.int32)[None]
+    found = measured_statistics(
+        network, network.params, network.batch_stats, Feed(dataset.train, devices), devices, preprocess, order
+    )
+    images = preprocess(dataset.train.images)
+    local = Functional(ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 5, rngs=nnx.Rngs(params=0)))
+    in_training, in_evaluation = (jax.jit(functools.partial(local.apply, train=train)) for train in (True, False))
+    wanted, _ = in_training(network.params, network.batch_stats, images)
+    ours, _ = in_evaluation(network.params, found, images)
+    np.testing.assert_allclose(ours, wanted, rtol=0.02, atol=0.02 * np.abs(wanted).max())
+
+
+def test_measured_statistics_do_not_depend_on_how_they_were_cut(digits, monkeypatch):
+    """The clock cuts them; the same run on the same machine must begin with the same bits."""
+    dataset, preprocess = digits
+    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:1])
+    order = np.arange(96, dtype=np.int32).reshape(12, 8)
+    found = []
+    for seconds in (0, 1e9):
+        monkeypatch.setattr(features_module, "Pace", lambda seconds=seconds: Pace(seconds))
+        feed = Feed(dataset.train, devices)
+        found.append(
+            measured_statistics(network, network.params, network.batch_stats, feed, devices, preprocess, order)
+        )
+    jax.tree.map(np.testing.assert_array_equal, *found)

@@ -1,0 +1,197 @@
+"""What a run says before it starts, and what its steps cost as XLA counts it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import TINY
+
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
+from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import compile_step, flops, size_text
+from sft_jax.training.experiment import Task
+from sft_jax.training.plan import change_lines, memory_line, plan_lines
+
+VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
+
+
+def plan(**changes):
+    config = complete(VALUES | {key.replace("__", "."): value for key, value in changes.items()})
+    dataset = load_dataset(config.data, seed=0, limit_eval=config.limit_eval_examples)
+    task = Task(config, dataset, Devices())
+    return task, list(plan_lines(task, "random weights"))
+
+
+def test_the_plan_of_a_plain_run():
+    task, lines = plan()
+    total = sum(leaf.size for leaf in task.network.params.values())
+    assert lines[:-1] == [
+        "data       digits:0-4: 541 / 61 / 61 train / validation / test images, 5 classes",
+        "           held on the device",
+        "model      tiny at 16 px, float32; random weights",
+        "batch norm statistics of each batch (finetune.batch_norm=train)",
+        "training   4 epochs of 8 steps, batch 64 (finetune.method=full)",
+        f"           all epochs: 16 px; {total:,} parameters trained, 0 frozen",
+        "           29 training images, others each time, are left out of an epoch: no full batch",
+        "optimizer  sgd, learning rate 0.02 (constant), momentum 0.9",
+        "images     random crops with 2 px of padding",
+    ]
+    assert lines[-1].startswith("devices    8 x cpu, ")
+    assert lines[-1].endswith(" of memory free on each")
+
+
+def test_phases_and_what_is_frozen_in_them():
+    task, lines = plan(
+        finetune__method="head_then_full",
+        finetune__head_epochs=1,
+        finetune__freeze=("conv1.*", "bn1.*"),
+        finetune__learning_rates=(("fc.*", 1.0), (".*", 0.1)),
+        finetune__batch_norm="freeze_statistics",
+        data__size_schedule=(("8", 0.5),),
+    )
+    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+    total, head = sum(sizes.values()), sizes["fc.kernel"] + sizes["fc.bias"]
+    stem = sum(size for name, size in sizes.items() if name.startswith(("conv1.", "bn1.")))
+    rest = f"{total - stem:,} parameters trained, {stem:,} frozen, learning rate times 0.1 to 1"
+    start = lines.index("training   4 epochs of 8 steps, batch 64 (finetune.method=head_then_full)") + 1
+    assert lines[start : start + 3] == [
+        f"           epoch 1: the head alone, on features computed once; {head:,} parameters trained, "
+        f"{total - head:,} frozen",
+        f"           epoch 2: 8 px; {rest}",
+        f"           epochs 3-4: 16 px; {rest}",
+    ]
+    assert "batch norm frozen statistics, those of init (finetune.batch_norm=freeze_statistics)" in lines
+
+
+def test_a_head_on_features_sees_no_crops_and_no_statistics_of_batches():
+    _, lines = plan(finetune__method="head", data__flip=True)
+    assert "batch norm frozen statistics, those of init (finetune.batch_norm=train)" in lines
+    assert "images     each as it is and mirrored" in lines
+
+
+def test_what_differs_from_the_defaults_is_named():
+    _, lines = plan(
+        optimizer__name="adamw",
+        optimizer__schedule="cosine",
+        optimizer__weight_decay=0.01,
+        regularization__mixup=0.2,
+        data__auto_augment="trivial",
+        data__flip=True,
+        data__crop_padding=0,
+    )
+    assert "optimizer  adamw, learning rate 0.02 (cosine), weight_decay=0.01" in lines
+    assert "images     mirrored at random, auto_augment=trivial" in lines
+    assert "           mixup=0.2" in lines
+    _, lines = plan(optimizer__name="lion", optimizer__nesterov=True, optimizer__momentum=0.5)
+    assert "optimizer  lion, learning rate 0.02 (constant), momentum=0.5, nesterov=True not used: of sgd alone" in lines
+    _, lines = plan(data__crop_padding=0)
+    assert "images     not augmented" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"optimizer__accumulate": 2},
+            "           each of the 2 parts of a batch by itself (optimizer.accumulate): 32 images",
+        ),
+        (
+            {"optimizer__accumulate": 8},
+            "           each of the 8 parts of a batch by itself (optimizer.accumulate): 8 images; warning: statistics "
+            "of fewer than 16 are poor, use fewer parts, a larger batch_size or finetune.batch_norm=freeze_statistics",
+        ),
+        ({"optimizer__accumulate": 8, "finetune__batch_norm": "freeze_statistics"}, None),
+        ({"optimizer__accumulate": 8, "finetune__method": "head"}, None),
+        ({}, None),
+    ],
+)
+def test_that_batch_norm_sees_each_part_is_said(changes, line):
+    _, lines = plan(**changes)
+    assert [said for said in lines if "each of the" in said] == ([line] if line else [])
+
+
+def test_the_learning_rate_of_the_head_is_named_where_it_is_used():
+    head = {"finetune__head_learning_rate": 0.3}
+    for method in ("head_then_full", "gradual"):
+        _, lines = plan(finetune__method=method, finetune__head_epochs=1, **head)
+        (line,) = [line for line in lines if "(finetune.head_learning_rate)" in line]
+        assert line.startswith("           epoch 1: ")
+        assert line.endswith(" frozen, learning rate 0.3 (finetune.head_learning_rate)")
+
+
+def changed(task, step, **before):
+    values = VALUES | {key.replace("__", "."): value for key, value in before.items()}
+    return list(change_lines(task, complete(values), step))
+
+
+def test_other_epochs_say_how_the_schedule_changes():
+    """After 4 of 4 epochs of 8 steps, a cosine is stretched to 6 epochs: its rate goes up again."""
+    task, _ = plan(epochs=6, optimizer__schedule="cosine")
+    last, following, end = (0.01 * (1 + np.cos(np.pi * share)) for share in (31 / 32, 32 / 48, 47 / 48))
+    assert changed(task, 32, optimizer__schedule="cosine") == [
+        "changed    epochs from 4 to 6",
+        f"           learning rate (optimizer.schedule=cosine): {last:.3g} at the last step, {following:.3g} at the "
+        f"next one, {end:.3g} at the end",
+    ]
+    assert changed(task, 48, epochs=9, optimizer__schedule="cosine")[1].endswith("at the last step; no epoch is left")
+
+
+def test_the_rate_of_the_phase_that_a_run_goes_on_with_is_told():
+    phases = {"finetune__method": "head_then_full", "finetune__head_epochs": 3, "finetune__head_learning_rate": 0.5}
+    task, _ = plan(epochs=5, **phases)
+    (_, line) = changed(task, 24, **phases)
+    assert line.endswith("0.5 at the last step, 0.02 at the next one, 0.02 at the end")
+
+
+def test_what_changes_no_rate_says_no_more_than_itself():
+    task, _ = plan(save_minutes=2.0)
+    assert changed(task, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
+
+
+def test_the_memory_of_a_step():
+    devices = Devices()
+    few, many = 3 << 20, devices.free_bytes() + (1 << 40)
+    line = "memory     3 MiB on each for a step with weights and images (XLA's analysis)"
+    assert memory_line(few, devices) == line
+    assert " are free: a smaller batch_size needs less" in memory_line(many, devices)
+
+
+def test_a_step_is_compiled_once_and_its_memory_counted():
+    devices, traced = Devices(), []
+
+    def program(weights, images):
+        traced.append(1)
+        return weights + jax.lax.psum(images.sum(), "data")
+
+    compiled = devices.compile(program, sharded=(False, True), donate=(0,))
+    weights = devices.replicate(np.ones((256, 1024), np.float32))
+    images = devices.split(np.ones((1, 8, 1024), np.float32))
+    needed = compile_step(compiled, weights, images)
+    # Weights and one image on each device; the new weights take the place of the donated ones.
+    assert 4 * 1024 * 257 <= needed < 4 * 1024 * 257 + 4096
+    jax.block_until_ready(compiled(weights, images))
+    assert len(traced) == 1
+
+
+def test_floating_point_operations():
+    matrices = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50))]
+    assert flops(jnp.dot, *matrices) == 2 * 30 * 40 * 50
+
+
+def test_convolutions_are_counted_as_an_accelerator_computes_them():
+    """Of ResNet-18 at 224 px the literature has 1.8 billion multiply-adds an image, those with padding included."""
+    from sft_jax import models
+
+    network = models.Functional.abstract(models.builder(complete({}).model, 1000))
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+    def logits(params, batch_stats, images):
+        return network.apply(params, batch_stats, images, train=False)[0]
+
+    assert flops(logits, network.params, network.batch_stats, images) == pytest.approx(2 * 1.8e9, rel=0.1)
+
+
+def test_sizes_in_words():
+    assert size_text(171 * 2**20) == "171 MiB"
+    assert size_text(2.1 * 2**30) == "2.1 GiB"

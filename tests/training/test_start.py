@@ -1,0 +1,66 @@
+"""What training starts from, given weights for the same, for some of the same and for other classes."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax.config import complete
+from sft_jax.errors import UserError
+from sft_jax.models import Functional, builder, initial_arrays
+from sft_jax.models.weights import Weights
+from sft_jax.training.start import initial_weights
+
+NAMES = ("ant", "bee", "cat")
+CONFIG = complete({"model.name": "tiny", "init": "w.safetensors", "seed": 3})
+
+
+def started(names, config=CONFIG):
+    """Weights that know `NAMES`, the parameters that training starts from with them, and what is said."""
+    arrays = weights_of(NAMES, seed=1)
+    build = builder(config.model, len(names))
+    init = Weights(arrays, "tiny", NAMES, {})
+    params, batch_stats, said = initial_weights(config, build, Functional.abstract(build), init, names)
+    return arrays, jax.device_get(params | batch_stats), said
+
+
+@functools.cache
+def weights_of(names, seed):
+    params, batch_stats = initial_arrays(builder(CONFIG.model, len(names)), seed)
+    return jax.device_get(params | batch_stats)
+
+
+def test_the_same_classes_keep_everything():
+    arrays, found, said = started(NAMES)
+    assert found.keys() == arrays.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(found[key], array, strict=True)
+    assert said == "weights of w.safetensors with its own head"
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "words"),
+    [
+        (("dog", "eel", "fox", "gnu"), {}, " with a new head"),
+        (("ant", "bee", "bird", "cat"), {0: 0, 1: 1, 3: 2}, "; head: 3 of 4 classes keep their rows, new: bird"),
+    ],
+)
+def test_other_classes_get_the_rows_that_a_new_head_would_have(names, kept, words):
+    """Kept rows aside, bit for bit what the seed draws."""
+    arrays, found, said = started(names)
+    wanted, _ = jax.device_get(initial_arrays(builder(CONFIG.model, len(names)), CONFIG.seed, prefix="fc."))
+    for key, array in wanted.items():
+        array = array.copy()
+        for new, old in kept.items():
+            array[..., new] = arrays[key][..., old]
+        np.testing.assert_array_equal(found[key], array, strict=True)
+    np.testing.assert_array_equal(found["conv1.kernel"], arrays["conv1.kernel"])
+    assert said == f"weights of w.safetensors{words}"
+
+
+def test_another_stem_is_refused_with_what_to_type():
+    with pytest.raises(
+        UserError, match=r"the weights of w.safetensors have a 7x7 stem, .*--config.model.stem=imagenet"
+    ):
+        started(NAMES, complete({"model.name": "tiny", "init": "w.safetensors", "model.stem": "cifar3x3"}))

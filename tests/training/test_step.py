@@ -1,0 +1,315 @@
+"""Steps and evaluation on one and on eight devices, from memory and streamed: the same numbers each way."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from sft_jax import data
+from sft_jax.config import complete
+from sft_jax.data.dataset import ArraySplit, StreamedSplit
+from sft_jax.data.loader import STREAMED_STEPS, Feed, Pace
+from sft_jax.data.sampling import epoch_order
+from sft_jax.errors import UserError
+from sft_jax.models import Functional, ResNet, initial_arrays
+from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.runtime.devices import AXIS, Devices
+from sft_jax.tasks.classification import CALIBRATION_BINS, EvalSums, eval_sums, summarize
+from sft_jax.training import optimizer
+from sft_jax.training.epoch import make_train_steps
+from sft_jax.training.evaluator import Evaluator
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import make_train_step
+
+CLASSES, BATCH, STEPS = 5, 16, 10
+TINY = Shape(BasicBlock, (1, 1, 1, 1))
+CONFIG = complete({"data.size": 32, "optimizer.learning_rate": 0.001, "optimizer.weight_decay": 1e-4})
+
+
+def build(rngs, **settings):
+    return ResNet(TINY, CLASSES, rngs=rngs, axis_name=AXIS, **settings)
+
+
+NETWORK = Functional.abstract(build)
+OPTIMIZER = optimizer.make_optimizer(CONFIG.optimizer, STEPS)
+
+
+@functools.cache
+def weights():
+    return jax.device_get(initial_arrays(build, 0))
+
+
+def split_of(count, size=32):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, CLASSES, count).astype(np.int32)
+    # What there is to learn: brightness tells the class.
+    noise = generator.integers(0, 100, (count, size, size, 3))
+    return ArraySplit((noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+
+def streamed(split):
+    return StreamedSplit(lambda row: split.images[row], np.arange(len(split)), split.labels)
+
+
+@functools.cache
+def programs(count):
+    """The compiled training program on `count` devices; for one with its own copy of the images, and for streaming."""
+    devices = Devices(jax.devices()[:count])
+    step = make_train_step(NETWORK, OPTIMIZER, AXIS)
+    program = make_train_steps(step, data.make_augment(CONFIG.data), AXIS, count)
+    return devices, {
+        resident: devices.compile(
+            program, sharded=(False, not resident, not resident, True, False, False, False), donate=(0,)
+        )
+        for resident in (True, False)
+    }
+
+
+def run_epoch(count, split, pace):
+    """Trains an epoch; returns the losses, the numbers of correct predictions, and the state."""
+    devices, by_feed = programs(count)
+    feed = Feed(split, devices)
+    state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
+    key = devices.replicate(jax.random.key(0))
+    order = epoch_order(0, 0, split.labels, BATCH)
+    found = []
+    for piece in feed.pieces(order, pace=pace):
+        state, metrics = by_feed[feed.resident](state, *piece.arguments, key)
+        found.append([np.asarray(values)[piece.rows] for values in metrics])
+    losses, correct = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return losses, correct, jax.device_get(state)
+
+
+def steady(steps):
+    pace = Pace()
+    pace.steps = steps
+    return pace
+
+
+@functools.cache
+def one_device():
+    return run_epoch(1, split_of(STEPS * BATCH + 3), steady(STEPS))
+
+
+def test_eight_devices_take_the_steps_of_one():
+    """In float64: from random weights, two correct float32 programs part by a factor of ten a step (ReLU's flips)."""
+    split, narrow = split_of(STEPS * BATCH), weights()
+    found = {}
+    with jax.enable_x64():
+        network = Functional.abstract(functools.partial(build, dtype=jnp.float64))
+        images = np.asarray(data.make_preprocess(CONFIG.data)(jnp.asarray(split.images)), np.float64)
+        wide = [{key: leaf.astype(np.float64) for key, leaf in part.items()} for part in narrow]
+        for count in (1, 8):
+            devices = Devices(jax.devices()[:count])
+            step = devices.compile(make_train_step(network, OPTIMIZER, AXIS), sharded=(False, True, True))
+            state, losses = devices.replicate(TrainState.create(*wide, OPTIMIZER)), []
+            for row in range(STEPS):
+                batch = slice(row * BATCH, (row + 1) * BATCH)
+                shares = (devices.split(part[batch][None])[:, 0] for part in (images, split.labels.astype(np.int64)))
+                state, metrics = step(state, *shares)
+                losses.append(float(metrics.loss))
+            found[count] = losses, jax.device_get(state)
+    (one, one_state), (eight, eight_state) = found[1], found[8]
+    assert eight[-1] < eight[0], "it learns, so the steps are not idle"
+    np.testing.assert_allclose(eight, one, rtol=1e-9)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), eight_state, one_state)
+
+
+def test_eight_devices_see_the_images_of_one():
+    """Order, augmentation and counts: the whole program in float32, as far as rounding lets it be compared."""
+    losses, correct, state = run_epoch(8, split_of(STEPS * BATCH + 3), steady(STEPS))
+    one_losses, one_correct, one_state = one_device()
+    assert state.step == one_state.step == STEPS
+    np.testing.assert_allclose(losses[:4], one_losses[:4], atol=1e-5)
+    np.testing.assert_allclose(losses, one_losses, atol=1e-2)
+    assert np.abs(correct - one_correct).max() <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_how_an_epoch_is_cut_into_calls_changes_no_bit(steps):
+    found, wanted = run_epoch(1, split_of(STEPS * BATCH + 3), steady(steps)), one_device()
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_an_epoch_in_memory_is_one_call_without_a_transfer(count):
+    devices, by_feed = programs(count)
+    feed = Feed(split_of(STEPS * BATCH + 3), devices)
+    state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
+    key = devices.replicate(jax.random.key(0))
+    pieces = list(feed.pieces(epoch_order(0, 0, feed.split.labels, BATCH), pace=steady(STEPS)))
+    assert [piece.steps for piece in pieces] == [STEPS]
+    with jax.transfer_guard("disallow_explicit"):
+        state, metrics = by_feed[True](state, *pieces[0].arguments, key)
+        jax.block_until_ready((state, metrics))
+    assert np.isfinite(metrics.loss).all()
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_streamed_images_train_as_those_in_memory(count):
+    split = split_of(STEPS * BATCH + 3)
+    assert STEPS % STREAMED_STEPS, "the last piece is not a full one"
+    losses, correct, state = run_epoch(count, streamed(split), steady(1))
+    wanted_losses, wanted_correct, wanted = run_epoch(count, split, steady(STEPS))
+    np.testing.assert_array_equal(losses, wanted_losses)
+    np.testing.assert_array_equal(correct, wanted_correct)
+    jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch):
+    devices, split = Devices(jax.devices()[:1]), split_of(32)
+    assert Feed(split, devices).resident
+    assert not Feed(streamed(split), devices).resident
+    monkeypatch.setattr(Devices, "free_bytes", lambda self: 3 * split.images.nbytes)
+    assert not Feed(split, devices).resident, "it would take more than a quarter"
+
+
+def test_batch_sizes_that_do_not_divide():
+    devices = Devices(jax.devices()[:8])
+    devices.check_batch(64)
+    with pytest.raises(
+        UserError, match="batch_size=100 does not divide evenly over 8 devices; use --config.batch_size="
+    ):
+        devices.check_batch(100)
+    with pytest.raises(UserError, match="use --config.batch_size=8$"):
+        devices.check_batch(3)
+
+
+def test_pace_grows_fourfold_at_most_and_never_below_one_step(monkeypatch):
+    clock = iter(np.cumsum([0, 0.01, 0, 0.01, 0, 100, 0, 100]))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    pace, seen = Pace(seconds=1.0), []
+    for _ in range(4):
+        with pace.timing(pace.steps):
+            pass
+        seen.append(pace.steps)
+    assert seen == [4, 16, 1, 1]
+
+
+@functools.cache
+def evaluator(count):
+    devices = Devices(jax.devices()[:count])
+    return devices, Evaluator(NETWORK, data.make_preprocess(CONFIG.data), devices, CLASSES, BATCH)
+
+
+def evaluate(count, split):
+    devices, evaluate = evaluator(count)
+    return evaluate(*map(devices.replicate, weights()), Feed(split, devices))
+
+
+@functools.cache
+def some_logits():
+    """Of 33 images, all at once."""
+    images = data.make_preprocess(CONFIG.data)(jnp.asarray(split_of(33).images))
+    logits, _ = jax.jit(functools.partial(NETWORK.apply, train=False))(*weights(), images)
+    return torch.tensor(logits.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 31, 32, 33])
+def test_every_image_is_evaluated_once(count, n):
+    split = split_of(33).take(np.arange(n))
+    sums = evaluate(count, split)
+    assert sums.total == n == sums.confusion.sum() == sums.calibration[0].sum()
+    logits, labels = some_logits()[:n], torch.tensor(split.labels.tolist())
+    found = summarize(sums)
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), abs=1e-12)
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_evaluation_does_not_depend_on_the_order_of_the_images():
+    split = split_of(50)
+    shuffled = split.take(np.random.default_rng(0).permutation(50))
+    one, other = evaluate(8, split), evaluate(8, shuffled)
+    for name in ("total", "correct", "top5", "confusion"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-6)
+
+
+def test_evaluation_does_not_depend_on_how_it_was_cut(monkeypatch):
+    """The clock says how many steps a call takes: a run that goes on after a stop would have other last digits."""
+    devices, evaluate = evaluator(1)
+    arguments = *map(devices.replicate, weights()), Feed(split_of(20 * BATCH + 5), devices)
+    found = []
+    for seconds in (0, 1e9):
+        monkeypatch.setattr(evaluate, "_pace", Pace(seconds))
+        pieces = []
+        found.append(evaluate(*arguments, lambda done, steps, pieces=pieces: pieces.append(done)))
+        assert len(pieces) == (21 if seconds == 0 else 3)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert found[0].loss.dtype == found[0].calibration.dtype == np.float64
+
+
+def test_a_streamed_evaluation_counts_alike():
+    split = split_of(STREAMED_STEPS * BATCH + 9)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6), evaluate(8, streamed(split)), evaluate(8, split)
+    )
+
+
+def test_evaluation_leaves_the_state_as_it_is():
+    devices, evaluate = evaluator(8)
+    params, batch_stats = map(devices.replicate, weights())
+    evaluate(params, batch_stats, Feed(split_of(20), devices))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get((params, batch_stats)), weights())
+
+
+def sums_of(logits, labels, mask=None) -> EvalSums:
+    mask = np.ones(len(labels), bool) if mask is None else mask
+    return jax.device_get(jax.jit(eval_sums)(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask)))
+
+
+def test_sums_of_random_logits():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(300, 12)).astype(np.float32)
+    labels, mask = generator.integers(0, 12, 300).astype(np.int32), generator.random(300) < 0.7
+    found = sums_of(logits, labels, mask)
+    kept, truth = torch.tensor(logits[mask].tolist()), torch.tensor(labels[mask].tolist())
+    top5 = (kept.topk(5).indices == truth[:, None]).any(1)
+    confidence, prediction = (values.numpy() for values in kept.softmax(1).max(1))
+    assert found.total == mask.sum()
+    hit = prediction == truth.numpy()
+    assert found.correct == hit.sum()
+    assert found.top5 == int(top5.sum())
+    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(kept, truth, reduction="sum").item(), rel=1e-5)
+    confusion = np.zeros((12, 12), int)
+    np.add.at(confusion, (truth.numpy(), prediction), 1)
+    np.testing.assert_array_equal(found.confusion, confusion)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    for bin_ in range(CALIBRATION_BINS):
+        inside = bins == bin_
+        wanted = inside.sum(), confidence[inside].sum(), hit[inside].sum()
+        np.testing.assert_allclose(found.calibration[:, bin_], wanted, rtol=1e-5)
+
+
+def test_nan_in_the_padding_does_not_leak():
+    logits = np.zeros((4, 3), np.float32)
+    logits[2:] = np.nan
+    found = sums_of(logits, np.zeros(4, np.int32), np.array([True, True, False, False]))
+    assert (found.total, found.correct, found.top5) == (2, 2, 2)
+    assert found.loss == pytest.approx(2 * np.log(3))
+    assert found.calibration.sum() == pytest.approx(2 + 2 / 3 + 2)
+
+
+def test_nan_of_a_real_image_shows():
+    logits = np.zeros((2, 8), np.float32)
+    logits[1] = np.nan
+    found = sums_of(logits, np.array([0, 7], np.int32))
+    assert np.isnan(found.loss)
+    assert found.top5 == 1
+
+
+def test_equal_logits_are_no_five_guesses():
+    """A network that says nothing has its first five classes right, as torch's topk of equal values would at most."""
+    found = sums_of(np.zeros((10, 10), np.float32), np.arange(10, dtype=np.int32))
+    assert (found.correct, found.top5) == (1, 5)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_fewer_than_five_classes(classes):
+    labels = np.arange(classes, dtype=np.int32)
+    found = sums_of(np.random.default_rng(0).normal(size=(classes, classes)).astype(np.float32), labels)
+    assert found.top5 == classes
