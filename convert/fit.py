@@ -10,8 +10,9 @@ import torchvision
 
 from convert import keys, names, networks
 from sft_jax.errors import UserError
-from sft_jax.models import SHAPES, Functional
-from sft_jax.models.weights import HEAD, first_few, some_of
+from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models.resnet import VARIANTS
+from sft_jax.models.weights import first_few, some_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +34,7 @@ class Fit:
     arch: str
     stem: str
     classes: int
-    network: Functional
+    network: Network
     arrays: dict[str, np.ndarray]
     module: torchvision.models.ResNet
     counters: dict[str, int]
@@ -41,7 +42,7 @@ class Fit:
 
     def weights(self) -> dict[str, np.ndarray]:
         """`arrays` less the head where there is none."""
-        return {key: array for key, array in self.arrays.items() if self.classes or not key.startswith(HEAD)}
+        return {key: array for key, array in self.arrays.items() if self.classes or not self.network.is_head(key)}
 
 
 def fit(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, stem: str | None = None) -> Fit:
@@ -88,7 +89,7 @@ class _Attempt:
     """Of fitting: stem and network, what it would get, notices, and what keeps it from that."""
 
     stem: str
-    network: Functional
+    network: Network
     state_dict: Tensors
     notices: list[str]
     problems: list[str]
@@ -105,7 +106,7 @@ def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | 
 
 
 def _outputs(state_dict: Mapping[str, torch.Tensor], arch: str) -> int:
-    return state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else 512 * SHAPES[arch].block.expansion
+    return state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else ARCHITECTURES[arch].channels[-1]
 
 
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:
@@ -114,7 +115,7 @@ def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, pro
         len({match[1] for key in state_dict if (match := re.match(rf"layer{stage}\.(\d+)\.", key))})
         for stage in (1, 2, 3, 4)
     )
-    for other, shape in SHAPES.items():
+    for other, shape in VARIANTS.items():
         if shape.layers == layers and not _attempt(state_dict, other).problems:
             return f"{source} is no {arch} but fits {other}: add --arch {other}"
     return "\n  ".join([f"{source} does not fit {arch}, nothing was written:", *first_few(problems)])

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import torch
 
-from sft_jax.models import Functional
-from sft_jax.models.weights import misfits
+from sft_jax.models import Network
+from sft_jax.models.weights import mismatches
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"
@@ -38,7 +38,7 @@ def torch_key(flax_key: str) -> str:
     return f"{module}.{LEAVES[leaf]}"
 
 
-def cast(state_dict: Mapping[str, torch.Tensor], network: Functional) -> tuple[dict[str, torch.Tensor], list[str]]:
+def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict[str, torch.Tensor], list[str]]:
     """A state_dict whose floating-point tensors are float32 and whose counters int64, as far as they fit `network`.
 
     Returns:
@@ -58,7 +58,7 @@ def cast(state_dict: Mapping[str, torch.Tensor], network: Functional) -> tuple[d
     return result, [f"{count} tensors were cast from {kind} to float32" for kind, count in kinds.items()]
 
 
-def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> list[str]:
+def problems(state_dict: Mapping[str, torch.Tensor], network: Network) -> list[str]:
     """Everything that keeps `network` from taking over a state_dict: keys, shapes, dtypes, values; a line each."""
     leaves = network.params | network.batch_stats
     wanted = {torch_key(key): _described_for_torch(leaf) for key, leaf in leaves.items()}
@@ -67,12 +67,12 @@ def problems(state_dict: Mapping[str, torch.Tensor], network: Functional) -> lis
     found = {key: f"{_kind(tensor)}{list(tensor.shape)}" for key, tensor in state_dict.items()}
     # Of no others: a tensor may claim any shape, and those of some kinds cannot be asked.
     fitting = [key for key in sorted(found) if found[key] == wanted.get(key)]
-    return misfits(found, wanted) + [
+    return mismatches(found, wanted) + [
         f"{key} has values that are not finite" for key in fitting if not state_dict[key].isfinite().all()
     ]
 
 
-def to_flax(state_dict: Mapping[str, torch.Tensor], network: Functional) -> dict[str, np.ndarray]:
+def to_flax(state_dict: Mapping[str, torch.Tensor], network: Network) -> dict[str, np.ndarray]:
     """The arrays of `network`, under its keys, from a state_dict that has no `problems`."""
     return {
         key: np.ascontiguousarray(state_dict[torch_key(key)].detach().numpy().transpose(TO_FLAX[len(leaf.shape)]))

@@ -7,13 +7,15 @@ import torch
 import torchvision
 
 from convert import keys
-from sft_jax.models import SHAPES, STEMS, Functional, ResNet
+from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models.architecture import Builder
+from sft_jax.models.resnet import STEMS
 
 
 @functools.cache
-def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Functional:
+def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Network:
     """Ours, with shapes in place of arrays."""
-    return Functional.abstract(lambda rngs: ResNet(SHAPES[arch], classes, stem=stem, rngs=rngs))
+    return Network.abstract(Builder(ARCHITECTURES[arch], classes, {"stem": stem}))
 
 
 def torch_network(

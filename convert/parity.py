@@ -11,7 +11,7 @@ import torchvision
 from rich.table import Table
 
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, ResNet
+from sft_jax.models import Network
 
 SIZES = (32, 33, 224)
 # Of a logit, relative to the largest one. Two correct float32 programs differ by about 1e-6.
@@ -50,7 +50,7 @@ class Comparison:
 
 def compare(
     module: torchvision.models.ResNet,
-    network: Functional,
+    network: Network,
     arrays: Mapping[str, np.ndarray],
     size: int,
     *,
@@ -104,14 +104,13 @@ def torch_activations(
 
 
 def flax_activations(
-    network: Functional, arrays: Mapping[str, np.ndarray], images: np.ndarray
+    network: Network, arrays: Mapping[str, np.ndarray], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """As `torch_activations`, of our network with `arrays`."""
 
     @jax.jit
     def run(params, batch_stats, images):
-        model = network.bind(params, batch_stats)
-        assert isinstance(model, ResNet)
+        model: Any = network.bind(params, batch_stats)
         return dict(model.stages(images)), model(images)
 
     params, batch_stats = ({key: arrays[key] for key in part} for part in (network.params, network.batch_stats))

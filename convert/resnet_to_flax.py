@@ -74,10 +74,10 @@ def main() -> None:
         import torchvision  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"converting needs {error.name}: {install_command('convert')}") from None
-    from sft_jax.models import SHAPES
+    from sft_jax.models import ARCHITECTURES
 
-    if args.arch not in SHAPES:
-        near = difflib.get_close_matches(args.arch, SHAPES, n=1, cutoff=0.0)[0]
+    if args.arch not in ARCHITECTURES:
+        near = difflib.get_close_matches(args.arch, ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no network {args.arch!r}; the nearest is --arch {near}")
     convert(args.arch, args.state_dict, args.weights, args.output, **own)
 

@@ -11,7 +11,7 @@ import torchvision
 from convert import keys, networks
 from convert.facts import Facts, of_run, recorded
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.models import Functional
+from sft_jax.models import Network
 from sft_jax.models.weights import initialise, load_weights
 from sft_jax.run.folder import Run, load_run_weights
 
@@ -32,7 +32,7 @@ class Trained:
     stem: str
     classes: int
     facts: Facts
-    network: Functional
+    network: Network
     arrays: dict[str, np.ndarray]
     state_dict: dict[str, torch.Tensor]
     module: torchvision.models.ResNet
@@ -65,10 +65,9 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
         assert file is not None
         weights = load_weights(file)
         stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
-    head = weights.arrays.get("fc.bias")
-    classes = 1000 if head is None else head.shape[0]
+    classes = weights.outputs or 1000
     network = networks.flax_network(weights.arch, classes, stem)
-    initialise(network.params, network.batch_stats, weights.arrays, source=str(workdir or file), keep_head=True)
+    initialise(network, weights.arrays, source=str(workdir or file))
     counters = weights.metadata.get("num_batches_tracked")
     state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
     module = networks.torch_network(weights.arch, classes, state_dict, stem)

@@ -25,6 +25,11 @@ class StoppedError(Exception):
     exit_code = 4
 
 
+def reason(error: Exception) -> str:
+    """Formats the kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Runs `command` and returns the process's exit code.
 

@@ -77,6 +77,8 @@ def main() -> None:
     keep_compiled_programs()
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
+    from sft_jax.tasks import task_class
+    from sft_jax.tasks.classification import Classification
 
     console, split = Console(), args.split or "test"
     if args.data is None:
@@ -89,11 +91,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(results))
         return
-    console.line(
-        f"{what}: accuracy {results['test_accuracy']:.2%} on "
-        f"{results['test_count']:,} images, top-5 {results['test_top5']:.2%}, loss {results['test_loss']:.4f}, "
-        f"calibration error {results['ece']:.4f}"
-    )
+    task = task_class(Run(args.workdir).config()) if args.workdir else Classification
+    console.line(f"{what}: {task.details(results)}")
     console.line(f"per class and more: {file}")
 
 
@@ -121,7 +120,7 @@ def evaluate(
     from sft_jax.run.progress import Progress
     from sft_jax.runtime.devices import Devices
     from sft_jax.runtime.files import write_json
-    from sft_jax.training.experiment import Task
+    from sft_jax.training.experiment import Experiment
     from sft_jax.training.start import earlier, read_dataset
 
     devices = Devices()
@@ -138,13 +137,13 @@ def evaluate(
     _tell(dataset.notices)
     if tuple(found.metadata["class_names"]) != dataset.class_names:
         raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")
-    task = Task(config, dataset, devices)
+    experiment = Experiment(config, dataset, devices)
     with console.progress(f"{checkpoint} on {split}", 1) as bar:
-        figures = task.test(
-            *task.weights(found.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
+        figures = experiment.test(
+            *experiment.weights(found.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
         )
     # The latest save knows of the whole run.
-    results = figures | Progress(**latest.metadata["progress"]).outcome(config.monitor)
+    results = figures | Progress.from_json(latest.metadata["progress"]).outcome(experiment.task, experiment.monitor)
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"
     write_json(file, results)
     return results, file
@@ -162,6 +161,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     from sft_jax.run.folder import Run
     from sft_jax.run.progress import Progress
     from sft_jax.runtime.files import write_json
+    from sft_jax.tasks import monitor_of, task_class
 
     _check_keys(overrides, OTHER_KEYS)
     run = None if args.workdir is None else Run(args.workdir)
@@ -182,7 +182,8 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
     else:
-        results |= Progress(**run.restored("latest").metadata["progress"]).outcome(config.monitor)
+        progress = Progress.from_json(run.restored("latest").metadata["progress"])
+        results |= progress.outcome(task_class(config), monitor_of(config))
         file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
     write_json(file, results)
     return results, file

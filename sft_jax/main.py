@@ -14,6 +14,8 @@ from sft_jax.runtime.cache import keep_compiled_programs
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from sft_jax.training.observer import Observer
+
 EXAMPLE = """example:
   python -m sft_jax.main --config configs/cifar10.py --config.epochs=20 --workdir runs/short
 """
@@ -89,15 +91,23 @@ def train(config: "ConfigDict", args: argparse.Namespace) -> None:
 
     if args.platform is not None:
         use_platform(args.platform)
-    console = Console(quiet=args.quiet, mute=not processes.is_first())
+    console = Console(quiet=args.quiet, mute=not processes.is_primary())
     run = Run(args.workdir or Path("runs") / config_name(args.config))
     if args.lr_find:
         from sft_jax.training.lr_find import find_learning_rate  # matplotlib takes a second
 
         find_learning_rate(config, run, console)
     else:
-        train_and_compare(config, run, resume=args.resume, console=console, command=sys.argv)
+        train_and_compare(config, run, resume=args.resume, console=console, command=sys.argv, observers=observers_of)
     console.close()
+
+
+def observers_of(config: "ConfigDict") -> "list[Observer]":
+    """Returns those that are told of a run: logs and the report. Raises UserError where a package is missing."""
+    from sft_jax.report.reporter import Reporter
+    from sft_jax.run.loggers import Logs
+
+    return [Logs(config.logging), Reporter()]
 
 
 if __name__ == "__main__":

@@ -35,11 +35,12 @@ def compiled_once(tmp_path_factory):
 def tiny():
     """The network that recipes of tests name "tiny"."""
     # Imported late: with pytest's settings in force, among them that warnings are errors.
-    from tiny_runs import TINY_SHAPE
+    from tiny_runs import TINY_VARIANT
 
-    from sft_jax.models import SHAPES
+    from sft_jax.models import ARCHITECTURES
+    from sft_jax.models.resnet import architecture
 
-    SHAPES["tiny"] = TINY_SHAPE
+    ARCHITECTURES["tiny"] = architecture("tiny", TINY_VARIANT)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def make_run(folder, seed=0, preprocess=None, **changes):
     """
     values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
-    network = models.Functional.abstract(models.builder(config.model, len(NAMES)))
+    network = models.Network.abstract(models.builder(config.model, len(NAMES)))
     generator = np.random.default_rng(seed)
     parts = {"params": network.params, "batch_stats": network.batch_stats}
     arrays = {

@@ -25,7 +25,7 @@ def scored(classes, n=200, size=8, seed=0, names=None):
     logits = generator.normal(size=(n, classes)).astype(np.float32)
     logits[np.arange(n), labels] += 2
     images = generator.integers(0, 256, (n, size, size, 3)).astype(np.uint8)
-    return Scored("test", ArraySplit(images, labels, names), figures_of(logits, labels), logits)
+    return Scored("test", ArraySplit.of_images(images, labels, names), figures_of(logits, labels), logits)
 
 
 def records(name="flowers", epochs=3, **changes):

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from convert import keys, sources
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, ResNet
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.models import Network, ResNet
+from sft_jax.models.resnet import BasicBlock, Variant
 from sft_jax.models.weights import FORMAT, Weights, load_weights, save_weights
 from sft_jax.run.checkpoints import Checkpoints
 from sft_jax.run.folder import Run, load_run_weights
@@ -121,8 +121,8 @@ def test_weights_that_are_not_finite(tmp_path, value):
 
 @pytest.fixture(scope="module")
 def network():
-    shape = Shape(BasicBlock, (1, 1, 0, 0))
-    return Functional.abstract(lambda rngs, **settings: ResNet(shape, 3, rngs=rngs, **settings))
+    shape = Variant(BasicBlock, (1, 1, 0, 0))
+    return Network.abstract(lambda rngs, **settings: ResNet(shape, 3, rngs=rngs, **settings))
 
 
 @pytest.fixture(scope="module")

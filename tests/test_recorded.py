@@ -31,7 +31,7 @@ from sft_jax.models.weights import Weights, save_weights
 from sft_jax.report.pictures import data_uris
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.start import earlier, read_dataset
 
 REAL = os.environ.get("SFT_JAX_TEST_DATA")
@@ -66,8 +66,8 @@ def made(root, shape, draw):
     run = make_run(
         root / "run", preprocess=preprocess, **{"data.mean": config.data.mean, "data.std": config.data.std} | settings
     )
-    task = Task(config, dataset, one_device())
-    figures = task.test(*task.weights(run.restored("best").arrays))
+    experiment = Experiment(config, dataset, one_device())
+    figures = experiment.test(*experiment.weights(run.restored("best").arrays))
     records = list(tfds.builder("made", data_dir=root).as_data_source(split="test"))
     return run, figures, [record["image"] for record in records], [record["label"] for record in records]
 

@@ -18,18 +18,19 @@ import tempfile
 import threading
 from pathlib import Path
 
-from tiny_runs import TINY_SHAPE
+from tiny_runs import TINY_VARIANT
 
-from sft_jax.data.loader import Pace
+from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import run_command
 from sft_jax.main import main
-from sft_jax.models.resnet import SHAPES
+from sft_jax.models import ARCHITECTURES
+from sft_jax.models.resnet import architecture
 from sft_jax.run.console import Bar
 from sft_jax.run.progress import Progress
 from sft_jax.training import evaluator
 from sft_jax.training import trainer as train_module
 
-SHAPES["tiny"] = TINY_SHAPE
+ARCHITECTURES["tiny"] = architecture("tiny", TINY_VARIANT)
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
 REPORTS = ("metrics.jsonl", "report.html", "results.json", "train.log")
 seen: collections.Counter[str] = collections.Counter()
@@ -77,8 +78,8 @@ def run(arguments: list[str], environment: dict[str, str]) -> int:
     """In a process of its own: the program."""
     os.environ.update(environment)
     sys.argv[1:] = arguments
-    train_module.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
-    evaluator.Pace = lambda: Pace(seconds=0)  # type: ignore[assignment,misc]
+    train_module.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
+    evaluator.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]
     Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is under way then
     Bar.set = after(Bar.set, "evaluation")  # type: ignore[method-assign]
     sys.addaudithook(watch_files)

@@ -5,15 +5,19 @@ import signal
 
 import jax
 import numpy as np
+from flax import nnx
 
 from sft_jax.config import complete
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.main import observers_of
+from sft_jax.models import Network
+from sft_jax.models.architecture import Builder
+from sft_jax.models.resnet import BasicBlock, Variant, architecture
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
 from sft_jax.training.trainer import train
 
-TINY_SHAPE = Shape(BasicBlock, (1, 1, 1, 1))
+TINY_VARIANT = Variant(BasicBlock, (1, 1, 1, 1))
 
 # The same everywhere, so that its programs are compiled once for all tests.
 TINY = {
@@ -31,13 +35,26 @@ TINY = {
 }
 
 
+def builder(outputs, **settings):
+    """The constructor of the network "tiny"."""
+    return Builder(architecture("tiny", TINY_VARIANT), outputs, settings)
+
+
+def network(outputs, **settings):
+    """The network "tiny" with random weights."""
+    build = builder(outputs, **settings)
+    return Network(build(nnx.Rngs(params=0)), build.architecture)
+
+
 def one_device():
     return Devices(jax.local_devices()[:1])
 
 
 def run(folder, *, resume=False, **changes):
     values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
-    return train(complete(values), Run(folder), resume=resume, console=Console(), command=["test"])
+    return train(
+        complete(values), Run(folder), resume=resume, console=Console(), command=["test"], observers=observers_of
+    )
 
 
 def state_of(folder):

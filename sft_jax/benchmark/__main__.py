@@ -66,10 +66,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             environment = {SWITCH: "1" if allocator else "0"}
             return stack.enter_context(Side(module, [*arguments, *more], environment))
 
-        ours = side("our_side", args.precision)
+        ours = side("jax_side", args.precision)
         sides = {"": ours}
         if args.stock:
-            sides["stock_"] = side("our_side", args.precision, "stock")
+            sides["stock_"] = side("jax_side", args.precision, "stock")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
             sides["torch_"] = side("torch_side", allocator=False)
             if ours.facts["allocator"]:

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_jax.cli import make_parser
 from sft_jax.config.schema import KEYS, KIND_WORDS, Key, Pairs, Patterns
 from sft_jax.errors import UserError, run_command
 
 PATH = Path("configs", "README.md")
-EXAMPLE = """example, in the project's folder:
-  python -m sft_jax.config.docs
-"""
 
 HEAD = """# Configuration
 
@@ -88,10 +84,7 @@ def _code(text: str) -> str:
 
 
 def main() -> None:
-    """Parses the command line and writes the page."""
-    make_parser(
-        "python -m sft_jax.config.docs", "Writes configs/README.md, the table of all config keys.", EXAMPLE
-    ).parse_args()
+    """Writes the page; there are no flags."""
     if not PATH.parent.is_dir():
         raise UserError(f"there is no folder {PATH.parent} here; run this in the project's folder")
     PATH.write_text(document())

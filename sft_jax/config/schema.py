@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sft_jax.tasks.monitor import MONITORS
-
 
 class Patterns(tuple):
     """Regular expressions; on the command line with semicolons between them."""
@@ -93,12 +91,18 @@ KEYS: dict[str, Key] = {
         "float32", str, "Of activations and products; weights stay float32.", **_one_of("float32", "bfloat16")
     ),
     "save_minutes": Key(10.0, float, "A long epoch is saved this often; every epoch's end is.", **_POSITIVE),
-    "monitor": Key(
-        "val_accuracy",
+    "task": Key(
+        "classification",
         str,
-        "Chooses the best epoch, ends training with regularization.early_stopping and ranks the trials of a search; "
-        "the lowest val_loss is best.",
-        **_one_of(*MONITORS),
+        "What is learnt; sft_jax/tasks has a file for each.",
+    ),
+    "monitor": Key(
+        None,
+        str,
+        "The validation figure that chooses the best epoch, ends training with regularization.early_stopping and ranks "
+        "the trials of a search; none for the task's own. Classification: val_accuracy (its own), "
+        "val_balanced_accuracy, val_macro_f1, val_loss (the lowest is best).",
+        optional=True,
     ),
     "compare_with_scratch": Key(
         False, bool, "Afterwards train the same recipe from random weights and report its test accuracy beside."

@@ -1,8 +1,8 @@
 """Labelled images: where they come from, in which order they are seen, and what is done to them on the device."""
 
-from sft_jax.data.augment import make_augment, make_preprocess
+from sft_jax.data.augment import make_augment, make_preprocess, of_image
 from sft_jax.data.dataset import Dataset
 from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.load import check_source, load_dataset
 
-__all__ = ["Dataset", "Record", "check_source", "load_dataset", "make_augment", "make_preprocess"]
+__all__ = ["Dataset", "Record", "check_source", "load_dataset", "make_augment", "make_preprocess", "of_image"]

@@ -116,6 +116,15 @@ def make_augment(
     )
 
 
+def of_image(function: Callable) -> Callable:
+    """Turns a function of images (and more) into one of batches, which changes their "image" and keeps the rest."""
+
+    def of_batch(batch: dict[str, jax.Array], *arguments) -> dict[str, jax.Array]:
+        return {**batch, "image": function(batch["image"], *arguments)}
+
+    return of_batch
+
+
 def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
     """Random erasing (Zhong et al., 2020, arXiv:1708.04896) of a normalised image [height, width, 3], with its zero.
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory or decoded on demand, behind one interface."""
+"""Examples with their targets, in memory or decoded on demand, behind one interface."""
 
 import dataclasses
 import warnings
@@ -15,98 +15,141 @@ from sft_jax.data.sources.listing import Record
 DECODING_THREADS = 16
 BUFFERED_BATCHES = 4
 
+# Arrays by name, each with the examples on its first axis: {"image": uint8 [n, h, w, 3], "label": int32 [n]}.
+Batch = dict[str, np.ndarray]
+
 
 class Split(Protocol):
-    """Images with their labels, int32 [n]."""
+    """Examples with their targets."""
+
+    @property
+    def targets(self) -> Batch:
+        """What is to be learnt of all examples, by name, as `{"label": int32 [n]}`; always in memory."""
 
     @property
     def labels(self) -> np.ndarray:
-        """Of all images, int32 [n]."""
+        """The classes of all examples, int32 [n]: the target "label"."""
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Of their files, where there are any."""
+        """The names of the examples' files, None where there are no files."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The images of each row of `order` int [steps, batch]: (uint8 [batch, height, width, 3], int32 [batch])."""
+    def batches(self, order: np.ndarray) -> Iterator[Batch]:
+        """Yields the examples of each row of `order` int [steps, batch]: inputs and targets by name."""
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The split of these rows only, in this order."""
+        """Returns the split of these rows only, in this order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplit:
-    """A split in memory: images uint8 [n, height, width, 3], labels int32 [n], and the names of their files."""
+    """A split in memory.
 
-    images: np.ndarray
-    labels: np.ndarray
+    Attributes:
+      inputs: what a network reads, by name, as `{"image": uint8 [n, height, width, 3]}`.
+      targets: what it learns, see `Split`.
+      names: the names of the examples' files, if there are any.
+    """
+
+    inputs: Batch
+    targets: Batch
     names: Sequence[str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
-            raise TypeError(f"images must be uint8 [n, height, width, 3], not {self.images.dtype} {self.images.shape}")
-        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
-            raise TypeError(f"labels must be int32 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
+    @classmethod
+    def of_images(cls, images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> "ArraySplit":
+        """Makes a split of images uint8 [n, height, width, 3] and labels int32 [n].
+
+        Raises:
+          TypeError: another dtype or shape.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise TypeError(f"images must be uint8 [n, height, width, 3], not {images.dtype} {images.shape}")
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            raise TypeError(f"labels must be int32 [{len(images)}], not {labels.dtype} {labels.shape}")
+        return cls({"image": images}, {"label": labels}, names)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The input "image", uint8 [n, height, width, 3]."""
+        return self.inputs["image"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """See `Split`."""
+        return self.targets["label"]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays in bytes."""
+        return sum(array.nbytes for array in (*self.inputs.values(), *self.targets.values()))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.inputs.values())))
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """See `Split`."""
         for rows in order:
-            yield self.images[rows], self.labels[rows]
+            yield _rows(self.inputs | self.targets, rows)
 
     def take(self, rows: np.ndarray) -> "ArraySplit":
         """See `Split`."""
-        return ArraySplit(self.images[rows], self.labels[rows], _taken(self.names, rows))
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureSplit(ArraySplit):
-    """What a network makes of the images of a split: float32 [n, views, channels] in place of them."""
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != np.float32 or self.images.ndim != 3 or len(self.images) != len(self.labels):
-            raise TypeError(
-                f"features must be float32 [n, views, channels], not {self.images.dtype} {self.images.shape}"
-            )
+        return ArraySplit(_rows(self.inputs, rows), _rows(self.targets, rows), _taken(self.names, rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSplit:
-    """A split whose images are decoded when they are needed.
+    """A split whose inputs are decoded when they are needed.
 
     Attributes:
-      decode: row -> image uint8 [size, size, 3].
+      decode: row -> the inputs of one example by name, as `{"image": uint8 [size, size, 3]}`.
       rows: the rows of this split, as `decode` counts them.
-      labels: int32 [n], of `rows`.
-      names: of their files, if there are any.
+      targets: of `rows`, see `Split`.
+      names: the names of their files, if there are any.
     """
 
-    decode: Callable[[int], np.ndarray]
+    decode: Callable[[int], Batch]
     rows: np.ndarray
-    labels: np.ndarray
+    targets: Batch
     names: Sequence[str] | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @classmethod
+    def of_images(
+        cls,
+        decode: Callable[[int], np.ndarray],
+        rows: np.ndarray,
+        labels: np.ndarray,
+        names: Sequence[str] | None = None,
+    ) -> "StreamedSplit":
+        """Makes a split of images, which `decode` returns as uint8 [size, size, 3], and labels int32 [n]."""
+        return cls(lambda row: {"image": decode(row)}, rows, {"label": labels}, names)
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    @property
+    def labels(self) -> np.ndarray:
+        """See `Split`."""
+        return self.targets["label"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """See `Split`. The next batches are decoded in the background."""
-        # What Pillow warns of was told, with the files' names, when the images were looked at first.
+        # What Pillow warns of was reported, with the files' names, when the images were checked first.
         warnings.filterwarnings("ignore", module=r"PIL\b")
         batch = order.shape[1]
-        pictures = grain.MapDataset.source(self.rows[order.ravel()]).map(self.decode)
+        inputs = grain.MapDataset.source(self.rows[order.ravel()]).map(self.decode)
         options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=BUFFERED_BATCHES * batch)
-        images = pictures.to_iter_dataset(options).batch(batch)
-        for block, rows in zip(images, order, strict=True):
-            yield block, self.labels[rows]
+        for block, rows in zip(inputs.to_iter_dataset(options).batch(batch), order, strict=True):
+            yield block | _rows(self.targets, rows)
 
     def take(self, rows: np.ndarray) -> "StreamedSplit":
         """See `Split`."""
-        return StreamedSplit(self.decode, self.rows[rows], self.labels[rows], _taken(self.names, rows))
+        return StreamedSplit(self.decode, self.rows[rows], _rows(self.targets, rows), _taken(self.names, rows))
+
+
+def _rows(arrays: Batch, rows: np.ndarray) -> Batch:
+    return {name: array[rows] for name, array in arrays.items()}
 
 
 def _taken(names: Sequence[str] | None, rows: np.ndarray) -> Sequence[str] | None:

@@ -13,13 +13,13 @@ from sft_jax import models
 from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
-from sft_jax.data.loader import Pace
+from sft_jax.data.loader import StepsPerCall
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops
-from sft_jax.training.experiment import Task
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.state import Arrays
-from sft_jax.training.step import Network, make_train_step
+from sft_jax.training.step import make_train_step
 
 # Steps of one compiled call, as a run has them; the median of so many calls counts.
 STEPS, CALLS = 2, 3
@@ -53,12 +53,13 @@ def measure(
     Decoding images from files, where they do not fit into memory, is not counted.
     """
     values = flatten(config) | {"data.size": size, "data.size_schedule": ()}
-    task = Task(complete(values), _random_images(config, dataset, size), devices)
-    programs = Programs(task, task.phases[-1])
+    experiment = Experiment(complete(values), _random_images(config, dataset, size), devices)
+    programs = PhasePrograms(experiment, experiment.phases[-1])
     state = programs.first_state(params, batch_stats)
-    pace = Pace()
-    pace.steps = STEPS
-    arguments = (*next(programs.train_feed.pieces(task.order(0), pace=pace)).arguments, task.key)
+    steps_per_call = StepsPerCall()
+    steps_per_call.steps = STEPS
+    call = next(programs.train_loader.calls(experiment.order(0), steps_per_call=steps_per_call))
+    arguments = (call.chunk, experiment.key)
     memory_bytes = compile_step(programs.train_steps, state, *arguments)
 
     def train() -> None:
@@ -67,12 +68,12 @@ def measure(
         jax.block_until_ready((state, metrics))
 
     def evaluate() -> None:
-        programs.evaluate(state.params, state.batch_stats, programs.validation_feed)
+        programs.evaluate(state.params, state.batch_stats, programs.validation_loader)
 
     step_s, evaluation_s = _seconds(train) / STEPS, _seconds(evaluate) / STEPS
     batch = config.batch_size
     epoch_s = len(dataset.train) // batch * step_s + -(-len(dataset.validation) // batch) * evaluation_s
-    return Cost(size, _flops(task, programs) / 1e9, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
+    return Cost(size, _flops(experiment, programs) / 1e9, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
 
 
 def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
@@ -83,25 +84,26 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
         shape = dataset.train.images.shape[1:]
     count = STEPS * config.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
-    split = ArraySplit(images, np.arange(count, dtype=np.int32) % len(dataset.class_names))
+    split = ArraySplit.of_images(images, np.arange(count, dtype=np.int32) % len(dataset.class_names))
     return Dataset(split, split, split, dataset.class_names)
 
 
-def _flops(task: Task, programs: Programs) -> float:
+def _flops(experiment: Experiment, programs: PhasePrograms) -> float:
     """Of one step on all devices together."""
-    config = task.config
+    config = experiment.config
     # On one device and in one part: what is computed is the same.
-    build = models.builder(config.model, len(task.dataset.class_names), precision=config.precision)
-    whole = models.Functional.abstract(build)
-    network: Network = whole
-    shape: tuple[int, ...] = (config.data.size, config.data.size, 3)
+    build = models.builder(config.model, experiment.task.outputs, precision=config.precision)
+    whole = models.Network.abstract(build, experiment.task.inputs)
+    network: models.Network | models.HeadNetwork = whole
+    image = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
     if programs.phase.on_features:
-        network, shape = models.Head(whole), whole.params["fc.kernel"].shape[:1]
-    step = make_train_step(network, programs.optimizer, None, dataclasses.replace(programs.settings(), accumulate=1))
+        network = models.HeadNetwork(whole)
+        batch["feature"] = jax.eval_shape(whole.features, whole.params, whole.batch_stats, image)
+    settings = dataclasses.replace(programs.settings(), accumulate=1)
+    step = make_train_step(network, experiment.task, programs.optimizer, None, settings)
     state = jax.eval_shape(programs.new_state, whole.params, whole.batch_stats)
-    inputs = jax.ShapeDtypeStruct((config.batch_size, *shape), np.float32)
-    labels = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
-    return flops(step, state, inputs, labels, jax.eval_shape(jax.random.key, 0))
+    return flops(step, state, batch, jax.eval_shape(jax.random.key, 0))
 
 
 def _seconds(call: Callable[[], None]) -> float:

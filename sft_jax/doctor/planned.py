@@ -9,7 +9,7 @@ from sft_jax.doctor.finding import Report
 from sft_jax.run.console import Console, duration
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import plan_lines
 from sft_jax.training.start import initial_weights, load_init, read_dataset
 
@@ -25,12 +25,12 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     dataset = read_dataset(config, console)
-    task = Task(config, dataset, devices)
+    experiment = Experiment(config, dataset, devices)
     params, batch_stats, start = initial_weights(
-        config, task.build, task.network, load_init(config), dataset.class_names
+        config, experiment.build, experiment.network, load_init(config), dataset.class_names
     )
     console.line("")
-    for line in plan_lines(task, start):
+    for line in plan_lines(experiment, start):
         report.plan.append(line)
         console.line(line)
     console.line("")

@@ -188,12 +188,9 @@ def load_export(path: Path) -> Classifier:
 
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
     """The classifier of `weights`, with `otherwise` where they do not say what images go through."""
-    head = weights.arrays.get("fc.bias")
-    classes = len(weights.class_names or ()) or (1000 if head is None else len(head))
-    network = models.Functional.abstract(models.builder(config, classes, precision=precision))
-    params, batch_stats = jax.device_put(
-        initialise(network.params, network.batch_stats, weights.arrays, source=source, keep_head=True)
-    )
+    classes = len(weights.class_names or ()) or weights.outputs or 1000
+    network = models.Network.abstract(models.builder(config, classes, precision=precision))
+    params, batch_stats = jax.device_put(initialise(network, weights.arrays, source=source))
 
     @jax.jit
     def run(params, batch_stats, inputs):

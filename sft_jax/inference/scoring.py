@@ -16,7 +16,7 @@ from sft_jax.data.sources.everything import Everything
 from sft_jax.data.sources.listing import NAMED
 from sft_jax.errors import UserError
 from sft_jax.inference.predictor import BATCH, Classifier
-from sft_jax.tasks.classification import EvalSums, eval_sums, summarize, test_results
+from sft_jax.tasks.classification import Classification, EvalSums, eval_sums
 
 # Images whose logits become sums at a time.
 CHUNK = 4096
@@ -52,9 +52,10 @@ def score(
             totals[mirrored] = jax.tree.map(np.add, totals[mirrored], found) if mirrored in totals else found
         done += len(labels)
         after(done, len(images))
-    results = test_results(totals[False], classifier.class_names)
+    task = Classification(tuple(classifier.class_names))
+    results = task.results(task.summarize(totals[False]))
     if flips:
-        results["test_accuracy_flips"] = summarize(totals[True])["accuracy"]
+        results["test_accuracy_flips"] = task.summarize(totals[True])["accuracy"]
     return results
 
 
@@ -79,9 +80,10 @@ def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[
 def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
     for split, positions in images.splits:
         order, mask = eval_order(len(split), BATCH)
-        for (block, labels), counted in zip(split.batches(order), mask, strict=True):
-            views = [block[counted], block[counted][:, :, ::-1]] if flips else [block[counted]]
-            yield [classifier.square_logits(list(view)) for view in views], positions[labels[counted]]
+        for batch, counted in zip(split.batches(order), mask, strict=True):
+            block, labels = batch["image"][counted], batch["label"][counted]
+            views = [block, block[:, :, ::-1]] if flips else [block]
+            yield [classifier.square_logits(list(view)) for view in views], positions[labels]
 
 
 def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:

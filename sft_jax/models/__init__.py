@@ -1,51 +1,53 @@
-"""The networks, by their torchvision names."""
+"""The networks, by the names that their reference implementation has for them."""
 
 import difflib
-import functools
-from collections.abc import Callable
 
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models.network import Functional, Head, initial_arrays
-from sft_jax.models.resnet import SHAPES, STEMS, ResNet
+from sft_jax.models import resnet
+from sft_jax.models.architecture import Architecture, Builder
+from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
-__all__ = ["SHAPES", "STEMS", "Functional", "Head", "ResNet", "builder", "initial_arrays"]
+__all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
+
+# By `model.name`.
+ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
+
+
+def architecture(name: str, *, said: str = "unknown config.model.name=") -> Architecture:
+    """Returns the architecture called `name`. Raises UserError, which begins with `said`, where there is none."""
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
+        raise UserError(f"{said}{name!r}; the nearest one is {near!r}")
+    return ARCHITECTURES[name]
 
 
 def builder(
     config: ConfigDict,
-    num_classes: int,
+    outputs: int,
     *,
     precision: str = "float32",
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
-) -> Callable[[nnx.Rngs], ResNet]:
-    """The constructor of the network that `config` (the part `model` of the configuration) describes.
+) -> Builder:
+    """Returns the constructor of the network that `config` (the part `model` of the configuration) describes.
 
     Args:
       config: `name` and `stem` are read.
-      num_classes: outputs of the head.
+      outputs: size of the head.
       precision: dtype of activations and products, "float32" or "bfloat16".
-      axis_name: see `ResNet`.
-      stochastic_depth: see `ResNet`.
+      axis_name: the mapped axis over which batch norm's statistics are averaged in training.
+      stochastic_depth: rate at which the last block is skipped in training.
 
     Raises:
       UserError: there is no such network.
     """
-    if config.name not in SHAPES:
-        near = difflib.get_close_matches(config.name, SHAPES, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown config.model.name={config.name!r}; the nearest one is {near!r}")
     settings = {
         "stem": config.stem,
         "dtype": jnp.dtype(precision),
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
-    return functools.partial(_build, SHAPES[config.name], num_classes, settings)
-
-
-def _build(shape, num_classes, settings, rngs: nnx.Rngs) -> ResNet:
-    return ResNet(shape, num_classes, **settings, rngs=rngs)
+    return Builder(architecture(config.name), outputs, settings)

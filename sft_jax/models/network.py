@@ -6,15 +6,19 @@ from typing import Any
 import jax
 from flax import nnx
 
+from sft_jax.models.architecture import Architecture, Builder
+
 Arrays = dict[str, jax.Array]
 
 
-class Functional:
+class Network:
     """Splits an NNX network once into its structure and two flat dictionaries of arrays.
 
     Keys are attribute paths joined by dots, for instance "layer1.0.downsample.0.kernel".
 
     Attributes:
+      architecture: of the network.
+      inputs: the names of what it reads of a batch.
       params: what is trained.
       batch_stats: running means and variances of batch norm.
 
@@ -22,53 +26,59 @@ class Functional:
     """
 
     @classmethod
-    def abstract(cls, build: Callable[[nnx.Rngs], nnx.Module]) -> "Functional":
-        """The network that `build` constructs, with shapes in place of arrays: no random number is drawn."""
-        return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
+    def abstract(cls, build: Builder, inputs: tuple[str, ...] = ("image",)) -> "Network":
+        """Builds a network with shapes in place of arrays: no random number is drawn."""
+        return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))), build.architecture, inputs)
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, architecture: Architecture, inputs: tuple[str, ...] = ("image",)):
         structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]  # typed for 1
+        self.architecture, self.inputs = architecture, inputs
         self._structure = structure
         self.params, self.batch_stats = _flatten(params), _flatten(batch_stats)
         self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}
 
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head."""
+        return self.architecture.is_head(name)
+
     def bind(self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array]) -> nnx.Module:
-        """The NNX network with these arrays."""
+        """Returns the NNX network with these arrays."""
         return nnx.merge(self._structure, self._state(nnx.Param, params), self._state(nnx.BatchStat, batch_stats))
 
     def apply(
         self,
         params: Mapping[str, jax.Array],
         batch_stats: Mapping[str, jax.Array],
-        images: jax.Array,
-        *,
+        *inputs: jax.Array,
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Arrays]:
-        """Runs the network on images [batch, height, width, 3], normalised.
+        """Runs the network on its inputs, as images [batch, height, width, 3], normalised.
 
         Returns:
-          logits [batch, classes] and the batch statistics after the call: updated ones where `train` is set.
+          outputs [batch, ...] and the batch statistics after the call: updated ones where `train` is set.
         """
         model = self.bind(params, batch_stats)
-        logits = model(images, train=train, key=key)
-        return logits, _flatten(nnx.state(model, nnx.BatchStat))
+        outputs = model(*inputs, train=train, key=key)
+        return outputs, _flatten(nnx.state(model, nnx.BatchStat))
 
     def features(
-        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], images: jax.Array
+        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], *inputs: jax.Array
     ) -> jax.Array:
-        """What the head sees of images [batch, height, width, 3], normalised: [batch, channels]."""
+        """Computes what the head sees of the inputs in evaluation mode: [batch, channels]."""
         model: Any = self.bind(params, batch_stats)
-        return model.features(images, train=False)
+        return model.features(*inputs, train=False).pooled
 
     def _state(self, kind: type[nnx.Variable], arrays: Mapping[str, jax.Array]) -> nnx.State:
         return nnx.from_flat_state([(self._paths[key], kind(value)) for key, value in sorted(arrays.items())])
 
 
-class Head:
+class HeadNetwork:
     """The last layer of `network` alone, with its interface: a function of features in place of images."""
 
-    def __init__(self, network: Functional):
+    inputs = ("feature",)
+
+    def __init__(self, network: Network):
         self._network = network
         self.params, self.batch_stats = network.params, network.batch_stats
 
@@ -81,25 +91,27 @@ class Head:
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Arrays]:
-        """The logits of features [batch, channels], as `Functional.features` gives them; nothing else changes."""
+        """Computes the outputs for features [batch, channels], as `Network.features` gives them; the batch statistics
+        stay as they are.
+        """
         model: Any = self._network.bind(params, batch_stats)
         return model.head(features), dict(batch_stats)
 
 
 def initial_arrays(build: Callable[[nnx.Rngs], nnx.Module], seed: int, prefix: str = "") -> tuple[Arrays, Arrays]:
-    """Freshly initialised parameters and batch statistics of the network that `build` constructs.
+    """Draws the initial parameters and batch statistics of the network that `build` constructs.
 
     Only those whose key begins with `prefix`: a new head is drawn in a moment, all of ResNet-18 compiles for seconds.
     """
 
     @jax.jit
     def draw() -> tuple[Arrays, Arrays]:
-        network = Functional(build(nnx.Rngs(params=seed)))
-        params, batch_stats = (
-            {key: leaf for key, leaf in part.items() if key.startswith(prefix)}
-            for part in (network.params, network.batch_stats)
+        _, params, batch_stats = nnx.split(build(nnx.Rngs(params=seed)), nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        wanted, statistics = (
+            {key: leaf for key, leaf in _flatten(part).items() if key.startswith(prefix)}
+            for part in (params, batch_stats)
         )
-        return params, batch_stats
+        return wanted, statistics
 
     return draw()
 

@@ -5,6 +5,7 @@ leaves have JAX's names (`kernel`, `scale`, `bias`, `mean`, `var`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
+from sft_jax.models.architecture import Architecture, Features, located_by
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
 from sft_jax.ops.collectives import own_rows
 
@@ -21,7 +23,7 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int, shape: "Shape", *, dtype, axis_name, rngs):
+    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
         self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(planes, axis_name=axis_name)
         self.conv2 = Conv2d(planes, planes, 3, padding=1, dtype=dtype, rngs=rngs)
@@ -43,12 +45,12 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, shape: "Shape", *, dtype, axis_name, rngs):
-        width = planes * shape.width_per_group // 64 * shape.groups
+    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
+        width = planes * variant.width_per_group // 64 * variant.groups
         outputs = planes * self.expansion
         self.conv1 = Conv2d(inputs, width, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(width, axis_name=axis_name)
-        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, groups=shape.groups, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, groups=variant.groups, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm2d(width, axis_name=axis_name)
         self.conv3 = Conv2d(width, outputs, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)
@@ -85,7 +87,7 @@ def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bo
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class Variant:
     """What tells one member of the family from another: arguments of `torchvision.models.resnet.ResNet`."""
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -94,17 +96,17 @@ class Shape:
     width_per_group: int = 64
 
 
-SHAPES = {
-    "resnet18": Shape(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": Shape(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": Shape(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Shape(Bottleneck, (3, 4, 23, 3)),
-    "resnet152": Shape(Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": Shape(Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
-    "resnext101_32x8d": Shape(Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
-    "resnext101_64x4d": Shape(Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
-    "wide_resnet50_2": Shape(Bottleneck, (3, 4, 6, 3), width_per_group=128),
-    "wide_resnet101_2": Shape(Bottleneck, (3, 4, 23, 3), width_per_group=128),
+VARIANTS = {
+    "resnet18": Variant(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Variant(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Variant(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Variant(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Variant(Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": Variant(Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": Variant(Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": Variant(Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
+    "wide_resnet50_2": Variant(Bottleneck, (3, 4, 6, 3), width_per_group=128),
+    "wide_resnet101_2": Variant(Bottleneck, (3, 4, 23, 3), width_per_group=128),
 }
 
 
@@ -127,7 +129,7 @@ class ResNet(nnx.Module):
     head and its logits in float32: in bfloat16's 8 bits unlike logits become equal.
 
     Args:
-      shape: a value of `SHAPES`.
+      variant: a value of `VARIANTS`.
       num_classes: outputs of the head `fc`.
       stem: a key of `STEMS`: "imagenet" (7x7 convolution of stride 2, then a max-pool of stride 2) or, for images of
         about 32 pixels, "cifar": the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the
@@ -146,7 +148,7 @@ class ResNet(nnx.Module):
 
     def __init__(
         self,
-        shape: Shape,
+        variant: Variant,
         num_classes: int,
         *,
         stem: str = "imagenet",
@@ -160,12 +162,14 @@ class ResNet(nnx.Module):
         self.conv1 = Conv2d(3, 64, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(64, axis_name=axis_name)
         channels = 64
-        for stage, count in enumerate(shape.layers):
+        for stage, count in enumerate(variant.layers):
             planes, blocks = 64 * 2**stage, []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(shape.block(channels, planes, stride, shape, dtype=dtype, axis_name=axis_name, rngs=rngs))
-                channels = planes * shape.block.expansion
+                blocks.append(
+                    variant.block(channels, planes, stride, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
+                )
+                channels = planes * variant.block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.fc = Linear(channels, num_classes, rngs=rngs)
 
@@ -175,12 +179,15 @@ class ResNet(nnx.Module):
         With `train` batch norm uses the statistics of the batch and updates the running ones. `key` decides which
         blocks each image skips; without it none is skipped.
         """
-        return self.head(self.features(x, train=train, key=key))
+        return self.head(self.features(x, train=train, key=key).pooled)
 
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """What the head sees: images [batch, height, width, 3] -> [batch, channels] of the parameters' dtype."""
-        *_, (_, last) = self._stages(x, train=train, key=key)
-        return last.mean((0, 1), dtype=self.fc.kernel[...].dtype)
+    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
+        """Maps normalised images [batch, height, width, 3] to what heads see; `pooled` has the parameters' dtype."""
+        # The last block of each stage.
+        last = {name.partition(".")[0]: block for name, block in self._stages(x, train=train, key=key)}
+        maps = [block for name, block in last.items() if name != "stem"]
+        pooled = maps[-1].mean((0, 1), dtype=self.fc.kernel[...].dtype)
+        return Features(pooled, tuple(block.transpose(2, 0, 1, 3) for block in maps))
 
     def head(self, features: jax.Array) -> jax.Array:
         """Logits [batch, num_classes] of features [batch, channels]."""
@@ -216,3 +223,28 @@ class ResNet(nnx.Module):
         own = jax.random.fold_in(key, position)
         draws = own_rows(lambda total: jax.random.bernoulli(own, survival, (total,)), batch, self.axis_name)
         return draws.astype(jnp.float32) / survival
+
+
+_locate = located_by(
+    [
+        (r"(conv1|bn1)\.", lambda match: (0, 0)),
+        (r"layer([1-4])\.(\d+)\.", lambda match: (int(match[1]), int(match[2]))),
+    ]
+)
+
+
+def architecture(name: str, variant: Variant) -> Architecture:
+    """Describes the network `name` of the family."""
+    return Architecture(
+        name=name,
+        family="resnet",
+        make=functools.partial(ResNet, variant),
+        head="fc",
+        channels=tuple(64 * 2**stage * variant.block.expansion for stage in range(4)),
+        strides=(4, 8, 16, 32),  # with the stem "imagenet"
+        locate=_locate,
+        stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
+    )
+
+
+ARCHITECTURES = {name: architecture(name, variant) for name, variant in VARIANTS.items()}

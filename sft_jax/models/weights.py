@@ -17,11 +17,10 @@ import safetensors.numpy
 
 from sft_jax.config.shipped import CONVERTER
 from sft_jax.errors import UserError
-from sft_jax.models import STEMS
+from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.runtime.files import digest
 
 FORMAT = "sft-jax 1"
-HEAD = "fc."
 # Lines of an error that lists what does not fit.
 FEW = 5
 
@@ -31,8 +30,8 @@ class Weights:
     """Parameters and batch statistics of a trained network.
 
     Attributes:
-      arrays: float32, under the keys of `sft_jax.models.Functional`.
-      arch: the network's torchvision name.
+      arrays: float32, under the keys of `sft_jax.models.Network`.
+      arch: the network's name, of `ARCHITECTURES`.
       class_names: of the head's outputs, None where they are not known.
       metadata: where they come from; `convert/resnet_to_flax.py` lists its keys.
     """
@@ -45,7 +44,17 @@ class Weights:
     @property
     def stem(self) -> str:
         """The `model.stem` that they were trained with; where nobody recorded it, what their shapes say."""
-        return self.metadata.get("stem", "cifar3x3" if _stem_size(self.arrays) == 3 else "imagenet")
+        if "stem" in self.metadata:
+            return self.metadata["stem"]
+        known = ARCHITECTURES.get(self.arch)
+        return "imagenet" if known is None else known.stem_of(self.arrays)
+
+    @property
+    def outputs(self) -> int | None:
+        """The number of outputs of their head; None where they have none."""
+        known = ARCHITECTURES.get(self.arch)
+        bias = self.arrays.get(f"{known.head}.bias") if known is not None else None
+        return None if bias is None else bias.shape[0]
 
 
 def save_weights(path: Path, weights: Weights) -> None:
@@ -113,23 +122,6 @@ def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged ({reason}); make it anew with: {CONVERTER} --output {path}")
 
 
-def check_stem(weights: Weights, stem: str, *, source: str) -> None:
-    """Raises UserError where a network with `model.stem` = `stem` has another kernel than the weights of `source`.
-
-    "imagenet" and "cifar" have the same one: pretrained kernels go into both.
-    """
-    found, wanted = _stem_size(weights.arrays), STEMS[stem].size
-    if found in {known.size for known in STEMS.values()} and found != wanted:
-        raise UserError(
-            f"the weights of {source} have a {found}x{found} stem, but model.stem={stem} has one of {wanted}x{wanted}; "
-            f"use --config.model.stem={weights.stem}"
-        )
-
-
-def _stem_size(arrays: Mapping[str, np.ndarray]) -> int | None:
-    return arrays["conv1.kernel"].shape[0] if "conv1.kernel" in arrays else None
-
-
 def inherited_head(
     weights: Weights, names: tuple[str, ...], fresh: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], str]:
@@ -141,21 +133,20 @@ def inherited_head(
     Args:
       weights: of another network.
       names: of the outputs of the new head.
-      fresh: the new head as drawn, "fc.kernel" [in, classes] and "fc.bias" [classes].
+      fresh: the new head as drawn, its kernel [in, classes] and bias [classes].
 
     Returns:
       the head's arrays, none where nothing is taken over, and the rest of a sentence on what was.
     """
     old = weights.class_names or ()
-    given = {key: array for key, array in weights.arrays.items() if key.startswith(HEAD)}
-    if old == names:
+    given = {key: array for key, array in weights.arrays.items() if key in fresh}
+    fits = {key: array.shape for key, array in given.items()} == {key: leaf.shape for key, leaf in fresh.items()}
+    if given and old == names and (names or fits):
         return given, " with its own head"
     there, here = _positions(old), _positions(names)
     shared = here.keys() & there.keys()
-    fits = {key: array.shape for key, array in given.items()} == {
-        key: (*leaf.shape[:-1], len(old)) for key, leaf in fresh.items()
-    }
-    if not (shared and fits):
+    of_old = {key: (*leaf.shape[:-1], len(old)) for key, leaf in fresh.items()}
+    if not shared or {key: array.shape for key, array in given.items()} != of_old:
         return {}, " with a new head"
     head = {key: np.array(leaf) for key, leaf in fresh.items()}
     for key, array in head.items():
@@ -179,22 +170,15 @@ def some_of(names: Sequence[str], most: int = 3) -> str:
 
 
 def initialise(
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    *,
-    source: str,
-    keep_head: bool,
+    network: Network, arrays: Mapping[str, np.ndarray], *, source: str, head: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Puts `arrays` in the place of a fresh network's.
+    """Puts `arrays` into a network.
 
     Args:
-      params: of the fresh network; only the head's entries need to be arrays, of the others shapes and dtypes are used.
-      batch_stats: likewise.
+      network: its shapes and dtypes are used.
       arrays: parameters and batch statistics together.
       source: where they come from, for the message.
-      keep_head: whether the head is taken over too; otherwise the fresh one stays, and theirs is ignored whatever its
-        shape.
+      head: the arrays of a new head, which takes the place of theirs, whatever its shape; None to take theirs over.
 
     Returns:
       params and batch statistics.
@@ -202,22 +186,24 @@ def initialise(
     Raises:
       UserError: keys, shapes or dtypes are not those of the network, or the head is to be kept and there is none.
     """
-    if keep_head and not any(key.startswith(HEAD) for key in arrays):
+    keep_head = head is None
+    if keep_head and not any(map(network.is_head, arrays)):
         raise UserError(
             f"the weights of {source} have no head, so they name no classes; "
             f"fine-tune them first, with --config.init={source}"
         )
-    fresh = {**params, **batch_stats}
-    wanted = {key: leaf for key, leaf in fresh.items() if keep_head or not key.startswith(HEAD)}
-    given = {key: array for key, array in arrays.items() if keep_head or not key.startswith(HEAD)}
-    problems = misfits(_described(given), _described(wanted))
+    wanted, given = (
+        {key: leaf for key, leaf in part.items() if keep_head or not network.is_head(key)}
+        for part in (network.params | network.batch_stats, arrays)
+    )
+    problems = mismatches(_described(given), _described(wanted))
     if problems:
         raise UserError("\n  ".join([f"the weights of {source} do not fit the network:", *first_few(problems)]))
-    merged = fresh | given
-    return {key: merged[key] for key in params}, {key: merged[key] for key in batch_stats}
+    merged = {**given, **(head or {})}
+    return {key: merged[key] for key in network.params}, {key: merged[key] for key in network.batch_stats}
 
 
-def misfits(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+def mismatches(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """What must change for `found` to equal `wanted`, a line a key; values as "float32[64, 3, 7, 7]".
 
     The first `FEW` missing keys come with the unknown one that is most like them.

@@ -70,7 +70,7 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.devices import Devices
-    from sft_jax.training.experiment import Task
+    from sft_jax.training.experiment import Experiment
     from sft_jax.training.start import earlier, read_dataset
 
     run, devices = Run(workdir), Devices()
@@ -78,7 +78,7 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     # Batches that divide over these devices: the run may have had others.
     config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
     dataset = read_dataset(config, Console(), once=True, before=earlier(run))
-    return Reports(Task(config, dataset, devices), run).write_from_disk(output)
+    return Reports(Experiment(config, dataset, devices), run).write_from_disk(output)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:
     wanted = np.array(sorted(set(rows)), np.int32)
     if not len(wanted):
         return {}
-    images, _ = next(split.batches(wanted[None]))
+    images = next(split.batches(wanted[None]))["image"]
     return {int(row): data_uri(image) for row, image in zip(wanted, images, strict=True)}
 
 

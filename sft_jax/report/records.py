@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config import complete, flatten
 from sft_jax.data.dataset import Split
+from sft_jax.tasks import Task, task_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +21,14 @@ class Scored:
     Attributes:
       name: "test" or "validation".
       split: the images and labels.
-      summary: its figures as `report.results.summarize` gives them.
-      logits: float32 [n, classes].
+      summary: its figures as `Task.summarize` returns them.
+      outputs: of the network, float32 [n, ...]; logits [n, classes] of a classifier.
     """
 
     name: str
     split: Split
     summary: Mapping[str, Any]
-    logits: np.ndarray
+    outputs: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Records:
     record: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     results: Mapping[str, Any] | None
+
+    @property
+    def task(self) -> type[Task]:
+        """What was learnt."""
+        return task_class(complete(flatten(self.record["config"])))
 
     @property
     def best_row(self) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A run's records while it goes on and at its end: metrics, logs, report.html and results.json."""
+"""The report of a run: written at new bests while it trains, at its end, and from disk."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,41 +7,41 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.loader import Feed
-from sft_jax.report.page import report_page
+from sft_jax.data.loader import Loader
+from sft_jax.errors import reason
+from sft_jax.report.classification import report_page
+from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
-from sft_jax.run.console import Console, epoch_line
 from sft_jax.run.folder import Run
-from sft_jax.run.loggers import Logs, reason
 from sft_jax.run.progress import Progress
 from sft_jax.runtime import processes
-from sft_jax.runtime.files import write_json, write_rows, write_text
-from sft_jax.tasks.classification import summarize, test_summary
-from sft_jax.tasks.statistics import fit_temperature, is_unequal
-from sft_jax.training.experiment import Task
-from sft_jax.training.features import logits
-from sft_jax.training.state import Arrays
+from sft_jax.runtime.files import write_text
+from sft_jax.tasks.classification import Classification, summary_of
+from sft_jax.tasks.statistics import fit_temperature
+from sft_jax.training.evaluator import predict_all
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.observer import Observer
+from sft_jax.training.phase_programs import Variables
 
-# At most this share of a run's time goes into the reports of new bests, the first one aside.
-REPORT_SHARE = 0.05
+# At most this fraction of a run's time goes into the reports of new bests, the first one aside.
+REPORT_FRACTION = 0.05
 
 
 def records_of(run: Run, name: str) -> Records:
-    """What `run` has written of itself; pages call it `name`. Raises UserError."""
+    """Returns what `run` has written of itself; pages call it `name`. Raises UserError."""
     return Records(name, run.record(), run.rows(), run.results())
 
 
 class Reports:
-    """Writes report.html of `task` in the folder of `run`; the first process writes, all of them compute."""
+    """Writes report.html of an experiment in the folder of `run`; the first process writes, all of them compute."""
 
-    def __init__(self, task: Task, run: Run):
-        self._task, self._run = task, run
-        self._logits = logits(task.network, task.devices, task.preprocess, task.config.batch_size)
+    def __init__(self, experiment: Experiment, run: Run):
+        self._experiment, self._run = experiment, run
+        self._outputs = predict_all(experiment.network, experiment.preprocess, experiment.config.batch_size)
 
     def write(
         self,
-        params: Arrays,
-        batch_stats: Arrays,
+        weights: Variables,
         rows: list[dict[str, Any]],
         validation: Mapping[str, Any],
         results: Mapping[str, Any] | None = None,
@@ -50,112 +50,84 @@ class Reports:
         """Writes the page, of the test images where there are `results`, else of the validation images.
 
         Args:
-          params: of the best epoch, on the devices.
-          batch_stats: likewise.
+          weights: of the best epoch, on the devices.
           rows: of metrics.jsonl.
-          validation: figures of the validation images, see `summarize`; not read where there are `results`.
+          validation: figures of the validation images, see `Task.summarize`; not read where there are `results`.
           results: of results.json.
           output: where; default: report.html of the run.
 
         Returns:
           where the page is.
         """
-        dataset, feed = self._task.dataset, self._task.validation_feed
         output = output or self._run.report_file
-        on_validation = found = self._logits(params, batch_stats, feed)
-        if results is not None:
-            found = self._logits(params, batch_stats, Feed(dataset.test, self._task.devices))
-        if not processes.is_first():
-            return output
-        temperature = fit_temperature(on_validation, feed.split.labels)
-        if results is None:
-            scored = Scored("validation", feed.split, validation, found)
-        else:
-            scored = Scored("test", dataset.test, test_summary(results), found)
-        records = Records(self._run.folder.resolve().name, self._run.record(), rows, results)
-        write_text(output, report_page(records, dataset.class_names, scored, temperature))
+        name = self._run.folder.resolve().name
+        records = Records(name, self._run.record(), rows, results)
+        write = self._classification_page if isinstance(self._experiment.task, Classification) else self._plain_page
+        page = write(weights, records, validation)
+        if processes.is_primary():
+            write_text(output, page)
         return output
 
+    def _classification_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
+        dataset, loader = self._experiment.dataset, self._experiment.validation_loader
+        on_validation = found = self._outputs(*weights, loader)
+        if records.results is not None:
+            found = self._outputs(*weights, Loader(dataset.test, self._experiment.devices))
+        if not processes.is_primary():
+            return ""
+        temperature = fit_temperature(on_validation, loader.split.labels)
+        if records.results is None:
+            scored = Scored("validation", loader.split, validation, found)
+        else:
+            scored = Scored("test", dataset.test, summary_of(records.results), found)
+        return report_page(records, dataset.class_names, scored, temperature)
+
+    def _plain_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
+        dataset, nothing = self._experiment.dataset, np.zeros(0, np.float32)
+        if records.results is None:
+            return plain_page(records, Scored("validation", dataset.validation, validation, nothing))
+        figures = {name.removeprefix("test_"): value for name, value in records.results.items()}
+        return plain_page(records, Scored("test", dataset.test, figures, nothing))
+
     def write_from_disk(self, output: Path | None = None) -> Path:
-        """`write` of the run's best checkpoint. Raises UserError where there is none."""
-        params, batch_stats = self._task.weights(self._run.restored("best").arrays)
+        """Calls `write` for the run's best checkpoint. Raises UserError where there is none."""
+        experiment = self._experiment
+        weights = Variables(*experiment.weights(self._run.restored("best").arrays))
         results, validation = self._run.results(), {}
         if results is None:
-            validation = summarize(self._task.evaluate(params, batch_stats, self._task.validation_feed))
-        return self.write(params, batch_stats, self._run.rows(), validation, results, output)
+            validation = experiment.task.summarize(experiment.evaluate(*weights, experiment.validation_loader))
+        return self.write(weights, self._run.rows(), validation, results, output)
 
 
-class Reporter:
-    """Tells of a run what it has done. Nothing that goes wrong with a log or the report ends the run.
+class Reporter(Observer):
+    """Writes the report of a run at its end and, unless that would take long, at new bests; it never ends the run."""
 
-    Of several processes the first one tells; the others compute what it needs.
+    _reports: Reports
 
-    Without `logs` there are no reports either: a benchmark wants neither.
-    """
-
-    def __init__(self, task: Task, run: Run, console: Console, logs: Logs | None):
-        self._task, self._run, self._console, self._logs = task, run, console, logs
-        self._reports = Reports(task, run)
+    def begin(self, experiment: Experiment, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
+        """See `Observer`."""
+        self._reports, self._run, self._say = Reports(experiment, run), run, say
         self._due = -np.inf
 
-    def begin(self, progress: Progress) -> None:
-        """The run starts, or goes on with the rows that it has."""
-        if not processes.is_first():
-            return
-        write_rows(self._run.metrics_file, progress.rows)
-        if self._logs:
-            self._logs.begin(self._run.folder, self._run.record()["config"], progress.rows, self._console.line)
-
-    def epoch(self, progress: Progress) -> None:
-        """An epoch is done."""
-        processes.in_first(lambda: write_rows(self._run.metrics_file, progress.rows))
-        row = progress.rows[-1]
-        if self._logs:
-            self._logs.row(row)
-        config = self._task.config
-        left = (config.epochs - progress.epoch) * row["epoch_s"]
-        self._console.line(epoch_line(row, config.epochs, left, config.monitor))
-
-    def best(self, params: Arrays, batch_stats: Arrays, validation: Mapping[str, Any], progress: Progress) -> None:
-        """These weights are the best so far: a report on the validation images, unless that would take long."""
+    def best(self, weights: Variables, figures: Mapping[str, Any], progress: Progress) -> None:
+        """See `Observer`."""
         start = time.monotonic()
-        (due,) = processes.largest(start >= self._due)
-        if self._logs is None or not due:
+        (due,) = processes.all_max(start >= self._due)
+        if not due:
             return
-        self._try(lambda: self._reports.write(params, batch_stats, progress.rows, validation))
+        self._try(lambda: self._reports.write(weights, progress.rows, figures))
         cost = time.monotonic() - start
-        self._due = time.monotonic() + cost / REPORT_SHARE
+        self._due = time.monotonic() + cost / REPORT_FRACTION
 
-    def finish(
-        self, params: Arrays, batch_stats: Arrays, figures: Mapping[str, Any], progress: Progress
-    ) -> dict[str, Any]:
-        """The run is done: its best weights, and their `figures` on the test split (see `test_results`).
-
-        Returns:
-          what is written to results.json, before anything of less worth is tried.
-        """
-        results = {**figures, **progress.outcome(self._task.config.monitor)}
-        processes.in_first(lambda: write_json(self._run.results_file, results))
-        if self._logs:
-            self._logs.results(results)
-            self._try(lambda: self._reports.write(params, batch_stats, progress.rows, {}, results))
-        page = self._run.report_file if self._run.report_file.exists() else self._run.folder
-        unequal = (
-            f"balanced accuracy {results['test_balanced_accuracy']:.2%}, macro F1 {results['test_macro_f1']:.2%}, "
-            if is_unequal(np.asarray(results["confusion"]))
-            else ""
-        )
-        self._console.conclude(
-            f"best epoch {progress.best_epoch}: test accuracy {results['test_accuracy']:.2%} "
-            f"on {results['test_count']:,} images, {unequal}loss {results['test_loss']:.4f}; see {page}"
-        )
-        return results
+    def end(self, weights: Variables, results: Mapping[str, Any], progress: Progress) -> None:
+        """See `Observer`."""
+        self._try(lambda: self._reports.write(weights, progress.rows, {}, results))
 
     def _try(self, write: Callable[[], Path]) -> None:
         try:
             write()
         except Exception as error:
-            self._console.line(
+            self._say(
                 f"notice: no report was written: {reason(error)}; to try again once the run is done: "
                 f"python -m sft_jax.report --workdir {self._run.folder}"
             )

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sft_jax.errors import UserError
-from sft_jax.models.weights import misfits
+from sft_jax.models.weights import mismatches
 from sft_jax.runtime.files import digest
 
 FORMAT = 1
@@ -74,7 +74,7 @@ class Restored:
         found, wanted = (
             {key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in part.items()} for part in (self.arrays, expected)
         )
-        problems = misfits(found, wanted)
+        problems = mismatches(found, wanted)
         if problems:
             raise UserError("\n  ".join([f"checkpoint {self.folder} does not fit this config:", *problems]))
 

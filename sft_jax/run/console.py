@@ -12,7 +12,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColu
 from rich.progress import Progress as RichProgress
 
 from sft_jax.run.progress import Progress
-from sft_jax.tasks.monitor import shown
+from sft_jax.tasks import Monitor, Task
 
 
 class Console:
@@ -143,18 +143,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def epoch_line(row: dict, epochs: int, eta_seconds: float, monitor: str = "val_accuracy") -> str:
-    """The line of one finished epoch, from its row of metrics.jsonl; with the value of another `monitor`, too."""
-    other = "" if monitor == "val_accuracy" else f"{monitor} {shown(monitor, row[monitor], 1)}  "
+def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: Monitor) -> str:
+    """Formats one finished epoch from its row of metrics.jsonl: the task's own monitor, and another one if that
+    chooses the best epoch.
+    """
+    main = task.main()
+    trained = row.get(f"train_{main.figure}")
+    training = "" if trained is None else f"train {main.shown(trained, 1)}  "
+    other = "" if monitor == main else f"{monitor.name} {monitor.shown(row[monitor.name], 1)}  "
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.1%}  "
-        f"val {row['val_accuracy']:.1%}  {other}best {shown(monitor, row['best'], 1)}  "
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  {training}"
+        f"val {main.shown(row[main.name], 1)}  {other}best {monitor.shown(row['best'], 1)}  "
         f"{row['train_images_per_s']:.0f} img/s  "
         f"eta {duration(eta_seconds)}"
     )
 
 
-def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int) -> str:
+def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, task: Task) -> str:
     """What stands behind the bar of an unfinished epoch with at least one step done: the epoch's figures so far.
 
     The first eta is the epoch's, without its validation; the second one the run's, with the validation of the epochs to
@@ -165,8 +170,11 @@ def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int) -> 
     left = (steps_per_epoch - done) * seconds / done
     epoch_s = progress.rows[-1]["epoch_s"] if progress.rows else steps_per_epoch * seconds / done
     run_left = left + (config.epochs - progress.epoch - 1) * epoch_s
+    main = task.main()
+    trained = task.train_figures(progress.epoch_sums, images).get(main.figure)
+    training = "" if trained is None else f"train {main.shown(trained, 1)}  "
     return (
-        f"loss {progress.epoch_loss / done:.4f}  train {progress.epoch_correct / images:.1%}  "
+        f"loss {progress.epoch_loss / done:.4f}  {training}"
         f"{images / max(seconds, 1e-9):.0f} img/s  eta {duration(left)}, run {duration(run_left)}"
     )
 

@@ -21,6 +21,7 @@ from sft_jax.errors import UserError
 from sft_jax.models.weights import Weights
 from sft_jax.run.checkpoints import Checkpoints, Restored
 from sft_jax.runtime.files import digest, write_bytes, write_json, write_text
+from sft_jax.tasks import monitor_of
 
 # Keys that may differ when a run is resumed: they do not change what its steps so far have computed.
 RESUMABLE_KEYS = {
@@ -124,7 +125,7 @@ class Run:
             raise UserError(
                 f"{self.folder} already holds a run; add --resume to continue it, or choose a fresh --workdir"
             )
-        old, new = flatten(self.config()), flatten(config)
+        old, new = _settings(self.config()), _settings(config)
         changed = [
             f"{key} (was {old[key]!r}, now {new[key]!r})"
             for key in new
@@ -231,7 +232,7 @@ class Run:
         Raises:
           UserError: the record cannot be read or written.
         """
-        if flatten(self.config()) == flatten(config):
+        if _settings(self.config()) == _settings(config):
             return None
         numbered = (self.config_file.with_suffix(f".{number}.json") for number in itertools.count(1))
         kept = next(path for path in numbered if not path.exists())
@@ -239,6 +240,11 @@ class Run:
         write_text(kept, self.config_file.read_text())
         self.write_config(config, **facts)
         return kept
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """Every key and its value, with the name of the monitor where the task's own is meant."""
+    return flatten(config) | {"monitor": monitor_of(config).name}
 
 
 def load_run_weights(workdir: Path, which: str = "best") -> Weights:

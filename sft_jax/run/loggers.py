@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from sft_jax.config import flatten
-from sft_jax.errors import UserError
+from sft_jax.errors import UserError, reason
+from sft_jax.run.folder import Run
+from sft_jax.run.progress import Progress
+from sft_jax.runtime import processes
 from sft_jax.runtime.files import write_json
 
 Row = Mapping[str, Any]
@@ -136,7 +139,8 @@ class MLflow:
 
 
 class Logs:
-    """All logs of a run, closed at the end of the `with` block. One that fails is left out from then on.
+    """All logs of a run, closed at the end of the `with` block: an observer, see `training.observer`. One that fails
+    is left out from then on.
 
     Raises:
       UserError: a package that the configuration (its part `logging`) asks for is not installed.
@@ -147,13 +151,29 @@ class Logs:
         self._loggers: dict[str, Logger] = {}
         self._say: Callable[[str], None] = print
 
-    def __enter__(self) -> "Logs":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._each(lambda logger: logger.close(kind is None))
 
-    def begin(self, folder: Path, config: Row, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+    def begin(self, experiment: object, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
+        """See `Observer`. Of several processes the first one logs."""
+        if processes.is_primary():
+            self.open(run.folder, run.record()["config"], progress.rows, say)
+
+    def epoch(self, progress: Progress) -> None:
+        """See `Observer`."""
+        self._each(lambda logger: logger.row(progress.rows[-1]))
+
+    def best(self, weights: object, figures: Row, progress: Progress) -> None:
+        """See `Observer`."""
+
+    def end(self, weights: object, results: Row, progress: Progress) -> None:
+        """See `Observer`."""
+        self._each(lambda logger: logger.results(results))
+
+    def open(self, folder: Path, config: Row, rows: Sequence[Row], say: Callable[[str], None]) -> None:
         """Opens the logs of the run in `folder` and gives them those of its `rows` that they lack.
 
         `say` is told, in one line, of a log that fails.
@@ -175,14 +195,6 @@ class Logs:
 
         self._each(catch_up)
 
-    def row(self, row: Row) -> None:
-        """One more epoch is done."""
-        self._each(lambda logger: logger.row(row))
-
-    def results(self, results: Row) -> None:
-        """The run is done."""
-        self._each(lambda logger: logger.results(results))
-
     def _each(self, tell: Callable[[Logger], None]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
@@ -193,11 +205,6 @@ class Logs:
 
     def _failed(self, name: str, error: Exception) -> None:
         self._say(f"notice: the run goes on without {name}, which failed: {reason(error)}")
-
-
-def reason(error: Exception) -> str:
-    """Kind and first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _module(name: str) -> ModuleType:

@@ -52,17 +52,17 @@ class Devices:
         """A whole copy of every array on each device of this process."""
         return jax.device_put(tree, self._replicated)
 
-    def own_part(self, batches: np.ndarray) -> np.ndarray:
+    def local_batch(self, batches: np.ndarray) -> np.ndarray:
         """[steps, batch, ...] -> [steps, part, ...]: what the devices of this process have of every batch."""
         share = batches.shape[1] // self.count
         return batches[:, self._first * share : (self._first + len(self._own)) * share]
 
-    def split(self, batches: np.ndarray) -> jax.Array:
+    def shard(self, batches: np.ndarray) -> jax.Array:
         """[steps, batch, ...] -> [own devices, steps, share, ...]: each device has its contiguous share of a batch."""
-        return self.split_part(self.own_part(batches))
+        return self.shard_local(self.local_batch(batches))
 
-    def split_part(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
-        """`split` of what `own_part` gives.
+    def shard_local(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
+        """`shard` of what `local_batch` gives.
 
         With `flat` the result is [own devices, steps * share, ...].
         """
@@ -73,16 +73,22 @@ class Devices:
         return jax.device_put(shares.reshape(*leading, *rest), self._sharded)
 
     def compile(
-        self, program: Callable, *, sharded: tuple[bool, ...], donate: tuple[int, ...] = (), gather: bool = True
+        self, program: Callable, *, sharded: tuple[Any, ...], donate: tuple[int, ...] = (), gather: bool = True
     ) -> Callable:
-        """`program` on all devices. Arguments marked in `sharded` have a leading axis of devices, which is taken off;
-        the others are replicated, and so are all results: the program has to make them equal on all devices. Without
-        `gather` results have a leading axis of this process's devices instead.
+        """Compiles `program` for all devices.
+
+        Args:
+          program: of one device's share.
+          sharded: for each argument, or each of its leaves, whether it has a leading axis of devices, which is taken
+            off; the others are replicated.
+          donate: positions of the arguments whose memory the results may take.
+          gather: results are replicated: the program has to make them equal on all devices. Without it they have a
+            leading axis of this process's devices instead.
         """
         return jax.pmap(
             program,
             axis_name=AXIS,
-            in_axes=tuple(0 if split else None for split in sharded),
+            in_axes=jax.tree.map(lambda is_sharded: 0 if is_sharded else None, sharded),
             out_axes=None if gather else 0,
             devices=self.devices,
             donate_argnums=donate,
@@ -95,7 +101,7 @@ class Devices:
             free = min(found["bytes_limit"] - found["bytes_in_use"] for found in statistics if found)
         else:
             free = psutil.virtual_memory().available // len(self._own)
-        return min(processes.exchanged(free))
+        return min(processes.all_gather_objects(free))
 
     def __str__(self) -> str:
         several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""

@@ -66,19 +66,19 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     _on_abort(_LOST, code=1)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def are_several() -> bool:
+def is_multiprocess() -> bool:
     """Whether there is more than one process."""
     return jax.process_count() > 1
 
 
-def exchanged(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """What each process calls this with, in their order: anything that JSON can hold."""
-    if not are_several():
+    if not is_multiprocess():
         return [value]
     own = json.dumps(value).encode()
     sizes = multihost_utils.process_allgather(np.int32(len(own)))
@@ -88,33 +88,33 @@ def exchanged(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def largest(*values: float) -> tuple[float, ...]:
+def all_max(*values: float) -> tuple[float, ...]:
     """Of each argument the largest that any process has."""
-    return tuple(max(each) for each in zip(*exchanged(values), strict=True))
+    return tuple(max(each) for each in zip(*all_gather_objects(values), strict=True))
 
 
-def in_first(call: Callable[[], Any]) -> Any:
+def on_primary(call: Callable[[], Any]) -> Any:
     """Calls `call` in the first process alone and returns in all what it returned: anything that JSON can hold.
 
     Raises:
       UserError: in all processes, where it is raised there.
     """
     found = None
-    with together():
-        if is_first():
+    with all_or_none():
+        if is_primary():
             found = call()
-    return exchanged(found)[0]
+    return all_gather_objects(found)[0]
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """All processes get through the block, or none: a UserError in one of them is raised in all."""
     error, message = None, None
     try:
         yield
     except UserError as found:
         error, message = found, str(found)
-    messages = exchanged(message)
+    messages = all_gather_objects(message)
     if error is not None:
         raise error
     for index, other in enumerate(messages):
@@ -124,7 +124,7 @@ def together() -> Iterator[None]:
 
 def check_same(facts: Mapping[str, Any]) -> None:
     """Raises UserError, which names them, where `facts` are not the same in all processes."""
-    first, *others = exchanged(dict(facts))
+    first, *others = all_gather_objects(dict(facts))
     for index, other in enumerate(others, 1):
         differing = [
             f"{name} ({first[name]!r} and {other.get(name)!r})" for name in first if first[name] != other.get(name)
@@ -133,20 +133,20 @@ def check_same(facts: Mapping[str, Any]) -> None:
             raise UserError(f"process {index} is not at the work of process 0; they differ in {', '.join(differing)}")
 
 
-def handed_out(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def broadcast(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The first process's arrays by name, on the host of every process; the others' argument is not read."""
-    if not are_several():
+    if not is_multiprocess():
         return dict(arrays)
-    own = jax.device_get(dict(arrays)) if is_first() else {}
-    shapes = exchanged({key: [str(array.dtype), array.shape] for key, array in own.items()})[0]
+    own = jax.device_get(dict(arrays)) if is_primary() else {}
+    shapes = all_gather_objects({key: [str(array.dtype), array.shape] for key, array in own.items()})[0]
     like = {key: np.zeros(shape, jax.numpy.dtype(dtype)) for key, (dtype, shape) in shapes.items()}
     return dict(multihost_utils.broadcast_one_to_all(like | own))
 
 
-def gathered(rows: Any) -> np.ndarray:
+def all_gather(rows: Any) -> np.ndarray:
     """The rows of all processes one after the other, on the host of every process."""
     rows = np.asarray(rows)
-    return multihost_utils.process_allgather(rows, tiled=True) if are_several() else rows
+    return multihost_utils.process_allgather(rows, tiled=True) if is_multiprocess() else rows
 
 
 def run_together(command: Callable[[], None]) -> None:

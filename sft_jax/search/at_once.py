@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import Dataset
-from sft_jax.data.loader import Pace, Piece
-from sft_jax.search.together import Together
+from sft_jax.data.loader import Call, StepsPerCall
+from sft_jax.search.vmapped import VmappedTrials
 
 # More at once would learn less from one another: a sampler chooses all of them before the first is done.
 MOST = 8
@@ -51,7 +51,7 @@ class AtOnce:
         return seconds + steps * (self.alone_s - self.together_s / self.measured)
 
 
-def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:
+def choose(together: VmappedTrials, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:
     """Times one trial and several at once, and takes the faster way.
 
     Args:
@@ -60,12 +60,12 @@ def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, 
       dataset: to train on.
       asked: the number the user wants; None to decide.
     """
-    task = together.task(dataset)
-    phase = len(task.phases) - 1  # the one without frozen parts, where there are several
+    experiment = together.experiment(dataset)
+    phase = len(experiment.phases) - 1  # the one without frozen parts, where there are several
     one = _Timed(together, configs[:1], dataset, phase)
     fitting = len(configs)
     if asked is None and one.bytes_needed:
-        fitting = min(fitting, max(1, int(MEMORY_SHARE * task.devices.free_bytes() / one.bytes_needed)))
+        fitting = min(fitting, max(1, int(MEMORY_SHARE * experiment.devices.free_bytes() / one.bytes_needed)))
     if fitting == 1:
         return AtOnce(1, "two would not fit into the memory that is free")
     several = _Timed(together, configs[:fitting], dataset, phase)
@@ -75,7 +75,7 @@ def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, 
     alone, at_once = (float(np.median(timed.seconds)) for timed in (one, several))
     figures = (
         f"a step of a trial takes {1e3 * at_once / fitting:.3g} ms with {fitting} at once, {1e3 * alone:.3g} ms alone "
-        f"on {task.devices}"
+        f"on {experiment.devices}"
     )
     if fitting < len(configs):
         figures += "; no more fit into the memory that is free"
@@ -88,12 +88,13 @@ def choose(together: Together, configs: Sequence[ConfigDict], dataset: Dataset, 
 class _Timed:
     """A few steps of some trials, called again and again."""
 
-    def __init__(self, together: Together, configs: Sequence[ConfigDict], dataset: Dataset, phase: int):
-        task = together.task(dataset)
-        programs = together.programs(task, phase, configs)
+    def __init__(self, together: VmappedTrials, configs: Sequence[ConfigDict], dataset: Dataset, phase: int):
+        experiment = together.experiment(dataset)
+        programs = together.programs(experiment, phase, configs)
         self._state = together.first_state(programs)
-        self._programs, self._order, self._key, self._pace = programs, task.order(epoch=0), task.key, Pace(CALL_S)
-        self.bytes_needed = programs.bytes_needed(self._state, *self._piece().arguments, self._key)
+        self._programs, self._order, self._key = programs, experiment.order(epoch=0), experiment.key
+        self._steps_per_call = StepsPerCall(CALL_S)
+        self.bytes_needed = programs.bytes_needed(self._state, self._next().chunk, self._key)
         self.seconds: list[float] = []
         for _ in range(WARM_UP):
             self.call()
@@ -101,12 +102,12 @@ class _Timed:
 
     def call(self) -> None:
         """One call, timed."""
-        piece = self._piece()
+        call = self._next()
         start = time.perf_counter()
-        with self._pace.timing(piece.steps):
-            self._state, metrics = self._programs.train_steps(self._state, *piece.arguments, self._key)
+        with self._steps_per_call.timing(call.steps):
+            self._state, metrics = self._programs.train_steps(self._state, call.chunk, self._key)
             jax.block_until_ready(metrics)
-        self.seconds.append((time.perf_counter() - start) / piece.steps)
+        self.seconds.append((time.perf_counter() - start) / call.steps)
 
-    def _piece(self) -> Piece:
-        return next(iter(self._programs.train_feed.pieces(self._order, pace=self._pace)))
+    def _next(self) -> Call:
+        return next(self._programs.train_loader.calls(self._order, steps_per_call=self._steps_per_call))

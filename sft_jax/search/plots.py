@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from sft_jax.search.results import DONE, Trial, best
 from sft_jax.search.space import Dimension
-from sft_jax.tasks.monitor import LOWER_IS_BETTER, MONITORS, score
 
 COLUMNS = 3
 PANEL_INCHES = (4.6, 3.4)
@@ -107,11 +106,11 @@ def _curves(trials: Sequence[Trial]) -> Figure:
 
 def _drawn(trial: Trial, value: Any) -> Any:
     """A score of `trial` as its monitor has it, in per cent where it is a share."""
-    return score(trial.monitor, value) if trial.monitor in LOWER_IS_BETTER else 100 * value
+    return (100 if trial.monitor.percent else 1) * trial.monitor.score(value)
 
 
 def _label(trial: Trial) -> str:
-    return MONITORS[trial.monitor] + ("" if trial.monitor in LOWER_IS_BETTER else ", %")
+    return trial.monitor.words + (", %" if trial.monitor.percent else "")
 
 
 def _dress(axes: Axes, horizontal: str, vertical: str) -> None:

@@ -60,7 +60,7 @@ def write_tables(folder: Path, trials: Sequence[Trial], folds: int, facts: Mappi
     writer.writerows(flat)
     write_text(folder / "search.csv", text.getvalue())
     whole = [
-        {"rank": rank, **trial.row(), "folds": [vars(fold) for fold in trial.folds]}
+        {"rank": rank, **trial.row(), "folds": [fold.to_json(trial.monitor) for fold in trial.folds]}
         for rank, trial in enumerate(trials, 1)
     ]
     write_json(folder / "search.json", {**facts, "trials": whole})

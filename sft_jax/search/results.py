@@ -1,8 +1,7 @@
 """What trials came to: the score over folds, the number of epochs, and the order of merit."""
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import optuna
 
 from sft_jax.search.space import Point, Space
 from sft_jax.search.study import Study, fold_of, point_of
-from sft_jax.tasks.monitor import LOWER_IS_BETTER, score, shown
+from sft_jax.tasks import Monitor
 
 DONE, PRUNED, DIVERGED = "done", "pruned", "diverged"
 
@@ -20,9 +19,9 @@ class Fold:
     """One trial on one fold. Of a run that diverged or was pruned, the epochs before.
 
     Attributes:
-      val_accuracy, val_loss, train_loss: by epoch.
-      score: by epoch, of the configuration's monitor, see `monitor.score`; the accuracy where there is none.
-      monitor: what that is.
+      val_loss, train_loss: by epoch.
+      score: by epoch, of the configuration's monitor, see `Monitor.score`.
+      figures: by name and epoch, the task's own monitor.
       stops_early: whether a run of these settings ends by itself (regularization.early_stopping): the epoch that it
         keeps is then its own best one, whatever the others' are.
       state: `DONE`, `PRUNED` or `DIVERGED`.
@@ -30,27 +29,39 @@ class Fold:
       seconds: of training and validation; of trials that trained at once, the trial's share.
     """
 
-    val_accuracy: list[float] = dataclasses.field(default_factory=list)
     val_loss: list[float] = dataclasses.field(default_factory=list)
     train_loss: list[float] = dataclasses.field(default_factory=list)
     score: list[float] = dataclasses.field(default_factory=list)
-    monitor: str = "val_accuracy"
+    figures: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     stops_early: bool = False
     state: str = DONE
     steps: int = 0
     seconds: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.score = self.score or list(self.val_accuracy)
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Fold":
+        """Makes the fold of what the study keeps of it."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in record.items() if name in names}
+        if "val_accuracy" in record:  # of versions whose only task was classification; the first knew no other score
+            values["figures"] = {"val_accuracy": record["val_accuracy"]}
+            values["score"] = record.get("score") or list(record["val_accuracy"])
+        return cls(**values)
+
+    def to_json(self, monitor: Monitor) -> dict[str, Any]:
+        """Returns what search.json says of it: the fields by name, each of `figures` by its own, and `monitor`."""
+        values = dataclasses.asdict(self)
+        return values.pop("figures") | values | {"monitor": monitor.name}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A finished trial, with its number counted from 1."""
+    """A finished trial, with its number counted from 1, and what it is scored by."""
 
     number: int
     point: Point
     folds: tuple[Fold, ...]
+    monitor: Monitor
 
     @property
     def state(self) -> str:
@@ -87,17 +98,12 @@ class Trial:
     def mean(self) -> float:
         """The mean of `per_fold`. The worst there is where a fold diverged: that run would end without a result."""
         if self.state == DIVERGED:
-            return -math.inf if self.monitor in LOWER_IS_BETTER else 0.0
+            return self.monitor.worst
         return float(np.mean(self.per_fold))
 
-    @property
-    def monitor(self) -> str:
-        """What is scored."""
-        return self.folds[0].monitor
-
     def shown(self, value: float) -> str:
-        """A score, or its standard deviation, in words."""
-        return shown(self.monitor, abs(value) if self.monitor in LOWER_IS_BETTER else value)
+        """Formats a score, or its standard deviation."""
+        return self.monitor.shown(abs(value) if self.monitor.lower_is_better else value)
 
     @property
     def deviation(self) -> float | None:
@@ -129,24 +135,26 @@ class Trial:
             "trial": self.number,
             "state": self.state,
             **self.point,
-            "mean": score(self.monitor, self.mean) if done else None,
+            "mean": self.monitor.score(self.mean) if done else None,
             "standard_deviation": self.deviation if done else None,
-            "per_fold": [score(self.monitor, value) for value in self.per_fold] if done else None,
+            "per_fold": [self.monitor.score(value) for value in self.per_fold] if done else None,
             "epochs": self.epochs if done else None,
             "validation_loss": self.loss if done else None,
             "seconds": self.seconds,
         }
 
 
-def trial_of(kept: optuna.Trial | optuna.trial.FrozenTrial, number: int, space: Space, folds: int) -> Trial:
-    """What is kept of a trial, under the number `number`."""
+def trial_of(
+    kept: optuna.Trial | optuna.trial.FrozenTrial, number: int, space: Space, folds: int, monitor: Monitor
+) -> Trial:
+    """Returns what is kept of a trial, under the number `number`."""
     records = [record for fold in range(folds) if (record := fold_of(kept, fold)) is not None]
-    return Trial(number, point_of(kept, space), tuple(Fold(**record) for record in records))
+    return Trial(number, point_of(kept, space), tuple(map(Fold.from_json, records)), monitor)
 
 
-def finished(study: Study, space: Space, folds: int) -> list[Trial]:
-    """The trials that ended, in their order."""
-    return [trial_of(kept, number, space, folds) for number, kept in enumerate(study.trials(), 1)]
+def finished(study: Study, space: Space, folds: int, monitor: Monitor) -> list[Trial]:
+    """Returns the trials that ended, in their order."""
+    return [trial_of(kept, number, space, folds, monitor) for number, kept in enumerate(study.trials(), 1)]
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:

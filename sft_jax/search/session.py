@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 from ml_collections import ConfigDict
 
+from sft_jax import models
 from sft_jax.config import flatten
 from sft_jax.config.traced import ROUNDED, TRACEABLE
 from sft_jax.errors import DivergedError, StoppedError, UserError
@@ -25,7 +26,7 @@ from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, 
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import Study
 from sft_jax.search.trials import Trainer
-from sft_jax.tasks.monitor import MONITORS
+from sft_jax.tasks import monitor_of
 from sft_jax.training import optimizer
 
 
@@ -68,6 +69,7 @@ class Session:
         self.console, self.stop = console, stop
         self.study: Study
         self.at_once = AtOnce(1, "")
+        self.monitor = monitor_of(config)
         self._opened = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -83,7 +85,8 @@ class Session:
         corners = [self.space.config(self.config, point) for point in self.space.corners()]
         for corner in corners:
             devices.check_batch(corner.batch_size, corner.optimizer.accumulate)
-            optimizer.make_optimizer(corner.optimizer, corner.epochs)
+            network = models.architecture(corner.model.name)
+            optimizer.make_optimizer(corner.optimizer, corner.epochs, architecture=network)
         self.trainer = Trainer(self.config, self.space, options.folds, devices, self.console)
         scored_on = self.trainer.data(corners[0])
         scored_on[0]  # a fold that cannot be made, before anything is written
@@ -113,7 +116,7 @@ class Session:
         self.console.line(f"search     {self.folder}: {options.trials} trials over {self.space}")
         self.console.line(
             f"           {options.sampler}, seed {self.config.seed}, pruning: {options.pruner}; each trial is scored "
-            f"by its {MONITORS[self.config.monitor]} on {scored_on}"
+            f"by its {self.monitor.words} on {scored_on}"
         )
         self.at_once = self._decide(corners[0])
         self.trainer.traced = self._traced(self.at_once.count)
@@ -133,7 +136,7 @@ class Session:
 
     def finish(self) -> Trial:
         """Writes the tables, pictures and best.py, prints the table, and returns the best trial."""
-        trials = finished(self.study, self.space, self.options.folds)
+        trials = finished(self.study, self.space, self.options.folds, self.monitor)
         order = ranked(trials)
         winner = best(trials)
         keys = [dimension.key for dimension in self.space.dimensions]
@@ -193,11 +196,11 @@ class Session:
         self.trainer.train(group, f"{title}/{self.options.trials}", self._check_stop)
         for trial in group:
             self._tell(trial)
-            trials = finished(self.study, self.space, self.options.folds)
+            trials = finished(self.study, self.space, self.options.folds, self.monitor)
             self.console.line(_trial_line(trials[-1], self.options.trials, best(trials)))
 
     def _tell(self, trial: optuna.Trial) -> None:
-        result = trial_of(trial, 0, self.space, self.options.folds)
+        result = trial_of(trial, 0, self.space, self.options.folds, self.monitor)
         self.study.tell(trial, None if result.state == PRUNED else result.mean)
 
     def _check_stop(self) -> None:
@@ -215,7 +218,7 @@ class Session:
         spread = (
             "" if winner.deviation is None else f" +- {winner.shown(winner.deviation)} over {len(winner.folds)} folds"
         )
-        score = f"{MONITORS[winner.monitor]} {winner.shown(winner.mean)}{spread}"
+        score = f"{self.monitor.words} {winner.shown(winner.mean)}{spread}"
         if cut:
             epochs = f"after {winner.epochs} epochs"
         elif winner.stops_early:

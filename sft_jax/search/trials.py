@@ -18,7 +18,7 @@ from sft_jax.search.folds import Folds
 from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import fold_of, keep_fold, point_of
-from sft_jax.search.together import Epoch, Together
+from sft_jax.search.vmapped import Epoch, VmappedTrials
 from sft_jax.training.start import read_dataset
 
 Values = tuple[tuple[str, Any], ...]
@@ -46,7 +46,7 @@ class Trainer:
         limits = ("seed", "limit_train_examples", "limit_eval_examples")
         return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in limits))
 
-    def together(self, config: ConfigDict) -> Together:
+    def together(self, config: ConfigDict) -> VmappedTrials:
         """The training of `config` and all that differ from it in `traced` only."""
         return self._networks(self._static(config), tuple(self.traced))
 
@@ -84,22 +84,23 @@ class Trainer:
         configs = [self.config(trial) for trial in trials]
         dataset, together = self.data(configs[0])[fold], self.together(configs[0])
         patience = configs[0].regularization.early_stopping
-        records = [Fold(monitor=configs[0].monitor, stops_early=patience is not None) for _ in trials]
+        records = [Fold(stops_early=patience is not None) for _ in trials]
         over = [False] * len(trials)
-        task = together.task(dataset)
-        steps_per_epoch, last_phase = task.steps_per_epoch, task.phases[-1].first
+        experiment = together.experiment(dataset)
+        steps_per_epoch, last_phase = experiment.steps_per_epoch, experiment.phases[-1].first
         steps = configs[0].epochs * steps_per_epoch
+        main = experiment.task.main().name
         start = time.perf_counter()
         with self.console.progress(f"{title}  fold {fold + 1}/{self.folds}" if self.folds > 1 else title, steps) as bar:
 
-            def after_piece(done: int) -> None:
+            def after_call(done: int) -> None:
                 bar.advance(done)
                 check_stop()
 
-            for rows in together.epochs(configs, dataset, after_piece):
+            for rows in together.epochs(configs, dataset, after_call):
                 for index, (record, row) in enumerate(zip(records, rows, strict=True)):
                     if not over[index]:
-                        _add(record, row)
+                        _add(record, row, main)
                         over[index] = (
                             record.state != DONE
                             or (patience is not None and waited(record.score[last_phase:]) >= patience)
@@ -108,15 +109,15 @@ class Trainer:
                 if all(over):
                     break
         for trial, record in zip(trials, records, strict=True):
-            record.steps = len(record.val_accuracy) * steps_per_epoch
+            record.steps = len(record.score) * steps_per_epoch
             record.seconds = (time.perf_counter() - start) / len(trials)
             keep_fold(trial, fold, dataclasses.asdict(record))
 
     def _pruned(self, trial: optuna.Trial, fold: int, record: Fold, epochs: int) -> bool:
         """Reports the mean over the folds so far of the best score, and asks whether that is enough to go on."""
-        before = [max(Fold(**found).score) for other in range(fold) if (found := fold_of(trial, other))]
+        before = [max(Fold.from_json(found).score) for other in range(fold) if (found := fold_of(trial, other))]
         value = (sum(before) + max(record.score)) / (fold + 1)
-        trial.report(value, step=fold * epochs + len(record.val_accuracy))
+        trial.report(value, step=fold * epochs + len(record.score))
         if trial.should_prune():
             record.state = PRUNED
         return record.state == PRUNED
@@ -127,16 +128,16 @@ class Trainer:
     def _read(self, values: Values) -> Folds:
         return Folds(read_dataset(complete(dict(values)), self.console), self.folds, self.base.seed)
 
-    def _make(self, static: Values, traced: tuple[str, ...]) -> Together:
+    def _make(self, static: Values, traced: tuple[str, ...]) -> VmappedTrials:
         config = complete(dict(static))
-        return Together(config, traced, self.data(config)[0], self.devices, folds=self.folds > 1)
+        return VmappedTrials(config, traced, self.data(config)[0], self.devices, folds=self.folds > 1)
 
 
-def _add(record: Fold, row: Epoch) -> None:
+def _add(record: Fold, row: Epoch, main: str) -> None:
     if not row.finite:
         record.state = DIVERGED
         return
-    record.val_accuracy.append(row.val_accuracy)
+    record.figures.setdefault(main, []).append(row.main)
     record.score.append(row.score)
     record.val_loss.append(row.val_loss)
     record.train_loss.append(row.train_loss)

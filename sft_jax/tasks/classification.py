@@ -1,14 +1,22 @@
-"""The figures of a run: from evaluation sums to results.json and metrics.jsonl."""
+"""Classification: one label an example, cross-entropy, and the figures from accuracy to calibration."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from sft_jax.tasks.losses import cross_entropy
-from sft_jax.tasks.statistics import CALIBRATION_BINS, balanced_accuracy, class_figures, mean_f1
+from sft_jax.data import Dataset
+from sft_jax.errors import UserError
+from sft_jax.tasks.base import Batch, Monitor, Task
+from sft_jax.tasks.class_weights import class_weights
+from sft_jax.tasks.linear_probe import solve_head
+from sft_jax.tasks.losses import cross_entropy, weight_scale
+from sft_jax.tasks.statistics import CALIBRATION_BINS, balanced_accuracy, class_figures, is_unequal, mean_f1
 
 # Up to so many classes results.json has the whole confusion matrix.
 DENSE_CLASSES = 200
@@ -91,29 +99,149 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
     }
 
 
-def test_results(sums: EvalSums, class_names: Sequence[str]) -> dict[str, Any]:
-    """What results.json says of the test split: `summarize`, six of its names with "test_" before them.
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """The class of an image, "label" int32 [n].
 
-    Of more than `DENSE_CLASSES` classes `confusion` would be mostly zeros: `confusion_counts` in its place has
-    [truth, prediction, images] for each pair of labels that there was.
+    Attributes:
+      class_names: label = position.
+      label_smoothing, class_weights: of the training loss, see `cross_entropy`.
+      class_weights_file: the file that gives them, if one does.
     """
-    figures = summarize(sums)
-    names = ("accuracy", "top5", "loss", "count", "balanced_accuracy", "macro_f1")
-    named = {f"test_{name}": figures.pop(name) for name in names}
-    if len(class_names) > DENSE_CLASSES:
-        confusion = np.array(figures.pop("confusion"))
-        rows = np.argwhere(confusion)
-        figures["confusion_counts"] = np.column_stack([rows, confusion[tuple(rows.T)]]).tolist()
-    return named | {"class_names": list(class_names), **figures}
+
+    targets = ("label",)
+    monitors = {  # noqa: RUF012  # never changed
+        monitor.name: monitor
+        for monitor in (
+            Monitor("val_accuracy", "validation accuracy"),
+            Monitor("val_balanced_accuracy", "balanced validation accuracy"),
+            Monitor("val_macro_f1", "macro F1 of the validation images"),
+            Monitor("val_loss", "validation loss", lower_is_better=True, percent=False),
+        )
+    }
+
+    class_names: tuple[str, ...]
+    label_smoothing: float | jax.Array = 0.0
+    class_weights: tuple[float, ...] | None = None
+    class_weights_file: str | None = None
+
+    @classmethod
+    def create(cls, config: ConfigDict, dataset: Dataset) -> "Classification":
+        """See `Task`."""
+        settings = config.regularization
+        weights = class_weights(settings.class_weights, dataset.train.labels, dataset.class_names)
+        file = None if settings.class_weights in ("none", "balanced") else settings.class_weights
+        return cls(dataset.class_names, settings.label_smoothing, weights, file)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """One logit a class."""
+        return len(self.class_names)
+
+    def with_settings(self, config: ConfigDict) -> "Classification":
+        """See `Task`."""
+        return dataclasses.replace(self, label_smoothing=config.regularization.label_smoothing)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the weights of the classes where they are a file's, which may change."""
+        return {} if self.class_weights_file is None else {"class_weights": self.class_weights}
+
+    def check_facts(self, record: Mapping[str, Any], run: Path) -> None:
+        """See `Task`."""
+        weights = record.get("class_weights")
+        if weights is not None and tuple(weights) != self.class_weights:
+            raise UserError(
+                f"regularization.class_weights={self.class_weights_file}: these are not the weights with which {run} "
+                f"began; put those back, or begin anew with a fresh --workdir"
+            )
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        """See `Task`."""
+        return cross_entropy(outputs, batch["label"], self.label_smoothing, self._weights())
+
+    def loss_scale(self, batch: Batch, axis_name: str | None) -> jax.Array | None:
+        """See `weight_scale`."""
+        weights = self._weights()
+        return None if weights is None else weight_scale(weights, batch["label"], axis_name)
+
+    def _weights(self) -> jax.Array | None:
+        return None if self.class_weights is None else jnp.asarray(self.class_weights, jnp.float32)
+
+    def train_sums(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Counts correct predictions."""
+        return {"correct": (outputs.argmax(-1) == batch["label"]).sum(dtype=jnp.int32)}
+
+    def train_figures(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Returns the accuracy on the training examples as they were augmented."""
+        return {"accuracy": sums["correct"] / examples}
+
+    def sums(self, outputs: jax.Array, batch: Batch, mask: jax.Array) -> EvalSums:
+        """See `eval_sums`."""
+        return eval_sums(outputs, batch["label"], mask)
+
+    def summarize(self, sums: EvalSums) -> dict[str, Any]:
+        """See the function of this name."""
+        return summarize(sums)
+
+    def results(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns `figures`, six of them with "test_" before their names, and the names of the classes.
+
+        Of more than `DENSE_CLASSES` classes `confusion` would be mostly zeros: `confusion_counts` in its place has
+        [truth, prediction, images] for each pair of labels that occurred.
+        """
+        figures = dict(figures)
+        names = ("accuracy", "top5", "loss", "count", "balanced_accuracy", "macro_f1")
+        named = {f"test_{name}": figures.pop(name) for name in names}
+        if len(self.class_names) > DENSE_CLASSES:
+            confusion = np.array(figures.pop("confusion"))
+            rows = np.argwhere(confusion)
+            figures["confusion_counts"] = np.column_stack([rows, confusion[tuple(rows.T)]]).tolist()
+        return named | {"class_names": list(self.class_names), **figures}
+
+    @classmethod
+    def conclusion(cls, results: Mapping[str, Any]) -> str:
+        """See `Task`; with figures that weigh classes alike where they have unequal numbers of images."""
+        unequal = (
+            f"balanced accuracy {results['test_balanced_accuracy']:.2%}, macro F1 {results['test_macro_f1']:.2%}, "
+            if is_unequal(_confusion(results))
+            else ""
+        )
+        return (
+            f"test accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} images, {unequal}"
+            f"loss {results['test_loss']:.4f}"
+        )
+
+    @classmethod
+    def details(cls, results: Mapping[str, Any]) -> str:
+        """See `Task`."""
+        return (
+            f"accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} images, "
+            f"top-5 {results['test_top5']:.2%}, loss {results['test_loss']:.4f}, calibration error {results['ece']:.4f}"
+        )
+
+    def closed_form_head(
+        self, features: np.ndarray, targets: Mapping[str, np.ndarray], chosen_on: tuple[np.ndarray, Mapping] | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """See `solve_head`."""
+        held_out = None if chosen_on is None else (chosen_on[0], chosen_on[1]["label"])
+        return solve_head(features, targets["label"], len(self.class_names), held_out)
 
 
-def test_summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `test_results`: the figures of the test split as `summarize` gives them."""
+def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `Classification.results`: the figures of the test split as `summarize` gives them."""
     figures = {name.removeprefix("test_"): value for name, value in results.items()}
     if "confusion_counts" in figures:
-        classes = len(figures["class_names"])
-        truth, predicted, counts = np.array(figures.pop("confusion_counts")).reshape(-1, 3).T
-        confusion = np.zeros((classes, classes), np.int64)
-        confusion[truth, predicted] = counts
-        figures["confusion"] = confusion.tolist()
+        del figures["confusion_counts"]
+        figures["confusion"] = _confusion(results).tolist()
     return figures
+
+
+def _confusion(results: Mapping[str, Any]) -> np.ndarray:
+    """The confusion matrix of results.json, int64 [classes, classes]."""
+    if "confusion" in results:
+        return np.asarray(results["confusion"], np.int64)
+    classes = len(results["class_names"])
+    truth, predicted, counts = np.array(results["confusion_counts"]).reshape(-1, 3).T
+    confusion = np.zeros((classes, classes), np.int64)
+    confusion[truth, predicted] = counts
+    return confusion

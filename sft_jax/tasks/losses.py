@@ -9,7 +9,7 @@ from sft_jax.ops.collectives import all_mean
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, weights: jax.Array | None = None
+    logits: jax.Array, labels: jax.Array, smoothing: float | jax.Array = 0.0, weights: jax.Array | None = None
 ) -> jax.Array:
     """Of logits [batch, classes] against labels int [batch], per image [batch].
 

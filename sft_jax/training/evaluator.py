@@ -1,66 +1,144 @@
-"""Exact evaluation of a split: every image counts once, whatever the batch size and the number of devices."""
+"""Passes over a split that train nothing: exact evaluation, and what a network says of each example."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from sft_jax.data.loader import Feed, Pace
+from sft_jax.data.loader import Call, Chunk, Loader, StepsPerCall
 from sft_jax.data.sampling import eval_order
-from sft_jax.runtime.devices import AXIS, Devices
-from sft_jax.tasks.classification import EvalSums
-from sft_jax.training.epoch import make_eval_steps
-from sft_jax.training.step import Network, make_eval_step
+from sft_jax.models import HeadNetwork, Network
+from sft_jax.runtime import processes
+from sft_jax.runtime.devices import AXIS
+from sft_jax.tasks.base import Batch, Preprocess, Task
+from sft_jax.training.step import make_eval_step
+from sft_jax.training.steps import is_exact, make_eval_steps, rows_of
+
+Weights = Mapping[str, jax.Array]
+
+
+def map_split(
+    function: Callable[[Chunk], Any],
+    loader: Loader,
+    order: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    steps_per_call: StepsPerCall,
+) -> Iterator[tuple[Call, Any]]:
+    """Yields each call over a split with what `function` returned for its chunk, when that is computed."""
+    for call in loader.calls(order, mask, steps_per_call=steps_per_call):
+        with steps_per_call.timing(call.steps):
+            result = jax.block_until_ready(function(call.chunk))
+        yield call, result
 
 
 class Evaluator:
-    """The evaluation of a network with `classes` outputs, `batch_size` images at a time over all devices.
+    """The evaluation of a network at a task, `batch_size` examples at a time over all devices: every example counts
+    once, whatever the batch size and the number of devices.
 
-    With `flips` the logits of each image's mirror image are added to its own.
+    With `flips` the outputs for each image's mirror image are added to its own.
     """
 
     def __init__(
         self,
-        network: Network,
-        preprocess: Callable[[jax.Array], jax.Array],
-        devices: Devices,
-        classes: int,
+        network: Network | HeadNetwork,
+        task: Task,
+        preprocess: Preprocess,
         batch_size: int,
         *,
         flips: bool = False,
     ):
-        self._program = make_eval_steps(make_eval_step(network, flips=flips), preprocess, classes, AXIS)
-        self._devices, self._batch_size = devices, batch_size
-        self._compiled: dict[tuple[bool, ...], Callable] = {}
-        self._pace = Pace()
+        self._program = make_eval_steps(make_eval_step(network, task, flips=flips), preprocess, AXIS)
+        self._batch_size = batch_size
+        self._compiled: dict[bool, Callable] = {}
+        self._steps_per_call = StepsPerCall()
 
     def __call__(
         self,
-        params: Mapping[str, jax.Array],
-        batch_stats: Mapping[str, jax.Array],
-        feed: Feed,
-        after_piece: Callable[[int, int], None] = lambda done, steps: None,
-    ) -> EvalSums:
-        """The sums over the whole split behind `feed`, as numpy arrays; `loss` and `calibration` are float64.
+        params: Weights,
+        batch_stats: Weights,
+        loader: Loader,
+        after_call: Callable[[int, int], None] = lambda done, steps: None,
+    ) -> Any:
+        """Returns the sums over the whole split behind `loader`, see `Task.sums`, as numpy arrays; those in floating
+        point are float64.
 
         They are the same bits however the steps are cut into calls, which is up to the clock.
-        `after_piece(done, steps)` is called as the steps go by.
+        `after_call(done, steps)` is called as the steps go by.
         """
-        order, mask = eval_order(len(feed), self._batch_size)
-        sharded = (False, False, *feed.sharded, True, False, False)
-        if sharded not in self._compiled:
-            self._compiled[sharded] = self._devices.compile(self._program, sharded=sharded)
-        total: EvalSums | None = None
-        by_step: list[tuple[np.ndarray, np.ndarray]] = []
+        if loader.resident not in self._compiled:
+            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3)
+        program = self._compiled[loader.resident]
+        order, mask = eval_order(len(loader), self._batch_size)
+        parts: list[Any] = []
         done = 0
-        for piece in feed.pieces(order, mask, pace=self._pace):
-            with self._pace.timing(piece.steps):
-                new = jax.device_get(self._compiled[sharded](params, batch_stats, *piece.arguments))
-            by_step.append((new.loss[piece.rows], new.calibration[piece.rows]))
-            total = new if total is None else jax.tree.map(np.add, total, new)
-            done += piece.steps
-            after_piece(done, len(order))
-        assert total is not None
-        assert int(total.total) == len(feed), "every image counts exactly once"
-        loss, calibration = (np.concatenate(rows).astype(np.float64).sum(0) for rows in zip(*by_step, strict=True))
-        return total._replace(loss=loss, calibration=calibration)
+        calls = map_split(
+            lambda chunk: program(params, batch_stats, chunk), loader, order, mask, steps_per_call=self._steps_per_call
+        )
+        for call, sums in calls:
+            rows = call.rows
+            parts.append(jax.tree.map(lambda leaf: leaf if is_exact(leaf) else leaf[rows], jax.device_get(sums)))  # noqa: B023  # used at once
+            done += call.steps
+            after_call(done, len(order))
+        total = jax.tree.map(_added, *parts)
+        assert int(total.total) == len(loader), "every example counts exactly once"
+        return total
+
+
+def _added(*leaves: np.ndarray) -> np.ndarray:
+    """Adds integers over calls; numbers in floating point [steps, ...] over all steps at once, in float64."""
+    if is_exact(leaves[0]):
+        return np.sum(leaves, axis=0, dtype=leaves[0].dtype)
+    return np.concatenate(leaves).astype(np.float64).sum(0)
+
+
+# (params, batch_stats, batch) -> [n, ...]
+Outputs = Callable[[Weights, Weights, Batch], jax.Array]
+
+
+class PerExample:
+    """A function of the weights and each example of a split; `batch_size` examples at a time over all devices."""
+
+    def __init__(self, outputs: Outputs, batch_size: int):
+        def program(params, batch_stats, chunk: Chunk):
+            def of(index) -> jax.Array:
+                return outputs(params, batch_stats, rows_of(chunk, index)).astype(jnp.float32)
+
+            def body(index, table):
+                return table.at[index].set(of(index))
+
+            like = jax.eval_shape(of, chunk.start)
+            table = jnp.zeros((len(chunk.order), *like.shape), jnp.float32)
+            return lax.fori_loop(chunk.start, chunk.stop, body, table)
+
+        self._program, self._batch_size = program, batch_size
+        self._compiled: dict[bool, Callable] = {}
+
+    def __call__(self, params: Weights, batch_stats: Weights, loader: Loader) -> np.ndarray:
+        """Returns the outputs for all examples of the split behind `loader`, in its order: float32 [n, ...]."""
+        if loader.resident not in self._compiled:
+            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
+        program = self._compiled[loader.resident]
+        order, _ = eval_order(len(loader), self._batch_size)
+        found = []
+        calls = map_split(
+            lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
+        )
+        for call, own in calls:
+            table = processes.all_gather(own[:, call.rows])
+            # [devices, steps, local batch, ...] -> the examples in their order
+            found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
+        return np.concatenate(found)[: len(loader)]
+
+
+def predict_all(network: Network, preprocess: Preprocess, batch_size: int) -> PerExample:
+    """Makes what computes the outputs of `network` for each example of a split: float32 [n, ...]."""
+
+    def outputs(params, batch_stats, batch: Batch) -> jax.Array:
+        batch = preprocess(batch)
+        return network.apply(params, batch_stats, *(batch[name] for name in network.inputs), train=False)[0]
+
+    return PerExample(outputs, batch_size)

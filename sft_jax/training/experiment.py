@@ -1,4 +1,4 @@
-"""What a configuration trains on what: the network, the images on the devices, their evaluation, the phases."""
+"""What a configuration trains on what: the network, the task, the data on the devices, their evaluation, the phases."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -8,15 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import data, models
+from sft_jax import data, models, tasks
 from sft_jax.config import flatten
 from sft_jax.data.dataset import Split
-from sft_jax.data.loader import Feed
+from sft_jax.data.loader import Loader
 from sft_jax.data.sampling import epoch_order
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.runtime.files import digest
-from sft_jax.tasks.class_weights import class_weights
-from sft_jax.tasks.classification import summarize, test_results
+from sft_jax.tasks import Task
 from sft_jax.training import phases
 from sft_jax.training.evaluator import Evaluator
 from sft_jax.training.state import Arrays
@@ -25,35 +24,34 @@ from sft_jax.training.state import Arrays
 TRAINING = 1 << 31
 
 
-def facts(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """What all processes of a run must have in common, to compare; their places on disk need not be the same.
-
-    Raises UserError where the weights of the classes cannot be read.
-    """
+def fingerprint(config: ConfigDict, dataset: data.Dataset, task: Task) -> dict[str, Any]:
+    """Returns what all processes of a run must have in common; their places on disk need not be the same."""
     settings = {key: value for key, value in flatten(config).items() if key not in {"init", "data.dir"}}
-    labels = {
-        f"labels of the {name} images": digest({"labels": getattr(dataset, name).labels}, {})[:8]
+    targets = {
+        f"{target}s of the {name} images": digest({f"{target}s": getattr(dataset, name).targets[target]}, {})[:8]
         for name in ("train", "validation", "test")
+        for target in task.targets
     }
-    weights = class_weights(config.regularization.class_weights, dataset.train.labels, dataset.class_names)
     return (
         settings
-        | labels
-        | {"class names": list(dataset.class_names), "class weights": weights, "version of jax": jax.__version__}
+        | targets
+        | {"class names": list(dataset.class_names), "task": str(task), "version of jax": jax.__version__}
     )
 
 
-class Task:
+class Experiment:
     """One configuration on its data set and devices. Nothing here changes while it is trained.
 
     Attributes:
       config, dataset, devices: as given.
+      task: what is learnt.
+      monitor: the figure that chooses the best epoch.
       build: the network's constructor, see `models.builder`.
       network: the network as a function.
       phases: of the training, see `phases.phases`.
       steps_per_epoch: full batches of an epoch.
-      preprocess: from uint8 images to the network's inputs in evaluation.
-      evaluate: of parameters and batch statistics on a feed of images.
+      preprocess: from a batch of the data set to the network's inputs in evaluation.
+      evaluate: of parameters and batch statistics on a loader.
       key: of all that is random in training, replicated.
       scored_on_validation: whether the validation images score the settings, and may choose none of them.
 
@@ -66,48 +64,43 @@ class Task:
     ):
         self.config, self.dataset, self.devices = config, dataset, devices
         self.scored_on_validation = scored_on_validation
+        self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
         self.build = models.builder(
             config.model,
-            len(dataset.class_names),
+            self.task.outputs,
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
         )
-        self.network = models.Functional.abstract(self.build)
-        self.phases = phases.phases(config, list(self.network.params), self.network.batch_stats)
+        self.network = models.Network.abstract(self.build, self.task.inputs)
+        self.phases = phases.phases(config, self.network)
         self.steps_per_epoch = len(self.order(epoch=0))
-        self.preprocess = data.make_preprocess(config.data)
-        self.evaluate = self.evaluator(self.network)
+        self.preprocess = self.task.preprocess(config.data, config.data.size)
+        self.evaluate = self.evaluator()
         self.key = devices.replicate(jax.random.fold_in(jax.random.key(config.seed), TRAINING))
 
     @functools.cached_property
-    def train_feed(self) -> Feed:
-        """The training images; they go to the devices when they are first asked for."""
-        return Feed(self.dataset.train, self.devices)
+    def train_loader(self) -> Loader:
+        """The training split; it goes to the devices when it is first asked for."""
+        return Loader(self.dataset.train, self.devices)
 
     @functools.cached_property
-    def validation_feed(self) -> Feed:
-        """The validation images, likewise."""
-        return Feed(self.dataset.validation, self.devices)
-
-    @functools.cached_property
-    def class_weights(self) -> tuple[float, ...] | None:
-        """Of the training loss. Raises UserError where their file does not give them."""
-        setting = self.config.regularization.class_weights
-        return class_weights(setting, self.dataset.train.labels, self.dataset.class_names)
+    def validation_loader(self) -> Loader:
+        """The validation split, likewise."""
+        return Loader(self.dataset.validation, self.devices)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Rows of the training images in the order of an epoch, int32 [steps, batch]."""
-        config = self.config
-        return epoch_order(config.seed, epoch, self.dataset.train.labels, config.batch_size, config.data.balance)
+        """Returns the rows of the training split in the order of an epoch, int32 [steps, batch]."""
+        config, train = self.config, self.dataset.train
+        labels = train.targets.get("label", np.zeros(len(train), np.int32))
+        return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance)
 
-    def evaluator(self, network: models.Functional, *, flips: bool = False) -> Evaluator:
-        """Of a network on images, see `Evaluator`."""
-        classes = len(self.dataset.class_names)
-        return Evaluator(network, self.preprocess, self.devices, classes, self.config.batch_size, flips=flips)
+    def evaluator(self, *, flips: bool = False) -> Evaluator:
+        """Makes an evaluator of the whole network, see `Evaluator`."""
+        return Evaluator(self.network, self.task, self.preprocess, self.config.batch_size, flips=flips)
 
     def weights(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
-        """The parameters and batch statistics among a checkpoint's arrays, on the devices."""
+        """Returns the parameters and batch statistics among a checkpoint's arrays, on the devices."""
         params, batch_stats = (
             self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
             for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
@@ -119,21 +112,22 @@ class Task:
         params: Arrays,
         batch_stats: Arrays,
         split: Split | None = None,
-        after_piece: Callable[[int, int], None] = lambda done, steps: None,
+        after_call: Callable[[int, int], None] = lambda done, steps: None,
     ) -> dict[str, Any]:
-        """The figures of weights on the test split, see `report.results.test_results`.
+        """Returns the figures of weights on the test split under the names of results.json, see `Task.results`.
 
         Args:
           params: on the devices.
           batch_stats: likewise.
           split: another one in place of the test split.
-          after_piece: see `Evaluator`.
+          after_call: see `Evaluator`.
 
-        With `evaluation.flips` there is `test_accuracy_flips` too.
+        With `evaluation.flips` the task's own monitor is there for the flipped images too, as `test_accuracy_flips`.
         """
-        feed = Feed(self.dataset.test if split is None else split, self.devices)
-        results = test_results(self.evaluate(params, batch_stats, feed, after_piece), self.dataset.class_names)
+        loader = Loader(self.dataset.test if split is None else split, self.devices)
+        task, figure = self.task, self.task.main().figure
+        results = task.results(task.summarize(self.evaluate(params, batch_stats, loader, after_call)))
         if self.config.evaluation.flips:
-            flipped = self.evaluator(self.network, flips=True)(params, batch_stats, feed)
-            results["test_accuracy_flips"] = summarize(flipped)["accuracy"]
+            flipped = task.summarize(self.evaluator(flips=True)(params, batch_stats, loader))
+            results[f"test_{figure}_flips"] = flipped[figure]
         return results

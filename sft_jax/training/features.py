@@ -1,121 +1,96 @@
-"""Passes over a split that train nothing: logits and features of its images, and batch norm's statistics on them."""
+"""What is computed of the data before training: features for a head, and batch norm's statistics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sft_jax.data.loader import Feed, Pace
-from sft_jax.data.sampling import eval_order
-from sft_jax.models import Functional
+from sft_jax.data.loader import Chunk, Loader, StepsPerCall
+from sft_jax.models import Network
 from sft_jax.models.layers import KEEP_STATISTICS
-from sft_jax.runtime import processes
-from sft_jax.runtime.devices import Devices
-
-Preprocess = Callable[[jax.Array], jax.Array]
-
-
-# (params, batch_stats, images uint8 [share, height, width, 3]) -> [share, ...]
-Outputs = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], jax.Array]
-
-
-class PerImage:
-    """A function of the weights and each image of a split; `batch_size` images at a time over all devices."""
-
-    def __init__(self, outputs: Outputs, devices: Devices, batch_size: int):
-        def program(params, batch_stats, images, labels, order, start, stop):
-            def of(rows) -> jax.Array:
-                return outputs(params, batch_stats, images[rows]).astype(jnp.float32)
-
-            def body(index, table):
-                return table.at[index].set(of(order[index]))
-
-            like = jax.eval_shape(of, order[0])
-            return lax.fori_loop(start, stop, body, jnp.zeros((len(order), *like.shape), jnp.float32))
-
-        self._program, self._devices, self._batch_size = program, devices, batch_size
-        self._compiled: dict[tuple[bool, ...], Callable] = {}
-
-    def __call__(self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], feed: Feed) -> np.ndarray:
-        """Of all images of the split behind `feed`, in its order: float32 [n, ...]."""
-        sharded = (False, False, *feed.sharded, False, False)
-        if sharded not in self._compiled:
-            self._compiled[sharded] = self._devices.compile(self._program, sharded=sharded, gather=False)
-        order, _ = eval_order(len(feed), self._batch_size)
-        found, pace = [], Pace(seconds=5.0)
-        for piece in feed.pieces(order, pace=pace):
-            with pace.timing(piece.steps):
-                own = self._compiled[sharded](params, batch_stats, *piece.arguments)[:, piece.rows]
-                table = processes.gathered(own)
-            # [devices, steps, share, ...] -> the images in their order
-            found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
-        return np.concatenate(found)[: len(feed)]
-
-
-def logits(network: Functional, devices: Devices, preprocess: Preprocess, batch_size: int) -> PerImage:
-    """What `network` says of each image: float32 [n, classes] of a split."""
-
-    def outputs(params, batch_stats, images) -> jax.Array:
-        return network.apply(params, batch_stats, preprocess(images), train=False)[0]
-
-    return PerImage(outputs, devices, batch_size)
+from sft_jax.tasks.base import Batch, Preprocess
+from sft_jax.training.evaluator import PerExample, map_split
+from sft_jax.training.steps import rows_of
 
 
 def features(
-    network: Functional,
+    network: Network,
     params: Mapping[str, jax.Array],
     batch_stats: Mapping[str, jax.Array],
-    feed: Feed,
-    devices: Devices,
+    loader: Loader,
     preprocess: Preprocess,
     batch_size: int,
     *,
     mirrored: bool,
 ) -> np.ndarray:
-    """What the head sees of every image of the split behind `feed`, in its order.
+    """Computes what the head sees of every example of the split behind `loader`, in its order.
 
     Returns:
-      float32 [n, views, channels]: of the image and, with `mirrored`, of its mirror image.
+      float32 [n, views, channels]: of the example and, with `mirrored`, of its mirror image.
     """
 
-    def outputs(params, batch_stats, images) -> jax.Array:
-        inputs = preprocess(images)
-        views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
-        return jnp.stack([network.features(params, batch_stats, view).astype(jnp.float32) for view in views], 1)
+    def outputs(params, batch_stats, batch: Batch) -> jax.Array:
+        batch = preprocess(batch)
+        views = [batch]
+        if mirrored:
+            views.append({**batch, "image": batch["image"][:, :, ::-1]})
+        inputs = ([view[name] for name in network.inputs] for view in views)
+        return jnp.stack([network.features(params, batch_stats, *view).astype(jnp.float32) for view in inputs], 1)
 
-    return PerImage(outputs, devices, batch_size)(params, batch_stats, feed)
+    return PerExample(outputs, batch_size)(params, batch_stats, loader)
 
 
-def measured_statistics(
-    network: Functional,
+def pick_view(batch: Batch, key: jax.Array, first: jax.Array | int, total: int) -> Batch:
+    """Picks one of the views of each example at random: "feature" [n, views, channels] -> [n, channels].
+
+    For `key`, `first` and `total` see `data.augment`.
+    """
+    views = batch["feature"]
+    draws = jax.random.randint(jax.random.fold_in(key, 0), (total,), 0, views.shape[1])
+    own = lax.dynamic_slice_in_dim(draws, first, len(views))
+    return {**batch, "feature": jnp.take_along_axis(views, own[:, None, None], axis=1)[:, 0]}
+
+
+def first_view(batch: Batch) -> Batch:
+    """Picks the first of the views of each example, that of the example as it is."""
+    return {**batch, "feature": batch["feature"][:, 0]}
+
+
+def recalibrate_batch_norm(
+    network: Network,
     params: Mapping[str, jax.Array],
     batch_stats: Mapping[str, jax.Array],
-    feed: Feed,
-    devices: Devices,
+    loader: Loader,
     preprocess: Preprocess,
     order: np.ndarray,
 ) -> dict[str, jax.Array]:
-    """Batch norm's statistics on the images of `feed`: the mean of those of the batches of `order` [steps, batch].
+    """Computes batch norm's statistics on a split: the mean of those of the batches of `order` [steps, batch].
 
     Adapting them to new images is AdaBN (Li et al., 2016, arXiv:1603.04779); that the mean over batches serves better
     than a running mean, Wu and Johnson, 2021, arXiv:2105.07576.
     """
 
-    def program(params, sums, images, labels, order, start, stop):
+    def program(params, sums, chunk: Chunk):
         def body(index, sums):
-            inputs = preprocess(images[order[index]])
-            # From zero, one update is the share 1 - KEEP_STATISTICS of the batch's own statistics.
-            _, new = network.apply(params, jax.tree.map(jnp.zeros_like, sums), inputs, train=True)
+            batch = preprocess(rows_of(chunk, index))
+            inputs = (batch[name] for name in network.inputs)
+            # From zero, one update is 1 - KEEP_STATISTICS of the batch's own statistics.
+            _, new = network.apply(params, jax.tree.map(jnp.zeros_like, sums), *inputs, train=True)
             return {key: sums[key] + new[key] / (1 - KEEP_STATISTICS) for key in sums}
 
-        return lax.fori_loop(start, stop, body, sums)
+        return lax.fori_loop(chunk.start, chunk.stop, body, sums)
 
-    compiled = devices.compile(program, sharded=(False, False, *feed.sharded, False, False))
-    sums, pace = jax.tree.map(jnp.zeros_like, dict(batch_stats)), Pace()
-    for piece in feed.pieces(order, pace=pace):
-        with pace.timing(piece.steps):
-            # Each call adds to what those before it found: how the clock cuts them makes no difference.
-            sums = jax.block_until_ready(compiled(params, sums, *piece.arguments))
+    compiled = loader.compile(program, chunk_at=2, arguments=3)
+    sums = jax.tree.map(jnp.zeros_like, dict(batch_stats))
+
+    def add(chunk: Chunk) -> dict[str, jax.Array]:
+        # Each call adds to what those before it found: how the clock cuts them makes no difference.
+        nonlocal sums
+        sums = compiled(params, sums, chunk)
+        return sums
+
+    for _ in map_split(add, loader, order, steps_per_call=StepsPerCall()):
+        pass
     return {key: total / len(order) for key, total in sums.items()}

@@ -15,15 +15,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from sft_jax.data.loader import Pace
+from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import DivergedError, UserError
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.files import write_json
 from sft_jax.runtime.signals import StopRequest
-from sft_jax.training.experiment import Task
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.start import initial_weights, load_init, read_dataset
 
 LOWEST, HIGHEST, STEPS = 1e-7, 10.0, 100
@@ -75,27 +75,29 @@ def find_learning_rate(config: ConfigDict, run: Run, console: Console) -> RangeT
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     init = load_init(config)
-    task = Task(config, read_dataset(config, console), devices)
-    params, batch_stats, start = initial_weights(config, task.build, task.network, init, task.dataset.class_names)
+    experiment = Experiment(config, read_dataset(config, console), devices)
+    params, batch_stats, start = initial_weights(
+        config, experiment.build, experiment.network, init, experiment.dataset.class_names
+    )
     with StopRequest() as stop, console.progress("learning-rate range test", STEPS) as bar:
         losses: list[float] = []
-        for loss in measured_losses(task, params, batch_stats):
+        for loss in measured_losses(experiment, params, batch_stats):
             losses.append(loss)
             bar.advance(1, f"loss {loss:.4f}")
             if stop or has_diverged(losses):
                 break
     if stop:
         raise KeyboardInterrupt
-    found = judge(losses, *meaning(task))
+    found = judge(losses, *meaning(experiment))
     _write(found, run, config)
     console.conclude(f"learning rate: {_summary(found)}; {start}; see {run.folder / 'lr_find.png'}")
     return found
 
 
-def meaning(task: Task) -> tuple[str, float]:
+def meaning(experiment: Experiment) -> tuple[str, float]:
     """The config key of the learning rate that is tested, and by what the run multiplies its value."""
-    config = task.config
-    of_head = task.phases[-1].head_only and config.finetune.head_learning_rate is not None
+    config = experiment.config
+    of_head = experiment.phases[-1].head_only and config.finetune.head_learning_rate is not None
     key = "finetune.head_learning_rate" if of_head else "optimizer.learning_rate"
     reference = config.optimizer.reference_batch
     return key, 1.0 if reference is None else config.batch_size / reference
@@ -107,22 +109,20 @@ def rate(step: Any) -> jax.Array:
     return LOWEST * (HIGHEST / LOWEST) ** share
 
 
-def measured_losses(task: Task, params: Any, batch_stats: Any):
+def measured_losses(experiment: Experiment, params: Any, batch_stats: Any):
     """Trains with the growing learning rate and yields the loss of each step."""
-    programs = Programs(task, task.phases[0], schedule=rate)
+    programs = PhasePrograms(experiment, experiment.phases[0], schedule=rate)
     state = programs.first_state(params, batch_stats)
-    if len(task.phases) > 1:
-        before, programs = programs, Programs(task, task.phases[-1], schedule=rate)
+    if len(experiment.phases) > 1:
+        before, programs = programs, PhasePrograms(experiment, experiment.phases[-1], schedule=rate)
         state = programs.fresh_state(state, before)
-    pace = Pace()
+    steps_per_call = StepsPerCall()
     done = 0
     for epoch in itertools.count():
-        order = task.order(epoch)[: STEPS - done]
-        for piece in programs.train_feed.pieces(order, pace=pace):
-            with pace.timing(piece.steps):
-                state, metrics = programs.train_steps(state, *piece.arguments, task.key)
-                losses = np.asarray(metrics.loss)[piece.rows]
-            yield from losses.tolist()
+        order = experiment.order(epoch)[: STEPS - done]
+        for trained, call, metrics in programs.run_steps(state, order, steps_per_call=steps_per_call):
+            state = trained
+            yield from np.asarray(metrics.loss)[call.rows].tolist()
         done += len(order)
         if done == STEPS:
             return

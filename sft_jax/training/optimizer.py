@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.config.traced import is_on
 from sft_jax.errors import UserError
+from sft_jax.models import Architecture
 from sft_jax.training.optimizer_arguments import OWN_KEYS, SGD_KEYS, checked_arguments
 
 # Of optax's functions of a learning rate: those that want more than the batch's gradient (the loss, its curvature, the
@@ -59,6 +60,7 @@ def make_optimizer(
     config: ConfigDict,
     schedule: optax.Schedule | int,
     *,
+    architecture: Architecture,
     clip_norm: float | None = None,
     multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
@@ -71,6 +73,7 @@ def make_optimizer(
     Args:
       config: see above.
       schedule: of the learning rate, by the optimizer's own count of steps; or the number of steps of `make_schedule`.
+      architecture: of the network: which parameters decay, and which are matrices for Muon.
       clip_norm: gradients whose norm over all parameters is larger are scaled down to it.
       multipliers: of the learning rate, by the parameter's name; 1 where there is none.
 
@@ -80,7 +83,7 @@ def make_optimizer(
     if isinstance(schedule, int):
         schedule = make_schedule(config, schedule)
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
-    parts.append(_sgd(config, schedule) if config.name == "sgd" else _by_name(config, schedule))
+    parts.append((_sgd if config.name == "sgd" else _by_name)(config, schedule, architecture))
     if multipliers is not None and any(factor != 1 for factor in multipliers.values()):
         if config.name.startswith("schedule_free"):
             raise UserError(
@@ -91,7 +94,7 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def evaluated(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dict[str, Any]:
+def eval_params(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dict[str, Any]:
     """The weights to evaluate: `params`, but for schedule-free optimizers their average (arXiv:2405.15682)."""
     if not config.name.startswith("schedule_free"):
         return params
@@ -103,19 +106,19 @@ def evaluated(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> dic
     return found
 
 
-def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _sgd(config: ConfigDict, schedule: optax.Schedule, architecture: Architecture) -> optax.GradientTransformation:
     if config.nesterov and not is_on(config.momentum):
         raise UserError("optimizer.nesterov=True needs a momentum; set optimizer.momentum, or optimizer.nesterov=False")
     momentum = config.momentum if is_on(config.momentum) else None
     arguments = checked_arguments("sgd", optax.sgd, config.arguments, OWN_KEYS | SGD_KEYS)
-    decay = optax.add_decayed_weights(config.weight_decay, _decayed(config))
+    decay = optax.add_decayed_weights(config.weight_decay, _decayed(config, architecture))
     return optax.chain(
         decay if is_on(config.weight_decay) else optax.identity(),
         optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov, **arguments),
     )
 
 
-def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _by_name(config: ConfigDict, schedule: optax.Schedule, architecture: Architecture) -> optax.GradientTransformation:
     known = optimizer_names()
     if config.name not in known:
         near = difflib.get_close_matches(config.name, known, n=1, cutoff=0.0)[0]
@@ -135,11 +138,11 @@ def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
     elif is_on(config.weight_decay):
         raise UserError(f"optimizer.name={config.name} {_other_decay(accepted)}; set optimizer.weight_decay=0")
     masks = [name for name in ("mask", "weight_decay_mask") if name in accepted]
-    arguments |= {name: _decayed(config) for name in masks}
+    arguments |= {name: _decayed(config, architecture) for name in masks}
     if is_on(config.weight_decay) and config.decay != "all" and not masks:
         raise UserError(f"optimizer.name={config.name} decays all parameters alike; set optimizer.decay=all")
     if config.name == "muon":
-        arguments["muon_weight_dimension_numbers"] = _muon_dimensions
+        arguments["muon_weight_dimension_numbers"] = functools.partial(_muon_dimensions, architecture)
         arguments["adam_weight_decay"] = config.weight_decay
     if config.name.startswith("schedule_free"):
         # It replaces the schedule; optax's own warm-up is the one it was published with.
@@ -151,7 +154,7 @@ def _by_name(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
     except (TypeError, ValueError) as error:  # a number that the optimizer does not want
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"config.optimizer.arguments: {config.name} cannot work with them: {reason}") from None
-    return _with_masked_decay(made, config) if config.name == "muon" else made
+    return _with_masked_decay(made, _decayed(config, architecture)) if config.name == "muon" else made
 
 
 def _other_decay(accepted: Iterable[str]) -> str:
@@ -176,28 +179,24 @@ def optimizer_names() -> dict[str, Any]:
     return found
 
 
-def _decayed(config: ConfigDict) -> Any:
+def _decayed(config: ConfigDict, architecture: Architecture) -> Any:
     """What weight decay acts on, as optax's `mask`."""
-    return lambda params: {key: config.decay == "all" or key.endswith("kernel") for key in params}
+    return lambda params: {key: config.decay == "all" or architecture.decays(key) for key in params}
 
 
-def _muon_dimensions(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Kernels [height, width, in, out] as matrices [height * width * in, out]; all other parameters go to Adam.
-
-    The head goes to Adam too, as Muon's author has it (https://kellerjordan.github.io/posts/muon/).
+def _muon_dimensions(architecture: Architecture, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns which parameters are matrices, as kernels [height, width, in, out] are [height * width * in, out]; all
+    others go to Adam.
     """
-    return {
-        key: optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,)) if getattr(leaf, "ndim", 0) == 4 else None
-        for key, leaf in params.items()
-    }
+    axes = {key: architecture.matrix_axes(key, getattr(leaf, "ndim", 0)) for key, leaf in params.items()}
+    return {key: optax.contrib.MuonDimensionNumbers(*found) if found else None for key, found in axes.items()}
 
 
-def _with_masked_decay(inner: optax.GradientTransformation, config: ConfigDict) -> optax.GradientTransformation:
+def _with_masked_decay(inner: optax.GradientTransformation, decays: Callable) -> optax.GradientTransformation:
     """`inner`, which has no mask for some of its weight decay: what does not decay it sees as 0.
 
     Its decay must be all that reads the parameters, as it is of Muon and Adam.
     """
-    decays = _decayed(config)
 
     def update(updates, state, params=None):
         seen = {key: params[key] if on else jnp.zeros_like(params[key]) for key, on in decays(params).items()}

@@ -1,39 +1,37 @@
-"""A phase of a run made ready: its optimizer, its compiled steps, and the images or features they read."""
+"""A phase of a run made ready: its optimizer, its compiled steps, and the examples or features they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import lax
 
-from sft_jax import data
-from sft_jax.data.dataset import FeatureSplit
-from sft_jax.data.loader import Feed
-from sft_jax.models import Head
+from sft_jax.data.dataset import ArraySplit
+from sft_jax.data.loader import Call, Loader, StepsPerCall
+from sft_jax.models import HeadNetwork
 from sft_jax.runtime.devices import AXIS
 from sft_jax.training import optimizer, phases
 from sft_jax.training.batch_norm import check_values
-from sft_jax.training.epoch import make_train_steps
 from sft_jax.training.evaluator import Evaluator
-from sft_jax.training.experiment import Task
-from sft_jax.training.features import features, measured_statistics
-from sft_jax.training.linear_probe import solve_head
-from sft_jax.training.phases import HEAD, Phase
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.features import features, first_view, pick_view, recalibrate_batch_norm
+from sft_jax.training.phases import Phase
 from sft_jax.training.staged_optimizer import by_beginning, make_staged_optimizer
 from sft_jax.training.state import Arrays, TrainState
-from sft_jax.training.step import StepSettings, make_train_step
+from sft_jax.training.step import StepMetrics, StepSettings, make_train_step
+from sft_jax.training.steps import make_train_steps
 
 
-class Weighted(NamedTuple):
+class Variables(NamedTuple):
     """Weights to evaluate: parameters and batch statistics."""
 
     params: Arrays
     batch_stats: Arrays
 
 
-class Programs:
+class PhasePrograms:
     """What the loop calls in one phase of a task, with `schedule` in place of the configuration's where it is given.
 
     Attributes:
@@ -42,9 +40,9 @@ class Programs:
       optimizer: of the parameters that are trained.
       since: by the names of these, the step from which on they are.
       ready: whether `prepare` was called.
-      train_steps: many steps in one call, see `epoch.make_train_steps`; from `prepare` on.
+      train_steps: many steps in one call, see `steps.make_train_steps`; from `prepare` on.
       train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
-      evaluate: of parameters and batch statistics on `validation_feed`.
+      evaluate: of parameters and batch statistics on `validation_loader`.
 
     Raises:
       UserError: the optimizer, batch norm or the loss cannot work with these settings.
@@ -52,24 +50,25 @@ class Programs:
 
     train_steps: Callable
 
-    def __init__(self, task: Task, phase: Phase, schedule: optax.Schedule | None = None):
-        check_values(task)
-        self._class_weights = task.class_weights
-        self.task, self.phase, self.ready = task, phase, False
-        self.evaluate, self.train_feed, self.validation_feed = task.evaluate, task.train_feed, task.validation_feed
+    def __init__(self, experiment: Experiment, phase: Phase, schedule: optax.Schedule | None = None):
+        check_values(experiment)
+        self.experiment, self.phase, self.ready = experiment, phase, False
+        self.evaluate = experiment.evaluate
+        self.train_loader, self.validation_loader = experiment.train_loader, experiment.validation_loader
         # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
-        origin = 0 if phase.on_features else min(other.first for other in task.phases if not other.on_features)
-        self._origin = origin * task.steps_per_epoch
+        origin = 0 if phase.on_features else min(other.first for other in experiment.phases if not other.on_features)
+        self._origin = origin * experiment.steps_per_epoch
         self._schedule = self._make_schedule() if schedule is None else schedule
-        since = phases.trained_since(task.phases, phase)
+        since = phases.trained_since(experiment.phases, phase)
         # Of another schedule the first step is its own first one.
-        steps = task.steps_per_epoch if schedule is None else 0
+        steps = experiment.steps_per_epoch if schedule is None else 0
         self.since = {name: epoch * steps for name, epoch in since.items()}
         self.optimizer = make_staged_optimizer(
-            task.config.optimizer,
+            experiment.config.optimizer,
             lambda step: self._schedule(step - self._origin if schedule is None else step),
             self.since,
-            clip_norm=task.config.regularization.clip_norm,
+            architecture=experiment.network.architecture,
+            clip_norm=experiment.config.regularization.clip_norm,
             multipliers=phase.multipliers,
         )
 
@@ -82,16 +81,16 @@ class Programs:
 
         Batch norm's statistics are measured and the head is solved first where the configuration asks for it.
         """
-        task = self.task
-        params, batch_stats = task.devices.replicate((params, batch_stats))
+        experiment = self.experiment
+        params, batch_stats = experiment.devices.replicate((params, batch_stats))
         if self._measures:
             batch_stats = self.measured(params, batch_stats)
         self.prepare(params, batch_stats)
         if self.phase.on_features:
             params = params | self._solved_head()
-        return task.devices.replicate(self.new_state(params, batch_stats))
+        return experiment.devices.replicate(self.new_state(params, batch_stats))
 
-    def next_state(self, state: TrainState, before: "Programs") -> TrainState:
+    def next_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
         """The state with which the phase follows that of `before`. Makes the programs ready.
 
         Parameters that go on being trained keep their part of the optimizer's state, and the moving averages go on.
@@ -100,14 +99,14 @@ class Programs:
             measured = self.measured(state.params, state.batch_stats)
             # The average takes them over as they are. In arrays of its own: the state is donated.
             averages = state.ema and {**state.ema, **jax.tree.map(jnp.copy, measured)}
-            state = self.task.devices.replicate(state.replace(batch_stats=measured, ema=averages))
+            state = self.experiment.devices.replicate(state.replace(batch_stats=measured, ema=averages))
         self.prepare(state.params, state.batch_stats)
         if self.phase.start == before.phase.start:
             return state
         new = self.new_state(state.params, state.batch_stats)
         kept, fresh = (by_beginning(of.opt_state, programs.since) for of, programs in ((state, before), (new, self)))
         merged = fresh | kept
-        return self.task.devices.replicate(
+        return self.experiment.devices.replicate(
             new.replace(
                 step=state.step,
                 opt_state=merged if isinstance(new.opt_state, dict) else next(iter(merged.values())),
@@ -116,33 +115,34 @@ class Programs:
             )
         )
 
-    def fresh_state(self, state: TrainState, before: "Programs") -> TrainState:
+    def fresh_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
         """`next_state` with an optimizer that has seen no step."""
         followed = self.next_state(state, before)
-        return self.task.devices.replicate(self.new_state(followed.params, followed.batch_stats))
+        return self.experiment.devices.replicate(self.new_state(followed.params, followed.batch_stats))
 
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
         """A state of the phase's structure, its optimizer's part as before the first step."""
-        regularization = self.task.config.regularization
+        regularization = self.experiment.config.regularization
         return TrainState.create(
             params,
             batch_stats,
             self.optimizer,
             trained=self.phase.trained,
             ema=bool(regularization.ema) and not self.phase.on_features,
-            anchored=[name for name in params if regularization.l2_sp and not name.startswith(HEAD)],
+            anchored=[name for name in params if regularization.l2_sp and not self.experiment.network.is_head(name)],
         )
 
     @property
     def _measures(self) -> bool:
-        return self.task.config.finetune.batch_norm == "recalibrate"
+        return self.experiment.config.finetune.batch_norm == "recalibrate"
 
     def measured(self, params: Arrays, batch_stats: Arrays) -> Arrays:
         """Batch norm's statistics on the training images, of the size that the phase has."""
-        task, phase = self.task, self.phase
-        preprocess = data.make_preprocess(task.config.data, phase.size)
-        return measured_statistics(
-            task.network, params, batch_stats, task.train_feed, task.devices, preprocess, task.order(phase.first)
+        experiment, phase = self.experiment, self.phase
+        preprocess = experiment.task.preprocess(experiment.config.data, phase.size)
+        order = experiment.order(phase.first)
+        return recalibrate_batch_norm(
+            experiment.network, params, batch_stats, experiment.train_loader, preprocess, order
         )
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
@@ -153,52 +153,79 @@ class Programs:
         self.ready = True
 
     def compiled(self) -> Callable:
-        """`program` on all devices."""
-        sharded = (False, *self.train_feed.sharded, False, False, False)
-        return self.task.devices.compile(self.program(), sharded=sharded, donate=(0,))
+        """Compiles `program` for all devices."""
+        return self.train_loader.compile(self.program(), chunk_at=1, arguments=3, donate=(0,))
 
     def program(self) -> Callable:
-        """One device's share of many steps, not compiled, see `epoch.make_train_steps`."""
-        task, phase = self.task, self.phase
-        step = make_train_step(
-            Head(task.network) if phase.on_features else task.network, self.optimizer, AXIS, self.settings()
-        )
-        augment = pick_view if phase.on_features else data.make_augment(task.config.data, phase.size)
-        return make_train_steps(step, augment, AXIS, task.devices.count)
+        """Makes the program of one device's share of many steps, see `steps.make_train_steps`."""
+        experiment, phase = self.experiment, self.phase
+        network = HeadNetwork(experiment.network) if phase.on_features else experiment.network
+        task = experiment.task.with_settings(experiment.config)
+        step = make_train_step(network, task, self.optimizer, AXIS, self.settings())
+        augment = pick_view if phase.on_features else task.augment(experiment.config.data, phase.size)
+        return make_train_steps(step, augment, AXIS, experiment.devices.count)
 
-    def candidates(self, state: TrainState) -> dict[str, Weighted]:
+    def run_steps(
+        self,
+        state: TrainState,
+        order: np.ndarray,
+        *,
+        first: int = 0,
+        steps_per_call: StepsPerCall,
+        before_call: Callable[[TrainState, Call], None] = lambda state, call: None,
+    ) -> Iterator[tuple[TrainState, Call, StepMetrics]]:
+        """Trains and yields, call by call, the state after it, the call and its metrics.
+
+        A call is only queued when it is yielded: the devices are never idle while the host reads the metrics of the one
+        before, which is computed by then.
+
+        Args:
+          state: before the first step; it is donated.
+          order: int32 [steps, batch], rows of `train_loader`.
+          first: the first step to run.
+          steps_per_call: times the calls.
+          before_call: called before each call.
+        """
+        before: StepMetrics | None = None
+        for call in self.train_loader.calls(order, first=first, steps_per_call=steps_per_call):
+            before_call(state, call)
+            with steps_per_call.timing(call.steps):
+                state, metrics = self.train_steps(state, call.chunk, self.experiment.key)
+                jax.block_until_ready(before)
+            before = metrics
+            yield state, call, metrics
+
+    def candidates(self, state: TrainState) -> dict[str, Variables]:
         """The weights to choose from after an epoch: "raw" and, where they are averaged, "ema"."""
-        params = optimizer.evaluated(self.task.config.optimizer, state.opt_state, state.params)
-        found = {"raw": Weighted(params, state.batch_stats)}
+        params = optimizer.eval_params(self.experiment.config.optimizer, state.opt_state, state.params)
+        found = {"raw": Variables(params, state.batch_stats)}
         if state.ema:
-            found["ema"] = Weighted(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
+            found["ema"] = Variables(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
         return found
 
     def _make_schedule(self) -> optax.Schedule:
-        task, phase, config = self.task, self.phase, self.task.config
-        epochs = phase.stop if phase.on_features else config.epochs - self._origin // task.steps_per_epoch
+        experiment, phase, config = self.experiment, self.phase, self.experiment.config
+        epochs = phase.stop if phase.on_features else config.epochs - self._origin // experiment.steps_per_epoch
         peak = config.optimizer.learning_rate
         if phase.head_only and config.finetune.head_learning_rate is not None:
             peak = config.finetune.head_learning_rate
         return optimizer.make_schedule(
             config.optimizer,
-            epochs * task.steps_per_epoch,
+            epochs * experiment.steps_per_epoch,
             peak=peak,
-            steps_per_epoch=task.steps_per_epoch,
+            steps_per_epoch=experiment.steps_per_epoch,
             batch_size=config.batch_size,
         )
 
     def settings(self) -> StepSettings:
         """Of the steps of the phase."""
-        config, phase = self.task.config, self.phase
+        config, phase = self.experiment.config, self.phase
         regularization, on_images = config.regularization, not phase.on_features
         return StepSettings(
             trained=phase.trained,
             batch_statistics=on_images and config.finetune.batch_norm == "train",
-            label_smoothing=regularization.label_smoothing,
             mixup=regularization.mixup * on_images,
             cutmix=regularization.cutmix * on_images,
-            class_weights=self._class_weights,
             l2_sp=regularization.l2_sp,
             sam_rho=config.optimizer.sam_rho,
             ema=regularization.ema,
@@ -207,40 +234,34 @@ class Programs:
         )
 
     def _read_features(self, params: Arrays, batch_stats: Arrays) -> None:
-        task = self.task
-        feeds = []
-        for feed, mirrored in ((task.train_feed, task.config.data.flip), (task.validation_feed, False)):
+        experiment = self.experiment
+        config, devices = experiment.config, experiment.devices
+        loaders = []
+        for loader, mirrored in ((experiment.train_loader, config.data.flip), (experiment.validation_loader, False)):
             found = features(
-                task.network,
+                experiment.network,
                 params,
                 batch_stats,
-                feed,
-                task.devices,
-                task.preprocess,
-                task.config.batch_size,
+                loader,
+                experiment.preprocess,
+                config.batch_size,
                 mirrored=mirrored,
             )
-            feeds.append(Feed(FeatureSplit(found, feed.split.labels), task.devices))
-        self.train_feed, self.validation_feed = feeds
-        classes = len(task.dataset.class_names)
-        self.evaluate = Evaluator(
-            Head(task.network), lambda views: views[:, 0], task.devices, classes, task.config.batch_size
-        )
+            loaders.append(Loader(ArraySplit({"feature": found}, dict(loader.split.targets)), devices))
+        self.train_loader, self.validation_loader = loaders
+        head = HeadNetwork(experiment.network)
+        self.evaluate = Evaluator(head, experiment.task, first_view, config.batch_size)
 
     def _solved_head(self) -> Arrays:
-        train, validation = self.train_feed.split, self.validation_feed.split
-        assert isinstance(train, FeatureSplit)
-        assert isinstance(validation, FeatureSplit)
-        chosen_on = None if self.task.scored_on_validation else (validation.images[:, 0], validation.labels)
-        kernel, bias = solve_head(train.images, train.labels, len(self.task.dataset.class_names), chosen_on)
-        return {"fc.kernel": jnp.asarray(kernel), "fc.bias": jnp.asarray(bias)}
-
-
-def pick_view(views: jax.Array, key: jax.Array, first: jax.Array | int, total: int) -> jax.Array:
-    """One of the views of each image at random: features [share, views, channels] -> [share, channels].
-
-    For `key`, `first` and `total` see `data.augment`.
-    """
-    draws = jax.random.randint(jax.random.fold_in(key, 0), (total,), 0, views.shape[1])
-    own = lax.dynamic_slice_in_dim(draws, first, len(views))
-    return jnp.take_along_axis(views, own[:, None, None], axis=1)[:, 0]
+        """The head's arrays in closed form; none where the task has no such solution."""
+        train, validation = self.train_loader.split, self.validation_loader.split
+        assert isinstance(train, ArraySplit)
+        assert isinstance(validation, ArraySplit)
+        chosen_on = None
+        if not self.experiment.scored_on_validation:
+            chosen_on = validation.inputs["feature"][:, 0], validation.targets
+        solved = self.experiment.task.closed_form_head(train.inputs["feature"], train.targets, chosen_on)
+        if solved is None:
+            return {}
+        head = self.experiment.network.architecture.head
+        return {f"{head}.{leaf}": jnp.asarray(array) for leaf, array in zip(("kernel", "bias"), solved, strict=True)}

@@ -2,15 +2,15 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-
-HEAD = "fc."
-HEAD_STAGE = 5  # after the stem and four stages
+from sft_jax.models import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Phase:
       on_features: whether only the head is trained, on features of the rest that are computed once.
       size: side of the training images in pixels.
       start: the first epoch that had these parameters: the optimizer's state is as old.
+      head_only: whether nothing but the head is trained.
     """
 
     first: int
@@ -32,46 +33,51 @@ class Phase:
     on_features: bool
     size: int
     start: int
+    head_only: bool
 
     @property
     def trained(self) -> frozenset[str]:
         """The names of the parameters that are trained."""
         return frozenset(self.multipliers)
 
-    @property
-    def head_only(self) -> bool:
-        """Whether nothing but the head is trained."""
-        return all(name.startswith(HEAD) for name in self.multipliers)
+
+class _Stage(NamedTuple):
+    """What is trained from an epoch on: learning-rate multipliers by name, and whether features are enough."""
+
+    multipliers: dict[str, float]
+    on_features: bool
 
 
-def phases(config: ConfigDict, params: Sequence[str], batch_stats: Iterable[str]) -> tuple[Phase, ...]:
-    """The phases of a run, one after the other, from its first epoch to its last.
+def phases(config: ConfigDict, network: Network) -> tuple[Phase, ...]:
+    """Returns the phases of a run, one after the other, from its first epoch to its last.
 
     Args:
       config: the whole configuration; `epochs`, `finetune`, `data.size` and `data.size_schedule` are read.
-      params: names of the network's parameters.
-      batch_stats: names of batch norm's statistics.
+      network: its parameters' names, and where they lie.
 
     Raises:
       UserError: a pattern matches no parameter, a parameter is matched by none, or nothing would be trained.
     """
-    factors = multipliers(config.finetune, params, batch_stats)
+    factors = multipliers(config.finetune, network)
     trained = {name: factor for name, factor in factors.items() if factor}
-    head = {name: factor for name, factor in trained.items() if name.startswith(HEAD)}
+    head = {name: factor for name, factor in trained.items() if network.is_head(name)}
     if not trained or (config.finetune.method != "full" and not head):
         raise UserError("finetune.freeze and finetune.learning_rates leave nothing to train")
-    starts = _starts(config, trained, head)
-    sizes = _sizes(config)
+    stages, sizes = _stages(config, network, trained, head), _sizes(config)
+    boundaries = sorted(first for first in stages.keys() | sizes.keys() if first < config.epochs)
     found = []
-    for first in sorted(starts.keys() | sizes.keys()):
-        start = max(epoch for epoch in starts if epoch <= first)
-        chosen, on_features = starts[start]
-        size = config.data.size if on_features else sizes[max(epoch for epoch in sizes if epoch <= first)]
-        found.append(Phase(first, config.epochs, chosen, on_features, size, start))
-    found = [phase for phase in found if phase.first < config.epochs]
-    for index in range(len(found) - 1):
-        found[index] = dataclasses.replace(found[index], stop=found[index + 1].first)
+    for first, stop in itertools.pairwise([*boundaries, config.epochs]):
+        start = _in_force(stages, first)
+        stage = stages[start]
+        size = config.data.size if stage.on_features else sizes[_in_force(sizes, first)]
+        head_only = stage.multipliers.keys() <= head.keys()
+        found.append(Phase(first, stop, stage.multipliers, stage.on_features, size, start, head_only))
     return tuple(found)
+
+
+def _in_force(by_epoch: Mapping[int, Any], epoch: int) -> int:
+    """Returns the last of the epochs of `by_epoch` that is not after `epoch`."""
+    return max(first for first in by_epoch if first <= epoch)
 
 
 def phase_of(phases: Sequence[Phase], epoch: int) -> Phase:
@@ -84,27 +90,26 @@ def trained_since(phases: Sequence[Phase], phase: Phase) -> dict[str, int]:
     return {name: min(other.first for other in phases if name in other.multipliers) for name in phase.multipliers}
 
 
-def _starts(config: ConfigDict, trained: dict, head: dict) -> dict[int, tuple[dict[str, float], bool]]:
-    """First epoch -> the multipliers from then on, and whether features are enough."""
+def _stages(config: ConfigDict, network: Network, trained: dict, head: dict) -> dict[int, _Stage]:
+    """Returns what is trained from which epoch on."""
     method, epochs = config.finetune.method, config.epochs
     if method == "head":
-        return {0: (head, True)}
+        return {0: _Stage(head, True)}
     if method == "head_then_full":
         if config.finetune.head_epochs >= epochs:
             raise UserError(
                 f"finetune.head_epochs={config.finetune.head_epochs} leaves none of the epochs={epochs} for the rest"
             )
-        return {0: (head, True), config.finetune.head_epochs: (trained, False)}
+        return {0: _Stage(head, True), config.finetune.head_epochs: _Stage(trained, False)}
     if method == "gradual":
-        stages = sorted({_stage(name) for name in trained}, reverse=True)
+        depth = {name: network.architecture.depth(name)[0] for name in trained}
         return {
-            step * config.finetune.unfreeze_epochs: (
-                {name: factor for name, factor in trained.items() if _stage(name) >= stage},
-                False,
+            step * config.finetune.unfreeze_epochs: _Stage(
+                {name: factor for name, factor in trained.items() if depth[name] >= lowest}, False
             )
-            for step, stage in enumerate(stages)
+            for step, lowest in enumerate(sorted(set(depth.values()), reverse=True))
         }
-    return {0: (trained, False)}
+    return {0: _Stage(trained, False)}
 
 
 def _sizes(config: ConfigDict) -> dict[int, int]:
@@ -116,7 +121,7 @@ def _sizes(config: ConfigDict) -> dict[int, int]:
     return found | {round(share * config.epochs): config.data.size}
 
 
-def multipliers(config: ConfigDict, params: Sequence[str], batch_stats: Iterable[str]) -> dict[str, float]:
+def multipliers(config: ConfigDict, network: Network) -> dict[str, float]:
     """The learning rate's multiplier of every parameter, 0 where it is frozen.
 
     `freeze` comes first, then `learning_rates` (its first pattern that matches) times `layerwise_decay`. Patterns match
@@ -124,12 +129,12 @@ def multipliers(config: ConfigDict, params: Sequence[str], batch_stats: Iterable
 
     Args:
       config: the part `finetune` of the configuration.
-      params: see `phases`.
-      batch_stats: see `phases`.
+      network: see `phases`.
 
     Raises:
       UserError: see `phases`.
     """
+    params = list(network.params)
     frozen = _matches("freeze", config.freeze, params)
     rates = _matches("learning_rates", [pattern for pattern, _ in config.learning_rates], params)
     chosen = dict(config.learning_rates)
@@ -141,11 +146,12 @@ def multipliers(config: ConfigDict, params: Sequence[str], batch_stats: Iterable
                 f"finetune.learning_rates: no pattern matches {', '.join(missed[:5])}{more}; "
                 f"end with one for all the rest, as '.*=1'"
             )
-    norms = {name.removesuffix(".mean") for name in batch_stats if name.endswith(".mean")}
-    blocks = sorted({_block(name) for name in params})
+    norms = {name.removesuffix(".mean") for name in network.batch_stats if name.endswith(".mean")}
+    depth = {name: network.architecture.depth(name) for name in params}
+    blocks = sorted(set(depth.values()))
     factors = {}
     for name in params:
-        factor = config.layerwise_decay ** (len(blocks) - 1 - blocks.index(_block(name)))
+        factor = config.layerwise_decay ** (len(blocks) - 1 - blocks.index(depth[name]))
         if config.batch_norm == "freeze" and name.rpartition(".")[0] in norms:
             factor = 0.0
         factors[name] = 0.0 if name in frozen else factor * chosen[rates[name]] if name in rates else factor
@@ -167,15 +173,3 @@ def _matches(key: str, patterns: Sequence[str], names: Sequence[str]) -> dict[st
         for name in matched:
             found.setdefault(name, pattern)
     return found
-
-
-def _block(name: str) -> tuple[int, int]:
-    """Where a parameter stands from the stem (0, 0) over the blocks, "layer1.0" = (1, 0), to the head."""
-    match = re.match(r"layer(\d+)\.(\d+)", name)
-    if match:
-        return int(match[1]), int(match[2])
-    return (HEAD_STAGE, 0) if name.startswith(HEAD) else (0, 0)
-
-
-def _stage(name: str) -> int:
-    return _block(name)[0]

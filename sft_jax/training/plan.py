@@ -13,8 +13,8 @@ from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text
 from sft_jax.training import phases
 from sft_jax.training.batch_norm import parts_line
-from sft_jax.training.experiment import Task
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import Phase
 
 BATCH_NORM = {
@@ -25,28 +25,28 @@ BATCH_NORM = {
 }
 
 
-def plan_lines(task: Task, start: str) -> Iterator[str]:
+def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     """Lines for the console; `start` says what training starts from."""
-    config, dataset = task.config, task.dataset
+    config, dataset = experiment.config, experiment.dataset
     yield from dataset.notices
-    yield from _data(task)
+    yield from _data(experiment)
     yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
-    on_features = all(phase.on_features for phase in task.phases)
+    on_features = all(phase.on_features for phase in experiment.phases)
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
-    yield f"batch norm {used} (phases.batch_norm={norm})"
-    parts = parts_line(task)
+    yield f"batch norm {used} (finetune.batch_norm={norm})"
+    parts = parts_line(experiment)
     if parts is not None:
         yield f"           {parts}"
     yield (
-        f"training   {config.epochs} epochs of {task.steps_per_epoch} steps, batch {config.batch_size} "
-        f"(phases.method={config.finetune.method})"
+        f"training   {config.epochs} epochs of {experiment.steps_per_epoch} steps, batch {config.batch_size} "
+        f"(finetune.method={config.finetune.method})"
     )
-    for phase in task.phases:
-        yield f"           {_phase(phase, task)}"
-    left_out = len(dataset.train) - task.steps_per_epoch * config.batch_size
+    for phase in experiment.phases:
+        yield f"           {_phase(phase, experiment)}"
+    left_out = len(dataset.train) - experiment.steps_per_epoch * config.batch_size
     if config.data.balance != "none":
-        yield f"           {_balance(task)}"
+        yield f"           {_balance(experiment)}"
     elif left_out:
         yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
     yield f"optimizer  {_optimizer(config)}"
@@ -54,32 +54,36 @@ def plan_lines(task: Task, start: str) -> Iterator[str]:
     regularization = _changed(config, "regularization")
     if regularization:
         yield f"           {regularization}"
-    yield f"devices    {task.devices}, {size_text(task.devices.free_bytes())} of memory free{_on_each(task.devices)}"
+    devices = experiment.devices
+    yield f"devices    {devices}, {size_text(devices.free_bytes())} of memory free{_on_each(devices)}"
 
 
-def change_lines(task: Task, before: ConfigDict, step: int) -> Iterator[str]:
+def change_lines(experiment: Experiment, before: ConfigDict, step: int) -> Iterator[str]:
     """What a run that is resumed after `step` steps does otherwise than its configuration of `before` said."""
-    old, new = flatten(before), flatten(task.config)
+    old, new = flatten(before), flatten(experiment.config)
     yield "changed    " + ", ".join(f"{key} from {old[key]} to {new[key]}" for key in new if old[key] != new[key])
     if old["epochs"] == new["epochs"] or not step:
         return
-    earlier = copy.copy(task)
+    earlier = copy.copy(experiment)
     earlier.config = before
-    earlier.phases = phases.phases(before, list(task.network.params), task.network.batch_stats)
-    steps = task.config.epochs * task.steps_per_epoch
+    earlier.phases = phases.phases(before, experiment.network)
+    steps = experiment.config.epochs * experiment.steps_per_epoch
     last, following, end = (
-        _learning_rate(owner, step) for owner, step in ((earlier, step - 1), (task, step), (task, steps - 1))
+        _learning_rate(owner, step)
+        for owner, step in ((earlier, step - 1), (experiment, step), (experiment, steps - 1))
     )
-    schedule = f"           learning rate (optimizer.schedule={task.config.optimizer.schedule})"
+    schedule = f"           learning rate (optimizer.schedule={experiment.config.optimizer.schedule})"
     if step >= steps:
         yield f"{schedule}: {last:.3g} at the last step; no epoch is left"
     else:
         yield f"{schedule}: {last:.3g} at the last step, {following:.3g} at the next one, {end:.3g} at the end"
 
 
-def _learning_rate(task: Task, step: int) -> float:
+def _learning_rate(experiment: Experiment, step: int) -> float:
     """Of the step after `step` others."""
-    return Programs(task, phases.phase_of(task.phases, step // task.steps_per_epoch)).learning_rate(step)
+    return PhasePrograms(
+        experiment, phases.phase_of(experiment.phases, step // experiment.steps_per_epoch)
+    ).learning_rate(step)
 
 
 def memory_line(needed: int, devices: Devices) -> str:
@@ -94,43 +98,44 @@ def _on_each(devices: Devices) -> str:
     return " on each" if devices.count > 1 else ""
 
 
-def _data(task: Task) -> Iterator[str]:
-    config, dataset = task.config.data, task.dataset
+def _data(experiment: Experiment) -> Iterator[str]:
+    config, dataset = experiment.config.data, experiment.dataset
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
     yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
-    where = f"{'held on' if task.train_feed.resident else 'streamed to'} the device"
+    where = f"{'held on' if experiment.train_loader.resident else 'streamed to'} the device"
     if config.source.startswith("tfds:"):
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"
 
 
-def _balance(task: Task) -> str:
+def _balance(experiment: Experiment) -> str:
     """How often images of the largest and of the smallest class are drawn."""
-    labels, balance = task.dataset.train.labels, task.config.data.balance
+    names = experiment.dataset.class_names
+    labels, balance = experiment.dataset.train.labels, experiment.config.data.balance
     counts = np.bincount(labels)
-    drawn = class_draws(labels, task.steps_per_epoch * task.config.batch_size, balance)
+    drawn = class_draws(labels, experiment.steps_per_epoch * experiment.config.batch_size, balance)
     there = np.flatnonzero(counts)
     largest, smallest = there[counts[there].argmax()], there[counts[there].argmin()]
     said = (
-        f"{drawn[label] / counts[label]:.3g} times for {task.dataset.class_names[label]} ({counts[label]:,} images)"
+        f"{drawn[label] / counts[label]:.3g} times for {names[label]} ({counts[label]:,} images)"
         for label in (largest, smallest)
     )
     return f"an image is drawn {', '.join(said)} in an epoch on average (data.balance={balance})"
 
 
-def _phase(phase: Phase, task: Task) -> str:
-    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+def _phase(phase: Phase, experiment: Experiment) -> str:
+    sizes = {name: leaf.size for name, leaf in experiment.network.params.items()}
     trained = sum(sizes[name] for name in phase.trained)
     frozen = sum(sizes.values()) - trained
     first, last = phase.first + 1, phase.stop
     epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
-    epochs = "all epochs" if len(task.phases) == 1 else epochs
+    epochs = "all epochs" if len(experiment.phases) == 1 else epochs
     where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
-    head_rate = task.config.finetune.head_learning_rate
-    peak = f", learning rate {head_rate:g} (phases.head_learning_rate)" if phase.head_only and head_rate else ""
+    head_rate = experiment.config.finetune.head_learning_rate
+    peak = f", learning rate {head_rate:g} (finetune.head_learning_rate)" if phase.head_only and head_rate else ""
     return f"{epochs}: {where}; {trained:,} parameters trained, {frozen:,} frozen{peak}{rates}"
 
 

@@ -12,8 +12,8 @@ from sft_jax.run.checkpoints import Restored
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.runtime import processes
-from sft_jax.training.experiment import Task
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import phase_of
 from sft_jax.training.state import TrainState, from_arrays, to_arrays
 
@@ -31,45 +31,47 @@ class Continued:
 
     state: TrainState
     progress: Progress
-    programs: Programs
+    programs: PhasePrograms
     notices: tuple[str, ...]
 
 
 class Saves:
     """The checkpoints of `task` in the folder of `run`, which the first process alone writes and reads."""
 
-    def __init__(self, task: Task, run: Run):
-        self._task, self._checkpoints = task, run.checkpoints
+    def __init__(self, experiment: Experiment, run: Run):
+        self._experiment, self._checkpoints = experiment, run.checkpoints
         self._saved_at = time.monotonic()
 
     @property
     def overdue(self) -> bool:
         """Whether the latest save is longer ago than `config.save_minutes`."""
-        return time.monotonic() - self._saved_at > 60 * self._task.config.save_minutes
+        return time.monotonic() - self._saved_at > 60 * self._experiment.config.save_minutes
 
     def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
         """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
-        dataset = self._task.dataset
+        dataset = self._experiment.dataset
         metadata = {
             "class_names": list(dataset.class_names),
-            "preprocess": Preprocess.of_config(self._task.config.data, dataset.square).to_json(),
+            "preprocess": Preprocess.of_config(self._experiment.config.data, dataset.square).to_json(),
             "progress": progress.to_json(),
         }
-        processes.in_first(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
+        processes.on_primary(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
         if name == "latest":
             self._saved_at = time.monotonic()
 
     def read(self, name: str) -> Restored | None:
         """The newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
         found: Restored | None = None
-        with processes.together():
-            if processes.is_first():
+        with processes.all_or_none():
+            if processes.is_primary():
                 found = self._checkpoints.restore(name)
-        facts = processes.exchanged(found and [found.step, found.metadata, found.notices, str(found.folder)])[0]
+        facts = processes.all_gather_objects(found and [found.step, found.metadata, found.notices, str(found.folder)])[
+            0
+        ]
         if facts is None:
             return None
         step, metadata, notices, folder = facts
-        arrays = processes.handed_out(found.arrays if found else {})
+        arrays = processes.broadcast(found.arrays if found else {})
         return Restored(step, arrays, metadata, tuple(notices), Path(folder))
 
     def restore(self) -> Continued | None:
@@ -77,11 +79,11 @@ class Saves:
         restored = self.read("latest")
         if restored is None:
             return None
-        progress = Progress(**restored.metadata["progress"])
+        progress = Progress.from_json(restored.metadata["progress"])
         # Between two epochs the state is still of the phase of the one before.
         epoch = progress.epoch - (progress.epoch > 0 and not progress.epoch_steps)
-        network = self._task.network
-        programs = Programs(self._task, phase_of(self._task.phases, epoch))
+        network = self._experiment.network
+        programs = PhasePrograms(self._experiment, phase_of(self._experiment.phases, epoch))
         like = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
         restored.check(to_arrays(like))
         return Continued(from_arrays(like, restored.arrays), progress, programs, restored.notices)

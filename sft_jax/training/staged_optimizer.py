@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from sft_jax.models import Architecture
 from sft_jax.training.optimizer import make_optimizer
 
 
@@ -16,6 +17,7 @@ def make_staged_optimizer(
     schedule: optax.Schedule,
     since: Mapping[str, int],
     *,
+    architecture: Architecture,
     clip_norm: float | None,
     multipliers: Mapping[str, float],
 ) -> optax.GradientTransformation:
@@ -28,6 +30,7 @@ def make_staged_optimizer(
       config: see `make_optimizer`.
       schedule: of the learning rate, by the steps of the run.
       since: by name, the step of the run from which on the parameter is trained.
+      architecture: see `make_optimizer`.
       clip_norm: see `make_optimizer`; over all parameters.
       multipliers: likewise; of all names in `since`.
 
@@ -39,6 +42,7 @@ def make_staged_optimizer(
             config,
             # As a float: optax's schedules divide the count.
             lambda count: schedule(jnp.asarray(count + start, jnp.float32)),
+            architecture=architecture,
             clip_norm=clip_norm,
             multipliers={name: multipliers[name] for name in since if since[name] == start},
         )

@@ -14,8 +14,8 @@ from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, initial_arrays
-from sft_jax.models.weights import Weights, check_stem, inherited_head, initialise, load_weights
+from sft_jax.models import Network, initial_arrays
+from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run, load_run_weights
 from sft_jax.training.state import Arrays
@@ -146,7 +146,7 @@ def _test_split_before(config: ConfigDict, before: ConfigDict, init: str) -> lis
 
 
 def initial_weights(
-    config: ConfigDict, build: Callable, network: Functional, init: Weights | None, class_names: tuple[str, ...]
+    config: ConfigDict, build: Callable, network: Network, init: Weights | None, class_names: tuple[str, ...]
 ) -> tuple[Arrays, Arrays, str]:
     """The parameters and batch statistics before the first step, and in words where they come from.
 
@@ -158,10 +158,8 @@ def initial_weights(
     """
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
-    check_stem(init, config.model.stem, source=config.init)
-    head, _ = initial_arrays(build, config.seed, prefix="fc.")
+    network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
+    head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
     own, said = inherited_head(init, class_names, head)
-    params, batch_stats = initialise(
-        network.params | head, network.batch_stats, init.arrays | own, source=config.init, keep_head=bool(own)
-    )
+    params, batch_stats = initialise(network, init.arrays | own, source=config.init, head=None if own else head)
     return params, batch_stats, f"weights of {config.init}{said}"

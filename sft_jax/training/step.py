@@ -1,8 +1,9 @@
 """One training step and one evaluation step: pure functions of arrays, the same for jit, pmap and tests."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,34 +11,30 @@ import optax
 from jax import lax
 
 from sft_jax.data.mixup import Mixture, mix
-from sft_jax.models import Functional, Head
+from sft_jax.models import HeadNetwork, Network
 from sft_jax.ops.collectives import all_mean, all_sum
-from sft_jax.tasks.classification import EvalSums, eval_sums
-from sft_jax.tasks.losses import cross_entropy, weight_scale
+from sft_jax.tasks.base import Batch, Task
 from sft_jax.training.state import Arrays, TrainState
-
-Network = Functional | Head
 
 # Of the random numbers of an update.
 MIXTURE, SKIPS = 0, 1
 
 
 class StepMetrics(NamedTuple):
-    """Of one training batch, over all devices: mean loss (float32) and number of correct predictions (int32)."""
+    """Of one training batch, over all devices: the mean loss, float32, and the sums of `Task.train_sums`."""
 
     loss: jax.Array
-    correct: jax.Array
+    sums: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a training step does besides following the gradient of the cross-entropy. The default is the plain step.
+    """What a training step does besides following the gradient of the task's loss. The default is the plain step.
 
     Attributes:
       trained: names of the parameters that are trained, None for all. The others cost no gradient and no update.
       batch_statistics: whether batch norm uses the statistics of the batch, and keeps their running mean.
-      label_smoothing, mixup, cutmix: see `regularize`.
-      class_weights: of the loss, one for each class; None where all count alike.
+      mixup, cutmix: see `mix`.
       l2_sp: L2-SP (Li et al., 2018, arXiv:1802.01483): l2_sp * (weight - anchor) is added to the gradient.
       sam_rho: sharpness-aware minimisation (Foret et al., 2021, arXiv:2010.01412): the gradient is taken where a step
         of this length uphill leads.
@@ -48,10 +45,8 @@ class StepSettings:
 
     trained: frozenset[str] | None = None
     batch_statistics: bool = True
-    label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    class_weights: tuple[float, ...] | None = None
     l2_sp: float = 0.0
     sam_rho: float = 0.0
     ema: float = 0.0
@@ -60,48 +55,56 @@ class StepSettings:
 
 
 def make_train_step(
-    network: Network,
+    network: Network | HeadNetwork,
+    task: Task,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
     settings: StepSettings = StepSettings(),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """The update (state, images [batch, height, width, 3] normalised, labels [batch], key) -> (state, metrics).
+    """Makes the update (state, batch, key) -> (state, metrics), of a batch as `Task.augment` returns it.
 
     Inside a mapped axis `axis_name` each device gets an equal share of the batch, and all compute the same new state.
     The key may be left out where nothing is random: without mixtures and stochastic depth.
     """
+    mixes = bool(settings.mixup or settings.cutmix)
 
-    def train_step(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array | None = None):
+    def train_step(state: TrainState, batch: Batch, key: jax.Array | None = None):
         trained = {key: leaf for key, leaf in state.params.items() if _is_trained(key, settings)}
-        batch = Mixture(images, labels, labels, jnp.ones((), jnp.float32))
+        mixture = Mixture(batch, {}, jnp.ones((), jnp.float32))
         skip_key = None
         if key is not None:
             mix_key, skip_key = (jax.random.fold_in(key, purpose) for purpose in (MIXTURE, SKIPS))
-            if settings.mixup or settings.cutmix:
-                batch = mix(images, labels, mix_key, mixup=settings.mixup, cutmix=settings.cutmix, axis_name=axis_name)
-        weights = None if settings.class_weights is None else jnp.asarray(settings.class_weights, jnp.float32)
-        # Partners are the same labels in another order: one scale serves both.
-        scale = None if weights is None else weight_scale(weights, labels, axis_name)
+            if mixes:
+                mixture = mix(
+                    batch,
+                    mix_key,
+                    targets=task.targets,
+                    mixup=settings.mixup,
+                    cutmix=settings.cutmix,
+                    axis_name=axis_name,
+                )
+        # Partners are the same targets in another order: one scale serves both.
+        scale = task.loss_scale(batch, axis_name)
 
         def mean_loss(trained, batch_stats, part: Mixture, key):
-            logits, batch_stats = network.apply(
-                state.params | trained, batch_stats, part.images, train=settings.batch_statistics, key=key
+            inputs = (part.batch[name] for name in network.inputs)
+            outputs, batch_stats = network.apply(
+                state.params | trained, batch_stats, *inputs, train=settings.batch_statistics, key=key
             )
-            if settings.mixup or settings.cutmix:
-                loss = _mixed_loss(part, logits, settings.label_smoothing, weights)
-            else:
-                loss = cross_entropy(logits, part.labels, settings.label_smoothing, weights)
+            loss = task.loss(outputs, part.batch)
+            if mixes:
+                lam = part.lam.astype(outputs.dtype)
+                loss = lam * loss + (1 - lam) * task.loss(outputs, part.batch | part.partners)
             if scale is not None:
                 loss = scale.astype(loss.dtype) * loss
-            correct = (logits.argmax(-1) == part.main_labels()).sum(dtype=jnp.int32)
-            return loss.mean(), (correct, batch_stats)
+            return loss.mean(), (task.train_sums(outputs, part.batch | part.main_targets()), batch_stats)
 
         def gradients_at(trained):
             return _accumulated(
-                jax.value_and_grad(mean_loss, has_aux=True), trained, state.batch_stats, batch, skip_key, settings
+                jax.value_and_grad(mean_loss, has_aux=True), trained, state.batch_stats, mixture, skip_key, settings
             )
 
-        (loss, (correct, batch_stats)), gradients = gradients_at(trained)
+        (loss, (sums, batch_stats)), gradients = gradients_at(trained)
         loss, gradients = all_mean((loss, gradients), axis_name)
         if settings.sam_rho:
             length = settings.sam_rho / (optax.tree.norm(gradients) + 1e-12)
@@ -114,42 +117,51 @@ def make_train_step(
         params = state.params | optax.apply_updates(trained, updates)
         averages = _averaged(state.ema, {**params, **batch_stats}, state.step, settings)
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state, averages, state.anchor)
-        return new_state, StepMetrics(loss, all_sum(correct, axis_name))
+        return new_state, StepMetrics(loss, all_sum(sums, axis_name))
 
     return train_step
-
-
-def _mixed_loss(part: Mixture, logits: jax.Array, smoothing: float, weights: jax.Array | None) -> jax.Array:
-    """Per image [batch]: the share of `cross_entropy` of each of the labels."""
-    own, other = (cross_entropy(logits, labels, smoothing, weights) for labels in (part.labels, part.partners))
-    share = part.share.astype(logits.dtype)
-    return share * own + (1 - share) * other
 
 
 def _is_trained(name: str, settings: StepSettings) -> bool:
     return settings.trained is None or name in settings.trained
 
 
-def _accumulated(value_and_gradient: Callable, trained, batch_stats, batch: Mixture, key, settings: StepSettings):
-    """The mean loss and gradient over the parts of `batch`, the correct predictions of all, the last statistics."""
+class _Accumulated(NamedTuple):
+    """What the parts of a batch add up to: mean loss and gradient, the task's sums, and the last statistics."""
+
+    loss: jax.Array
+    sums: dict[str, jax.Array]
+    batch_stats: Arrays
+    gradients: Arrays
+
+
+def _accumulated(value_and_gradient: Callable, trained, batch_stats, mixture: Mixture, key, settings: StepSettings):
+    """Computes ((loss, (sums, batch statistics)), gradients) of the whole batch, part after part."""
     parts = settings.accumulate
     if parts == 1:
-        return value_and_gradient(trained, batch_stats, batch, key)
-    batched = {name: getattr(batch, name) for name in ("images", "labels", "partners")}
-    cut = {name: rows.reshape(parts, len(rows) // parts, *rows.shape[1:]) for name, rows in batched.items()}
+        return value_and_gradient(trained, batch_stats, mixture, key)
 
-    def add_part(sums, numbered):
-        (loss, (correct, batch_stats)), gradients = sums
-        index, rows = numbered
-        part = Mixture(**rows, share=batch.share)
+    def cut(batch: Batch) -> Batch:
+        return {name: rows.reshape(parts, len(rows) // parts, *rows.shape[1:]) for name, rows in batch.items()}
+
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
+    def compute(batch_stats, index, batch: Batch, partners: Batch):
         own_key = None if key is None else jax.random.fold_in(key, index)
-        (new_loss, (new_correct, batch_stats)), new = value_and_gradient(trained, batch_stats, part, own_key)
-        gradients = jax.tree.map(lambda total, more: total + more / parts, gradients, new)
-        return ((loss + new_loss / parts, (correct + new_correct, batch_stats)), gradients), None
+        return value_and_gradient(trained, batch_stats, Mixture(batch, partners, mixture.lam), own_key)
 
+    def add_part(so_far: _Accumulated, numbered):
+        (loss, (sums, batch_stats)), new = compute(so_far.batch_stats, *numbered)
+        gradients = jax.tree.map(lambda total, more: total + more / parts, so_far.gradients, new)
+        sums = jax.tree.map(jnp.add, so_far.sums, sums)
+        return _Accumulated(so_far.loss + loss / parts, sums, batch_stats, gradients), None
+
+    numbered = (jnp.arange(parts), cut(mixture.batch), cut(mixture.partners))
+    (_, (like, _)), _ = jax.eval_shape(compute, batch_stats, *jax.tree.map(lambda rows: rows[0], numbered))
     zero = jnp.zeros((), jnp.result_type(*trained.values()))
-    start = ((zero, (jnp.zeros((), jnp.int32), batch_stats)), jax.tree.map(jnp.zeros_like, trained))
-    return lax.scan(add_part, start, (jnp.arange(parts), cut))[0]
+    no_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    start = _Accumulated(zero, no_sums, batch_stats, jax.tree.map(jnp.zeros_like, trained))
+    whole = lax.scan(add_part, start, numbered)[0]
+    return (whole.loss, (whole.sums, whole.batch_stats)), whole.gradients
 
 
 def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepSettings) -> Arrays:
@@ -160,16 +172,20 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepS
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
 
 
-def make_eval_step(network: Network, *, flips: bool = False) -> Callable[..., EvalSums]:
-    """(params, batch_stats, images [batch, height, width, 3] normalised, labels, mask) -> the batch's `EvalSums`.
+def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = False) -> Callable[..., Any]:
+    """Makes (params, batch_stats, batch, mask) -> `Task.sums` of a batch as `Task.preprocess` returns it.
 
-    With `flips` of the mean of the logits of each image and of its mirror image.
+    With `flips` they are of the mean of the outputs for each image and for its mirror image.
     """
 
-    def eval_step(params, batch_stats, images: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalSums:
-        logits, _ = network.apply(params, batch_stats, images, train=False)
+    def eval_step(params, batch_stats, batch: Batch, mask: jax.Array) -> Any:
+        def outputs(batch: Batch) -> jax.Array:
+            inputs = (batch[name] for name in network.inputs)
+            return network.apply(params, batch_stats, *inputs, train=False)[0]
+
+        found = outputs(batch)
         if flips:
-            logits = (logits + network.apply(params, batch_stats, images[:, :, ::-1], train=False)[0]) / 2
-        return eval_sums(logits, labels, mask)
+            found = (found + outputs({**batch, "image": batch["image"][:, :, ::-1]})) / 2
+        return task.sums(found, batch, mask)
 
     return eval_step

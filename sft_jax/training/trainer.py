@@ -2,30 +2,30 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from signal import Signals
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax import data
-from sft_jax.data.loader import Pace, Piece
-from sft_jax.errors import StoppedError, UserError
+from sft_jax import data, tasks
+from sft_jax.data.loader import Call, StepsPerCall
+from sft_jax.errors import StoppedError, UserError, reason
 from sft_jax.models.weights import Weights
-from sft_jax.report.reporter import Reporter
-from sft_jax.run.console import Bar, Console, epoch_note, speed_line
+from sft_jax.run.console import Bar, Console, epoch_line, epoch_note, speed_line
 from sft_jax.run.folder import Run
-from sft_jax.run.loggers import Logs
 from sft_jax.run.progress import Progress, waited
 from sft_jax.runtime import processes
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step
+from sft_jax.runtime.files import write_json, write_rows
 from sft_jax.runtime.signals import StopRequest
-from sft_jax.tasks.classification import summarize
-from sft_jax.tasks.monitor import MONITORS, rank, score
-from sft_jax.training.experiment import Task, facts
+from sft_jax.training.experiment import Experiment, fingerprint
 from sft_jax.training.finite import check_losses, check_state
-from sft_jax.training.phase_programs import Programs, Weighted
+from sft_jax.training.observer import Observer, Observers, nobody
+from sft_jax.training.phase_programs import PhasePrograms, Variables
 from sft_jax.training.plan import change_lines, memory_line, plan_lines
 from sft_jax.training.resume import Saves
 from sft_jax.training.start import Earlier, earlier, initial_weights, load_init, read_dataset
@@ -36,7 +36,15 @@ from sft_jax.training.step import StepMetrics
 SPEED_SECONDS = 3.0
 
 
-def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, command: list[str]) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    run: Run,
+    *,
+    resume: bool,
+    console: Console,
+    command: list[str],
+    observers: Observers = nobody,
+) -> dict[str, Any]:
     """Runs `config` in the folder of `run` to its end and returns what results.json holds.
 
     Args:
@@ -45,6 +53,7 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
       resume: continue the run that is there, if there is one.
       console: told what happens.
       command: the command line, for the record.
+      observers: makes those that are told of the run.
 
     Raises:
       UserError: something given is wrong; nothing was written.
@@ -53,22 +62,24 @@ def train(config: ConfigDict, run: Run, *, resume: bool, console: Console, comma
     """
     with contextlib.ExitStack() as opened, StopRequest() as stop:
         # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
-        with processes.together():
-            logs = Logs(config.logging)
-            if processes.is_first():
+        with processes.all_or_none():
+            tasks.monitor_of(config)
+            told = observers(config)
+            if processes.is_primary():
                 run.check_use(config, resume=resume)
             devices = Devices()
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
-        before = Earlier.from_json(processes.in_first(lambda: earlier(run).to_json())) if resume else Earlier()
-        with processes.together():
+        before = Earlier.from_json(processes.on_primary(lambda: earlier(run).to_json())) if resume else Earlier()
+        with processes.all_or_none():
             # What a checkpoint goes on from needs no other weights, which may be gone.
             init = None if before.saved else load_init(config)
             dataset = read_dataset(config, console, before=before, resuming=resume)
-            common = facts(config, dataset)
+            common = fingerprint(config, dataset, tasks.make(config, dataset))
         processes.check_same(common | {"--resume": resume})
-        trainer = Trainer(config, dataset, devices, run, console, stop, logs)
-        processes.in_first(lambda: opened.enter_context(run.claimed(config, resume=resume)))
-        opened.enter_context(logs)
+        trainer = Trainer(config, dataset, devices, run, console, stop, told)
+        processes.on_primary(lambda: opened.enter_context(run.claimed(config, resume=resume)))
+        for observer in told:
+            opened.enter_context(observer)
         trainer.begin(init, resume=resume, command=command)
         trainer.fit()
         return trainer.finish()
@@ -85,18 +96,18 @@ class Trainer:
         run: Run,
         console: Console,
         stop: StopRequest,
-        logs: Logs | None = None,
+        observers: Sequence[Observer] = (),
     ):
         self.config, self.dataset, self.devices = config, dataset, devices
         self.run, self.console, self.stop = run, console, stop
-        self.task = Task(config, dataset, devices)
-        self.programs = Programs(self.task, self.task.phases[0])
-        self.saves = Saves(self.task, run)
-        self.reporter = Reporter(self.task, run, console, logs)
-        self.pace = Pace()
+        self.experiment = Experiment(config, dataset, devices)
+        self.programs = PhasePrograms(self.experiment, self.experiment.phases[0])
+        self.saves = Saves(self.experiment, run)
+        self.observers = list(observers)
+        self.steps_per_call = StepsPerCall()
         self.progress = Progress()
         self.state: TrainState
-        self._compiled: Programs | None = None
+        self._compiled: PhasePrograms | None = None
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
         """Continues the run's latest checkpoint if there is one and `resume` is set, else starts from `init`; says what
@@ -112,27 +123,26 @@ class Trainer:
             self.state = self.devices.replicate(continued.state)
         else:
             params, batch_stats, start = initial_weights(
-                self.config, self.task.build, self.task.network, init, self.dataset.class_names
+                self.config, self.experiment.build, self.experiment.network, init, self.dataset.class_names
             )
             features = self.programs.phase.on_features
             with self.console.status("computing features of the images" if features else "preparing the weights"):
                 state = self.programs.first_state(params, batch_stats)
-            if processes.are_several():
+            if processes.is_multiprocess():
                 # Another machine may have rounded otherwise.
-                state = self.devices.replicate(from_arrays(state, processes.handed_out(to_arrays(state))))
+                state = self.devices.replicate(from_arrays(state, processes.broadcast(to_arrays(state))))
             self.state = state
-        processes.in_first(lambda: self._record(resume=resume, command=command))
+        processes.on_primary(lambda: self._record(resume=resume, command=command))
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
-        for line in plan_lines(self.task, start):
+        for line in plan_lines(self.experiment, start):
             self.console.line(line)
-        self.reporter.begin(self.progress)
+        processes.on_primary(self._write_rows)
+        self._tell("begin", self.experiment, self.run, self.progress, self.console.line)
 
     def _record(self, *, resume: bool, command: list[str]) -> None:
         """Writes config.json; of a run that goes on under another configuration, says what that changes."""
-        facts: dict[str, Any] = {"devices": str(self.devices), "command": command}
-        if self.config.regularization.class_weights not in ("none", "balanced"):
-            facts["class_weights"] = self.task.class_weights  # of a file, which may change
+        facts: dict[str, Any] = {"devices": str(self.devices), "command": command} | self.experiment.task.facts()
         if not self.run.exists():
             if resume:
                 self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
@@ -140,15 +150,11 @@ class Trainer:
                 self.run.write_dataset_record(self.dataset.record)
             self.run.write_config(self.config, **facts)
             return
-        before, weights = self.run.config(), self.run.record().get("class_weights")
-        if weights is not None and tuple(weights) != self.task.class_weights:
-            raise UserError(
-                f"regularization.class_weights={self.config.regularization.class_weights}: these are not the weights "
-                f"with which {self.run.folder} began; put those back, or begin anew with a fresh --workdir"
-            )
+        before = self.run.config()
+        self.experiment.task.check_facts(self.run.record(), self.run.folder)
         kept = self.run.update_config(self.config, **facts)
         if kept is not None:
-            for line in change_lines(self.task, before, int(self.state.step)):
+            for line in change_lines(self.experiment, before, int(self.state.step)):
                 self.console.line(line)
             self.console.line(f"           {self.run.config_file} says so now; the one before is kept as {kept.name}")
 
@@ -157,30 +163,35 @@ class Trainer:
         while not self._done():
             self._enter_phase()
             title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
-            with self.console.progress(title, self.task.steps_per_epoch, self.progress.epoch_steps) as bar:
+            with self.console.progress(title, self.experiment.steps_per_epoch, self.progress.epoch_steps) as bar:
                 self._train_epoch(bar)
             start = time.perf_counter()
             with self.console.progress(f"{title}  validation", 1) as bar:
                 weights, validation, beside = self._validate(bar)
             seconds = time.perf_counter() - start
             is_best = self.progress.finish_epoch(
+                self.experiment.task,
+                self.experiment.monitor,
                 learning_rate=self.programs.learning_rate(int(self.state.step) - 1),
                 batch_size=self.config.batch_size,
                 validation=validation,
                 validation_seconds=seconds,
                 beside=beside,
-                monitor=self.config.monitor,
             )
             check_state(self.state, epoch=self.progress.epoch, run=self.run)
             if is_best:  # before the latest, whose progress says that it exists
                 self._save("best", weights)
             self._save("latest", self.state)
-            self.reporter.epoch(self.progress)
+            processes.on_primary(self._write_rows)
+            self._tell("epoch", self.progress)
+            row = self.progress.rows[-1]
+            left = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
+            self.console.line(epoch_line(row, self.config.epochs, left, self.experiment.task, self.experiment.monitor))
             if is_best:
-                self.reporter.best(*weights, validation, self.progress)
+                self._tell("best", weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
             since = self.progress.epoch - self._waited()
-            what = MONITORS[self.config.monitor]
+            what = self.experiment.monitor.words
             self.console.line(f"stopped early: no better {what} since epoch {since}, see regularization.early_stopping")
 
     def finish(self) -> dict[str, Any]:
@@ -190,95 +201,124 @@ class Trainer:
         """
         best = self.saves.read("best")
         if best is None:
-            what = MONITORS[self.config.monitor]
+            what = self.experiment.monitor.words
             raise UserError(f"no epoch of {self.run.folder} had a finite {what}: there is no best checkpoint")
-        weights = self.task.weights(best.arrays)
-        figures = self.task.test(*weights, after_piece=lambda done, steps: self._obey())
-        return self.reporter.finish(*weights, figures, self.progress)
+        weights = Variables(*self.experiment.weights(best.arrays))
+        figures = self.experiment.test(*weights, after_call=lambda done, steps: self._obey())
+        results = figures | self.progress.outcome(self.experiment.task, self.experiment.monitor)
+        processes.on_primary(lambda: write_json(self.run.results_file, results))
+        self._tell("end", weights, results, self.progress)
+        page = self.run.report_file if self.run.report_file.exists() else self.run.folder
+        self.console.conclude(
+            f"best epoch {self.progress.best_epoch}: {self.experiment.task.conclusion(results)}; see {page}"
+        )
+        return results
+
+    def _write_rows(self) -> None:
+        write_rows(self.run.metrics_file, self.progress.rows)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        """Tells the observers; one that fails is left out from then on."""
+        for observer in list(self.observers):
+            try:
+                getattr(observer, event)(*what)
+            except Exception as error:
+                self.observers.remove(observer)
+                self.console.line(
+                    f"notice: the run goes on without {type(observer).__name__}, which failed: {reason(error)}"
+                )
 
     def _enter_phase(self) -> None:
         """Makes the programs of the next epoch's phase ready, and the state theirs."""
         before = self.programs
         if self.progress.epoch >= before.phase.stop:
-            self.programs = Programs(self.task, self.task.phases[self.task.phases.index(before.phase) + 1])
+            self.programs = PhasePrograms(
+                self.experiment, self.experiment.phases[self.experiment.phases.index(before.phase) + 1]
+            )
             self.state = self.programs.next_state(self.state, before)
         elif not self.programs.ready:
             self.programs.prepare(self.state.params, self.state.batch_stats)
 
     def _train_epoch(self, bar: Bar) -> None:
-        order = self.task.order(self.progress.epoch)
-        pending: tuple[Piece, StepMetrics] | None = None
-        clock = time.perf_counter()
-        for piece in self.programs.train_feed.pieces(order, first=self.progress.epoch_steps, pace=self.pace):
-            clock += self._compile(piece)
-            with self.pace.timing(piece.steps):
-                self.state, metrics = self.programs.train_steps(self.state, *piece.arguments, self.task.key)
-                # The call above only queues the work: the devices are never idle while the host reads the last figures.
-                if pending is not None:
-                    clock = self._account(*pending, clock, bar)
-            pending = (piece, metrics)
-            if any(processes.largest(bool(self.stop), self.saves.overdue)):
-                clock, pending = self._account(*pending, clock, bar), None
+        pending: tuple[Call, StepMetrics] | None = None
+        self._clock = time.perf_counter()
+        steps = self.programs.run_steps(
+            self.state,
+            self.experiment.order(self.progress.epoch),
+            first=self.progress.epoch_steps,
+            steps_per_call=self.steps_per_call,
+            before_call=self._compile,
+        )
+        for self.state, call, metrics in steps:
+            if pending is not None:
+                self._account(*pending, bar)
+            pending = (call, metrics)
+            if any(processes.all_max(bool(self.stop), self.saves.overdue)):
+                self._account(*pending, bar)
+                pending = None
                 check_state(self.state, epoch=self.progress.epoch + 1, run=self.run)
                 self._obey()
                 self._save("latest", self.state)
-                clock = time.perf_counter()
+                self._clock = time.perf_counter()
         if pending is not None:
-            self._account(*pending, clock, bar)
+            self._account(*pending, bar)
 
-    def _compile(self, piece: Piece) -> float:
-        """Compiles the phase's steps, unless that is done, and says what memory they need; returns the seconds."""
+    def _compile(self, state: TrainState, call: Call) -> None:
+        """Compiles the phase's steps, unless that is done, and says what memory they need; the clock stands still."""
         if self._compiled is self.programs:
-            return 0.0
+            return
         start, self._compiled = time.perf_counter(), self.programs
         with self.console.status("compiling the training step"):
-            needed = compile_step(self.programs.train_steps, self.state, *piece.arguments, self.task.key)
+            needed = compile_step(self.programs.train_steps, state, call.chunk, self.experiment.key)
         if needed is not None:
             self.console.line(memory_line(needed, self.devices))
-        return time.perf_counter() - start
+        self._clock += time.perf_counter() - start
 
-    def _validate(self, bar: Bar) -> tuple[Weighted, dict, dict]:
+    def _validate(self, bar: Bar) -> tuple[Variables, dict, dict]:
         """Evaluates the weights and, where there is one, their moving average.
 
         Returns:
           The better ones, their figures, and the further figures of the epoch's row.
         """
 
-        def after_piece(done: int, steps: int) -> None:
+        def after_call(done: int, steps: int) -> None:
             bar.set(done, steps)
             # The epoch counts as unfinished then; a resumed run comes back to this evaluation at once.
             self._obey()
 
         candidates = self.programs.candidates(self.state)
         figures = {
-            name: summarize(self.programs.evaluate(*weights, self.programs.validation_feed, after_piece))
+            name: self.experiment.task.summarize(
+                self.programs.evaluate(*weights, self.programs.validation_loader, after_call)
+            )
             for name, weights in candidates.items()
         }
-        several = figures if len(figures) > 1 else {}
-        monitor = self.config.monitor
+        task, monitor = self.experiment.task, self.experiment.monitor
         beside = {
-            f"{name}_{figure}": found[figure.removeprefix("val_")]
-            for name, found in several.items()
-            for figure in dict.fromkeys(["val_accuracy", monitor])
+            f"{name}_{each.name}": found[each.figure]
+            for name, found in figures.items()
+            for each in dict.fromkeys([task.main(), monitor])
+            if len(figures) > 1
         }
-        chosen = max(figures, key=lambda name: rank(monitor, figures[name]))
+        chosen = max(figures, key=lambda name: monitor.rank(figures[name]))
         return candidates[chosen], figures[chosen], beside
 
-    def _account(self, piece: Piece, metrics: StepMetrics, clock: float, bar: Bar) -> float:
-        """Waits for a piece, counts its figures, and returns the time."""
-        losses, correct = (np.asarray(values)[piece.rows] for values in metrics)
-        first = self.progress.epoch * self.task.steps_per_epoch + self.progress.epoch_steps + 1
+    def _account(self, call: Call, metrics: StepMetrics, bar: Bar) -> None:
+        """Waits for a call's metrics and counts them, and the time since the last ones."""
+        losses, sums = jax.tree.map(lambda values: np.asarray(values)[call.rows], tuple(metrics))
+        first = self.progress.epoch * self.experiment.steps_per_epoch + self.progress.epoch_steps + 1
         check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
         now, before = time.perf_counter(), self.progress.epoch_seconds
-        self.progress.add(losses, correct, now - clock)
-        bar.advance(piece.steps, epoch_note(self.progress, self.config, self.task.steps_per_epoch))
+        self.progress.add(losses, sums, now - self._clock)
+        self._clock = now
+        task, steps = self.experiment.task, self.experiment.steps_per_epoch
+        bar.advance(call.steps, epoch_note(self.progress, self.config, steps, task))
         if not self.progress.rows and before < SPEED_SECONDS <= self.progress.epoch_seconds:
-            self.console.line(speed_line(self.progress, self.config, self.task.steps_per_epoch))
-        return now
+            self.console.line(speed_line(self.progress, self.config, steps))
 
     def _obey(self) -> None:
         """Saves and raises StoppedError where a stop was asked for."""
-        (number,) = processes.largest(self.stop.signal or 0)
+        (number,) = processes.all_max(self.stop.signal or 0)
         if not number:
             return
         self._save("latest", self.state)
@@ -297,5 +337,6 @@ class Trainer:
 
     def _waited(self) -> int:
         """Epochs since the best one of the last phase; 0 before it: no phase ends early for those that follow."""
-        monitor = self.config.monitor
-        return waited(score(monitor, row[monitor]) for row in self.progress.rows[self.task.phases[-1].first :])
+        monitor = self.experiment.monitor
+        rows = self.progress.rows[self.experiment.phases[-1].first :]
+        return waited(monitor.score(row[monitor.name]) for row in rows)

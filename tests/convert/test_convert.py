@@ -22,7 +22,7 @@ import torchvision
 from convert import flax_to_resnet, keys, networks, parity, resnet_to_flax, sources
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import SHAPES
+from sft_jax.models import ARCHITECTURES
 from sft_jax.models.weights import load_weights
 from sft_jax.run.folder import Run
 
@@ -127,7 +127,7 @@ def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
     assert ("model.conv1.stride" in said) == (stem == "cifar")
 
 
-@pytest.mark.parametrize("arch", SHAPES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_network_has_torchvisions_keys_and_shapes(arch):
     with torch.device("meta"):
         module = torchvision.models.get_model(arch, weights=None, num_classes=CLASSES)

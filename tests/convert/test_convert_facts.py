@@ -12,7 +12,7 @@ import torchvision
 from convert import classes, facts, flax_to_onnx, flax_to_resnet, parity, resnet_to_flax, trained, unwrap
 from convert.fit import Fit
 from sft_jax.errors import UserError
-from sft_jax.models import SHAPES
+from sft_jax.models import ARCHITECTURES
 from sft_jax.models.weights import load_weights
 
 NAMES = ("ant", "bee", "cat", "dög", "e, f")
@@ -98,7 +98,7 @@ def completed(known=UNKNOWN, stem="imagenet", channels=3, **given):
 
 
 class TestPreprocessing:
-    @pytest.mark.parametrize("arch", [name for name in SHAPES if name != "tiny"])
+    @pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if name != "tiny"])
     def test_it_is_what_torchvisions_transforms_say(self, arch):
         for weights in torchvision.models.get_model_weights(arch):
             found, theirs = facts.of_weights(arch, weights.name).preprocess, weights.transforms()

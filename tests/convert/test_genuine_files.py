@@ -15,10 +15,10 @@ import torchvision
 
 from convert import keys, networks, parity, resnet_to_flax, sources
 from convert.fit import fit
-from sft_jax.models import SHAPES
+from sft_jax.models import ARCHITECTURES
 from sft_jax.models.weights import load_weights
 
-ARCHS = [name for name in SHAPES if name != "tiny"]
+ARCHS = [name for name in ARCHITECTURES if name != "tiny"]
 
 
 @pytest.fixture(scope="module")

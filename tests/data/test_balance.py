@@ -10,7 +10,7 @@ from sft_jax.config import complete
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.sampling import BALANCE, epoch_order
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import plan_lines
 
 # Of 110 images of two classes, and of a third one that has none.
@@ -68,11 +68,11 @@ def test_a_balanced_order_is_a_function_of_seed_and_epoch():
 
 
 def test_what_is_drawn_how_often_is_said():
-    images = ArraySplit(np.zeros((110, 16, 16, 3), np.uint8), LABELS)
+    images = ArraySplit.of_images(np.zeros((110, 16, 16, 3), np.uint8), LABELS)
     config = complete(TINY | {"batch_size": 10, "data.balance": "full"})
-    task = Task(config, Dataset(images, images, images, ("ant", "bee", "cat")), one_device())
+    experiment = Experiment(config, Dataset(images, images, images, ("ant", "bee", "cat")), one_device())
     assert (
         "           an image is drawn 0.55 times for ant (100 images), 5.5 times for cat (10 images) in an epoch on "
         "average (data.balance=full)"
-    ) in plan_lines(task, "random weights")
-    assert (np.bincount(LABELS[task.order(2).ravel()]) == [55, 0, 55]).all()
+    ) in plan_lines(experiment, "random weights")
+    assert (np.bincount(LABELS[experiment.order(2).ravel()]) == [55, 0, 55]).all()

@@ -249,4 +249,4 @@ def test_so_many_images_of_each_class_of_a_source():
 )
 def test_arrays_of_another_kind_are_refused(pixels, labels):
     with pytest.raises(TypeError, match="must be (uint8|int32)"):
-        ArraySplit(pixels, labels)
+        ArraySplit.of_images(pixels, labels)

@@ -8,6 +8,7 @@ import torch
 
 from sft_jax.data.mixup import Mixture, mix
 from sft_jax.runtime.devices import AXIS, Devices
+from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.losses import cross_entropy
 
 LABELS = np.array([0, 2, 1, 1, 0, 2, 2, 0], np.int32)
@@ -23,13 +24,20 @@ def test_cross_entropy_is_torchs(smoothing):
 
 
 def test_the_loss_of_a_mixture_is_torchs_of_soft_labels():
-    mixture = Mixture(jnp.zeros((8, 1, 1, 3)), jnp.asarray(LABELS), jnp.asarray(LABELS[::-1].copy()), jnp.float32(0.3))
+    task = Classification(tuple("abc"), label_smoothing=0.1)
+    own, other = (task.loss(jnp.asarray(LOGITS), {"label": jnp.asarray(labels)}) for labels in (LABELS, LABELS[::-1]))
     soft = 0.3 * np.eye(3)[LABELS] + 0.7 * np.eye(3)[LABELS[::-1]]
     theirs = torch.nn.functional.cross_entropy(
         torch.from_numpy(LOGITS), torch.from_numpy(soft).float(), label_smoothing=0.1, reduction="none"
     )
-    np.testing.assert_allclose(mixture.loss(jnp.asarray(LOGITS), 0.1), theirs, rtol=1e-5)
-    np.testing.assert_array_equal(mixture.main_labels(), LABELS[::-1])
+    np.testing.assert_allclose(0.3 * own + 0.7 * other, theirs, rtol=1e-5)
+
+
+def test_the_main_targets_have_the_greater_weight():
+    batch = {"image": jnp.zeros((8, 1, 1, 3)), "label": jnp.asarray(LABELS)}
+    partners = {"label": jnp.asarray(LABELS[::-1])}
+    for lam, wanted in ((0.3, LABELS[::-1]), (0.7, LABELS)):
+        np.testing.assert_array_equal(Mixture(batch, partners, jnp.float32(lam)).main_targets()["label"], wanted)
 
 
 def images(count=8, size=16):
@@ -38,7 +46,8 @@ def images(count=8, size=16):
 
 
 def mixed(seed, **settings):
-    return mix(images(), jnp.asarray(LABELS), jax.random.key(seed), **{"mixup": 0.0, "cutmix": 0.0} | settings)
+    batch = {"image": images(), "label": jnp.asarray(LABELS)}
+    return mix(batch, jax.random.key(seed), targets=("label",), **{"mixup": 0.0, "cutmix": 0.0} | settings)
 
 
 def test_mixup_blends_with_the_batch_in_reverse():
@@ -46,10 +55,10 @@ def test_mixup_blends_with_the_batch_in_reverse():
     for seed in range(20):
         found = mixed(seed, mixup=0.4)
         own = jnp.arange(8.0)[:, None, None, None]
-        wanted = jnp.broadcast_to(found.share * own + (1 - found.share) * own[::-1], (8, 16, 16, 3))
-        np.testing.assert_allclose(found.images, wanted, rtol=1e-5)
-        np.testing.assert_array_equal(found.partners, LABELS[::-1])
-        shares.append(float(found.share))
+        wanted = jnp.broadcast_to(found.lam * own + (1 - found.lam) * own[::-1], (8, 16, 16, 3))
+        np.testing.assert_allclose(found.batch["image"], wanted, rtol=1e-5)
+        np.testing.assert_array_equal(found.partners["label"], LABELS[::-1])
+        shares.append(float(found.lam))
     assert min(shares) < 0.3
     assert max(shares) > 0.7
 
@@ -58,34 +67,36 @@ def test_cutmix_puts_in_a_rectangle_and_counts_its_area():
     areas = []
     for seed in range(40):
         found = jax.device_get(mixed(seed, cutmix=1.0))
-        foreign = found.images[0, :, :, 0] == 7
-        assert ((found.images[0, :, :, 0] == 0) | foreign).all()
+        foreign = found.batch["image"][0, :, :, 0] == 7
+        assert ((found.batch["image"][0, :, :, 0] == 0) | foreign).all()
         rows, columns = np.flatnonzero(foreign.any(1)), np.flatnonzero(foreign.any(0))
         assert foreign.sum() == len(rows) * len(columns), "a rectangle"
         assert (np.diff(rows) == 1).all()
         assert (np.diff(columns) == 1).all()
-        np.testing.assert_allclose(found.share, 1 - foreign.mean(), rtol=1e-6)
+        np.testing.assert_allclose(found.lam, 1 - foreign.mean(), rtol=1e-6)
         areas.append(foreign.mean())
     assert 0.15 < np.mean(areas) < 0.5
     assert np.std(areas) > 0.1
 
 
 def test_with_both_one_of_them_is_drawn():
-    kinds = {len(np.unique(np.asarray(mixed(seed, mixup=1.0, cutmix=1.0).images[0]))) for seed in range(20)}
+    kinds = {len(np.unique(np.asarray(mixed(seed, mixup=1.0, cutmix=1.0).batch["image"][0]))) for seed in range(20)}
     assert kinds == {1, 2}, "a blend has one colour, a cut two"
 
 
 def test_eight_devices_mix_as_one_does():
     devices = Devices()
 
-    def program(images, labels, key):
-        return mix(images, labels, key, mixup=0.5, cutmix=0.5, axis_name=AXIS)
+    def program(batch, key):
+        return mix(batch, key, targets=("label",), mixup=0.5, cutmix=0.5, axis_name=AXIS)
 
-    compiled = devices.compile(program, sharded=(True, True, False), gather=False)
+    compiled = devices.compile(program, sharded=(True, False), gather=False)
     for seed in range(6):
         key = jax.random.key(seed)
-        found = compiled(images().reshape(8, 1, 16, 16, 3), LABELS.reshape(8, 1), devices.replicate(key))
-        wanted = mix(images(), jnp.asarray(LABELS), key, mixup=0.5, cutmix=0.5)
-        np.testing.assert_allclose(found.images[:, 0], wanted.images, rtol=1e-6)
-        np.testing.assert_array_equal(found.partners[:, 0], wanted.partners)
-        np.testing.assert_allclose(found.share, jnp.broadcast_to(wanted.share, 8), rtol=1e-6)
+        shares = {"image": images().reshape(8, 1, 16, 16, 3), "label": LABELS.reshape(8, 1)}
+        found = compiled(shares, devices.replicate(key))
+        whole = {"image": images(), "label": jnp.asarray(LABELS)}
+        wanted = mix(whole, key, targets=("label",), mixup=0.5, cutmix=0.5)
+        np.testing.assert_allclose(found.batch["image"][:, 0], wanted.batch["image"], rtol=1e-6)
+        np.testing.assert_array_equal(found.partners["label"][:, 0], wanted.partners["label"])
+        np.testing.assert_allclose(found.lam, jnp.broadcast_to(wanted.lam, 8), rtol=1e-6)

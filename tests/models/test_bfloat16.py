@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from made_run import make_run
+from tiny_runs import network as tiny_network
 
 import sft_jax
 from sft_jax.export import TOLERANCE, export, relative_difference
-from sft_jax.models import Functional, Head, ResNet
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.models import HeadNetwork
 from sft_jax.tasks.losses import cross_entropy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
@@ -18,14 +17,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def network():
-    shape = Shape(BasicBlock, (1, 1, 1, 1))
-    return Functional(ResNet(shape, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(params=0)))
+    return tiny_network(5, dtype=jnp.bfloat16)
 
 
 def test_logits_are_computed_in_float32(network):
     """In 8 bits, logits near 100 that differ by less than 0.5 would be equal."""
     features = jnp.asarray(np.random.default_rng(0).normal(10, 1, (8, 512)), jnp.float32)
-    logits, _ = Head(network).apply(network.params, network.batch_stats, features, train=True)
+    logits, _ = HeadNetwork(network).apply(network.params, network.batch_stats, features, train=True)
     kernel, bias = (np.asarray(network.params[f"fc.{part}"], np.float64) for part in ("kernel", "bias"))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, np.asarray(features, np.float64) @ kernel + bias, rtol=1e-5, atol=1e-5)

@@ -12,25 +12,28 @@ from torchvision.models import resnet as torch_resnet
 
 from convert import keys, networks, parity
 from sft_jax.config import complete
-from sft_jax.models import Functional, ResNet
-from sft_jax.models.resnet import BasicBlock, Bottleneck, Shape
+from sft_jax.models import Network
+from sft_jax.models.architecture import Builder
+from sft_jax.models.resnet import BasicBlock, Bottleneck, Variant, architecture
+from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.losses import cross_entropy
 from sft_jax.training.optimizer import make_optimizer
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import make_train_step
 
 TORCH_BLOCKS = {BasicBlock: torch_resnet.BasicBlock, Bottleneck: torch_resnet.Bottleneck}
-BASIC = Shape(BasicBlock, (1, 1, 1, 1))
+BASIC = Variant(BasicBlock, (1, 1, 1, 1))
 SHAPES = {
-    "basic": Shape(BasicBlock, (1, 2, 1, 1)),
-    "bottleneck": Shape(Bottleneck, (1, 1, 1, 2)),
-    "groups": Shape(Bottleneck, (1, 1, 1, 1), groups=32, width_per_group=4),
-    "wide": Shape(Bottleneck, (1, 1, 1, 1), width_per_group=128),
+    "basic": Variant(BasicBlock, (1, 2, 1, 1)),
+    "bottleneck": Variant(Bottleneck, (1, 1, 1, 2)),
+    "groups": Variant(Bottleneck, (1, 1, 1, 1), groups=32, width_per_group=4),
+    "wide": Variant(Bottleneck, (1, 1, 1, 1), width_per_group=128),
 }
 CLASSES, STEPS = 5, 20
+TASK = Classification(tuple("abcde"))
 
 
-def torch_network(shape: Shape, seed: int = 0) -> torch_resnet.ResNet:
+def torch_network(shape: Variant, seed: int = 0) -> torch_resnet.ResNet:
     """torchvision's network with batch norm's four vectors as far from their initial values as training puts them."""
     torch.manual_seed(seed)
     module = torch_resnet.ResNet(
@@ -49,11 +52,11 @@ def torch_network(shape: Shape, seed: int = 0) -> torch_resnet.ResNet:
     return module
 
 
-def flax_network(shape: Shape, **settings) -> Functional:
-    return Functional.abstract(lambda rngs: ResNet(shape, CLASSES, rngs=rngs, **settings))
+def flax_network(shape: Variant, **settings) -> Network:
+    return Network.abstract(Builder(architecture("small", shape), CLASSES, settings))
 
 
-def split(network: Functional, arrays: dict) -> tuple[dict, dict]:
+def split(network: Network, arrays: dict) -> tuple[dict, dict]:
     params, batch_stats = ({key: arrays[key] for key in part} for part in (network.params, network.batch_stats))
     return params, batch_stats
 
@@ -134,15 +137,15 @@ def train_torch(
 
 
 def train_flax(
-    network: Functional, arrays: dict, images, labels, rate: float, decay: float = 0.0
+    network: Network, arrays: dict, images, labels, rate: float, decay: float = 0.0
 ) -> tuple[list, TrainState]:
     settings = {"learning_rate": rate, "momentum": 0.9, "weight_decay": decay, "decay": "all"}
     config = complete({f"optimizer.{key}": value for key, value in settings.items()})
-    optimizer = make_optimizer(config.optimizer, STEPS)
-    step = jax.jit(make_train_step(network, optimizer), donate_argnums=0)
+    optimizer = make_optimizer(config.optimizer, STEPS, architecture=network.architecture)
+    step = jax.jit(make_train_step(network, TASK, optimizer), donate_argnums=0)
     state, losses = TrainState.create(*split(network, arrays), optimizer), []
     for batch, batch_labels in zip(images, labels, strict=True):
-        state, metrics = step(state, batch, batch_labels)
+        state, metrics = step(state, {"image": batch, "label": batch_labels})
         losses.append(float(metrics.loss))
     return losses, jax.device_get(state)
 

@@ -1,4 +1,5 @@
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ import pytest
 import safetensors.numpy
 
 from sft_jax.errors import UserError
-from sft_jax.models.weights import Weights, check_stem, inherited_head, initialise, load_weights, save_weights
+from sft_jax.models import ARCHITECTURES
+from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights, save_weights
 
 ARRAYS = {
     "conv1.kernel": np.arange(12, dtype=np.float32).reshape(2, 2, 1, 3),
@@ -21,6 +23,8 @@ PARAMS = {
     "fc.bias": jnp.full(5, 7.0),
 }
 STATS = {"bn1.mean": jax.ShapeDtypeStruct((3,), jnp.float32)}
+RESNET = ARCHITECTURES["resnet18"]
+NETWORK = types.SimpleNamespace(params=PARAMS, batch_stats=STATS, is_head=RESNET.is_head)
 
 
 def one_line(action) -> str:
@@ -95,7 +99,7 @@ def test_class_names_are_readable_by_others(tmp_path):
 
 
 def test_initialise_takes_everything_over():
-    params, stats = initialise(PARAMS, STATS, ARRAYS, source="w", keep_head=True)
+    params, stats = initialise(NETWORK, ARRAYS, source="w")
     assert (params.keys(), stats.keys()) == (PARAMS.keys(), STATS.keys())
     for key, leaf in (params | stats).items():
         np.testing.assert_array_equal(leaf, ARRAYS[key], strict=True)
@@ -104,7 +108,8 @@ def test_initialise_takes_everything_over():
 @pytest.mark.parametrize("head", [{}, {"fc.kernel": np.ones((3, 9), np.float64), "fc.other": np.ones(1)}])
 def test_a_new_head_stays_fresh_whatever_the_old_one_was(head):
     body = {key: array for key, array in ARRAYS.items() if not key.startswith("fc.")}
-    params, _ = initialise(PARAMS, STATS, body | head, source="w", keep_head=False)
+    fresh = {key: leaf for key, leaf in PARAMS.items() if key.startswith("fc.")}
+    params, _ = initialise(NETWORK, body | head, source="w", head=fresh)
     assert params["fc.kernel"] is PARAMS["fc.kernel"]
     assert params["fc.bias"] is PARAMS["fc.bias"]
     assert params["conv1.kernel"] is ARRAYS["conv1.kernel"]
@@ -119,7 +124,7 @@ def test_initialise_lists_every_problem_at_once():
         "bn1.count": np.zeros(1, np.float32),
     }
     with pytest.raises(UserError) as caught:
-        initialise(PARAMS, STATS, arrays, source="some.file", keep_head=True)
+        initialise(NETWORK, arrays, source="some.file")
     assert str(caught.value).splitlines() == [
         "the weights of some.file do not fit the network:",
         "  fc.bias is missing",
@@ -178,7 +183,7 @@ class TestWhatIsInheritedOfAHead:
 
 def test_weights_without_a_head_cannot_predict():
     body = {key: array for key, array in ARRAYS.items() if not key.startswith("fc.")}
-    message = one_line(lambda: initialise(PARAMS, STATS, body, source="w.safetensors", keep_head=True))
+    message = one_line(lambda: initialise(NETWORK, body, source="w.safetensors"))
     assert message == (
         "the weights of w.safetensors have no head, so they name no classes; fine-tune them first, with "
         "--config.init=w.safetensors"
@@ -188,7 +193,7 @@ def test_weights_without_a_head_cannot_predict():
 def test_many_problems_are_counted():
     arrays = ARRAYS | {f"extra{index}": np.zeros(1, np.float32) for index in range(220)}
     with pytest.raises(UserError) as caught:
-        initialise(PARAMS, STATS, arrays, source="w", keep_head=True)
+        initialise(NETWORK, arrays, source="w")
     assert len(str(caught.value).splitlines()) == 7
     assert str(caught.value).endswith("and 215 more like these")
 
@@ -204,14 +209,14 @@ class TestTheStem:
         assert Weights({}, "resnet18", None, {}).stem == "imagenet"
 
     def test_another_kernel_is_refused_with_what_to_type(self):
-        message = one_line(lambda: check_stem(self.weights(3), "imagenet", source="w"))
+        message = one_line(lambda: RESNET.check_stem(self.weights(3).arrays, "imagenet", source="w"))
         assert message == (
             "the weights of w have a 3x3 stem, but model.stem=imagenet has one of 7x7; use --config.model.stem=cifar3x3"
         )
-        message = one_line(lambda: check_stem(self.weights(7), "cifar3x3", source="w"))
+        message = one_line(lambda: RESNET.check_stem(self.weights(7).arrays, "cifar3x3", source="w"))
         assert message.endswith("use --config.model.stem=imagenet")
 
     def test_the_same_kernel_goes_into_both(self):
-        check_stem(self.weights(7), "imagenet", source="w")
-        check_stem(self.weights(7), "cifar", source="w")
-        check_stem(self.weights(3), "cifar3x3", source="w")
+        RESNET.check_stem(self.weights(7).arrays, "imagenet", source="w")
+        RESNET.check_stem(self.weights(7).arrays, "cifar", source="w")
+        RESNET.check_stem(self.weights(3).arrays, "cifar3x3", source="w")

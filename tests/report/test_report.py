@@ -7,20 +7,17 @@ import sys
 import numpy as np
 import pytest
 from report_records import EVIL, figures_of, records, scored
-from tiny_runs import TINY
+from tiny_runs import run
 
-from sft_jax.config import complete
 from sft_jax.errors import UserError, run_command
 from sft_jax.report import reporter
 from sft_jax.report.__main__ import main, short_names
+from sft_jax.report.classification import report_page
 from sft_jax.report.comparison import comparison_page
-from sft_jax.report.page import report_page
 from sft_jax.report.pictures import LARGEST, data_uri
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.reporter import Reports
-from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
-from sft_jax.training.trainer import train
 
 
 class Parsed(html.parser.HTMLParser):
@@ -89,7 +86,7 @@ def test_names_are_escaped():
 def test_mistakes_have_the_names_of_their_files():
     found = scored(3, names=[f"test/cat/{row:03}.jpg" for row in range(200)])
     page = Parsed(report_page(records(), ["cat", "dog", "cow"], found, 1.0))
-    said = found.logits.argmax(-1)
+    said = found.outputs.argmax(-1)
     for image in page.all("img"):
         row, truth, taken = re.match(r"test/cat/(\d+)\.jpg: (\w+), taken for (\w+) with", image["alt"]).groups()
         assert (truth, taken) == tuple(("cat", "dog", "cow")[label[int(row)]] for label in (found.split.labels, said))
@@ -128,7 +125,7 @@ def test_in_training_it_is_about_the_validation_images():
     found = scored(3)
     run = Records("run", records().record, records(epochs=2).rows, None)
     page = Parsed(
-        report_page(run, list("abc"), Scored("validation", found.split, found.summary, found.logits), 1.0)
+        report_page(run, list("abc"), Scored("validation", found.split, found.summary, found.outputs), 1.0)
     ).text
     assert "in training, 2 of 3 epochs done: figures of the validation images; no test image was seen" in page
     assert "Validation accuracy" in page
@@ -173,11 +170,11 @@ def test_names_of_compared_runs(tmp_path):
 def finished(tmp_path_factory):
     """The folder of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporter, "REPORT_SHARE", 1e9)  # a report at every best epoch
+        patch.setattr(reporter, "REPORT_FRACTION", 1e9)  # a report at every best epoch
         written = []
         patch.setattr(Reports, "write", recording(Reports.write, written))
         folder = tmp_path_factory.mktemp("runs") / EVIL.replace("/", "")
-        train(complete(TINY), Run(folder), resume=False, console=Console(), command=["test"])
+        run(folder)
         yield folder, written
 
 
@@ -235,7 +232,7 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(reporter, "report_page", fails)
     folder = tmp_path / "run"
-    results = train(complete(TINY), Run(folder), resume=False, console=Console(), command=["test"])
+    results = run(folder)
     assert Run(folder).results() == results
     assert not (folder / "report.html").exists()
     lines = [line for line in capsys.readouterr().out.splitlines() if "no report" in line]

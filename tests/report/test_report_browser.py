@@ -16,8 +16,8 @@ if not BROWSER or not DRIVER:
     pytest.skip("needs chromium and chromedriver (apt install chromium chromium-driver)", allow_module_level=True)
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 
+from sft_jax.report.classification import report_page  # noqa: E402
 from sft_jax.report.comparison import comparison_page  # noqa: E402
-from sft_jax.report.page import report_page  # noqa: E402
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

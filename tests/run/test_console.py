@@ -12,28 +12,29 @@ import pytest
 from sft_jax.config import complete
 from sft_jax.run.console import Console, epoch_note, speed_line
 from sft_jax.run.progress import Progress
+from sft_jax.tasks.classification import Classification
 
-CONFIG = complete({"epochs": 4, "batch_size": 50})
+CONFIG, TASK = complete({"epochs": 4, "batch_size": 50}), Classification(("a", "b"))
 
 
 def under_way(**changes):
     """20 of 100 steps of the second epoch, in 4 seconds; the first one took 30 with its validation."""
-    values = {"epoch": 1, "epoch_steps": 20, "epoch_loss": 18.0, "epoch_correct": 690, "epoch_seconds": 4.0}
+    values = {"epoch": 1, "epoch_steps": 20, "epoch_loss": 18.0, "epoch_sums": {"correct": 690}, "epoch_seconds": 4.0}
     return Progress(**values | {"rows": [{"epoch_s": 30.0}]} | changes)
 
 
 def test_the_note_behind_the_bar():
-    note = epoch_note(under_way(), CONFIG, steps_per_epoch=100)
+    note = epoch_note(under_way(), CONFIG, 100, TASK)
     assert note == "loss 0.9000  train 69.0%  250 img/s  eta 0:16, run 1:16"
 
 
 def test_the_first_epoch_stands_for_those_to_come():
-    note = epoch_note(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100)
+    note = epoch_note(under_way(epoch=0, rows=[]), CONFIG, 100, TASK)
     assert note.endswith("eta 0:16, run 1:16"), "16 s left and three epochs of 20 s"
 
 
 def test_the_last_step_of_the_last_epoch():
-    note = epoch_note(under_way(epoch=3, epoch_steps=100), CONFIG, steps_per_epoch=100)
+    note = epoch_note(under_way(epoch=3, epoch_steps=100), CONFIG, 100, TASK)
     assert note.endswith("eta 0:00, run 0:00")
 
 
@@ -80,7 +81,7 @@ def test_on_a_terminal_there_are_bars_and_spinners(monkeypatch):
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_the_bar_gives_way_to_the_figures(monkeypatch, columns):
-    note = epoch_note(under_way(), CONFIG, steps_per_epoch=100)
+    note = epoch_note(under_way(), CONFIG, 100, TASK)
     with terminal(monkeypatch, columns) as drawn, Console().progress("epoch 2/4", 100) as bar:
         bar.advance(20, note)
     shown = note if columns >= 80 else note[:30]

@@ -16,13 +16,14 @@ import pytest
 import sft_jax
 from sft_jax import data
 from sft_jax.config import complete
-from sft_jax.models.resnet import SHAPES, Bottleneck, Shape
+from sft_jax.models import ARCHITECTURES
+from sft_jax.models.resnet import Bottleneck, Variant, architecture
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.training.trainer import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run"
-SMALLEST = Shape(Bottleneck, (1, 0, 0, 0), width_per_group=1)
+SMALLEST = Variant(Bottleneck, (1, 0, 0, 0), width_per_group=1)
 SETTINGS = {
     "epochs": 2,
     "batch_size": 64,
@@ -41,7 +42,7 @@ def run(folder, *, resume, **changes):
 
 @pytest.fixture(autouse=True)
 def smallest(monkeypatch):
-    monkeypatch.setitem(SHAPES, "smallest", SMALLEST)
+    monkeypatch.setitem(ARCHITECTURES, "smallest", architecture("smallest", SMALLEST))
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_it_is_reported_on(copy, monkeypatch, capsys):
 
 def make():
     """Writes `GOLDEN`, without what is drawn from it and the older of its latest checkpoints."""
-    SHAPES["smallest"] = SMALLEST
+    ARCHITECTURES["smallest"] = architecture("smallest", SMALLEST)
     shutil.rmtree(GOLDEN, ignore_errors=True)
     os.chdir(GOLDEN.parent)  # its log names no folder of this machine
     print(json.dumps(run(Path(GOLDEN.name), resume=False)))

@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from sft_jax.errors import UserError
 from sft_jax.run.loggers import IDS_FILE, Logs
+from sft_jax.run.progress import Progress
 
 CONFIG = {"epochs": 3, "optimizer": {"name": "sgd"}, "logging": {"wandb": False, "mlflow": False}}
 NONE = CONFIG["logging"]
@@ -20,7 +21,7 @@ def row(epoch):
 
 def begin(logs, folder, rows=(), said=None):
     folder.mkdir(exist_ok=True)
-    logs.begin(folder, CONFIG, rows, (said if said is not None else []).append)
+    logs.open(folder, CONFIG, rows, (said if said is not None else []).append)
 
 
 def points(folder):
@@ -43,10 +44,10 @@ def losses(folder):
 def test_tensorboard(tmp_path):
     with Logs(NONE) as logs:
         begin(logs, tmp_path)
-        logs.row(row(1))
+        logs.epoch(Progress(rows=[row(1)]))
         assert losses(tmp_path) == [(5, 1.0)], "an epoch is written at its end"
-        logs.row(row(2))
-        logs.results({"test_accuracy": 0.75, "class_names": ["a"], "ece": 0.5})
+        logs.epoch(Progress(rows=[row(2)]))
+        logs.end(None, {"test_accuracy": 0.75, "class_names": ["a"], "ece": 0.5}, Progress())
     assert losses(tmp_path) == [(5, 1.0), (10, 0.5)]
     assert {tag for tag, _, _ in points(tmp_path)} == {"epoch", "loss/train", "accuracy/val", "accuracy/test"}
     assert ("accuracy/test", 10, 0.75) in points(tmp_path)
@@ -56,11 +57,11 @@ def test_tensorboard_after_resuming_has_each_row_once(tmp_path):
     with Logs(NONE) as logs:
         begin(logs, tmp_path)
         for epoch in (1, 2, 3):
-            logs.row(row(epoch))
+            logs.epoch(Progress(rows=[row(epoch)]))
     # The third epoch was not saved: it is trained once more.
     with Logs(NONE) as logs:
         begin(logs, tmp_path, [row(1), row(2)])
-        logs.row(row(3))
+        logs.epoch(Progress(rows=[row(3)]))
     assert losses(tmp_path) == [(5, 1.0), (10, 0.5), (15, pytest.approx(1 / 3))]
 
 
@@ -69,8 +70,8 @@ def test_a_log_that_fails_is_left_out(tmp_path):
     (tmp_path / "tensorboard").write_text("a file in the way")
     with Logs(NONE) as logs:
         begin(logs, tmp_path, said=said)
-        logs.row(row(1))
-        logs.results({"test_accuracy": 1.0})
+        logs.epoch(Progress(rows=[row(1)]))
+        logs.end(None, {"test_accuracy": 1.0}, Progress())
     assert len(said) == 1
     assert said[0].startswith("notice: the run goes on without tensorboard, which failed: ")
 
@@ -142,8 +143,8 @@ def test_services_get_every_row_once(tmp_path, fakes):
     def broken_off():
         with Logs(ALL) as logs:
             begin(logs, folder)
-            logs.row(row(1))
-            logs.row(row(2))
+            logs.epoch(Progress(rows=[row(1)]))
+            logs.epoch(Progress(rows=[row(2)]))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -152,8 +153,8 @@ def test_services_get_every_row_once(tmp_path, fakes):
     assert mlflow.ends == ["FAILED"]
     with Logs(ALL) as logs:
         begin(logs, folder, [row(1), row(2)])
-        logs.row(row(3))
-        logs.results({"test_accuracy": 0.75, "class_names": ["a"]})
+        logs.epoch(Progress(rows=[row(3)]))
+        logs.end(None, {"test_accuracy": 0.75, "class_names": ["a"]}, Progress())
     assert [[step for step, _ in history] for history in wandb.runs.values()] == [[1, 2, 3]]
     assert [(step, values["epoch"]) for values, step in mlflow.metrics["flowers-1"][:-1]] == [(1, 1), (2, 2), (3, 3)]
     assert wandb.last.summary == {"test_accuracy": 0.75}
@@ -182,10 +183,10 @@ def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
 
     with Logs(ALL) as logs:
         begin(logs, tmp_path, said=said)
-        logs.row(row(1))
+        logs.epoch(Progress(rows=[row(1)]))
         wandb.last.log = unreachable
-        logs.row(row(2))
-        logs.row(row(3))
+        logs.epoch(Progress(rows=[row(2)]))
+        logs.epoch(Progress(rows=[row(3)]))
     assert said == ["notice: the run goes on without wandb, which failed: ConnectionError: no route to host"]
     assert len(next(iter(mlflow.metrics.values()))) == 3, "the others go on"
     assert len(losses(tmp_path)) == 3

@@ -11,15 +11,16 @@ from sft_jax.errors import UserError
 from sft_jax.run.console import Console, duration, epoch_line
 from sft_jax.run.progress import Progress, better, waited
 from sft_jax.runtime.files import write_json, write_rows
-from sft_jax.tasks.classification import CALIBRATION_BINS, EvalSums, summarize, test_results, test_summary
+from sft_jax.tasks.classification import CALIBRATION_BINS, Classification, EvalSums, summarize, summary_of
 
-for function in (test_results, test_summary):
-    function.__test__ = False  # of the package, by a name that pytest collects
+TASK = Classification(("a", "b", "c"))
 
 
 def finish(progress, accuracy, loss=0.5, steps=2, **settings):
-    progress.add(np.full(steps, 0.25, np.float32), np.full(steps, 3, np.int32), seconds=2.0)
+    progress.add(np.full(steps, 0.25, np.float32), {"correct": np.full(steps, 3, np.int32)}, seconds=2.0)
     return progress.finish_epoch(
+        TASK,
+        TASK.main(),
         learning_rate=0.1,
         batch_size=4,
         validation={"accuracy": accuracy, "loss": loss, "balanced_accuracy": accuracy / 2, "macro_f1": accuracy / 4},
@@ -91,8 +92,8 @@ def test_the_sums_do_not_depend_on_how_an_epoch_is_cut():
     for cuts in ([], [1], [50, 51], list(range(100))):
         progress = Progress()
         for some, hits in zip(np.split(losses, cuts), np.split(correct, cuts), strict=True):
-            progress.add(some, hits, 0.0)
-        sums.append((progress.epoch_loss, progress.epoch_correct, progress.epoch_steps))
+            progress.add(some, {"correct": hits}, 0.0)
+        sums.append((progress.epoch_loss, progress.epoch_sums["correct"], progress.epoch_steps))
     assert set(sums) == {(math.fsum(losses.tolist()), 4950, 100)} or len(set(sums)) == 1
     assert sums[0][0] == pytest.approx(math.fsum(losses.tolist()), rel=1e-14)
 
@@ -100,8 +101,16 @@ def test_the_sums_do_not_depend_on_how_an_epoch_is_cut():
 def test_progress_survives_json():
     progress = Progress()
     finish(progress, 1 / 3)
-    progress.add(np.array([0.1], np.float32), np.array([1]), 0.7)
-    assert Progress(**json.loads(json.dumps(progress.to_json()))) == progress
+    progress.add(np.array([0.1], np.float32), {"correct": np.array([1])}, 0.7)
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_the_progress_of_versions_that_knew_classification_alone():
+    progress = Progress()
+    progress.add(np.array([0.1], np.float32), {"correct": np.array([3])}, 0.7)
+    old = progress.to_json()
+    old["epoch_correct"] = old.pop("epoch_sums")["correct"]
+    assert Progress.from_json(old) == progress
 
 
 ROW = {
@@ -115,7 +124,7 @@ ROW = {
 
 
 def test_the_line_of_an_epoch():
-    assert epoch_line(ROW, 100, 4323.0) == (
+    assert epoch_line(ROW, 100, 4323.0, TASK, TASK.main()) == (
         "epoch 3/100  loss 0.8908  train 69.1%  val 72.6%  best 72.6%  901 img/s  eta 1:12:03"
     )
 
@@ -164,6 +173,7 @@ def test_figures_of_a_split():
     calibration[:, 14] = (5, 4.8, 4)  # 5 at 0.96, 4 of them correct
     evaluated = sums([[4, 1, 0], [0, 3, 0], [0, 0, 0]], loss=2.0, top5=8, calibration=calibration)
     figures = summarize(evaluated)
+    figures_of_it = dict(figures)
     assert figures.pop("ece") == pytest.approx((3 * 0.6 + 5 * 0.16) / 8)
     assert figures == {
         "loss": 0.25,
@@ -175,7 +185,7 @@ def test_figures_of_a_split():
         "per_class_accuracy": [0.8, 1.0, None],
         "confusion": [[4, 1, 0], [0, 3, 0], [0, 0, 0]],
     }
-    results = test_results(evaluated, ("a", "b", "c"))
+    results = TASK.results(figures_of_it)
     wanted = (
         "test_accuracy test_top5 test_loss test_count test_balanced_accuracy test_macro_f1 "
         "class_names per_class_accuracy confusion ece"
@@ -210,12 +220,14 @@ def test_results_of_many_classes_are_sparse_and_read_back(classes):
     confusion[3, 3], confusion[199, 7], confusion[0, 199] = 5, 2, 1
     evaluated = sums(confusion, 4.0, 8, np.ones((3, CALIBRATION_BINS), np.float32))
     names = tuple(map(str, range(classes)))
-    results = json.loads(json.dumps(test_results(evaluated, names)))
+    task = Classification(names)
+    results = json.loads(json.dumps(task.results(summarize(evaluated))))
+    assert task.conclusion(results).startswith("test accuracy ")
     if classes > 200:
         assert results["confusion_counts"] == [[0, 199, 1], [3, 3, 5], [199, 7, 2]]
         assert "confusion" not in results
     else:
         assert results["confusion"] == confusion.tolist()
-    read_back = test_summary(results)
+    read_back = summary_of(results)
     assert {name: read_back[name] for name in summarize(evaluated)} == summarize(evaluated)
     assert np.array(read_back["confusion"]).sum() == read_back["count"]

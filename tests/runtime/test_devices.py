@@ -10,7 +10,7 @@ from tiny_runs import TINY, rows_of
 
 from sft_jax import data
 from sft_jax.config import complete
-from sft_jax.data.loader import Pace
+from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
@@ -28,7 +28,7 @@ def go_on(folder, count, epochs, *, stop=None):
     dataset = data.load_dataset(config.data, seed=0, limit_train=192, limit_eval=61)
     devices = Devices(jax.devices()[:count])
     trainer = Trainer(config, dataset, devices, Run(folder), Console(), StopRequest() if stop is None else stop)
-    trainer.pace = Pace(seconds=0)  # it asks after every step
+    trainer.steps_per_call = StepsPerCall(seconds=0)  # it asks after every step
     trainer.begin(None, resume=True, command=[])
     trainer.fit()
 

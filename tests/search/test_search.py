@@ -21,7 +21,7 @@ from sft_jax.search.__main__ import main
 from sft_jax.search.results import DIVERGED, PRUNED
 from sft_jax.search.session import Options, search
 from sft_jax.search.space import Space
-from sft_jax.search.together import Together
+from sft_jax.search.vmapped import VmappedTrials
 from sft_jax.training.trainer import train
 
 RATES = "optimizer.learning_rate=log(0.002,0.05)"
@@ -126,12 +126,12 @@ def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeyp
     """As a kill leaves it, too: a stop saves nothing more."""
     folder = tmp_path / "search"
     trained = []
-    epochs = Together.epochs
+    epochs = VmappedTrials.epochs
     monkeypatch.setattr(
-        Together, "epochs", lambda *arguments: trained.append(arguments[1]) or epochs(*arguments), raising=True
+        VmappedTrials, "epochs", lambda *arguments: trained.append(arguments[1]) or epochs(*arguments), raising=True
     )
     # Four folds with two epochs of at least one piece each: in the second trial.
-    monkeypatch.setattr("sft_jax.search.together.Pace", OneEpoch)
+    monkeypatch.setattr("sft_jax.search.vmapped.StepsPerCall", OneEpoch)
     monkeypatch.setattr(session, "StopRequest", lambda: StopAt(7))
     with pytest.raises(StoppedError, match="stopped by SIGTERM; finished trials and folds are kept, add --resume"):
         run(folder, folds=2)
@@ -143,7 +143,7 @@ def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeyp
 
 
 class OneEpoch:
-    """In place of `Pace`: a call is an epoch."""
+    """In place of `StepsPerCall`: a call is an epoch."""
 
     steps = 5
 
@@ -200,7 +200,7 @@ def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
         "epochs": 7,
     }
     winner = run(tmp_path / "search", "optimizer.momentum=linear(0.1,0.9)", trials=1, changes=changes)
-    assert len(winner.folds[0].val_accuracy) == 3 + 2
+    assert len(winner.folds[0].score) == 3 + 2
 
 
 def test_pruned_trials(tmp_path, monkeypatch):

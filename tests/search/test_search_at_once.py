@@ -12,8 +12,9 @@ from sft_jax.config import complete, flatten
 from sft_jax.config.traced import TRACEABLE, with_traced
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
+from sft_jax.models import ARCHITECTURES
 from sft_jax.search.at_once import WORTHWHILE, AtOnce, choose
-from sft_jax.search.together import Together
+from sft_jax.search.vmapped import VmappedTrials
 from sft_jax.training import optimizer
 
 
@@ -23,7 +24,7 @@ def noise(count, seed=0):
     labels = np.arange(count, dtype=np.int32) % 5
     classes = np.random.default_rng(9).integers(0, 256, (5, 16, 16, 3))
     images = 0.6 * classes[labels] + 0.4 * generator.integers(0, 256, (count, 16, 16, 3))
-    return ArraySplit(images.astype(np.uint8), labels)
+    return ArraySplit.of_images(images.astype(np.uint8), labels)
 
 
 def curves(together, configs, dataset):
@@ -46,7 +47,7 @@ def test_eight_at_once_are_eight_runs(batch_norm):
     }
     assert set(spread) == set(TRACEABLE)
     configs = [complete(values | {key: float(row[index]) for key, row in spread.items()}) for index in range(8)]
-    together = Together(configs[0], TRACEABLE, dataset, one_device())
+    together = VmappedTrials(configs[0], TRACEABLE, dataset, one_device())
     found = curves(together, configs, dataset)
     for index, config in enumerate(configs):
         wanted = curves(together, [config], dataset)[:, 0]
@@ -64,7 +65,7 @@ def test_phases_of_trials_at_once():
     phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}
     kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
     configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.00003, 0.0002)]
-    together = Together(configs[0], ["optimizer.learning_rate"], dataset, one_device())
+    together = VmappedTrials(configs[0], ["optimizer.learning_rate"], dataset, one_device())
     found = curves(together, configs, dataset)
     assert len(found) == 2
     for index, config in enumerate(configs):
@@ -79,7 +80,7 @@ def test_the_settings_of_every_optimizer_can_be_arguments():
 
     def updates(values, config):
         config = with_traced(config, values) if values else config
-        chosen = optimizer.make_optimizer(config.optimizer, 5)
+        chosen = optimizer.make_optimizer(config.optimizer, 5, architecture=ARCHITECTURES["resnet18"])
         return chosen.update(params, chosen.init(params), params)[0]
 
     for name in ("sgd", "adamw", "muon", "lamb", "lion", "schedule_free_adamw"):
@@ -94,7 +95,7 @@ def test_what_is_faster_is_chosen():
     split = noise(320)
     dataset = Dataset(split, split, split, tuple("01234"))
     config = complete(TINY)
-    together = Together(config, ["optimizer.learning_rate"], dataset, one_device())
+    together = VmappedTrials(config, ["optimizer.learning_rate"], dataset, one_device())
     found = choose(together, [config] * 2, dataset, asked=None)
     assert found.count == (2 if found.together_s <= WORTHWHILE * 2 * found.alone_s else 1)
     assert f"{1e3 * found.alone_s:.3g} ms alone on 1 x cpu" in found.reason

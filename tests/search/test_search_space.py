@@ -109,7 +109,7 @@ class Untouchable:
 
 def test_cross_validation_reads_the_training_split_only():
     images = np.random.default_rng(0).integers(0, 256, (43, 4, 4, 3), np.uint8)
-    whole = ArraySplit(images, np.arange(43, dtype=np.int32) % 5)
+    whole = ArraySplit.of_images(images, np.arange(43, dtype=np.int32) % 5)
     parts = Folds(Dataset(whole, Untouchable(), Untouchable(), tuple("01234")), 3, seed=0)
     seen = [parts[index] for index in range(3)]
     assert len({len(part.train) for part in seen}) == 1, "one size: one compiled program"

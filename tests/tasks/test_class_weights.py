@@ -1,6 +1,5 @@
 """Weights of the classes in the training loss, against torch and scikit-learn."""
 
-import functools
 import json
 
 import jax
@@ -15,17 +14,17 @@ from tiny_runs import TINY, one_device, run
 from sft_jax.config import complete
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
-from sft_jax.data.mixup import Mixture
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, ResNet, initial_arrays
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.models import Network, initial_arrays
+from sft_jax.models.architecture import Builder
+from sft_jax.models.resnet import BasicBlock, Variant, architecture
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.tasks.class_weights import class_weights
+from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.losses import cross_entropy, weight_scale
 from sft_jax.training import trainer as train_module
-from sft_jax.training.experiment import Task
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings, make_train_step
 
@@ -59,16 +58,16 @@ def test_the_weighted_loss_is_torchs(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_weighted_loss_of_a_mixture_is_that_of_both_labels(smoothing):
     """As the authors of mixup compute it: a share of the criterion of each."""
-    weights = jnp.asarray(WEIGHTS, jnp.float32)
     partners = LABELS[::-1].copy()
-    mixture = Mixture(jnp.zeros((8, 1, 1, 3)), jnp.asarray(LABELS), jnp.asarray(partners), jnp.float32(0.3))
-    found = weight_scale(weights, LABELS) * mixture.loss(jnp.asarray(LOGITS), smoothing, weights).mean()
+    task = Classification(NAMES, smoothing, WEIGHTS)
+    own, other = (task.loss(jnp.asarray(LOGITS), {"label": jnp.asarray(labels)}) for labels in (LABELS, partners))
+    found = task.loss_scale({"label": jnp.asarray(LABELS)}, None) * (0.3 * own + 0.7 * other).mean()
     wanted = 0.3 * torchs(LABELS, smoothing) + 0.7 * torchs(partners, smoothing)
     assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
-def build(rngs, axis_name=None):
-    return ResNet(Shape(BasicBlock, (1, 0, 0, 0)), 3, rngs=rngs, axis_name=axis_name)
+def build(**settings):
+    return Builder(architecture("small", Variant(BasicBlock, (1, 0, 0, 0))), 3, settings)
 
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (1, 4), (4, 1), (4, 2)])
@@ -77,15 +76,16 @@ def test_a_step_divides_by_the_weights_of_the_whole_batch(count, parts):
     labels = np.array([0, 0, 0, 0, 1, 2, 1, 0], np.int32)
     images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
     optimizer, devices = optax.sgd(1.0), Devices(jax.devices()[:count])
-    network = Functional.abstract(functools.partial(build, axis_name=AXIS))
-    params, batch_stats = initial_arrays(build, 0)
-    settings = StepSettings(batch_statistics=False, accumulate=parts, class_weights=WEIGHTS)
-    program = make_train_step(network, optimizer, AXIS, settings)
+    network = Network.abstract(build(axis_name=AXIS))
+    params, batch_stats = initial_arrays(build(), 0)
+    settings = StepSettings(batch_statistics=False, accumulate=parts)
+    program = make_train_step(network, Classification(NAMES, class_weights=WEIGHTS), optimizer, AXIS, settings)
     state = devices.replicate(TrainState.create(params, batch_stats, optimizer))
-    own = [devices.split(part[None])[:, 0] for part in (images, labels)]
-    state, metrics = devices.compile(program, sharded=(False, True, True))(state, *own)
+    batch = {"image": images, "label": labels}
+    own = {name: devices.shard(column[None])[:, 0] for name, column in batch.items()}
+    state, metrics = devices.compile(program, sharded=(False, True))(state, own)
 
-    plain = Functional.abstract(build)
+    plain = Network.abstract(build())
 
     def wanted(params):
         logits, _ = plain.apply(params, batch_stats, images, train=False)
@@ -172,11 +172,10 @@ def test_a_word_that_is_no_setting_is_one_line(tmp_path):
 
 
 def test_the_steps_of_a_run_have_them():
-    images = ArraySplit(np.zeros((8, 16, 16, 3), np.uint8), LABELS)
+    images = ArraySplit.of_images(np.zeros((8, 16, 16, 3), np.uint8), LABELS)
     values = TINY | {"regularization.class_weights": "balanced", "batch_size": 4}
-    task = Task(complete(values), Dataset(images, images, images, NAMES), one_device())
-    settings = Programs(task, task.phases[0]).settings()
-    assert settings.class_weights == pytest.approx((8 / 9, 8 / 6, 8 / 9))
+    experiment = Experiment(complete(values), Dataset(images, images, images, NAMES), one_device())
+    assert experiment.task.class_weights == pytest.approx((8 / 9, 8 / 6, 8 / 9))
 
 
 def test_nothing_is_written_before_they_are_read_and_a_resumed_run_has_the_same(tmp_path, monkeypatch):

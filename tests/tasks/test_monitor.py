@@ -10,8 +10,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from tiny_runs import TINY, one_device, rows_of, run, state_of
 
 from sft_jax.config import complete
+from sft_jax.errors import UserError
+from sft_jax.report.classification import report_page
 from sft_jax.report.comparison import comparison_page
-from sft_jax.report.page import report_page
 from sft_jax.run.console import Console, epoch_line
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
@@ -19,8 +20,8 @@ from sft_jax.search import session
 from sft_jax.search.results import DIVERGED, Fold, Trial, best, ranked
 from sft_jax.search.session import Options, search
 from sft_jax.search.space import Space
-from sft_jax.tasks.classification import summarize
-from sft_jax.tasks.monitor import MONITORS, rank, score, shown
+from sft_jax.tasks import monitor_of
+from sft_jax.tasks.classification import Classification, summarize
 from sft_jax.tasks.statistics import is_unequal
 from sft_jax.training import trainer as train_module
 
@@ -45,11 +46,14 @@ def test_balanced_accuracy_and_macro_f1_are_scikit_learns(classes, missing):
     assert figures["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
 
 
+TASK, MONITORS = Classification(("a", "b")), Classification.monitors
+
+
 def finish(progress, monitor, **figures):
-    progress.add(np.zeros(1, np.float32), np.zeros(1, np.int32), seconds=1.0)
+    progress.add(np.zeros(1, np.float32), {"correct": np.zeros(1, np.int32)}, seconds=1.0)
     whole = {"accuracy": 0.5, "loss": 1.0, "balanced_accuracy": 0.5, "macro_f1": 0.5} | figures
     return progress.finish_epoch(
-        learning_rate=0.1, batch_size=4, validation=whole, validation_seconds=0.5, monitor=monitor
+        TASK, MONITORS[monitor], learning_rate=0.1, batch_size=4, validation=whole, validation_seconds=0.5
     )
 
 
@@ -61,7 +65,7 @@ def test_the_best_epoch_is_that_of_the_monitor(monitor):
     found = [finish(progress, monitor, **{"accuracy": 0.1 * epoch, name: value}) for epoch, value in enumerate(values)]
     assert found == [True, True, False, False, False]
     assert (progress.best, progress.best_epoch) == (0.7 * sign, 2)
-    outcome = progress.outcome(monitor)
+    outcome = progress.outcome(TASK, MONITORS[monitor])
     assert outcome["best_val_accuracy"] == progress.rows[1]["val_accuracy"]
     assert outcome[f"best_{monitor}"] == 0.7 * sign
 
@@ -73,22 +77,42 @@ def test_a_run_that_knew_of_no_monitor_goes_on():
     old = progress.to_json()
     for name in ("val_balanced_accuracy", "val_macro_f1"):
         del old["rows"][0][name]
-    again = Progress(**json.loads(json.dumps(old)))
+    again = Progress.from_json(json.loads(json.dumps(old)))
     assert not finish(again, "val_accuracy", accuracy=0.4)
-    assert again.outcome()["best_val_accuracy"] == 0.5
+    assert again.outcome(TASK, TASK.main())["best_val_accuracy"] == 0.5
 
 
 def test_scores_are_better_the_higher_they_are():
-    assert rank("val_loss", {"loss": 0.5}) == score("val_loss", 0.5) == -0.5
-    assert rank("val_macro_f1", {"macro_f1": 0.5}) == 0.5
-    assert rank("val_loss", {"loss": math.nan}) == -math.inf
-    assert (shown("val_loss", 0.5), shown("val_accuracy", 0.5, 1), shown("val_loss", None)) == ("0.5000", "50.0%", "-")
+    loss, accuracy = MONITORS["val_loss"], MONITORS["val_accuracy"]
+    assert loss.rank({"loss": 0.5}) == loss.score(0.5) == -0.5
+    assert MONITORS["val_macro_f1"].rank({"macro_f1": 0.5}) == 0.5
+    assert loss.rank({"loss": math.nan}) == -math.inf
+    assert (loss.shown(0.5), accuracy.shown(0.5, 1), loss.shown(None)) == ("0.5000", "50.0%", "-")
+
+
+def test_it_is_the_tasks_own_where_none_is_named_and_others_are_refused():
+    assert monitor_of(complete({})) == MONITORS["val_accuracy"]
+    assert monitor_of(complete({"monitor": "val_loss"})) == MONITORS["val_loss"]
+    with pytest.raises(UserError) as caught:
+        monitor_of(complete({"monitor": "val_acc"}))
+    assert str(caught.value) == (
+        "config.monitor='val_acc' must be one of val_accuracy, val_balanced_accuracy, val_macro_f1, val_loss, or none"
+    )
+    with pytest.raises(UserError, match="unknown config.task='classify'; the nearest one is 'classification'"):
+        monitor_of(complete({"task": "classify"}))
+
+
+def test_it_is_refused_before_anything_is_read(tmp_path):
+    settings = {"monitor": "val_acc", "data__source": "folder:no_such_folder"}
+    with pytest.raises(UserError, match="monitor='val_acc' must be one of"):
+        run(tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_console_shows_what_is_monitored():
     progress = Progress()
     finish(progress, "val_loss", loss=0.25)
-    line = epoch_line(progress.rows[0], 3, 60.0, "val_loss")
+    line = epoch_line(progress.rows[0], 3, 60.0, TASK, MONITORS["val_loss"])
     assert "  val 50.0%  val_loss 0.2500  best 0.2500  " in line
     assert "  val 50.0%  best 0.2500" not in line
 
@@ -116,10 +140,10 @@ def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     losses = iter([0.5, 0.2, 0.9, 0.4, 0.1])  # of four epochs; the last one of the test images
 
-    def fake(sums):
+    def fake(self, sums):
         return summarize(sums) | {"loss": next(losses)}
 
-    monkeypatch.setattr(train_module, "summarize", fake)
+    monkeypatch.setattr(Classification, "summarize", fake)
     settings = {"monitor": "val_loss", "regularization__early_stopping": 2, "epochs": 9}
     results = run(tmp_path / "run", **settings)
     assert [row["best"] for row in rows_of(tmp_path / "run")] == [0.5, 0.2, 0.2, 0.2]
@@ -129,14 +153,14 @@ def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
 
 
 def fold(*losses, **settings):
-    return Fold([0.5] * len(losses), list(losses), score=[-loss for loss in losses], monitor="val_loss", **settings)
+    return Fold(list(losses), score=[-loss for loss in losses], **settings)
 
 
 def test_trials_are_ranked_by_the_monitor():
     trials = [
-        Trial(1, {}, (fold(0.5, 0.4), fold(0.6, 0.2))),
-        Trial(2, {}, (fold(0.4, 0.5), fold(0.1, 0.7))),
-        Trial(3, {}, (fold(0.1), fold(state=DIVERGED))),
+        Trial(1, {}, (fold(0.5, 0.4), fold(0.6, 0.2)), MONITORS["val_loss"]),
+        Trial(2, {}, (fold(0.4, 0.5), fold(0.1, 0.7)), MONITORS["val_loss"]),
+        Trial(3, {}, (fold(0.1), fold(state=DIVERGED)), MONITORS["val_loss"]),
     ]
     assert [trial.number for trial in ranked(trials)] == [2, 1, 3]
     assert best(trials).epochs == 1
@@ -144,7 +168,8 @@ def test_trials_are_ranked_by_the_monitor():
     assert (row["mean"], row["per_fold"]) == (pytest.approx(0.3), [0.4, 0.2])
     assert trials[0].shown(trials[0].mean) == "0.3000"
     assert trials[2].mean == -math.inf
-    assert Fold([0.3, 0.4], [1, 1]).score == [0.3, 0.4], "of a search that knew of none"
+    kept = {"val_accuracy": [0.3, 0.4], "val_loss": [1, 1], "monitor": "val_accuracy"}
+    assert Fold.from_json(kept).score == [0.3, 0.4], "of a search that knew of none"
 
 
 def test_a_search_by_the_loss(tmp_path, monkeypatch, capsys):

@@ -13,10 +13,7 @@ from sklearn.calibration import calibration_curve
 
 from sft_jax.report import charts
 from sft_jax.tasks import statistics
-from sft_jax.tasks.classification import eval_sums, summarize, test_results, test_summary
-
-for function in (test_results, test_summary):
-    function.__test__ = False  # functions of the package by names that pytest collects
+from sft_jax.tasks.classification import Classification, eval_sums, summarize, summary_of
 
 
 def drawn(n=4000, classes=7, sharpness=3.0, seed=0):
@@ -134,7 +131,7 @@ def test_reliability_is_the_evaluators():
 def test_the_figures_of_results_come_back():
     logits, labels = drawn(200)
     sums = jax.jit(eval_sums)(logits, labels, np.ones(len(labels), bool))
-    back = test_summary(test_results(sums, list("abcdefg")))
+    back = summary_of(Classification(tuple("abcdefg")).results(summarize(sums)))
     assert back == summarize(sums) | {"class_names": list("abcdefg")}
 
 

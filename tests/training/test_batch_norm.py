@@ -17,14 +17,14 @@ from sft_jax.runtime.devices import Devices
 from sft_jax.training import lr_find
 from sft_jax.training import trainer as train_module
 from sft_jax.training.batch_norm import check_values
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.lr_find import find_learning_rate
 
 
 @pytest.fixture(scope="module")
 def noise():
     """A data set of 4 images in 2 classes."""
-    split = ArraySplit(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4, dtype=np.int32) % 2)
+    split = ArraySplit.of_images(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4, dtype=np.int32) % 2)
     return Dataset(split, split, split, ("a", "b"))
 
 
@@ -32,7 +32,7 @@ def refused(dataset, devices=1, **changes):
     """What is said, None where nothing is."""
     values = {"epochs": 4} | {key.replace("__", "."): value for key, value in changes.items()}
     try:
-        check_values(Task(complete(values), dataset, Devices(jax.devices()[:devices])))
+        check_values(Experiment(complete(values), dataset, Devices(jax.devices()[:devices])))
     except UserError as error:
         return str(error)
     return None

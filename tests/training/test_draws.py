@@ -8,12 +8,12 @@ from flax import nnx
 
 from sft_jax.data.augment import augment
 from sft_jax.data.mixup import mix
-from sft_jax.models.resnet import BasicBlock, ResNet, Shape
-from sft_jax.training.epoch import AUGMENTATION, UPDATE, make_train_steps
+from sft_jax.models.resnet import BasicBlock, ResNet, Variant
 from sft_jax.training.experiment import TRAINING
 from sft_jax.training.phase_programs import pick_view
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import MIXTURE, SKIPS, StepMetrics
+from sft_jax.training.steps import AUGMENTATION, UPDATE, make_train_steps
 
 IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
 COLOUR = (0.5, 0.5, 0.5)
@@ -75,7 +75,7 @@ def test_no_two_purposes_share_a_key(used):
         parents += [step_key, own, update, mixture, skips]
         augment(IMAGES, own, 0, 2, size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)
         mix(IMAGES.astype(np.float32), np.zeros(2, np.int32), mixture, mixup=1.0, cutmix=1.0)
-        network = ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 2, stochastic_depth=0.5, rngs=nnx.Rngs(params=0))
+        network = ResNet(Variant(BasicBlock, (1, 1, 1, 1)), 2, stochastic_depth=0.5, rngs=nnx.Rngs(params=0))
         for position in (1, 2, 3, 4):
             network._skips(skips, position, 4, 2)
     assert len(used) > 3 * (2 + 5 + 4), "and the weights of the network"

@@ -15,7 +15,7 @@ from sft_jax.main import main
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.training import lr_find
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.lr_find import (
     LOWEST,
     STEPS,
@@ -28,7 +28,7 @@ from sft_jax.training.lr_find import (
     rate,
     running_average,
 )
-from sft_jax.training.phase_programs import Programs
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.trainer import train
 
 SETTINGS = TINY | {"epochs": 1, "optimizer.schedule": "cosine"}
@@ -102,10 +102,10 @@ def test_it_is_the_value_that_the_recipe_means():
         np.testing.assert_allclose(getattr(scaled, name), 4 * np.array(getattr(plain, name)))
 
 
-def task(**changes):
-    images = ArraySplit(np.zeros((64, 16, 16, 3), np.uint8), np.arange(64, dtype=np.int32) % 2)
+def experiment(**changes):
+    images = ArraySplit.of_images(np.zeros((64, 16, 16, 3), np.uint8), np.arange(64, dtype=np.int32) % 2)
     config = complete(TINY | {key.replace("__", "."): value for key, value in changes.items()})
-    return Task(config, Dataset(images, images, images, ("a", "b")), one_device())
+    return Experiment(config, Dataset(images, images, images, ("a", "b")), one_device())
 
 
 @pytest.mark.parametrize(
@@ -125,20 +125,20 @@ def task(**changes):
     ],
 )
 def test_the_key_that_is_suggested_is_that_of_the_last_phase(changes, wanted):
-    assert meaning(task(**changes)) == wanted
+    assert meaning(experiment(**changes)) == wanted
 
 
 def test_of_lp_ft_the_full_phase_is_tested_from_the_solved_head(monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 2)
     begun = []
-    fresh_state = Programs.fresh_state
+    fresh_state = PhasePrograms.fresh_state
 
     def recorded(self, state, before):
         begun.append((self.phase, np.asarray(state.params["fc.kernel"])))
         return fresh_state(self, state, before)
 
-    monkeypatch.setattr(Programs, "fresh_state", recorded)
-    made = task(finetune__method="head_then_full", finetune__head_epochs=1)
+    monkeypatch.setattr(PhasePrograms, "fresh_state", recorded)
+    made = experiment(finetune__method="head_then_full", finetune__head_epochs=1)
     network = made.network
     params, batch_stats = (
         {key: np.full(leaf.shape, 0.5, np.float32) for key, leaf in part.items()}

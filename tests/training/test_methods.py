@@ -6,20 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from tiny_runs import StopAt, assert_same_run, rows_of, run, state_of
+from tiny_runs import network as tiny_network
 
 from sft_jax import data
 from sft_jax.config import complete
-from sft_jax.data.loader import Feed, Pace
+from sft_jax.data.loader import Loader, StepsPerCall
 from sft_jax.errors import StoppedError, UserError
-from sft_jax.models import Functional, ResNet
-from sft_jax.models.resnet import BasicBlock, Shape
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.training import features as features_module
 from sft_jax.training import trainer as train_module
-from sft_jax.training.features import features, measured_statistics
+from sft_jax.training.features import features, recalibrate_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def of_two_phases(source, tmp_path_factory):
 @pytest.mark.parametrize("calls", [2, 11, 13], ids=["head", "last of the head", "whole"])
 def test_stopped_in_any_phase_and_resumed(source, of_two_phases, tmp_path, monkeypatch, calls):
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "Pace", lambda: Pace(seconds=0))
+        patch.setattr(train_module, "StepsPerCall", lambda: StepsPerCall(seconds=0))
         patch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
         with pytest.raises(StoppedError):
             transfer(tmp_path / "run", source, **PHASES)
@@ -238,10 +236,6 @@ def test_odd_parts_are_refused(tmp_path):
 # --- Passes that train nothing
 
 
-def build(rngs):
-    return ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 5, rngs=rngs, axis_name=AXIS)
-
-
 @pytest.fixture(scope="module")
 def digits():
     config = complete({"data.source": "digits:0-4", "data.size": 16})
@@ -251,14 +245,13 @@ def digits():
 @pytest.mark.parametrize("count", [1, 8])
 def test_features_of_every_image_in_order(digits, count):
     dataset, preprocess = digits
-    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:count])
+    network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:count])
     found = features(
         network,
         network.params,
         network.batch_stats,
-        Feed(dataset.train, devices),
-        devices,
-        preprocess,
+        Loader(dataset.train, devices),
+        data.of_image(preprocess),
         24,
         mirrored=True,
     )
@@ -272,13 +265,13 @@ def test_features_of_every_image_in_order(digits, count):
 def test_measured_statistics_normalise_the_images(digits):
     """With one batch of all images they are that batch's own: evaluation is then training's forward pass."""
     dataset, preprocess = digits
-    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:1])
+    network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(100, dtype=np.int32)[None]
-    found = measured_statistics(
-        network, network.params, network.batch_stats, Feed(dataset.train, devices), devices, preprocess, order
+    found = recalibrate_batch_norm(
+        network, network.params, network.batch_stats, Loader(dataset.train, devices), data.of_image(preprocess), order
     )
     images = preprocess(dataset.train.images)
-    local = Functional(ResNet(Shape(BasicBlock, (1, 1, 1, 1)), 5, rngs=nnx.Rngs(params=0)))
+    local = tiny_network(5)
     in_training, in_evaluation = (jax.jit(functools.partial(local.apply, train=train)) for train in (True, False))
     wanted, _ = in_training(network.params, network.batch_stats, images)
     ours, _ = in_evaluation(network.params, found, images)
@@ -288,13 +281,15 @@ def test_measured_statistics_normalise_the_images(digits):
 def test_measured_statistics_do_not_depend_on_how_they_were_cut(digits, monkeypatch):
     """The clock cuts them; the same run on the same machine must begin with the same bits."""
     dataset, preprocess = digits
-    network, devices = Functional(build(nnx.Rngs(params=0))), Devices(jax.devices()[:1])
+    network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(96, dtype=np.int32).reshape(12, 8)
     found = []
     for seconds in (0, 1e9):
-        monkeypatch.setattr(features_module, "Pace", lambda seconds=seconds: Pace(seconds))
-        feed = Feed(dataset.train, devices)
+        monkeypatch.setattr(features_module, "StepsPerCall", lambda seconds=seconds: StepsPerCall(seconds))
+        loader = Loader(dataset.train, devices)
         found.append(
-            measured_statistics(network, network.params, network.batch_stats, feed, devices, preprocess, order)
+            recalibrate_batch_norm(
+                network, network.params, network.batch_stats, loader, data.of_image(preprocess), order
+            )
         )
     jax.tree.map(np.testing.assert_array_equal, *found)

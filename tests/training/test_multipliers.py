@@ -7,21 +7,21 @@ import pytest
 from sft_jax import models
 from sft_jax.config import complete, load_config
 from sft_jax.errors import UserError
-from sft_jax.models import Functional
+from sft_jax.models import Network
 from sft_jax.training import phases as phases_module
 
-NETWORK = Functional.abstract(models.builder(complete({}).model, 10))
+NETWORK = Network.abstract(models.builder(complete({}).model, 10))
 NAMES = list(NETWORK.params)
 
 
 def multipliers(**changes):
     config = complete({f"finetune.{key}": value for key, value in changes.items()})
-    return phases_module.multipliers(config.finetune, NAMES, NETWORK.batch_stats)
+    return phases_module.multipliers(config.finetune, NETWORK)
 
 
 def phases(**changes):
     config = complete({"epochs": 10} | {key.replace("__", "."): value for key, value in changes.items()})
-    return phases_module.phases(config, NAMES, NETWORK.batch_stats)
+    return phases_module.phases(config, NETWORK)
 
 
 def cuts(found):
@@ -71,9 +71,9 @@ def test_layerwise_decay_goes_down_a_step_a_block():
 
 
 def test_the_blocks_of_deep_networks_are_ordered_by_number():
-    network = Functional.abstract(models.builder(complete({"model.name": "resnet101"}).model, 10))
+    network = Network.abstract(models.builder(complete({"model.name": "resnet101"}).model, 10))
     config = complete({"finetune.layerwise_decay": 0.9}).finetune
-    found = phases_module.multipliers(config, list(network.params), network.batch_stats)
+    found = phases_module.multipliers(config, network)
     assert found["layer3.9.conv1.kernel"] < found["layer3.10.conv1.kernel"] < found["layer3.22.conv1.kernel"]
 
 

@@ -1,5 +1,6 @@
 """Schedules, optimizers by name and learning-rate multipliers."""
 
+import functools
 import inspect
 
 import jax
@@ -11,9 +12,12 @@ import torch
 
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.training.optimizer import evaluated, make_optimizer, make_schedule, optimizer_names
+from sft_jax.models import ARCHITECTURES
+from sft_jax.training import optimizer as optimizer_module
+from sft_jax.training.optimizer import eval_params, make_schedule, optimizer_names
 from sft_jax.training.optimizer_arguments import OWN_KEYS
 
+make_optimizer = functools.partial(optimizer_module.make_optimizer, architecture=ARCHITECTURES["resnet18"])
 PARAMS = {
     "conv1.kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 5)), jnp.float32),
     "bn1.scale": jnp.ones(5),
@@ -155,7 +159,7 @@ def test_decay_acts_on_kernels_unless_all_is_said(name):
 def test_any_optimizer_of_optax_descends(name):
     optimizer = make_optimizer(optimizer_config(name=name, learning_rate=0.05), 60)
     params, state = descend(optimizer, 60)
-    params = evaluated(optimizer_config(name=name), state, params)
+    params = eval_params(optimizer_config(name=name), state, params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in params.values())
     if name not in OTHER_SCALE:
         assert loss(params) < 0.8 * loss(PARAMS)
@@ -252,7 +256,7 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters():
 def test_schedule_free_evaluates_the_average():
     config = optimizer_config(name="schedule_free_sgd", learning_rate=0.5)
     params, state = descend(make_optimizer(config, 30), 30)
-    averaged = evaluated(config, state, params)
+    averaged = eval_params(config, state, params)
     (inner,) = [part for part in jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "z")) if hasattr(part, "z")]
     wanted = optax.contrib.schedule_free_eval_params(inner, params)
     for key in PARAMS:

@@ -9,26 +9,29 @@ from tiny_runs import TINY, one_device
 from sft_jax.config import complete
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
-from sft_jax.training.experiment import Task
-from sft_jax.training.optimizer import evaluated
-from sft_jax.training.phase_programs import Programs
+from sft_jax.data.loader import StepsPerCall
+from sft_jax.models import ARCHITECTURES
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.optimizer import eval_params
+from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.staged_optimizer import by_beginning, make_staged_optimizer
 from sft_jax.training.state import to_arrays
 
 STEPS = 2  # of an epoch
+RESNET = ARCHITECTURES["resnet18"]
 
 
 def images(seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (STEPS * 8, 16, 16, 3), np.uint8)
-    return ArraySplit(pixels, np.arange(STEPS * 8, dtype=np.int32) % 2)
+    return ArraySplit.of_images(pixels, np.arange(STEPS * 8, dtype=np.int32) % 2)
 
 
-def task(validation=None, scored_on_validation=False, **changes):
+def experiment(validation=None, scored_on_validation=False, **changes):
     split = images()
     values = TINY | {"batch_size": 8, "limit_train_examples": None, "limit_eval_examples": None}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
     dataset = Dataset(split, validation or split, split, ("a", "b"))
-    return Task(config, dataset, one_device(), scored_on_validation=scored_on_validation)
+    return Experiment(config, dataset, one_device(), scored_on_validation=scored_on_validation)
 
 
 def weights(network, seed=0):
@@ -39,17 +42,17 @@ def weights(network, seed=0):
     )
 
 
-def at_the_switch(task, index=1):
+def at_the_switch(experiment, index=1):
     """The states on both sides of the switch to the phase with this index, and that one's programs."""
-    before = Programs(task, task.phases[index - 1])
-    state = before.first_state(*weights(task.network))
+    before = PhasePrograms(experiment, experiment.phases[index - 1])
+    state = before.first_state(*weights(experiment.network))
     # As if it had been trained: nothing that is kept is what it begins with.
     state = state.replace(
-        step=np.int32(task.phases[index].first * STEPS),
+        step=np.int32(experiment.phases[index].first * STEPS),
         opt_state=jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), state.opt_state),
         ema=jax.tree.map(lambda leaf: np.full(leaf.shape, 3, leaf.dtype), state.ema),
     )
-    after = Programs(task, task.phases[index])
+    after = PhasePrograms(experiment, experiment.phases[index])
     return state, after.next_state(state, before), after
 
 
@@ -63,7 +66,7 @@ def at_the_switch(task, index=1):
 )
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_momentum_goes_on_and_new_parameters_begin_afresh(changes, name):
-    made = task(optimizer__name=name, regularization__clip_norm=1.0, **changes)
+    made = experiment(optimizer__name=name, regularization__clip_norm=1.0, **changes)
     _, after, programs = at_the_switch(made)
     old, new = made.phases[0].trained, made.phases[1].trained - made.phases[0].trained
     leaves = {key: np.asarray(leaf) for key, leaf in to_arrays(after.opt_state).items()}
@@ -85,7 +88,12 @@ def test_staged_adam_is_torchs():
     kept = {}
     for first, stop, since in ((0, 3, {"a": 0}), (3, 8, {"a": 0, "b": 3})):
         optimizer = make_staged_optimizer(
-            config, lambda step: 0.1 / (1 + step), since, clip_norm=None, multipliers=dict.fromkeys(since, 1.0)
+            config,
+            lambda step: 0.1 / (1 + step),
+            since,
+            architecture=RESNET,
+            clip_norm=None,
+            multipliers=dict.fromkeys(since, 1.0),
         )
         fresh = optimizer.init({name: params[name] for name in since})
         kept = by_beginning(fresh, since) | kept
@@ -116,7 +124,7 @@ def test_gradients_are_clipped_over_all_that_is_trained():
     config = complete({"optimizer.momentum": 0.0}).optimizer
     since = {"a": 0, "b": 3}
     optimizer = make_staged_optimizer(
-        config, lambda step: 1.0, since, clip_norm=0.5, multipliers=dict.fromkeys(since, 1.0)
+        config, lambda step: 1.0, since, architecture=RESNET, clip_norm=0.5, multipliers=dict.fromkeys(since, 1.0)
     )
     ones = {name: np.ones(2, np.float32) for name in since}
     updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
@@ -128,19 +136,19 @@ def test_schedule_free_averages_of_all_beginnings_are_evaluated():
     config = complete({"optimizer.name": "schedule_free_sgd"}).optimizer
     since = {"a": 0, "b": 3}
     optimizer = make_staged_optimizer(
-        config, lambda step: 0.1, since, clip_norm=None, multipliers=dict.fromkeys(since, 1.0)
+        config, lambda step: 0.1, since, architecture=RESNET, clip_norm=None, multipliers=dict.fromkeys(since, 1.0)
     )
     params = {name: np.full(2, value, np.float32) for name, value in (("a", 1), ("b", 2), ("c", 3))}
     state = optimizer.init({name: params[name] for name in since})
     moved = {name: leaf + 1 for name, leaf in params.items()}
-    found = evaluated(config, state, moved)
+    found = eval_params(config, state, moved)
     for name, z in (("a", 1), ("b", 2)):
         np.testing.assert_allclose(found[name], (moved[name] - 0.1 * z) / 0.9, rtol=1e-6)
     np.testing.assert_array_equal(found["c"], moved["c"])
 
 
 def test_averages_go_on_from_phase_to_phase():
-    made = task(finetune__method="gradual", regularization__ema=0.9, epochs=4)
+    made = experiment(finetune__method="gradual", regularization__ema=0.9, epochs=4)
     state, after, _ = at_the_switch(made)
     for name, average in state.ema.items():
         np.testing.assert_array_equal(after.ema[name], average, err_msg=name)
@@ -148,27 +156,27 @@ def test_averages_go_on_from_phase_to_phase():
 
 def test_the_warm_up_of_the_averages_begins_where_they_begin():
     """After a head that was trained on features there were none before."""
-    made = task(finetune__method="head_then_full", finetune__head_epochs=1, regularization__ema=0.99)
+    made = experiment(finetune__method="head_then_full", finetune__head_epochs=1, regularization__ema=0.99)
     state, after, programs = at_the_switch(made)
     assert not state.ema
     np.testing.assert_array_equal(after.ema["fc.kernel"], after.params["fc.kernel"])
     assert programs.settings().ema_start == STEPS == int(after.step)
     begun = {name: np.array(leaf) for name, leaf in after.ema.items()}
     order = made.order(1)[:1]
-    (piece,) = programs.train_feed.pieces(order, pace=type("Pace", (), {"steps": 1})())
-    new, _ = programs.train_steps(after, *piece.arguments, made.key)
+    (call,) = programs.train_loader.calls(order, steps_per_call=StepsPerCall())
+    new, _ = programs.train_steps(after, call.chunk, made.key)
     for name in ("conv1.kernel", "fc.kernel"):
         # The first rate is 1 / 10.
         np.testing.assert_allclose(new.ema[name], 0.1 * begun[name] + 0.9 * new.params[name], rtol=1e-5, atol=1e-7)
 
 
 def test_statistics_are_measured_at_each_size():
-    made = task(data__size_schedule=(("8", 0.5),), finetune__batch_norm="recalibrate", regularization__ema=0.9)
+    made = experiment(data__size_schedule=(("8", 0.5),), finetune__batch_norm="recalibrate", regularization__ema=0.9)
     assert [phase.size for phase in made.phases] == [8, 16]
-    before = Programs(made, made.phases[0])
+    before = PhasePrograms(made, made.phases[0])
     small = before.first_state(*weights(made.network))
     kept = np.array(small.batch_stats["bn1.var"])
-    after = Programs(made, made.phases[1])
+    after = PhasePrograms(made, made.phases[1])
     large = after.next_state(small, before)
     wanted = after.measured(large.params, large.batch_stats)
     for name, statistics in wanted.items():
@@ -178,10 +186,10 @@ def test_statistics_are_measured_at_each_size():
 
 
 def test_statistics_that_are_not_measured_stay_at_another_size():
-    made = task(data__size_schedule=(("8", 0.5),), finetune__batch_norm="freeze_statistics")
-    before = Programs(made, made.phases[0])
+    made = experiment(data__size_schedule=(("8", 0.5),), finetune__batch_norm="freeze_statistics")
+    before = PhasePrograms(made, made.phases[0])
     small = before.first_state(*weights(made.network))
-    assert Programs(made, made.phases[1]).next_state(small, before) is small
+    assert PhasePrograms(made, made.phases[1]).next_state(small, before) is small
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -190,9 +198,11 @@ def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
     heads = []
     for shift in (0, 1):
         held_out = images(seed=1)
-        held_out = ArraySplit(held_out.images, (held_out.labels + shift * (np.arange(16) < 5)).astype(np.int32) % 2)
-        made = task(validation=held_out, scored_on_validation=scored, finetune__method="head")
-        state = Programs(made, made.phases[0]).first_state(*weights(made.network))
+        held_out = ArraySplit.of_images(
+            held_out.images, (held_out.labels + shift * (np.arange(16) < 5)).astype(np.int32) % 2
+        )
+        made = experiment(validation=held_out, scored_on_validation=scored, finetune__method="head")
+        state = PhasePrograms(made, made.phases[0]).first_state(*weights(made.network))
         heads.append(np.array(state.params["fc.kernel"]))
     assert (heads[0] == heads[1]).all() == scored
 
@@ -209,19 +219,19 @@ def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
     ids=["head_then_full", "gradual"],
 )
 def test_the_heads_learning_rate_follows_the_schedule(changes, rates):
-    made = task(epochs=6, optimizer__schedule="cosine", finetune__head_learning_rate=0.5, **changes)
+    made = experiment(epochs=6, optimizer__schedule="cosine", finetune__head_learning_rate=0.5, **changes)
     phases = {step: phase for phase in made.phases for step in range(phase.first * STEPS, phase.stop * STEPS)}
-    found = {step: Programs(made, phases[step]).learning_rate(step) for step in rates}
+    found = {step: PhasePrograms(made, phases[step]).learning_rate(step) for step in rates}
     assert found == pytest.approx(rates, rel=1e-4)
 
 
 def test_the_heads_learning_rate_warms_up_and_grows_with_the_batch():
-    made = task(
+    made = experiment(
         epochs=6,
         finetune__method="head",
         finetune__head_learning_rate=0.5,
         optimizer__warmup_epochs=2.0,
         optimizer__reference_batch=4,
     )
-    programs = Programs(made, made.phases[0])
+    programs = PhasePrograms(made, made.phases[0])
     assert [programs.learning_rate(step) for step in (0, 4, 9)] == pytest.approx([1 / 5, 1.0, 1.0])

@@ -10,7 +10,7 @@ from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops, size_text
-from sft_jax.training.experiment import Task
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import change_lines, memory_line, plan_lines
 
 VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
@@ -19,13 +19,13 @@ VALUES = TINY | {"epochs": 4, "limit_train_examples": None}
 def plan(**changes):
     config = complete(VALUES | {key.replace("__", "."): value for key, value in changes.items()})
     dataset = load_dataset(config.data, seed=0, limit_eval=config.limit_eval_examples)
-    task = Task(config, dataset, Devices())
-    return task, list(plan_lines(task, "random weights"))
+    experiment = Experiment(config, dataset, Devices())
+    return experiment, list(plan_lines(experiment, "random weights"))
 
 
 def test_the_plan_of_a_plain_run():
-    task, lines = plan()
-    total = sum(leaf.size for leaf in task.network.params.values())
+    experiment, lines = plan()
+    total = sum(leaf.size for leaf in experiment.network.params.values())
     assert lines[:-1] == [
         "data       digits:0-4: 541 / 61 / 61 train / validation / test images, 5 classes",
         "           held on the device",
@@ -42,7 +42,7 @@ def test_the_plan_of_a_plain_run():
 
 
 def test_phases_and_what_is_frozen_in_them():
-    task, lines = plan(
+    experiment, lines = plan(
         finetune__method="head_then_full",
         finetune__head_epochs=1,
         finetune__freeze=("conv1.*", "bn1.*"),
@@ -50,7 +50,7 @@ def test_phases_and_what_is_frozen_in_them():
         finetune__batch_norm="freeze_statistics",
         data__size_schedule=(("8", 0.5),),
     )
-    sizes = {name: leaf.size for name, leaf in task.network.params.items()}
+    sizes = {name: leaf.size for name, leaf in experiment.network.params.items()}
     total, head = sum(sizes.values()), sizes["fc.kernel"] + sizes["fc.bias"]
     stem = sum(size for name, size in sizes.items() if name.startswith(("conv1.", "bn1.")))
     rest = f"{total - stem:,} parameters trained, {stem:,} frozen, learning rate times 0.1 to 1"
@@ -120,33 +120,35 @@ def test_the_learning_rate_of_the_head_is_named_where_it_is_used():
         assert line.endswith(" frozen, learning rate 0.3 (finetune.head_learning_rate)")
 
 
-def changed(task, step, **before):
+def changed(experiment, step, **before):
     values = VALUES | {key.replace("__", "."): value for key, value in before.items()}
-    return list(change_lines(task, complete(values), step))
+    return list(change_lines(experiment, complete(values), step))
 
 
 def test_other_epochs_say_how_the_schedule_changes():
     """After 4 of 4 epochs of 8 steps, a cosine is stretched to 6 epochs: its rate goes up again."""
-    task, _ = plan(epochs=6, optimizer__schedule="cosine")
+    experiment, _ = plan(epochs=6, optimizer__schedule="cosine")
     last, following, end = (0.01 * (1 + np.cos(np.pi * share)) for share in (31 / 32, 32 / 48, 47 / 48))
-    assert changed(task, 32, optimizer__schedule="cosine") == [
+    assert changed(experiment, 32, optimizer__schedule="cosine") == [
         "changed    epochs from 4 to 6",
         f"           learning rate (optimizer.schedule=cosine): {last:.3g} at the last step, {following:.3g} at the "
         f"next one, {end:.3g} at the end",
     ]
-    assert changed(task, 48, epochs=9, optimizer__schedule="cosine")[1].endswith("at the last step; no epoch is left")
+    assert changed(experiment, 48, epochs=9, optimizer__schedule="cosine")[1].endswith(
+        "at the last step; no epoch is left"
+    )
 
 
 def test_the_rate_of_the_phase_that_a_run_goes_on_with_is_told():
     phases = {"finetune__method": "head_then_full", "finetune__head_epochs": 3, "finetune__head_learning_rate": 0.5}
-    task, _ = plan(epochs=5, **phases)
-    (_, line) = changed(task, 24, **phases)
+    experiment, _ = plan(epochs=5, **phases)
+    (_, line) = changed(experiment, 24, **phases)
     assert line.endswith("0.5 at the last step, 0.02 at the next one, 0.02 at the end")
 
 
 def test_what_changes_no_rate_says_no_more_than_itself():
-    task, _ = plan(save_minutes=2.0)
-    assert changed(task, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
+    experiment, _ = plan(save_minutes=2.0)
+    assert changed(experiment, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
 
 
 def test_the_memory_of_a_step():
@@ -166,7 +168,7 @@ def test_a_step_is_compiled_once_and_its_memory_counted():
 
     compiled = devices.compile(program, sharded=(False, True), donate=(0,))
     weights = devices.replicate(np.ones((256, 1024), np.float32))
-    images = devices.split(np.ones((1, 8, 1024), np.float32))
+    images = devices.shard(np.ones((1, 8, 1024), np.float32))
     needed = compile_step(compiled, weights, images)
     # Weights and one image on each device; the new weights take the place of the donated ones.
     assert 4 * 1024 * 257 <= needed < 4 * 1024 * 257 + 4096
@@ -183,7 +185,7 @@ def test_convolutions_are_counted_as_an_accelerator_computes_them():
     """Of ResNet-18 at 224 px the literature has 1.8 billion multiply-adds an image, those with padding included."""
     from sft_jax import models
 
-    network = models.Functional.abstract(models.builder(complete({}).model, 1000))
+    network = models.Network.abstract(models.builder(complete({}).model, 1000))
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 
     def logits(params, batch_stats, images):

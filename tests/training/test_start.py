@@ -8,7 +8,7 @@ import pytest
 
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, builder, initial_arrays
+from sft_jax.models import Network, builder, initial_arrays
 from sft_jax.models.weights import Weights
 from sft_jax.training.start import initial_weights
 
@@ -21,7 +21,7 @@ def started(names, config=CONFIG):
     arrays = weights_of(NAMES, seed=1)
     build = builder(config.model, len(names))
     init = Weights(arrays, "tiny", NAMES, {})
-    params, batch_stats, said = initial_weights(config, build, Functional.abstract(build), init, names)
+    params, batch_stats, said = initial_weights(config, build, Network.abstract(build), init, names)
     return arrays, jax.device_get(params | batch_stats), said
 
 

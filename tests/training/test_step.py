@@ -7,39 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny_runs import builder
 
 from sft_jax import data
 from sft_jax.config import complete
 from sft_jax.data.dataset import ArraySplit, StreamedSplit
-from sft_jax.data.loader import STREAMED_STEPS, Feed, Pace
+from sft_jax.data.loader import STREAMED_STEPS, Loader, StepsPerCall
 from sft_jax.data.sampling import epoch_order
 from sft_jax.errors import UserError
-from sft_jax.models import Functional, ResNet, initial_arrays
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.models import Network, initial_arrays
 from sft_jax.runtime.devices import AXIS, Devices
-from sft_jax.tasks.classification import CALIBRATION_BINS, EvalSums, eval_sums, summarize
+from sft_jax.tasks.classification import CALIBRATION_BINS, Classification, EvalSums, eval_sums, summarize
 from sft_jax.training import optimizer
-from sft_jax.training.epoch import make_train_steps
 from sft_jax.training.evaluator import Evaluator
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import make_train_step
+from sft_jax.training.steps import make_train_steps
 
 CLASSES, BATCH, STEPS = 5, 16, 10
-TINY = Shape(BasicBlock, (1, 1, 1, 1))
 CONFIG = complete({"data.size": 32, "optimizer.learning_rate": 0.001, "optimizer.weight_decay": 1e-4})
 
 
-def build(rngs, **settings):
-    return ResNet(TINY, CLASSES, rngs=rngs, axis_name=AXIS, **settings)
-
-
-NETWORK = Functional.abstract(build)
-OPTIMIZER = optimizer.make_optimizer(CONFIG.optimizer, STEPS)
+BUILD = builder(CLASSES, axis_name=AXIS)
+NETWORK = Network.abstract(BUILD)
+OPTIMIZER = optimizer.make_optimizer(CONFIG.optimizer, STEPS, architecture=NETWORK.architecture)
+TASK = Classification(tuple("abcde"))
+AUGMENT, PREPROCESS = TASK.augment(CONFIG.data, CONFIG.data.size), TASK.preprocess(CONFIG.data, CONFIG.data.size)
 
 
 @functools.cache
 def weights():
-    return jax.device_get(initial_arrays(build, 0))
+    return jax.device_get(initial_arrays(BUILD, 0))
 
 
 def split_of(count, size=32):
@@ -47,46 +45,46 @@ def split_of(count, size=32):
     labels = generator.integers(0, CLASSES, count).astype(np.int32)
     # What there is to learn: brightness tells the class.
     noise = generator.integers(0, 100, (count, size, size, 3))
-    return ArraySplit((noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels)
+    return ArraySplit.of_images((noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels)
 
 
 def streamed(split):
-    return StreamedSplit(lambda row: split.images[row], np.arange(len(split)), split.labels)
+    return StreamedSplit.of_images(lambda row: split.images[row], np.arange(len(split)), split.labels)
 
 
 @functools.cache
 def programs(count):
-    """The compiled training program on `count` devices; for one with its own copy of the images, and for streaming."""
-    devices = Devices(jax.devices()[:count])
-    step = make_train_step(NETWORK, OPTIMIZER, AXIS)
-    program = make_train_steps(step, data.make_augment(CONFIG.data), AXIS, count)
-    return devices, {
-        resident: devices.compile(
-            program, sharded=(False, not resident, not resident, True, False, False, False), donate=(0,)
-        )
-        for resident in (True, False)
-    }
+    """`count` devices, and a function that compiles the training program for a loader on them, once for a kind."""
+    devices, compiled = Devices(jax.devices()[:count]), {}
+    program = make_train_steps(make_train_step(NETWORK, TASK, OPTIMIZER, AXIS), AUGMENT, AXIS, count)
+
+    def of(loader):
+        if loader.resident not in compiled:
+            compiled[loader.resident] = loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
+        return compiled[loader.resident]
+
+    return devices, of
 
 
-def run_epoch(count, split, pace):
+def run_epoch(count, split, steps_per_call):
     """Trains an epoch; returns the losses, the numbers of correct predictions, and the state."""
-    devices, by_feed = programs(count)
-    feed = Feed(split, devices)
+    devices, program_of = programs(count)
+    loader = Loader(split, devices)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
     key = devices.replicate(jax.random.key(0))
     order = epoch_order(0, 0, split.labels, BATCH)
     found = []
-    for piece in feed.pieces(order, pace=pace):
-        state, metrics = by_feed[feed.resident](state, *piece.arguments, key)
-        found.append([np.asarray(values)[piece.rows] for values in metrics])
+    for call in loader.calls(order, steps_per_call=steps_per_call):
+        state, metrics = program_of(loader)(state, call.chunk, key)
+        found.append([np.asarray(values)[call.rows] for values in (metrics.loss, metrics.sums["correct"])])
     losses, correct = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return losses, correct, jax.device_get(state)
 
 
 def steady(steps):
-    pace = Pace()
-    pace.steps = steps
-    return pace
+    steps_per_call = StepsPerCall()
+    steps_per_call.steps = steps
+    return steps_per_call
 
 
 @functools.cache
@@ -99,17 +97,18 @@ def test_eight_devices_take_the_steps_of_one():
     split, narrow = split_of(STEPS * BATCH), weights()
     found = {}
     with jax.enable_x64():
-        network = Functional.abstract(functools.partial(build, dtype=jnp.float64))
+        network = Network.abstract(builder(CLASSES, axis_name=AXIS, dtype=jnp.float64))
         images = np.asarray(data.make_preprocess(CONFIG.data)(jnp.asarray(split.images)), np.float64)
         wide = [{key: leaf.astype(np.float64) for key, leaf in part.items()} for part in narrow]
         for count in (1, 8):
             devices = Devices(jax.devices()[:count])
-            step = devices.compile(make_train_step(network, OPTIMIZER, AXIS), sharded=(False, True, True))
+            step = devices.compile(make_train_step(network, TASK, OPTIMIZER, AXIS), sharded=(False, True))
             state, losses = devices.replicate(TrainState.create(*wide, OPTIMIZER)), []
             for row in range(STEPS):
                 batch = slice(row * BATCH, (row + 1) * BATCH)
-                shares = (devices.split(part[batch][None])[:, 0] for part in (images, split.labels.astype(np.int64)))
-                state, metrics = step(state, *shares)
+                whole = {"image": images[batch], "label": split.labels[batch].astype(np.int64)}
+                shares = {name: devices.shard(column[None])[:, 0] for name, column in whole.items()}
+                state, metrics = step(state, shares)
                 losses.append(float(metrics.loss))
             found[count] = losses, jax.device_get(state)
     (one, one_state), (eight, eight_state) = found[1], found[8]
@@ -136,14 +135,15 @@ def test_how_an_epoch_is_cut_into_calls_changes_no_bit(steps):
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_an_epoch_in_memory_is_one_call_without_a_transfer(count):
-    devices, by_feed = programs(count)
-    feed = Feed(split_of(STEPS * BATCH + 3), devices)
+    devices, program_of = programs(count)
+    loader = Loader(split_of(STEPS * BATCH + 3), devices)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
     key = devices.replicate(jax.random.key(0))
-    pieces = list(feed.pieces(epoch_order(0, 0, feed.split.labels, BATCH), pace=steady(STEPS)))
-    assert [piece.steps for piece in pieces] == [STEPS]
+    calls = list(loader.calls(epoch_order(0, 0, loader.split.labels, BATCH), steps_per_call=steady(STEPS)))
+    assert [call.steps for call in calls] == [STEPS]
+    program = program_of(loader)
     with jax.transfer_guard("disallow_explicit"):
-        state, metrics = by_feed[True](state, *pieces[0].arguments, key)
+        state, metrics = program(state, calls[0].chunk, key)
         jax.block_until_ready((state, metrics))
     assert np.isfinite(metrics.loss).all()
 
@@ -161,10 +161,10 @@ def test_streamed_images_train_as_those_in_memory(count):
 
 def test_what_does_not_fit_is_streamed(monkeypatch):
     devices, split = Devices(jax.devices()[:1]), split_of(32)
-    assert Feed(split, devices).resident
-    assert not Feed(streamed(split), devices).resident
+    assert Loader(split, devices).resident
+    assert not Loader(streamed(split), devices).resident
     monkeypatch.setattr(Devices, "free_bytes", lambda self: 3 * split.images.nbytes)
-    assert not Feed(split, devices).resident, "it would take more than a quarter"
+    assert not Loader(split, devices).resident, "it would take more than a quarter"
 
 
 def test_batch_sizes_that_do_not_divide():
@@ -181,23 +181,23 @@ def test_batch_sizes_that_do_not_divide():
 def test_pace_grows_fourfold_at_most_and_never_below_one_step(monkeypatch):
     clock = iter(np.cumsum([0, 0.01, 0, 0.01, 0, 100, 0, 100]))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    pace, seen = Pace(seconds=1.0), []
+    steps_per_call, seen = StepsPerCall(seconds=1.0), []
     for _ in range(4):
-        with pace.timing(pace.steps):
+        with steps_per_call.timing(steps_per_call.steps):
             pass
-        seen.append(pace.steps)
+        seen.append(steps_per_call.steps)
     assert seen == [4, 16, 1, 1]
 
 
 @functools.cache
 def evaluator(count):
     devices = Devices(jax.devices()[:count])
-    return devices, Evaluator(NETWORK, data.make_preprocess(CONFIG.data), devices, CLASSES, BATCH)
+    return devices, Evaluator(NETWORK, TASK, PREPROCESS, BATCH)
 
 
 def evaluate(count, split):
     devices, evaluate = evaluator(count)
-    return evaluate(*map(devices.replicate, weights()), Feed(split, devices))
+    return evaluate(*map(devices.replicate, weights()), Loader(split, devices))
 
 
 @functools.cache
@@ -232,13 +232,13 @@ def test_evaluation_does_not_depend_on_the_order_of_the_images():
 def test_evaluation_does_not_depend_on_how_it_was_cut(monkeypatch):
     """The clock says how many steps a call takes: a run that goes on after a stop would have other last digits."""
     devices, evaluate = evaluator(1)
-    arguments = *map(devices.replicate, weights()), Feed(split_of(20 * BATCH + 5), devices)
+    arguments = *map(devices.replicate, weights()), Loader(split_of(20 * BATCH + 5), devices)
     found = []
     for seconds in (0, 1e9):
-        monkeypatch.setattr(evaluate, "_pace", Pace(seconds))
-        pieces = []
-        found.append(evaluate(*arguments, lambda done, steps, pieces=pieces: pieces.append(done)))
-        assert len(pieces) == (21 if seconds == 0 else 3)
+        monkeypatch.setattr(evaluate, "_steps_per_call", StepsPerCall(seconds))
+        chunks = []
+        found.append(evaluate(*arguments, lambda done, steps, chunks=chunks: chunks.append(done)))
+        assert len(chunks) == (21 if seconds == 0 else 3)
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert found[0].loss.dtype == found[0].calibration.dtype == np.float64
 
@@ -253,7 +253,7 @@ def test_a_streamed_evaluation_counts_alike():
 def test_evaluation_leaves_the_state_as_it_is():
     devices, evaluate = evaluator(8)
     params, batch_stats = map(devices.replicate, weights())
-    evaluate(params, batch_stats, Feed(split_of(20), devices))
+    evaluate(params, batch_stats, Loader(split_of(20), devices))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((params, batch_stats)), weights())
 
 

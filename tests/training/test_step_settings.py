@@ -7,49 +7,51 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_runs import builder
 
-from sft_jax.models import Functional, ResNet, initial_arrays
-from sft_jax.models.resnet import BasicBlock, Shape
+from sft_jax.models import Network, initial_arrays
 from sft_jax.runtime.devices import AXIS, Devices
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.losses import cross_entropy
 from sft_jax.training.state import TrainState
-from sft_jax.training.step import StepSettings, cross_entropy, make_train_step
+from sft_jax.training.step import StepSettings, make_train_step
 
 CLASSES, BATCH, RATE = 5, 16, 0.05
 OPTIMIZER = optax.sgd(RATE, momentum=0.9)
 
 
-def build(rngs, **settings):
-    return ResNet(Shape(BasicBlock, (1, 1, 1, 1)), CLASSES, rngs=rngs, **settings)
-
-
-NETWORK = Functional.abstract(build)
+BUILD = builder(CLASSES)
+NETWORK = Network.abstract(BUILD)
+TASK = Classification(tuple("abcde"))
+SMOOTH = Classification(tuple("abcde"), label_smoothing=0.3)
 HEAD = frozenset({"fc.kernel", "fc.bias"})
 PLAIN = StepSettings()
 
 
 @functools.cache
 def weights():
-    return initial_arrays(build, 0)
+    return initial_arrays(BUILD, 0)
 
 
 @functools.cache
 def batch():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, CLASSES, BATCH).astype(np.int32)
-    return jnp.asarray(generator.normal(size=(BATCH, 32, 32, 3)) + labels[:, None, None, None], jnp.float32), labels
+    images = generator.normal(size=(BATCH, 32, 32, 3)) + labels[:, None, None, None]
+    return {"image": jnp.asarray(images, jnp.float32), "label": labels}
 
 
 @functools.cache
-def compiled(settings, network=NETWORK):
-    return jax.jit(make_train_step(network, OPTIMIZER, settings=settings))
+def compiled(settings, network=NETWORK, task=TASK):
+    return jax.jit(make_train_step(network, task, OPTIMIZER, settings=settings))
 
 
-def step(settings=PLAIN, steps=1, network=NETWORK, key=None, **creation):
+def step(settings=PLAIN, steps=1, network=NETWORK, key=None, task=TASK, **creation):
     trained = settings.trained
     state = TrainState.create(*weights(), OPTIMIZER, trained=trained, **creation)
     losses = []
     for _ in range(steps):
-        state, metrics = compiled(settings, network)(state, *batch(), key)
+        state, metrics = compiled(settings, network, task)(state, batch(), key)
         losses.append(float(metrics.loss))
     return state, losses
 
@@ -61,7 +63,7 @@ def gradients_on(params, batch_stats, images, labels, train):
 
 
 def gradients(params, *, train=True):
-    return gradients_on(params, weights()[1], *batch(), train=train)
+    return gradients_on(params, weights()[1], batch()["image"], batch()["label"], train=train)
 
 
 def norm(arrays):
@@ -84,7 +86,7 @@ def test_frozen_parameters_cost_no_gradient_no_memory_and_no_update():
     for settings in (plain, head):
         state = TrainState.create(*weights(), OPTIMIZER, trained=settings.trained)
         sizes[settings] = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
-        costs[settings] = compiled(settings).lower(state, *batch(), None).compile().cost_analysis()
+        costs[settings] = compiled(settings).lower(state, batch(), None).compile().cost_analysis()
     assert sizes[head] == 512 * CLASSES + CLASSES < sizes[plain] / 1000
     assert costs[head]["flops"] < 0.45 * costs[plain]["flops"], "a forward pass is a third"
     assert costs[head]["bytes accessed"] < 0.6 * costs[plain]["bytes accessed"]
@@ -119,7 +121,7 @@ def test_l2_sp_pulls_back_to_where_it_started():
     anchored = [key for key in weights()[0] if key not in HEAD]
     state, _ = step(anchored=anchored)
     start = {key: np.asarray(leaf) for key, leaf in state.params.items()}
-    (plain, _), (pulled, _) = (compiled(StepSettings(l2_sp=pull))(state, *batch()) for pull in (0.0, 2.0))
+    (plain, _), (pulled, _) = (compiled(StepSettings(l2_sp=pull))(state, batch()) for pull in (0.0, 2.0))
     wanted = {
         key: np.asarray(plain.params[key]) - RATE * 2.0 * (start[key] - np.asarray(weights()[0][key]))
         for key in anchored
@@ -153,16 +155,16 @@ def test_the_moving_average_warms_up():
     state = TrainState.create(*weights(), OPTIMIZER, ema=True)
     average = np.asarray(state.ema["fc.kernel"])
     for rate in (1 / 10, 2 / 11, 3 / 12, 0.25):
-        state, _ = compiled(settings)(state, *batch(), None)
+        state, _ = compiled(settings)(state, batch(), None)
         average = rate * average + (1 - rate) * np.asarray(state.params["fc.kernel"])
         np.testing.assert_allclose(state.ema["fc.kernel"], average, rtol=1e-5, atol=1e-7)
     assert state.ema.keys() == state.params.keys() | state.batch_stats.keys()
 
 
 def test_labels_are_smoothed():
-    _, (loss,) = step(StepSettings(label_smoothing=0.3))
-    logits, _ = jax.jit(functools.partial(NETWORK.apply, train=True))(*weights(), batch()[0])
-    assert loss == pytest.approx(float(cross_entropy(logits, batch()[1], 0.3).mean()), rel=1e-5)
+    _, (loss,) = step(task=SMOOTH)
+    logits, _ = jax.jit(functools.partial(NETWORK.apply, train=True))(*weights(), batch()["image"])
+    assert loss == pytest.approx(float(cross_entropy(logits, batch()["label"], 0.3).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
@@ -176,8 +178,8 @@ def test_mixtures_change_the_step_with_the_key(name):
 
 def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
     """With every branch at 0 or 1/survival, the mean over many draws is the whole network's, up to its nonlinearity."""
-    network = Functional.abstract(functools.partial(build, stochastic_depth=0.5))
-    images = jnp.broadcast_to(batch()[0][:1, ::2, ::2], (128, 16, 16, 3))
+    network = Network.abstract(builder(CLASSES, stochastic_depth=0.5))
+    images = jnp.broadcast_to(batch()["image"][:1, ::2, ::2], (128, 16, 16, 3))
 
     @jax.jit
     def features(key):
@@ -198,7 +200,7 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
 @pytest.mark.parametrize(
     "settings",
     [
-        StepSettings(mixup=0.5, cutmix=0.5, label_smoothing=0.1),
+        StepSettings(mixup=0.5, cutmix=0.5),
         StepSettings(sam_rho=0.05, batch_statistics=False),
         StepSettings(trained=HEAD, batch_statistics=False, ema=0.9),
     ],
@@ -208,13 +210,13 @@ def test_eight_devices_take_the_same_step(settings):
     found = []
     for count in (1, 8):
         devices = Devices(jax.devices()[:count])
-        network = Functional.abstract(functools.partial(build, axis_name=AXIS, stochastic_depth=0.3))
-        program = make_train_step(network, OPTIMIZER, AXIS, settings)
+        network = Network.abstract(builder(CLASSES, axis_name=AXIS, stochastic_depth=0.3))
+        program = make_train_step(network, SMOOTH, OPTIMIZER, AXIS, settings)
         state = TrainState.create(*weights(), OPTIMIZER, trained=settings.trained, ema=bool(settings.ema))
         state, key = devices.replicate((state, jax.random.key(3)))
-        images, labels = (devices.split(np.asarray(part)[None])[:, 0] for part in batch())
-        state, metrics = devices.compile(program, sharded=(False, True, True, False))(state, images, labels, key)
-        found.append((jax.device_get(state.params), float(metrics.loss), int(metrics.correct)))
+        shares = {name: devices.shard(np.asarray(column)[None])[:, 0] for name, column in batch().items()}
+        state, metrics = devices.compile(program, sharded=(False, True, False))(state, shares, key)
+        found.append((jax.device_get(state.params), float(metrics.loss), int(metrics.sums["correct"])))
     (one, one_loss, one_correct), (eight, loss, correct) = found
     assert loss == pytest.approx(one_loss, rel=1e-5)
     assert correct == one_correct

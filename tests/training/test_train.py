@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import TINY, StopAt, assert_same_run, rows_of, run, state_of
 
 from sft_jax.config import complete
-from sft_jax.data.loader import Pace
+from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
@@ -68,7 +68,7 @@ def test_it_learns(tmp_path):
 )
 def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, calls, step):
     folder = tmp_path / "run"
-    monkeypatch.setattr(train_module, "Pace", lambda: Pace(seconds=0))  # it asks after every step
+    monkeypatch.setattr(train_module, "StepsPerCall", lambda: StepsPerCall(seconds=0))  # it asks after every step
     monkeypatch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
     with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {step}; the state is saved, add --resume"):
         run(folder)
@@ -220,8 +220,10 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch):
 
     for name in ("make_augment", "make_preprocess"):
         monkeypatch.setattr(train_module.data, name, counting(name))
-    pieces = iter([1, 2, 1, 3, 1, 1, 2, 2, 1, 5, 5, 5])
-    monkeypatch.setattr(Pace, "steps", property(lambda self: next(pieces, 1), lambda self, steps: None), raising=False)
+    chunks = iter([1, 2, 1, 3, 1, 1, 2, 2, 1, 5, 5, 5])
+    monkeypatch.setattr(
+        StepsPerCall, "steps", property(lambda self: next(chunks, 1), lambda self, steps: None), raising=False
+    )
     run(tmp_path / "run", epochs=3)
     # Evaluation once; the report's logits twice: for their shape, and in the loop.
     assert traced == {"make_augment": 1, "make_preprocess": 1 + 2}

@@ -137,9 +137,9 @@ def _splits(
         kept = [paths[row] for row in left]
         if images is None:
             decode = functools.partial(_decode_or_refuse, kept, square, reading)
-            splits[name] = StreamedSplit(decode, np.arange(len(kept)), labels[left], _names(root, kept))
+            splits[name] = StreamedSplit.of_images(decode, np.arange(len(kept)), labels[left], _names(root, kept))
         else:
-            splits[name] = ArraySplit(images[taken : taken + len(kept)], labels[left], _names(root, kept))
+            splits[name] = ArraySplit.of_images(images[taken : taken + len(kept)], labels[left], _names(root, kept))
         first, taken = first + len(paths), taken + len(kept)
     return splits
 

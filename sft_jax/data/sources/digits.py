@@ -36,6 +36,6 @@ def load_digits(source: str) -> Dataset:
     chosen = (digits >= first) & (digits <= last)
     # Intensities are 0..16.
     gray = np.round(pixels[chosen].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    whole = ArraySplit(np.repeat(gray, 3, axis=-1), (digits[chosen] - first).astype(np.int32))
+    whole = ArraySplit.of_images(np.repeat(gray, 3, axis=-1), (digits[chosen] - first).astype(np.int32))
     train, validation, test = (whole.take(rows) for rows in stratified(whole.labels, FRACTIONS, SPLIT_SEED))
     return Dataset(train, validation, test, tuple(str(digit) for digit in range(first, last + 1)))

@@ -100,8 +100,8 @@ def _files(
 
 def _fitted(split: Split, square: Square) -> ArraySplit:
     """A split of images of one size in memory, after `square`."""
-    images, labels = next(split.batches(np.arange(len(split))[None]))
-    return ArraySplit(np.stack([square.of_array(image) for image in images]), labels)
+    batch = next(split.batches(np.arange(len(split))[None]))
+    return ArraySplit.of_images(np.stack([square.of_array(image) for image in batch["image"]]), batch["label"])
 
 
 def _part(split: str) -> str:

@@ -84,7 +84,7 @@ def _in_memory(
     read = functools.partial(records.decoded, key, split, square)
     keys = (split, records.image_key, records.label_key, repr(square))
     arrays = read() if source is None else kept((source, *keys), read)
-    return ArraySplit(arrays["images"], arrays["labels"]), arrays["sizes"]
+    return ArraySplit.of_images(arrays["images"], arrays["labels"]), arrays["sizes"]
 
 
 def _keys(builder: Any, name: str, image_key: str | None, label_key: str | None, notices: list[str]) -> tuple[str, str]:

@@ -128,7 +128,7 @@ class Records:
         found = np.array(labels, np.int32)
         self._check(key, split, found, count)
         decode = functools.partial(self._decoded_row, source, split, square)
-        return StreamedSplit(decode, np.arange(count), found), np.array(sizes, np.int32)
+        return StreamedSplit.of_images(decode, np.arange(count), found), np.array(sizes, np.int32)
 
     def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> np.ndarray:
         with self._reading(split):

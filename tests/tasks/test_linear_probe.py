@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from sft_jax.training import linear_probe
-from sft_jax.training.linear_probe import solve_head
+from sft_jax.tasks import linear_probe
+from sft_jax.tasks.linear_probe import solve_head
 
 
 def blobs(count, seed, channels=20, classes=4):

@@ -1,27 +1,21 @@
-"""The parts of a run's page, as values for its template."""
+"""The page on a run of classification: confusion matrix, classes, calibration and mistakes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sft_jax.report.page import Tile, run_page
 from sft_jax.report.pictures import data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import share
-from sft_jax.run.console import duration
 from sft_jax.tasks import statistics
 
+# Of more classes than these the table has the worst ones first.
+TABLE_CLASSES = 25
 MISTAKES, PAIRS, PICTURES_A_PAIR = 25, 10, 5
 # Of more classes than these the matrix has the most confused ones only.
 MATRIX_CLASSES = 20
-
-
-class Tile(NamedTuple):
-    """A figure at the top of the page."""
-
-    label: str
-    value: str
-    note: str = ""
 
 
 class Picture(NamedTuple):
@@ -35,10 +29,43 @@ class Picture(NamedTuple):
     file: str = ""
 
 
-def tiles(
-    records: Records, scored: Scored, temperature: float, ece_after: float, mean_f1: float, classes: int
-) -> list[Tile]:
-    """The figures at the top of the page."""
+def report_page(records: Records, class_names: Sequence[str], scored: Scored, temperature: float) -> str:
+    """Returns the page, as HTML.
+
+    Args:
+      records: of the run.
+      class_names: label = position.
+      scored: the test split of a finished run; before its end the validation split.
+      temperature: fitted on the validation split's logits.
+    """
+    confusion = np.asarray(scored.summary["confusion"], np.int64)
+    per_class = statistics.class_figures(confusion)
+    classes = [{"name": name, **entry._asdict()} for name, entry in zip(class_names, per_class, strict=True)]
+    worst = sorted(classes, key=lambda entry: 2.0 if entry["f1"] is None else entry["f1"])[:TABLE_CLASSES]
+    predictions = statistics.predict(scored.outputs)
+    correct = predictions.labels == scored.split.labels
+    after = statistics.reliability(statistics.predict(scored.outputs, temperature).confidences, correct)
+    before = statistics.reliability(predictions.confidences, correct)
+    mistakes, pairs = pictured(class_names, scored, confusion, predictions)
+    mean_f1 = statistics.mean_f1(per_class)
+    return run_page(
+        records,
+        scored.name,
+        tiles(scored, temperature, after.ece, mean_f1, len(classes)),
+        template="classification.html",
+        matrix=matrix(confusion, class_names),
+        mean_f1=mean_f1,
+        classes=classes,
+        worst=worst if len(classes) > TABLE_CLASSES else [],
+        temperature=temperature,
+        diagrams=[diagram("As trained", before), diagram(f"Divided by {temperature:.3f}", after)],
+        mistakes=mistakes,
+        pairs=pairs,
+    )
+
+
+def tiles(scored: Scored, temperature: float, ece_after: float, mean_f1: float, classes: int) -> list[Tile]:
+    """Returns the figures of the scored split at the top of the page."""
     summary, confusion = scored.summary, np.asarray(scored.summary["confusion"], np.int64)
     count = summary["count"]
     low, high = statistics.wilson_interval(round(summary["accuracy"] * count), count)
@@ -51,22 +78,13 @@ def tiles(
     ]
     if classes > 5:
         found.append(Tile("Top-5 accuracy", f"{summary['top5']:.2%}", "the truth among the five likeliest classes"))
-    found += [
+    return [
+        *found,
         Tile("Loss", f"{summary['loss']:.4f}", "mean cross-entropy"),
         Tile("Balanced accuracy", share(statistics.balanced_accuracy(confusion)), "mean recall of the classes"),
         Tile("Mean F1", share(mean_f1), f"over {classes} classes"),
         Tile("Calibration error", share(summary["ece"]), f"{share(ece_after)} at temperature {temperature:.3f}"),
     ]
-    best = records.best_row
-    if best is not None:
-        found.append(Tile("Best epoch", str(best["epoch"]), f"validation accuracy {best['val_accuracy']:.2%}"))
-    if records.rows:
-        seconds = sum(row["epoch_s"] for row in records.rows)
-        speed = np.median([row["train_images_per_s"] for row in records.rows])
-        found.append(
-            Tile("Time", duration(seconds), f"for {len(records.rows)} epochs; {speed:,.0f} images/s in training")
-        )
-    return found
 
 
 def pictured(

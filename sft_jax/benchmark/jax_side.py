@@ -1,6 +1,6 @@
 """Our side of the benchmark: the compiled programs that `python -m sft_jax.main` trains and evaluates with.
 
-python -m sft_jax.benchmark.our_side ARCH BATCH SIZE PRECISION [stock]
+python -m sft_jax.benchmark.jax_side ARCH BATCH SIZE PRECISION [stock]
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sft_jax import data, models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
 from sft_jax.config import complete  # noqa: E402
 from sft_jax.data.dataset import ArraySplit  # noqa: E402
-from sft_jax.data.loader import Feed, Pace  # noqa: E402
+from sft_jax.data.loader import Loader, StepsPerCall  # noqa: E402
 from sft_jax.errors import run_command  # noqa: E402
 from sft_jax.ops import conv  # noqa: E402
 from sft_jax.run.console import Console  # noqa: E402
@@ -27,11 +27,12 @@ from sft_jax.run.folder import Run  # noqa: E402
 from sft_jax.runtime.devices import AXIS, Devices  # noqa: E402
 from sft_jax.runtime.estimate import flops  # noqa: E402
 from sft_jax.runtime.signals import StopRequest  # noqa: E402
+from sft_jax.tasks.classification import Classification  # noqa: E402
 from sft_jax.training import optimizer  # noqa: E402
-from sft_jax.training.epoch import make_train_steps  # noqa: E402
 from sft_jax.training.evaluator import Evaluator  # noqa: E402
 from sft_jax.training.state import TrainState  # noqa: E402
 from sft_jax.training.step import make_train_step  # noqa: E402
+from sft_jax.training.steps import make_train_steps  # noqa: E402
 from sft_jax.training.trainer import Trainer  # noqa: E402
 
 # Steps of one compiled call: a run has as many as fit into a second.
@@ -66,51 +67,54 @@ class _Side:
     def __init__(self, config, devices: Devices):
         self.config, self.devices = config, devices
         self.build = models.builder(config.model, worker.CLASSES, precision=config.precision, axis_name=AXIS)
-        self.network = models.Functional.abstract(self.build)
-        self.optimizer = optimizer.make_optimizer(config.optimizer, STEPS)
-        split = ArraySplit(*worker.images(STEPS * config.batch_size, config.data.size))
-        self.feed = Feed(split, devices)
+        self.network = models.Network.abstract(self.build)
+        self.optimizer = optimizer.make_optimizer(config.optimizer, STEPS, architecture=self.network.architecture)
+        self.task = Classification(tuple(map(str, range(worker.CLASSES))))
+        split = ArraySplit.of_images(*worker.images(STEPS * config.batch_size, config.data.size))
+        self.loader = Loader(split, devices)
         order = np.arange(len(split), dtype=np.int32).reshape(STEPS, -1)
-        pace = Pace()
-        pace.steps = STEPS
-        self.piece = next(self.feed.pieces(order, pace=pace))
+        steps_per_call = StepsPerCall()
+        steps_per_call.steps = STEPS
+        self.chunk = next(self.loader.calls(order, steps_per_call=steps_per_call)).chunk
         params, batch_stats = models.initial_arrays(self.build, config.seed)
         self.state = devices.replicate(TrainState.create(params, batch_stats, self.optimizer))
         self.key = devices.replicate(jax.random.key(config.seed))
-        step = make_train_step(self.network, self.optimizer, AXIS)
-        preprocess = data.make_preprocess(config.data)
+        step = make_train_step(self.network, self.task, self.optimizer, AXIS)
+        preprocess = self.task.preprocess(config.data, config.data.size)
         # Not augmented: PyTorch's batch is ready, too. An epoch has its input on both sides.
-        program = make_train_steps(step, lambda images, *_: preprocess(images), AXIS, devices.count)
-        self.program = devices.compile(program, sharded=(False, *self.feed.sharded, False, False, False), donate=(0,))
-        self.evaluator = Evaluator(self.network, preprocess, devices, worker.CLASSES, config.batch_size)
+        program = make_train_steps(step, lambda batch, *_: preprocess(batch), AXIS, devices.count)
+        self.program = self.loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
+        self.evaluator = Evaluator(self.network, self.task, preprocess, config.batch_size)
 
     def flops(self) -> float:
         """Floating-point operations of one training step, see `estimate.flops`."""
-        network = models.Functional.abstract(
+        network = models.Network.abstract(
             models.builder(self.config.model, worker.CLASSES, precision=self.config.precision)
         )
         size = self.config.data.size
-        images = jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32)
-        labels = jax.ShapeDtypeStruct((self.config.batch_size,), np.int32)
-        step = make_train_step(network, self.optimizer)
-        return flops(step, jax.eval_shape(lambda: self.state), images, labels)
+        batch = {
+            "image": jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32),
+            "label": jax.ShapeDtypeStruct((self.config.batch_size,), np.int32),
+        }
+        step = make_train_step(network, self.task, self.optimizer)
+        return flops(step, jax.eval_shape(lambda: self.state), batch)
 
     def train(self, repeats: int) -> list[float]:
         def call() -> None:
-            self.state, metrics = self.program(self.state, *self.piece.arguments, self.key)
+            self.state, metrics = self.program(self.state, self.chunk, self.key)
             jax.block_until_ready((self.state, metrics))
 
         return worker.milliseconds(call, repeats, STEPS)
 
     def evaluate(self, repeats: int) -> list[float]:
         def call() -> None:
-            self.evaluator(self.state.params, self.state.batch_stats, self.feed)
+            self.evaluator(self.state.params, self.state.batch_stats, self.loader)
 
         return worker.milliseconds(call, repeats, STEPS)
 
     def epoch(self, repeats: int) -> list[float]:
         images, labels = worker.images(worker.EPOCH_TRAIN + worker.EPOCH_VALIDATION, self.config.data.size)
-        whole = ArraySplit(images, labels)
+        whole = ArraySplit.of_images(images, labels)
         training, validation = np.split(np.arange(len(whole)), [worker.EPOCH_TRAIN])
         held_out = whole.take(validation)
         dataset = data.Dataset(whole.take(training), held_out, held_out, tuple(map(str, range(worker.CLASSES))))
