@@ -104,7 +104,7 @@ def test_phases_cover_every_epoch(freeze, rates, method, epochs, head_epochs):
     if not said:
         covered = [epoch for phase in found for epoch in range(phase.first, phase.stop)]
         assert covered == list(range(epochs))
-        assert all(phase.trained <= set(NAMES) and phase.trained for phase in phases)
+        assert all(phase.trained <= set(NAMES) and phase.trained for phase in found)
 
 
 @given(
