@@ -104,7 +104,7 @@ def test_an_unknown_command_is_refused(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: there is no command 'trian'; the nearest is sft-jax train\n"
+    assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean sft-jax train?\n"
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)

@@ -46,10 +46,10 @@ def test_dimensions(text, form, ends):
         ("optimizer.learning_rate=log(1)", "wants two numbers"),
         ("optimizer.momentum=linear(0.5,1.5)", "must be at least 0 and less than 1"),
         ("epochs=int(1,2.5)", "wants two whole numbers"),
-        ("epochs=linear(1,9)", "is not a whole number"),
+        ("epochs=linear(1,9)", "is not an integer"),
         ("optimizer.name=choice(sgd)", "two choices or more"),
         ("precision=choice(float32,float16)", "must be one of float32, bfloat16"),
-        ("epochs=choice(1,two)", "is not a whole number"),
+        ("epochs=choice(1,two)", "is not an integer"),
     ],
 )
 def test_a_wrong_dimension_is_one_line(text, message):
