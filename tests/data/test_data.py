@@ -218,7 +218,7 @@ def test_no_such_digits(source):
 @pytest.mark.parametrize("source", ["tfds", "tfds:", "folder:", "cifar10", ""])
 def test_an_unknown_source(source):
     config = complete({"data.source": source}).data
-    with pytest.raises(UserError, match="is none of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
+    with pytest.raises(UserError, match="must be one of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
         data.load_dataset(config, seed=0)
 
 

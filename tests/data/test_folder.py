@@ -92,7 +92,7 @@ def test_without_parts_they_are_drawn_by_name_and_class_and_said(tmp_path):
     splits = (dataset.train, dataset.validation, dataset.test)
     counts = ", ".join(f"{len(split)} {part}" for split, part in zip(splits, ("train", "val", "test"), strict=True))
     assert dataset.notices == (
-        "no val or test part: about 10% of the training images of each class, chosen by their names: " + counts,
+        "no val or test split: using about 10% of the training images of each class, chosen by file name: " + counts,
     )
     for split in splits:
         assert np.bincount(split.labels).min() >= 1
@@ -157,31 +157,31 @@ def test_streamed_images_are_those_in_memory(tmp_path):
 
 
 def test_refusals(tmp_path):
-    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: there is no such folder"
-    needs = f"{tmp_path} needs a folder of images for each of at least two classes; found "
+    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: no such folder"
+    needs = f"{tmp_path} needs one folder of images for each of at least two classes; found "
     assert message(tmp_path) == needs + "none"
     (tmp_path / "labels.csv").write_text("file,label\n")
     assert message(tmp_path) == (
-        f"{needs}none; if labels.csv has the labels: --config.data.source=csv:{tmp_path / 'labels.csv'}"
+        f"{needs}none; if labels.csv has the labels, use --config.data.source=csv:{tmp_path / 'labels.csv'}"
     )
     fill(tmp_path, ["a"], 10)
     assert message(tmp_path) == needs + "only 'a'"
     (tmp_path / "b").mkdir()
-    assert message(tmp_path) == f"there is no image in {tmp_path / 'b'}; add some, or remove the folder"
+    assert message(tmp_path) == f"{tmp_path / 'b'} contains no images; add some, or remove the folder"
     fill(tmp_path, ["b"], 1)
     fill(tmp_path / "test", ["a", "b", "x"], 1)
     assert message(tmp_path) == (
-        f"{tmp_path / 'test'} has classes that are none of those of training: 'x'; rename or remove them, or put "
-        f"images without labels directly into {tmp_path / 'test'}"
+        f"{tmp_path / 'test'} has classes that are not in the training split: 'x'; rename or remove them, or put "
+        f"unlabelled images directly into {tmp_path / 'test'}"
     )
     (tmp_path / "flowers.zip").write_bytes(b"PK")
-    assert message(tmp_path / "flowers.zip").endswith("that is a file; unpack it, and name the folder")
-    assert message(tmp_path / "labels.csv").endswith(f"that is a file; use csv:{tmp_path / 'labels.csv'}")
+    assert message(tmp_path / "flowers.zip").endswith("flowers.zip is a file; unpack it and name the folder")
+    assert message(tmp_path / "labels.csv").endswith(f" is a file; use csv:{tmp_path / 'labels.csv'}")
 
 
 def test_too_few_to_split(tmp_path):
     fill(tmp_path, ["a", "b"], 1)
-    assert message(tmp_path).startswith(f"{tmp_path} has too few images to take a ")
+    assert message(tmp_path).startswith(f"{tmp_path} has too few images to draw a ")
 
 
 DAMAGE = {

@@ -202,7 +202,7 @@ def test_names_that_are_no_text(tmp_path):
     if sys.platform != "linux":
         pytest.skip("file names are text here")
     classes(tmp_path, "a", b"caf\xe9")
-    with pytest.raises(UserError, match=r"the name of a class is no UTF-8: .*caf\\udce9.*rename the folder"):
+    with pytest.raises(UserError, match=r"class name is not valid UTF-8: .*caf\\udce9.*rename the folder"):
         load_folder(tmp_path, SIZE)
     (tmp_path / os.fsdecode(b"caf\xe9")).rename(tmp_path / "b")
     (tmp_path / "a" / "00.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))

@@ -89,12 +89,12 @@ def test_a_small_class_is_all_for_training_and_said(tmp_path):
     fill(tmp_path, ["rare"], 1, start=5000)
     dataset = load_folder(tmp_path, SIZE)
     assert np.bincount(dataset.train.labels)[3] == 1
-    assert dataset.notices[1:] == ("the val part has no image of 'rare'", "the test part has no image of 'rare'")
+    assert dataset.notices[1:] == ("the val split has no images of 'rare'", "the test split has no images of 'rare'")
 
 
 def test_too_few_to_draw_from(tmp_path):
     fill(tmp_path, ["a", "b"], 2)
-    assert message(tmp_path) == f"{tmp_path} has too few images to take a val part from: add some, or such a part"
+    assert message(tmp_path) == f"{tmp_path} has too few images to draw a val split from; add images or that split"
 
 
 def test_the_seed_moves_no_part(tmp_path):

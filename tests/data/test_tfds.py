@@ -140,18 +140,18 @@ def test_features_of_other_names(tmp_path):
     Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
     dataset = load("one", tmp_path, 3 * ("train",))
     assert dataset.notices == (
-        "the image of tfds:one is its feature 'photo'",
-        "the label of tfds:one is its feature 'species'",
+        "tfds:one: using feature 'photo' as the image",
+        "tfds:one: using feature 'species' as the label",
     )
     np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], dataset.train.labels)
     Pictures(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
     assert message("several", tmp_path, splits=3 * ("train",)) == (
-        "tfds:several is no image-classification set as it is: which of its features is the image? name it with "
-        "--config.data.image_key=left (there are left, right)"
+        "tfds:several: cannot tell which feature is the image; name it with "
+        "--config.data.image_key=left (available: left, right)"
     )
     assert load("several", tmp_path, 3 * ("train",), image_key="right").notices == ()
     assert message("several", tmp_path, splits=3 * ("train",), image_key="right", label_key="kind") == (
-        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (there are "
+        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (available: "
         "label)"
     )
 
@@ -160,7 +160,7 @@ def test_splits_without_labels_are_refused(prepared):
     """Their labels are -1, which damaged no file."""
     assert message("many_sizes", prepared, splits=("train", "train", "unlabelled")) == (
         "data.test=unlabelled has no labels (all are -1); tfds:many_sizes has train (9), test (3), unlabelled (3): "
-        "name one, or a part as 'train[90%:]', with --config.data.test=SPLIT"
+        "name one, or a slice such as 'train[90%:]', with --config.data.test=SPLIT"
     )
 
 
@@ -168,23 +168,23 @@ def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
     for name, folder in {"set": prepared / "cifar100", "version": prepared / "cifar100" / str(VERSION)}.items():
         dataset = load("cifar100", folder, 3 * ("test",))
         assert dataset.notices == (
-            f"data.dir={folder} is a folder of the set itself: {prepared}/cifar100/{VERSION} is used",
+            f"data.dir={folder} is the dataset's own folder; using {prepared}/cifar100/{VERSION}",
         ), name
         assert len(dataset.test) == 100
     said = message("cifar100", prepared / "gray", download=False)
-    assert said.startswith(f"the data set cifar100 is not prepared in {prepared}/gray and data.download is off")
+    assert said.startswith(f"the dataset cifar100 is not prepared in {prepared}/gray and data.download is False")
 
 
 def test_a_version_that_is_not_there(prepared):
     said = message("cifar100:9.9.9", prepared)
     assert said.startswith("tfds:cifar100:9.9.9 cannot be opened: ")
-    assert said.endswith(f"; in {prepared}/cifar100 there is {VERSION}: use tfds:cifar100:{VERSION}")
+    assert said.endswith(f"; {prepared}/cifar100 has {VERSION}: use tfds:cifar100:{VERSION}")
     assert len(load(f"cifar100:{VERSION}", prepared, 3 * ("test",)).test) == 100
 
 
 def test_splits_that_are_not_there(prepared):
     """The setting, what there is, and what to type."""
-    there = "tfds:cifar100 has train (200), test (100): name one, or a part as 'train[90%:]', with --config.data."
+    there = "tfds:cifar100 has train (200), test (100): name one, or a slice such as 'train[90%:]', with --config.data."
     assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
         "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
         f"{there}validation=SPLIT"
@@ -227,7 +227,7 @@ def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
     said = message("cifar10", tmp_path)
     assert time.monotonic() - start < 5
     assert said == (
-        f"the data set cifar10 is not prepared in {tmp_path} and www.cs.toronto.edu cannot be reached to download it; "
+        f"the dataset cifar10 is not prepared in {tmp_path} and www.cs.toronto.edu, which serves it, is unreachable; "
         "go online (preparing also needs pip install -e '.[prepare]'), or name the folder of a prepared copy with "
         "--config.data.dir=FOLDER"
     )
@@ -236,14 +236,14 @@ def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
 def test_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda *_: None)
     assert message("cifar100", tmp_path) == (
-        f"the data set cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
+        f"the dataset cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
         "pip install -e '.[prepare]'; or name the folder of a prepared copy with --config.data.dir=FOLDER"
     )
 
 
 def test_not_prepared_and_not_to_be_downloaded(tmp_path):
     assert message("cifar10", tmp_path, download=False) == (
-        f"the data set cifar10 is not prepared in {tmp_path} and data.download is off; name the folder of a prepared "
+        f"the dataset cifar10 is not prepared in {tmp_path} and data.download is False; name the folder of a prepared "
         "copy with --config.data.dir=FOLDER"
     )
 
@@ -263,7 +263,7 @@ def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
 
 
 def test_an_unknown_set(tmp_path, offline):
-    unknown = "tensorflow_datasets knows no data set "
+    unknown = "tensorflow_datasets has no dataset "
     assert message("cifar_10", tmp_path) == unknown + "'cifar_10'; did you mean tfds:cifar10?"
     assert message("xyzxyzxyz", tmp_path) == unknown + "'xyzxyzxyz'"
 

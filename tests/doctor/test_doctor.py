@@ -92,7 +92,7 @@ def test_offline_a_file_of_theirs_is_wanted(doctor, recipe):
 def test_missing_data(doctor, recipe, tmp_path):
     code, out, error = doctor("--config", recipe, "--config.data.source=folder:nowhere")
     assert code == 2
-    assert "missing data        there is no folder nowhere" in out
+    assert "missing data        no such folder: nowhere" in out
     code, out, error = doctor("--config", recipe, "--config.data.source=tfds:cifar10", "--json")
     assert code == 2
     assert error.count("\n") == 1
