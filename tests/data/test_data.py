@@ -77,7 +77,7 @@ def test_so_many_of_each_class():
     np.testing.assert_array_equal(labels[rows], np.repeat(np.arange(3), 5))
     assert len(set(rows.tolist())) == 15
     assert (per_class(labels, 5, seed=1) != rows).any()
-    with pytest.raises(UserError, match="per_class=6, but a class has only 5 training images"):
+    with pytest.raises(UserError, match="per_class=6 is too large: a class has only 5 training images"):
         per_class(labels, 6, seed=0)
 
 

@@ -120,8 +120,8 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == ("a", "b")
     assert dataset.notices[0] == (
-        "2 files are no images that can be read, and were left out: "
-        f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or links that lead nowhere (e.g. {tmp_path}/b/pipe.png)"
+        "2 files that are not readable images were skipped: "
+        f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or broken links (e.g. {tmp_path}/b/pipe.png)"
     )
 
 
@@ -145,7 +145,7 @@ def test_streamed_images_are_those_in_memory(tmp_path):
             (images, _) = next(split.batches(np.arange(len(split))[None]))
             for image, name in zip(images, split.names, strict=True):
                 np.testing.assert_array_equal(image, Square(SIZE).read(tmp_path / name), name)
-    assert streamed.notices[-1] == "the images need 0.0 GiB of memory: they are decoded again in every epoch"
+    assert streamed.notices[-1] == "the images would need 0.0 GiB of memory: decoding them anew in each epoch"
     order = np.array([[3, 0, 13], [7, 7, 1]])
     for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
         np.testing.assert_array_equal(found[0], wanted[0])
@@ -200,7 +200,7 @@ def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
     bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
     said = message(tmp_path, reading=Reading(memory_bytes=memory_bytes))
     assert said.startswith(f"1 image cannot be read: {bad} (")
-    assert said.endswith("; mend or remove them, or leave them out with --config.data.on_error=skip")
+    assert said.endswith("; repair or remove them, or skip them with --config.data.on_error=skip")
 
 
 def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
     for path in (tmp_path / "train" / "a").iterdir():
         path.write_bytes(b"")
     said = message(tmp_path, allow_overlap=True)
-    assert said.startswith(f"12 images cannot be read: {tmp_path}/train/a/000.png (it is no image, or damaged), ")
-    assert " and 9 more, all of them in bad_images.txt; mend or remove them" in said
+    assert said.startswith(f"12 images cannot be read: {tmp_path}/train/a/000.png (not an image, or damaged), ")
+    assert " and 9 more, all listed in bad_images.txt; repair or remove them" in said
     listed = [line.split("\t")[0] for line in (tmp_path / "bad_images.txt").read_text().splitlines()]
     assert listed == [f"{tmp_path}/train/a/{number:03}.png" for number in range(12)]

@@ -84,7 +84,7 @@ def test_no_pictures_at_all(tmp_path, content):
             load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=memory_bytes))
         assert str(bad) in str(caught.value)
     unchecked = parts(load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1, check=False)))
-    with pytest.raises(UserError, match=r"b/bad\.png cannot be read \(.*\); mend or remove it"):
+    with pytest.raises(UserError, match=r"b/bad\.png cannot be read \(.*\); repair or remove it"):
         list(itertools.chain.from_iterable(split.batches(np.arange(len(split))[None]) for split in unchecked))
     assert time.monotonic() - start < 20
 
@@ -138,7 +138,7 @@ def test_links_that_go_round(tmp_path):
     assert dataset.class_names == ("a", "b")
     assert sum(map(len, parts(dataset))) == 20
     assert dataset.notices[0].startswith(
-        "3 files are no images that can be read, and were left out: 3 special files or links that lead nowhere (e.g. "
+        "3 files that are not readable images were skipped: 3 special files or broken links (e.g. "
     )
 
 

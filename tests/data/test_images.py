@@ -78,11 +78,11 @@ def test_images_in_floating_point_go_the_same_way(fit):
 @pytest.mark.parametrize(
     ("fit", "said"),
     [
-        ("crop", "centre crop: 50% of the image area is cut off on average (up to 50%); data.fit=pad keeps everything"),
-        ("pad", "pad: 50% of what the network sees is black on average (up to 50%)"),
+        ("crop", "centre crop: 50% of the image area is cropped on average (up to 50%); data.fit=pad keeps it all"),
+        ("pad", "pad: 50% of the input is black padding on average (up to 50%)"),
         (
             "squash",
-            "squash: the images' proportions change by 2.00 x on average (up to 2.00 x); data.fit=pad keeps them",
+            "squash: aspect ratios change by 2.00 x on average (up to 2.00 x); data.fit=pad preserves them",
         ),
     ],
 )
@@ -230,8 +230,8 @@ def test_gray_values_are_scaled_by_the_range_of_the_training_images(tmp_path, na
     dataset = grays(tmp_path, name, low, high, dtype)
     assert getattr(dataset.square, field) == limits
     assert dataset.notices == (
-        f"gray images {'in floating point' if field == 'floats' else 'of 16 or 32 bits'}: values {limits[0]:g} to "
-        f"{limits[1]:g}, the range of the training images, become 0 to 255",
+        f"{'floating-point' if field == 'floats' else '16- or 32-bit'} gray images: {limits[0]:g} to "
+        f"{limits[1]:g}, the range of the training images, is mapped to 0 to 255",
     )
     values = np.linspace(low, high, SIZE).astype(dtype).astype(np.float64)
     wanted = np.round((values - limits[0]) / (limits[1] - limits[0]) * 255)
@@ -254,7 +254,7 @@ def test_sixteen_bits_of_color_are_reduced_and_it_is_said(tmp_path):
     (tmp_path / "train" / "a" / "deep.png").write_bytes(png(SIZE, SIZE, depth=16, data=rows))
     for memory_bytes in (None, 1):
         dataset = load(tmp_path, memory_bytes=memory_bytes)
-        assert dataset.notices[0] == "of 1 images with 16 bits a channel the upper 8 bits are used"
+        assert dataset.notices[0] == "1 images have 16 bits per channel; only the upper 8 bits are used"
     found = Square(SIZE).read(tmp_path / "train" / "a" / "deep.png")
     np.testing.assert_array_equal(found[:, 0, 0], np.arange(SIZE))
 
@@ -298,7 +298,7 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
     for path in bad:
         assert str(path) in str(caught.value)
     dataset = load(tmp_path, memory_bytes=memory_bytes, on_error="skip")
-    assert dataset.notices[0].startswith(f"3 images cannot be read and were left out: {bad[0]} (it is no image, or ")
+    assert dataset.notices[0].startswith(f"3 images cannot be read and were skipped: {bad[0]} (not an image, or ")
     for part, split in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test)):
         left = sorted(path for path in (tmp_path / part).rglob("*.png") if path not in bad)
         assert split.names == [str(path.relative_to(tmp_path)) for path in left]
@@ -311,7 +311,7 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
 def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     broken(tmp_path, *(f"val/b/{number:03}.png" for number in range(3)), "val/b/003.png")
-    with pytest.raises(UserError, match=r"no image of the class of .*val/b/000.png can be read in the val images"):
+    with pytest.raises(UserError, match=r"no val image of the class of .*val/b/000.png is readable"):
         load(tmp_path, on_error="skip")
 
 
@@ -332,8 +332,8 @@ def test_a_file_that_is_gone_later_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError) as caught:
         list(dataset.train.batches(np.arange(len(dataset.train))[None]))
     assert str(caught.value) == (
-        f"{tmp_path / dataset.train.names[5]} cannot be read any more, as it could when the run began (No such file or "
-        "directory); mend it and add --resume to the same command"
+        f"{tmp_path / dataset.train.names[5]} cannot be read any more, although it could when the run began (No such "
+        "file or directory); repair it and add --resume to the same command"
     )
 
 
@@ -378,5 +378,5 @@ def test_what_images_go_through_is_recorded_and_read_back():
     first = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": False}
     assert Preprocess.from_json(first) == Preprocess(32, keep_square=True, mean=(0.5,) * 3, std=(0.5,) * 3)
     for wrong in ({"fit": "stretch"}, {"interpolation": "cubic"}, {"pad": True}):
-        with pytest.raises(UserError, match="prepared in a way that this version does not know"):
+        with pytest.raises(UserError, match="this version does not support the recorded preprocessing"):
             Preprocess.from_json(facts | wrong)

@@ -92,7 +92,11 @@ def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, f
     assert dataset.square == Square(16, fit)
     wanted = [Square(16, fit).of_image(noise(number, 20, 30)) for number in range(6)]
     assert contents(dataset.train.images) == contents(wanted)
-    said = {"crop": "centre crop: 33% of the image area is cut off", "pad": "pad: 33%", "squash": "squash: the images'"}
+    said = {
+        "crop": "centre crop: 33% of the image area is cropped",
+        "pad": "pad: 33%",
+        "squash": "squash: aspect ratios",
+    }
     (notice,) = dataset.notices
     assert notice.startswith(said[fit])
 
@@ -119,7 +123,7 @@ def test_what_does_not_fit_into_memory_is_streamed(prepared):
     wanted = load("many_sizes", prepared, names, size=24)
     streamed = load("many_sizes", prepared, names, size=24, reading=Reading(memory_bytes=1000))
     assert isinstance(streamed.train, StreamedSplit)
-    assert streamed.notices == ("the images need 0.0 GiB of memory: they are decoded again in every epoch",)
+    assert streamed.notices == ("the images would need 0.0 GiB of memory: decoding them anew in each epoch",)
     assert streamed.square == wanted.square == Square(24)
     for one, other in zip(parts(streamed), parts(wanted), strict=True):
         np.testing.assert_array_equal(one.labels, other.labels)
