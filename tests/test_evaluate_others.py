@@ -138,7 +138,7 @@ def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Fox", "'Fox' (the nearest is 'fox')"), ("foxes", "'foxes' (the nearest is 'fox')"), ("whale", "know: 'whale';")],
+    [("Fox", "'Fox' (the nearest is 'fox')"), ("foxes", "'foxes' (the nearest is 'fox')"), ("whale", "have: 'whale';")],
 )
 def test_unknown_classes_are_named_with_the_nearest(run, tmp_path, monkeypatch, capsys, name, said):
     fill(tmp_path / "flowers", (*NAMES[:3], name), 2)

@@ -57,7 +57,7 @@ def test_figures():
 
 
 def test_a_side_that_dies_is_named(capfd):
-    with pytest.raises(UserError, match="our_side ended early; what it said stands above"):
+    with pytest.raises(UserError, match="our_side exited early; see its output above"):
         Side("our_side", ["no_such_network", "4", "32", "float32"], {"XLA_FLAGS": ""})
     said = capfd.readouterr().err
     assert "no_such_network" in said

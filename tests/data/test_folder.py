@@ -106,7 +106,7 @@ def test_a_missing_validation_part_comes_from_training(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert len(dataset.train) + len(dataset.validation) == 40
     assert len(dataset.test) == 6
-    assert dataset.notices[0].startswith("no val part: about 10% of the training images of each class")
+    assert dataset.notices[0].startswith("no val split: using about 10% of the training images of each class")
 
 
 def test_what_is_no_picture_is_counted_and_left_out(tmp_path):

@@ -231,9 +231,9 @@ def test_copies_across_parts_are_counted_and_said(tmp_path):
     (tmp_path / "test" / "ant" / "copy.png").write_bytes(copied)
     (tmp_path / "val" / "ant" / "copy.png").write_bytes(copied)
     assert load_folder(tmp_path, SIZE).notices == (
-        "1 image of the test part is a copy of a train image: test/ant/copy.png (train/ant/001.png)",
-        "1 image of the val part is a copy of a train image: val/ant/copy.png (train/ant/001.png)",
-        "1 image of the test part is a copy of a val image: test/ant/copy.png (val/ant/copy.png)",
+        "1 image of the test split is a copy of a train image: test/ant/copy.png (train/ant/001.png)",
+        "1 image of the val split is a copy of a train image: val/ant/copy.png (train/ant/001.png)",
+        "1 image of the test split is a copy of a val image: test/ant/copy.png (val/ant/copy.png)",
     )
 
 

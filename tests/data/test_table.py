@@ -135,7 +135,7 @@ def test_columns_by_name(tmp_path, made):
     )
     assert len(load(table, image_key="where", label_key="what").train) > 20
     assert message(table, image_key="file") == (
-        f"{table} has no column 'file'; it has 'what', 'where', 'note', 'weight'"
+        f"{table} has no column 'file'; its columns are 'what', 'where', 'note', 'weight'"
     )
 
 
@@ -156,7 +156,7 @@ def test_a_column_for_the_part(tmp_path, made, words):
     dataset = load(write(tmp_path / "t.csv", rows, header="image,label,split"))
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [12, 12, 12]
     assert len(dataset.notices) == 1
-    assert "'split' the part" in dataset.notices[0]
+    assert "split from 'split'" in dataset.notices[0]
 
 
 def test_folds_are_no_parts_and_unknown_parts_are_refused(tmp_path, made):
