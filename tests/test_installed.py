@@ -75,7 +75,7 @@ def test_the_quick_start_without_a_checkout(installed):
 
 def test_the_converter_without_a_checkout(installed):
     done = installed("convert", "--state-dict", "nothing.pth", "--output", "w.safetensors")
-    assert (done.returncode, done.stderr) == (2, "error: there is no file nothing.pth\n")
+    assert (done.returncode, done.stderr) == (2, "error: no such file: nothing.pth\n")
     done = installed("train", "cifar10", "--quiet")
     assert done.returncode == 2
     assert "make them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
