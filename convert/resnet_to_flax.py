@@ -45,7 +45,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     own.add_argument("--key", metavar="NAME", help="which of several state_dicts, e.g. model_ema or state_dict.net")
     own.add_argument("--classes", metavar="FILE|a,b,c", help="class names: a file with one per line, JSON, or a list")
     own.add_argument(
-        "--dataset", choices=("imagenet", "none"), help="use the class names of (default: imagenet for 1,000 outputs)"
+        "--dataset",
+        choices=("imagenet", "none"),
+        help="dataset whose class names to use (default: imagenet for 1,000 outputs)",
     )
     own.add_argument("--size", type=int, metavar="PIXELS", help="image size that the network was trained for")
     own.add_argument("--mean", metavar="R,G,B", help="mean for normalisation, for pixels in 0..1")

@@ -48,7 +48,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", default=100, help="batch size (default: %(default)s)", **number)
     parser.add_argument("--size", default=32, help="image size in pixels (default: %(default)s)", **number)
     parser.add_argument(
-        "--precision", default="float32", choices=["float32", "bfloat16"], help="of sft-jax (default: %(default)s)"
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="precision of sft-jax (default: %(default)s)",
     )
     parser.add_argument("--rounds", default=5, help="turns of each process (default: %(default)s)", **number)
     parser.add_argument("--stock", action="store_true", help="also time sft-jax with XLA's own convolutions")
