@@ -1,4 +1,4 @@
-"""Checkpoints as other programs write them: what the tests of the converter read."""
+"""Checkpoints in the formats of other libraries, for the tests of the converter."""
 
 import argparse
 import collections
@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 def trained(arch: str = "resnet18", classes: int = CLASSES) -> dict[str, torch.Tensor]:
-    """The state_dict of a network whose norms and counters are not what they begin with."""
+    """Returns the state_dict of a network whose norms and counters are not at their initial values."""
     torch.manual_seed(0)
     module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
     for norm in module.modules():
@@ -27,7 +27,7 @@ def trained(arch: str = "resnet18", classes: int = CLASSES) -> dict[str, torch.T
 
 
 def genuine(state_dict: dict[str, torch.Tensor]) -> collections.OrderedDict:
-    """The form of torchvision's V1 files: parameters that require a gradient, plain statistics, no counters."""
+    """Imitates torchvision's V1 files: parameters that require gradients, plain statistics, no counters."""
     return collections.OrderedDict(
         (key, tensor if "running" in key else torch.nn.Parameter(tensor))
         for key, tensor in state_dict.items()
@@ -56,7 +56,7 @@ def counters(tensors: dict, change) -> dict:
 
 
 def hugging_face(tensors: dict) -> dict:
-    """The names of transformers.ResNetForImageClassification."""
+    """Uses the names of transformers.ResNetForImageClassification."""
     kinds = {"conv": "convolution", "bn": "normalization"}
     renamed = {}
     for key, tensor in tensors.items():
@@ -74,20 +74,20 @@ def hugging_face(tensors: dict) -> dict:
 
 
 def sequential(tensors: dict) -> dict:
-    """The names of torch.nn.Sequential(*list(resnet.children())[:-1])."""
+    """Uses the names of torch.nn.Sequential(*list(resnet.children())[:-1])."""
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     parts = ((*key.partition("."), tensor) for key, tensor in body(tensors).items())
     return {f"{places[first]}.{rest}": tensor for first, _, rest, tensor in parts}
 
 
 def kuangliu(tensors: dict) -> dict:
-    """The names of the CIFAR models that most tutorials copy."""
+    """Uses the names of kuangliu's CIFAR models, which most tutorials copy."""
     renamed = {key.replace("downsample", "shortcut"): tensor for key, tensor in body(tensors).items()}
     return renamed | head(tensors, "linear")
 
 
 class Subclass(collections.OrderedDict):
-    """As `state_dict()` gives it, with `_metadata`."""
+    """A state_dict with `_metadata`, as `state_dict()` returns it."""
 
 
 def with_metadata(tensors: dict) -> collections.OrderedDict:
@@ -103,7 +103,7 @@ LEFTOVERS = {
     "log": collections.defaultdict(list, {"loss": [0.1]}),
 }
 
-# What is saved of a state_dict d with torch.save, and words of the notices in order. All give d.
+# What is saved for a state_dict d, and fragments of the expected notices in order. All convert to d.
 SAME = {
     "plain": (lambda d: d, []),
     "metadata": (with_metadata, []),

@@ -64,7 +64,7 @@ def test_the_training_images(run, monkeypatch, capsys):
             ["--config.data.size=8"],
             "config.data.size is the run's and stays; only data.source, data.dir, data.download",
         ),
-        (["--config.data.source=digits:5-9"], "the classes of digits:5-9 are not those of "),
+        (["--config.data.source=digits:5-9"], "the classes of digits:5-9 differ from those of "),
         (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),
         (["--workdir", "nowhere"], "nowhere holds no run: there is no config.json in it"),
     ],

@@ -33,7 +33,7 @@ def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, bala
     """
     n = len(labels)
     if n < batch_size:
-        raise UserError(f"batch_size={batch_size} exceeds the {n} training images; use --config.batch_size={n}")
+        raise UserError(f"batch_size={batch_size}, but there are only {n} training images; use --config.batch_size={n}")
     generator = _generator(seed, epoch)
     steps = n // batch_size
     if balance == "none":

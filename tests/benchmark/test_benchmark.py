@@ -1,4 +1,4 @@
-"""The benchmark measures what it says; how fast it is, no test asks."""
+"""The benchmark reports the right figures; speed itself is not tested."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_all_sides_take_part():
 
 
 class Measured:
-    """In place of a `Side` that ran."""
+    """Stands in for a `Side` that has run."""
 
     def __init__(self, facts, times):
         self.facts, self.times = facts, times

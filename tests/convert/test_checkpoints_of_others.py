@@ -1,4 +1,4 @@
-"""Checkpoints as other programs write them end in the right weights or in one clear message."""
+"""Checkpoints of other libraries give the right weights or one clear message."""
 
 import argparse
 import pathlib
@@ -28,7 +28,7 @@ def arrays(state_dict):
 
 
 def fitted(content, folder, key=None, arch="resnet18") -> tuple[Fit, list[str]]:
-    """What the converter makes of a checkpoint, up to the comparison of logits, and what it says."""
+    """Converts a checkpoint, up to the comparison of logits; returns the result and the notices."""
     path = folder / "w.pth"
     if content is not None:
         torch.save(content, path)
@@ -138,7 +138,7 @@ class TestHeads:
         [
             {"fc.0.weight": torch.ones(9, 512), "fc.0.bias": torch.ones(9), "fc.2.weight": torch.ones(5, 9)},
             {"fc.0.weight": torch.ones(512), "fc.1.weight": torch.ones(5, 512)},  # a norm before the layer
-            {"fc.weight": torch.ones(5, 1024), "fc.bias": torch.ones(5)},  # of two kinds of pooling
+            {"fc.weight": torch.ones(5, 1024), "fc.bias": torch.ones(5)},  # average and max pooling concatenated
             {"fc.weight_g": torch.ones(5, 1), "fc.weight_v": torch.ones(5, 512), "fc.bias": torch.ones(5)},
             {"fc.weight": torch.ones(1, 512).expand(2**40, 512)},
             {"fc.weight": torch.ones(0, 512)},
@@ -169,7 +169,7 @@ class TestHeads:
         message = refused(one, tmp_path)
         assert "\n" not in message
         assert "has one output instead of one per class" in message
-        # What it says works: the sigmoid is the second class's share.
+        # The suggested fix works: the sigmoid is the second class's probability.
         two = {key: torch.cat([0 * t, t]) if key.startswith("fc.") else t for key, t in one.items()}
         assert fitted(two, tmp_path)[0].classes == 2
 
@@ -219,7 +219,7 @@ class TestWhatDoesNotFit:
 
     @pytest.mark.parametrize("arch", ["resnet34", "wide_resnet50_2"])
     def test_another_network_is_named_whatever_its_form(self, tmp_path, arch):
-        # Expanded: a file of a few kilobytes.
+        # Expanded tensors, which keep the file at a few kilobytes.
         with torch.device("meta"):
             shapes = torchvision.models.get_model(arch, weights=None).state_dict()
         tensors = {key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in shapes.items()}
@@ -258,7 +258,7 @@ class TestWhatDoesNotFit:
 
 
 class TestWhatABookkeepingObjectMayDo:
-    """Names that are read as nothing stay nothing, whatever a pickle asks of them."""
+    """Placeholders stay inert, whatever a pickle asks of them."""
 
     def test_no_attribute_and_no_item_is_kept(self):
         ignored = safe_load.Ignored("anything", 1)
@@ -278,7 +278,7 @@ class TestWhatABookkeepingObjectMayDo:
         assert isinstance(safe_load.load(tmp_path / "w.pth")["a"], safe_load.Ignored)
 
     def test_a_stand_in_calls_nothing(self, tmp_path):
-        """builtins.list is read as nothing, not as list: of other names there is no way to a function."""
+        """builtins.list becomes a placeholder too, so that a pickle cannot reach any function."""
 
         class Calls:
             def __reduce__(self):
@@ -295,7 +295,7 @@ class TestWhatABookkeepingObjectMayDo:
 
 @pytest.mark.parametrize("name", ["no head", "gray"])
 def test_the_whole_command_on_what_has_another_form(tmp_path, state_dict, name, monkeypatch, capsys):
-    """Its certificate compares the same function; what has no head is fine to start from and cannot predict."""
+    """The certificate compares the same function; a file without head can be fine-tuned but not predict."""
     import sft_jax
 
     monkeypatch.setattr(parity, "SIZES", (32,))

@@ -1,4 +1,4 @@
-"""The converters as commands: what they write, what they refuse, and that both directions undo each other."""
+"""The converters as commands: their output, their errors, and the round trip."""
 
 import email.message
 import hashlib
@@ -36,12 +36,12 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def one_size(monkeypatch):
-    """The networks are compared at one small size: each costs a compilation."""
+    """Compares the networks at one small size only, because each size costs a compilation."""
     monkeypatch.setattr(parity, "SIZES", (32,))
 
 
 def refused(file: Path, arch: str = "resnet18") -> str:
-    """The message with which converting `file` ends; nothing may be written."""
+    """Returns the error message of converting `file`, and asserts that nothing was written."""
     output = file.parent / "out" / "w.safetensors"
     with pytest.raises(UserError) as caught:
         resnet_to_flax.convert(arch, file, "IMAGENET1K_V1", output)

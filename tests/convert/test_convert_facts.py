@@ -1,4 +1,4 @@
-"""What a converted file says of its network: the names of its classes, and what images go through."""
+"""Metadata of a converted file: class names and preprocessing."""
 
 import json
 import sys
@@ -152,7 +152,7 @@ class TestPreprocessing:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """A converted file that knows its classes, from a checkpoint that records them."""
+    """A converted file with class names, from a checkpoint that records them."""
     folder = tmp_path_factory.mktemp("pets")
     labels = {name: label for label, name in reversed(list(enumerate(NAMES)))}
     torch.save({"model": checkpoints.trained(), "class_to_idx": labels}, folder / "pets.pth")

@@ -1,4 +1,4 @@
-"""Folders of images: every kind of picture, every way to lay them out, and what is refused."""
+"""Folders of images: image modes, layouts, and errors."""
 
 import runpy
 
@@ -33,7 +33,7 @@ def test_modes(tmp_path, mode):
     elif mode == "1":
         image = Image.fromarray(np.where(gray > 0, 255, 0).astype(np.uint8)).convert("1")
     elif mode == "P":
-        image = Image.fromarray(gray).convert("P")  # from RGB it would be dithered
+        image = Image.fromarray(gray).convert("P")  # converting from RGB would dither
     else:
         image = Image.fromarray(gray).convert("RGB").convert(mode)
     bright = 255 if mode == "1" else 128
@@ -55,7 +55,7 @@ def test_exif_rotation(tmp_path):
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[0] = 255  # a bright upper edge
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    exif[0x0112] = 6  # camera held in portrait: rotate by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
     found = Square(SIZE).read(tmp_path / "image.png")
     assert found[:, -1].min() == 255
@@ -126,7 +126,7 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
 
 
 def test_images_in_folders_of_a_class_are_its_own(tmp_path):
-    """As in torchvision's ImageFolder, training, prediction and the recipe alike."""
+    """As in torchvision's ImageFolder, for training, prediction and the recipe."""
     fill(tmp_path, ["a", "b"], 10)
     fill(tmp_path / "a", ["2023", "2024"], 5)
     dataset = load_folder(tmp_path, SIZE)

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what each part is, what is said, and what is refused."""
+"""Real-world folder layouts: detection of splits, notices, and errors."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def parts(root, *names, count=4, classes=CLASSES):
-    """Folders of parts, no two images alike."""
+    """Creates folders of splits, all images distinct."""
     for index, name in enumerate(names):
         fill(root / name, classes, count, start=10_000 * index)
 
 
 def flat(folder, count=5):
-    """Images without labels."""
+    """Creates a folder of unlabelled images."""
     fill(folder.parent, [folder.name], count, start=77_000)
 
 
@@ -95,7 +95,7 @@ def test_a_folder_without_images_beside_train_is_no_matter(tmp_path):
 
 
 def test_an_unlabelled_test_part_is_not_scored(tmp_path):
-    """Kaggle's: the test part is taken from the training images instead, and the run says so."""
+    """As on Kaggle: the test split is drawn from the training images instead, with a notice."""
     parts(tmp_path, "train", count=12)
     flat(tmp_path / "test")
     dataset = load_folder(tmp_path, SIZE)
@@ -105,7 +105,7 @@ def test_an_unlabelled_test_part_is_not_scored(tmp_path):
 
 
 def test_a_part_in_a_folder_of_its_own_name(tmp_path):
-    """As archives of Kaggle have it: seg_train/seg_train/CLASS."""
+    """As in Kaggle archives: seg_train/seg_train/CLASS."""
     for index, name in enumerate(("seg_train", "seg_test")):
         fill(tmp_path / name / name, CLASSES, 12, start=10_000 * index)
     dataset = load_folder(tmp_path, SIZE)
@@ -166,7 +166,7 @@ def test_images_beside_the_classes_are_said(tmp_path):
 
 @pytest.mark.parametrize(("classes", "odd"), [(("bus", "car"), "train"), (("control",), "test")])
 def test_a_class_that_is_called_like_a_part(tmp_path, classes, odd):
-    """A train is a vehicle; where no other reading makes sense, the folder is a class."""
+    """A train is a vehicle: if nothing else makes sense, the folder is a class."""
     fill(tmp_path, (*classes, odd), 12)
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == tuple(sorted((*classes, odd)))

@@ -1,4 +1,4 @@
-"""Smoothed labels and mixtures of images: torch's numbers, and the same on any number of devices."""
+"""Label smoothing, mixup and CutMix: torch's values, and the same on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_the_loss_of_a_mixture_is_torchs_of_soft_labels():
 
 
 def images(count=8, size=16):
-    """Each image is of one colour: its number."""
+    """Returns images that are filled with their own index."""
     return jnp.broadcast_to(jnp.arange(count, dtype=jnp.float32)[:, None, None, None], (count, size, size, 3))
 
 

@@ -51,7 +51,7 @@ def test_training_on_test_images_is_refused(few, train, validation, test, shared
 
 
 def test_training_on_validation_images_is_said(few):
-    """data.train=train with the validation split that the recipe had."""
+    """data.train=train while the validation split is still the recipe's."""
     dataset = load(few, "train", "train[45:]", "test")
     assert dataset.notices == (
         "data.train=train and data.validation=train[45:] have 15 images in common: the best epoch would "
@@ -68,7 +68,7 @@ def test_choosing_on_test_images_is_said(few):
 
 
 def test_the_count_is_that_of_the_images(few):
-    """Of any two expressions, as tfds itself reads them."""
+    """For any two expressions, as tfds itself evaluates them."""
     found = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
     (one,), (other,) = (next(iter(each.values())) for each in found)
     assert (len(one), len(other)) == (10, 21)
@@ -76,7 +76,7 @@ def test_the_count_is_that_of_the_images(few):
 
 
 def test_the_training_split_of_an_earlier_run_counts(few, tmp_path):
-    """With init=RUN its images were trained on, too."""
+    """With init=RUN, the network was also trained on that run's images."""
     splits = {
         "data.source": "tfds:few",
         "data.dir": str(few),

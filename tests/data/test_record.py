@@ -1,4 +1,4 @@
-"""A folder that changed since the run began: nothing moves between classes or parts without a word."""
+"""A folder that changed since the run began: no image moves between classes or splits silently."""
 
 import contextlib
 import gzip
@@ -38,7 +38,7 @@ def recorded(folder):
 
 
 def again(folder, record, *, resuming=False):
-    """The names in each part now, and what is said."""
+    """Returns the names in each split now, and the notices."""
     notices = []
     parts = as_recorded(list_folder(folder, notices), record, notices, resuming=resuming)
     return {part: [file.name for file in files] for part, files in parts.items()}, notices
@@ -97,7 +97,7 @@ def test_added_images_go_to_no_part_and_are_said(flowers):
 
 @pytest.mark.parametrize("resuming", [False, True])
 def test_a_renamed_class_is_refused_with_both_names(flowers, resuming):
-    """Labels would move: those of all classes after it, too."""
+    """Labels would shift, also those of all classes after it."""
     record = recorded(flowers)
     (flowers / "ant").rename(flowers / "zebra")
     assert refusal(again, flowers, record, resuming=resuming).startswith(
@@ -154,7 +154,7 @@ def test_another_folder_is_not_the_runs(flowers, tmp_path):
 
 
 def test_accents_of_another_file_system_are_the_same_name(tmp_path):
-    """macOS has decomposed ones."""
+    """macOS decomposes accents in file names."""
     fill(tmp_path / "composed", ["d\N{LATIN SMALL LETTER O WITH DIAERESIS}g", "cat"], 6)
     fill(tmp_path / "decomposed", ["do\N{COMBINING DIAERESIS}g", "cat"], 6)
     record = recorded(tmp_path / "composed")
@@ -178,7 +178,7 @@ def train(folder, source, **changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of images, a run of one epoch on it and one of two, from weights that are gone; a relative path."""
+    """A folder of images, and runs of one and of two epochs on it, from weights since deleted; a relative path."""
     root = tmp_path_factory.mktemp("trained")
     fill(root / "flowers", CLASSES, 12)
     make_run(root / "init")
@@ -190,7 +190,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_goes_on_as_if_nothing_had_been_added_or_moved(trained, tmp_path, monkeypatch, capsys):
-    """And the weights that it began with need not be there."""
+    """Nor do the initial weights have to exist any more."""
     shutil.copytree(trained / "one", tmp_path / "run")
     shutil.copytree(trained / "flowers", tmp_path / "moved")
     fill(tmp_path / "moved", ["aardvark"], 3, start=7000)
@@ -223,7 +223,7 @@ def test_a_renamed_class_stops_a_resume_before_anything_is_written(trained, tmp_
 
 
 def test_test_images_that_init_was_trained_on_are_refused(trained, tmp_path):
-    """The folder got parts of its own after the first run."""
+    """The folder was divided into splits after the first run."""
     earlier = Run(trained / "one").dataset_record()
     leaked = [name for name in earlier.sizes("train") if name.endswith(("001.png", "002.png"))]
     for path in (trained / "flowers").rglob("*.png"):
@@ -257,7 +257,7 @@ def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
 
 
 def test_a_run_of_before_goes_on_with_the_parts_that_it_had(trained, tmp_path, monkeypatch, capsys):
-    """It recorded no images and drew its parts by its seed."""
+    """It recorded no images and drew its splits by seed."""
     shutil.copytree(trained / "one", tmp_path / "run")
     (tmp_path / "run" / "dataset.json.gz").unlink()
     monkeypatch.chdir(trained)

@@ -1,4 +1,4 @@
-"""Tables of labels beside images: as Kaggle, pandas and Excel write them."""
+"""Tables of labels next to images, as written by Kaggle, pandas and Excel."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CLASSES = ("ant", "bee", "cat")
 
 @pytest.fixture
 def made(tmp_path):
-    """Writes images below a folder beside the table; gives [(file, label)]."""
+    """Writes images below a folder next to the table; returns [(file, label)]."""
 
     def make(folder="train", suffix=".png", count=12, first=0):
         rows = []
@@ -92,7 +92,7 @@ def test_absolute_paths_and_paths_that_lead_up(tmp_path, made):
 
 @pytest.mark.parametrize("change", [lambda name: name[:-4], str.upper, lambda name: f"train\\{name}"])
 def test_names_that_are_not_quite_the_files(tmp_path, made, change):
-    """Without a suffix as Kaggle has them, in other capitals, with backslashes."""
+    """Without suffix as on Kaggle, in other case, with backslashes."""
     rows = made("train")
     table = write(tmp_path / "train.csv", [(change(name), label) for name, label in rows])
     assert labels_by_file(table) == {f"train/{name}": label for name, label in rows}
@@ -243,7 +243,7 @@ def test_what_is_no_table(tmp_path, content, said):
 
 
 def test_parts_follow_the_names_not_the_place(tmp_path, made):
-    """The same table gives the same parts wherever the images lie."""
+    """The same table gives the same splits wherever the images are."""
     rows = made("train")
     one = load(write(tmp_path / "train.csv", rows))
     (tmp_path / "train").rename(tmp_path / "images")

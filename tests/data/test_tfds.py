@@ -1,4 +1,4 @@
-"""tensorflow_datasets: small sets that it prepares on the spot, real ones where they are, and being offline."""
+"""tensorflow_datasets: small datasets prepared here, real ones if available, and being offline."""
 
 import importlib.util
 import os
@@ -37,7 +37,7 @@ def message(name, directory, **settings):
 
 
 def contents(images):
-    """tfds has the records in an order of its own."""
+    """Returns the images as sorted bytes, because tfds shuffles the records."""
     return sorted(np.asarray(image).tobytes() for image in images)
 
 
@@ -75,7 +75,7 @@ def test_images_of_many_sizes_are_brought_to_one(prepared):
 
 
 def test_images_of_other_modes_are_rgb(tmp_path):
-    """Gray, CMYK and palette files among those of RGB, as ImageNet has them."""
+    """Gray, CMYK and palette images among RGB ones, as in ImageNet."""
     modes = ("L", "CMYK", "P", "RGB")
     Pictures(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
         "modes", tmp_path, train=4
@@ -87,7 +87,7 @@ def test_images_of_other_modes_are_rgb(tmp_path):
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, fit):
-    """Those of one size were squashed without a word."""
+    """Regression: oblong images of one common size were squashed silently."""
     dataset = load("oblong", prepared, ("train", "train", "test"), size=16, reading=Reading(fit=fit))
     assert dataset.square == Square(16, fit)
     wanted = [Square(16, fit).of_image(noise(number, 20, 30)) for number in range(6)]
@@ -102,7 +102,7 @@ def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, f
 
 
 def test_each_record_is_resized_as_it_is_read(tmp_path):
-    """All were held at full size until the last: 669 KiB an image, 48 GiB of food101."""
+    """Regression: all images were held at full size, 669 KiB per image, 48 GiB for food101."""
     side, count = 300, 64
     Pictures(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
         "large", tmp_path, train=count, test=2
@@ -129,7 +129,7 @@ def test_what_does_not_fit_into_memory_is_streamed(prepared):
         np.testing.assert_array_equal(one.labels, other.labels)
         rows = np.arange(len(one))[None, ::-1]
         np.testing.assert_array_equal(next(one.batches(rows))[0], next(other.batches(rows))[0])
-    # Square images of one size stay as they are.
+    # Square images of one common size are left unchanged.
     as_stored = load("cifar100", prepared, 3 * ("test",), size=16, reading=Reading(memory_bytes=0)).test
     (images, labels) = next(as_stored.batches(np.array([[7]])))
     np.testing.assert_array_equal(images, np.full((1, 32, 32, 3), labels[0], np.uint8))
@@ -140,7 +140,7 @@ def parts(dataset):
 
 
 def test_features_of_other_names(tmp_path):
-    """Guessed where there is one of each kind, which is said; named where there are more."""
+    """Guessed with a notice if there is one of each kind; must be named if there are more."""
     Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
     dataset = load("one", tmp_path, 3 * ("train",))
     assert dataset.notices == (
@@ -161,7 +161,7 @@ def test_features_of_other_names(tmp_path):
 
 
 def test_splits_without_labels_are_refused(prepared):
-    """Their labels are -1, which damaged no file."""
+    """Their labels are -1, although the files are not damaged."""
     assert message("many_sizes", prepared, splits=("train", "train", "unlabelled")) == (
         "data.test=unlabelled has no labels (all are -1); tfds:many_sizes has train (9), test (3), unlabelled (3): "
         "name one, or a slice such as 'train[90%:]', with --config.data.test=SPLIT"
@@ -187,7 +187,7 @@ def test_a_version_that_is_not_there(prepared):
 
 
 def test_splits_that_are_not_there(prepared):
-    """The setting, what there is, and what to type."""
+    """The error has the key, the available splits, and what to type."""
     there = "tfds:cifar100 has train (200), test (100): name one, or a slice such as 'train[90%:]', with --config.data."
     assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
         "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
@@ -281,6 +281,6 @@ def test_real_cifar10():
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), 10 * [1000])
     both = np.concatenate([dataset.train.labels, dataset.validation.labels])
     np.testing.assert_array_equal(np.bincount(both), 10 * [5000])
-    # What is published of the training images: channel means 0.4914, 0.4822, 0.4465.
+    # The published channel means of the training images: 0.4914, 0.4822, 0.4465.
     np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-3)
     assert "tensorflow" not in sys.modules

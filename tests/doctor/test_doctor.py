@@ -1,4 +1,4 @@
-"""The doctor: what it finds, what it says to do, and its exit codes."""
+"""The doctor: its checks, the commands it suggests, and its exit codes."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ from sft_jax.runtime.cache import SWITCH
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
-    """No folder but an empty one, no network, a small network for the tests."""
+    """Runs in an empty folder, offline, and without setting the allocator."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(inputs, "reachable", lambda host: False)
@@ -52,7 +52,7 @@ def test_without_a_config(doctor):
     marks = {line[8:20].strip(): line[:8].strip() for line in lines[: lines.index("")]}
     for name in ("python", "packages", "optional", "devices", "disk"):
         assert marks[name] == OK, out
-    # Those of the CIFAR-10 recipe, which the quick start does not need.
+    # These are the CIFAR-10 recipe's, which the quick start does not need.
     assert marks["data"] == marks["weights"] == WARN
     assert lines[lines.index("next:") + 1 :][-2:] == [f"  {command}" for command in QUICK_START]
 
