@@ -133,15 +133,15 @@ class TestPreprocessing:
     def test_the_user_may_say_some_of_it(self):
         found = completed(mean="0.5", std="0.5")
         assert found.preprocess == IMAGENET.preprocess | {"mean": [0.5] * 3, "std": [0.5] * 3}
-        assert found.notices[0].endswith("where not, say --size")
+        assert found.notices[0].endswith("if that is wrong, use --size")
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
             ({"size": 0}, "--size 0 must be 1 or more"),
-            ({"mean": "0.5,0.5"}, "--mean 0.5,0.5 must be one number or three"),
-            ({"mean": "gray"}, "--mean gray must be one number or three"),
-            ({"mean": "nan"}, "--mean nan must be one number or three"),
+            ({"mean": "0.5,0.5"}, "--mean 0.5,0.5 must be one or three numbers"),
+            ({"mean": "gray"}, "--mean gray must be one or three numbers"),
+            ({"mean": "nan"}, "--mean nan must be one or three numbers"),
             ({"std": "0.5,0,0.5"}, "--std 0.5,0,0.5 must not be 0"),
         ],
     )
