@@ -160,7 +160,7 @@ def test_what_a_folder_has_besides_images_is_named_and_the_exit_code_is_2(tmp_pa
     code, printed, complaints = call("--json", tmp_path)
     assert (code, [found["file"] for found in answers(printed)]) == (2, [str(image)])
     assert complaints.splitlines() == [
-        f"{tmp_path}: 3 files that are not readable images were skipped: 2 .heic (e.g. {tmp_path}/b.HEIC; "
+        f"{tmp_path}: 3 files skipped, not readable as images: 2 .heic (e.g. {tmp_path}/b.HEIC; "
         f"pip install pillow-heif), 1 .txt (e.g. {tmp_path}/notes.txt)",
         "error: 1 named above could not be read; 1 images were classified",
     ]

@@ -120,7 +120,7 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == ("a", "b")
     assert dataset.notices[0] == (
-        "2 files that are not readable images were skipped: "
+        "2 files skipped, not readable as images: "
         f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or broken links (e.g. {tmp_path}/b/pipe.png)"
     )
 

@@ -138,7 +138,7 @@ def test_links_that_go_round(tmp_path):
     assert dataset.class_names == ("a", "b")
     assert sum(map(len, parts(dataset))) == 20
     assert dataset.notices[0].startswith(
-        "3 files that are not readable images were skipped: 3 special files or broken links (e.g. "
+        "3 files skipped, not readable as images: 3 special files or broken links (e.g. "
     )
 
 

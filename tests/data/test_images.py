@@ -254,7 +254,7 @@ def test_sixteen_bits_of_color_are_reduced_and_it_is_said(tmp_path):
     (tmp_path / "train" / "a" / "deep.png").write_bytes(png(SIZE, SIZE, depth=16, data=rows))
     for memory_bytes in (None, 1):
         dataset = load(tmp_path, memory_bytes=memory_bytes)
-        assert dataset.notices[0] == "1 images have 16 bits per channel; only the upper 8 bits are used"
+        assert dataset.notices[0] == "images with 16 bits per channel (1): only the upper 8 bits are used"
     found = Square(SIZE).read(tmp_path / "train" / "a" / "deep.png")
     np.testing.assert_array_equal(found[:, 0, 0], np.arange(SIZE))
 

@@ -119,7 +119,7 @@ def test_training_images_that_are_gone_stop_a_resume_only(flowers):
     for name in gone:
         (flowers / name).unlink()
     assert refusal(again, flowers, record, resuming=True).startswith(
-        f"{flowers}: 5 training images of the run missing: {gone[0]}, {gone[1]}, {gone[2]} and 2 more; restore them"
+        f"{flowers}: 5 training images of the run are missing: {gone[0]}, {gone[1]}, {gone[2]} and 2 more; restore them"
     )
     found, notices = again(flowers, record)
     assert found == names(record) | {"train": names(record)["train"][5:]}

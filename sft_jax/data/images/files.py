@@ -60,7 +60,8 @@ def left_out(others: Sequence[Path]) -> str:
         f"{len(paths):,} {kind} (e.g. {paths[0]}{f'; {HEIF_HINT}' if kind in HEIF_SUFFIXES else ''})"
         for kind, paths in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    return f"{len(others):,} files that are not readable images were skipped: {', '.join(described)}"
+    files = f"{len(others):,} file{'' if len(others) == 1 else 's'}"
+    return f"{files} skipped, not readable as images: {', '.join(described)}"
 
 
 def _kind(path: Path) -> str:

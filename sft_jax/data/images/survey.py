@@ -72,7 +72,7 @@ def ranges(images: Sequence[Seen]) -> tuple[Range | None, Range | None, list[str
             )
     reduced = sum(seen.reduced for seen in images)
     if reduced:
-        notices.append(f"{reduced:,} images have 16 bits per channel; only the upper 8 bits are used")
+        notices.append(f"images with 16 bits per channel ({reduced:,}): only the upper 8 bits are used")
     return integers, floats, notices
 
 

@@ -64,13 +64,13 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
         )
     if resuming and gone["train"]:
         raise UserError(
-            f"{listing.place}: {counted(len(gone['train']), 'training image')} of the run missing: "
+            f"{listing.place}: {counted(len(gone['train']), 'training image')} of the run are missing: "
             f"{some(gone['train'])}; restore them to resume, {ANEW}"
         )
     for part, names in gone.items():
         if names and not parts[part]:
             raise UserError(
-                f"{listing.place}: all {counted(len(names), f'{part} image')} of the run missing; restore them"
+                f"{listing.place}: all {counted(len(names), f'{part} image')} of the run are missing; restore them"
             )
         if names:
             notices.append(f"missing since the run began: {counted(len(names), f'{part} image')}: {some(names)}")
