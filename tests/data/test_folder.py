@@ -158,7 +158,7 @@ def test_streamed_images_are_those_in_memory(tmp_path):
 
 def test_refusals(tmp_path):
     assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: no such folder"
-    needs = f"{tmp_path} needs one folder of images for each of at least two classes; found "
+    needs = f"{tmp_path} needs one folder of images per class, at least two; found "
     assert message(tmp_path) == needs + "none"
     (tmp_path / "labels.csv").write_text("file,label\n")
     assert message(tmp_path) == (

@@ -167,11 +167,11 @@ class _Folder:
     def _check_count(self, whole: Path, folders: list[Path], names: list[str]) -> None:
         if len(names) >= (2 if self.known is None else 1):
             return
-        least = "at least two classes" if self.known is None else "the classes"
+        least = ", at least two" if self.known is None else ""
         if not names:
             tables = sorted(path for path in self.root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
             hint = f"; if {tables[0].name} has the labels, use --config.data.source=csv:{tables[0]}" if tables else ""
-            raise UserError(f"{whole} needs one folder of images for each of {least}; found none{hint}")
+            raise UserError(f"{whole} needs one folder of images per class{least}; found none{hint}")
         inside = [folder.name for folder in subfolders(folders[0]) if self._holds_images(folder)]
         hint = ""
         if len(inside) > 1:
@@ -179,7 +179,7 @@ class _Folder:
                 f", which contains {some(inside)}: if these are the classes, use "
                 f"--config.data.source=folder:{folders[0]}"
             )
-        raise UserError(f"{whole} needs one folder of images for each of {least}; found only {names[0]!r}{hint}")
+        raise UserError(f"{whole} needs one folder of images per class{least}; found only {names[0]!r}{hint}")
 
     def _labelled(self, folder: Path, class_names: tuple[str, ...]) -> list[Path]:
         """Returns the class folders of a split. Raises UserError if one is not a known class."""
