@@ -97,7 +97,7 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
     if not wanted:
         return {"interpolation": "bilinear", "fit": "crop"} | flags, []
     if flags:
-        raise UserError(f"{source} needs {wanted} too, because it is not an ImageNet architecture")
+        raise UserError(f"{source} needs {wanted} too: its stem is not ImageNet's, so they cannot be guessed")
     return None, [f"its preprocessing is unknown; to predict with it, convert it with {wanted}"]
 
 
