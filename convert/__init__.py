@@ -1,1 +1,1 @@
-"""Between torchvision's state_dicts and this project's weights files."""
+"""Conversion between torchvision's state_dicts and this project's weights files."""

@@ -1,4 +1,4 @@
-"""The names of a network's outputs: given, recorded in its file, or ImageNet's."""
+"""Class names of a network's outputs: given by the user, recorded in its file, or ImageNet's."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ from sft_jax.errors import UserError
 
 
 def imagenet() -> tuple[str, ...]:
-    """The 1,000 names of ImageNet's classes, as torchvision has them."""
+    """Returns torchvision's names of the 1,000 ImageNet classes."""
     return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """Names from `--classes`: a file with one a line, a JSON file, or the names themselves between commas.
+    """Parses `--classes`: a text file with one name per line, a JSON file, or comma-separated names.
 
-    A JSON file holds a list, names by label, labels by name, or a `config.json` of Hugging Face's.
+    A JSON file contains a list, names by label, labels by name, or a Hugging Face `config.json`.
 
     Raises:
-      UserError: no such file, or no names in it.
+      UserError: the file does not exist, or has no valid names.
     """
     path = Path(text).expanduser()
     if path.is_file():
@@ -33,7 +33,7 @@ def parse(text: str) -> tuple[str, ...]:
     elif "," in text:
         names = _stripped(text.split(","))
     else:
-        raise UserError(f"--classes {text}: there is no such file; names are written with commas: --classes ant,bee")
+        raise UserError(f"--classes {text}: no such file; separate names with commas: --classes ant,bee")
     if not names or not all(names):
         raise UserError(f"--classes {text}: a name is empty")
     return names
@@ -42,30 +42,30 @@ def parse(text: str) -> tuple[str, ...]:
 def choose(
     given: tuple[str, ...] | None, recorded: tuple[str, ...] | None, dataset: str | None, outputs: int, source: str
 ) -> tuple[tuple[str, ...] | None, list[str]]:
-    """The names of the outputs, None where nobody knows them, and notices about where they are from.
+    """Chooses the class names, None if unknown; also returns notices about their origin.
 
     Args:
-      given: by the user.
-      recorded: by the file.
-      dataset: "imagenet", "none", or None for ImageNet's names where there are 1,000 outputs.
-      outputs: how many classes there are; 0 without a head.
-      source: of the messages.
+      given: names given by the user.
+      recorded: names recorded in the file.
+      dataset: "imagenet", "none", or None for ImageNet's names if there are 1,000 outputs.
+      outputs: number of classes; 0 without a head.
+      source: name of the file in messages.
 
     Raises:
-      UserError: another number of names than of outputs.
+      UserError: the number of names differs from the number of outputs.
     """
     if given is None and dataset == "imagenet":
         given = imagenet()
     if given is not None:
         if len(given) != outputs:
             what = f"{outputs:,} outputs" if outputs else "no head"
-            raise UserError(f"{len(given):,} class names were given, but {source} has {what}")
+            raise UserError(f"{len(given):,} class names given, but {source} has {what}")
         return given, []
     if recorded is not None and len(recorded) == outputs:
         return recorded, []
-    notices = [f"it records {len(recorded):,} class names for {outputs:,} outputs: not taken"] if recorded else []
+    notices = [f"ignoring its {len(recorded):,} class names, as it has {outputs:,} outputs"] if recorded else []
     if outputs == 1000 and dataset is None:
-        return imagenet(), [*notices, "1,000 outputs were taken for ImageNet's classes; if not: --dataset none"]
+        return imagenet(), [*notices, "assuming ImageNet's classes for 1,000 outputs; if not, use --dataset none"]
     return None, notices
 
 
@@ -79,7 +79,7 @@ def _of_json(content: Any) -> tuple[str, ...]:
         if list(map(int, labels)) != list(range(len(labels))):
             raise ValueError(f"the labels are not 0 to {len(labels) - 1}")
         content = [content[label] for label in labels]
-    # Keras's imagenet_class_index.json has ["n01440764", "tench"] in the place of a name.
+    # Keras's imagenet_class_index.json has ["n01440764", "tench"] instead of a name.
     return _stripped(str(name[-1] if isinstance(name, list) else name) for name in content)
 
 

@@ -1,10 +1,10 @@
-"""What a converted file says of its network beside the weights: names of the classes, and what images go through.
+"""Metadata of a converted file: class names and preprocessing.
 
-The latter is the key `preprocess` of its metadata, JSON:
-{"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, and what
-else a run recorded of `sft_jax.data.images.square.Square`.
-The shorter side is brought to `resize` pixels, then the middle `size` x `size` are cut out; mean and std are on the
-scale 0..1.
+Preprocessing is stored as JSON under the metadata key `preprocess`:
+{"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, plus any
+further fields of `sft_jax.data.images.square.Square` that a run recorded.
+The shorter side is resized to `resize` pixels, then the centre `size` x `size` is cropped; mean and std are for pixels
+in 0..1.
 """
 
 import json
@@ -23,7 +23,7 @@ KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 
 
 class Facts(NamedTuple):
-    """Each None where it is not known; `notices` say what was guessed."""
+    """Class names and preprocessing, None if unknown; `notices` tell what was guessed."""
 
     class_names: tuple[str, ...] | None
     preprocess: dict[str, Any] | None
@@ -31,7 +31,7 @@ class Facts(NamedTuple):
 
 
 def of_weights(arch: str, name: str) -> Facts:
-    """Those of torchvision's own weights `name` for `arch`."""
+    """Returns the metadata of torchvision's own weights `name` for `arch`."""
     weights = torchvision.models.get_model_weights(arch)[name]
     return Facts(tuple(weights.meta["categories"]), _of_transforms(weights.transforms()))
 
@@ -48,14 +48,14 @@ def _of_transforms(transforms: Any) -> dict[str, Any]:
 
 
 def of_run(class_names: tuple[str, ...], preprocess: Preprocess) -> Facts:
-    """Those of a run and its evaluation."""
+    """Returns the metadata of a run, with its preprocessing for evaluation."""
     values = preprocess.to_json() | {"resize": preprocess.resize or preprocess.size}
-    # Of ranges of gray values and the like only what is not usual.
+    # Further fields, such as gray value ranges, only if they are not the default.
     return Facts(class_names, {name: value for name, value in values.items() if name in KEYS or value})
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
-    """Those in a file of this metadata."""
+    """Returns the metadata recorded in a file."""
     try:
         preprocess = json.loads(metadata.get("preprocess", "null"))
     except ValueError:
@@ -65,16 +65,16 @@ def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -
 
 
 def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) -> Facts:
-    """`known` with what the user says, and else with the likeliest guess.
+    """Completes `known` with the user's flags, and otherwise with the most likely guess.
 
     Args:
-      known: see above.
+      known: the metadata recorded in the file.
       fitted: the network.
       given: flags as typed: classes, dataset, size, mean, std; each may be missing.
-      source: of the messages.
+      source: name of the file in messages.
 
     Raises:
-      UserError: what is given does not fit the network, cannot be read, or is too little.
+      UserError: the flags do not fit the network, are invalid, or are not enough.
     """
     names = classes.parse(given["classes"]) if "classes" in given else None
     class_names, notices = classes.choose(names, known.class_names, given.get("dataset"), fitted.classes, source)
@@ -83,22 +83,22 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:
-    said: dict[str, Any] = {name: _channels(f"--{name}", given[name]) for name in ("mean", "std") if name in given}
+    flags: dict[str, Any] = {name: _channels(f"--{name}", given[name]) for name in ("mean", "std") if name in given}
     if "size" in given:
-        said |= {"size": _positive(given["size"]), "resize": given["size"]}
+        flags |= {"size": _positive(given["size"]), "resize": given["size"]}
     if known is not None:
-        return known | said, []
-    wanted = ", ".join(f"--{name}" for name in ("size", "mean", "std") if name not in said)
+        return known | flags, []
+    wanted = ", ".join(f"--{name}" for name in ("size", "mean", "std") if name not in flags)
     for_imagenet = fitted.stem == "imagenet" and fitted.module.conv1.in_channels == 3
     if for_imagenet:
         usual = torchvision.models.get_model_weights(fitted.arch)["IMAGENET1K_V1"].transforms()
-        guess = "its images were taken to be prepared as for torchvision's IMAGENET1K_V1; where not, say"
-        return _of_transforms(usual) | said, [f"{guess} {wanted}"] if wanted else []
+        guess = "assuming the preprocessing of torchvision's IMAGENET1K_V1; if that is wrong, use"
+        return _of_transforms(usual) | flags, [f"{guess} {wanted}"] if wanted else []
     if not wanted:
-        return {"interpolation": "bilinear", "fit": "crop"} | said, []
-    if said:
-        raise UserError(f"{source} needs {wanted} too: it has not the form of networks for ImageNet")
-    return None, [f"how its images are prepared is not known; to predict with it, convert it with {wanted}"]
+        return {"interpolation": "bilinear", "fit": "crop"} | flags, []
+    if flags:
+        raise UserError(f"{source} needs {wanted} too: its stem is not ImageNet's, so they cannot be guessed")
+    return None, [f"its preprocessing is unknown; to predict with it, convert it with {wanted}"]
 
 
 def _positive(size: int) -> int:
@@ -108,13 +108,13 @@ def _positive(size: int) -> int:
 
 
 def _channels(flag: str, text: str) -> list[float]:
-    """Three numbers, "0.5,0.5,0.5", or one for all channels."""
+    """Parses three numbers, as in "0.5,0.5,0.5", or one for all channels."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (1, 3) or not all(math.isfinite(value) and value >= 0 for value in values):
-        raise UserError(f"{flag} {text} must be one number or three, as 0.485,0.456,0.406, on the scale 0..1")
+        raise UserError(f"{flag} {text} must be one or three numbers, e.g. 0.485,0.456,0.406, for pixels in 0..1")
     if flag == "--std" and not all(values):
         raise UserError(f"{flag} {text} must not be 0")
     return values * 3 if len(values) == 1 else values

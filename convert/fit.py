@@ -1,4 +1,4 @@
-"""A state_dict as the weights of one of our networks, or why it is none."""
+"""Fits a state_dict to one of our networks, or says why it does not fit."""
 
 import dataclasses
 import re
@@ -19,14 +19,14 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The same weights on both sides.
+    """The same weights in torch and in Flax.
 
     Attributes:
-      arch, stem: of the network.
-      classes: outputs of its head, 0 where it has none.
-      network: ours. In place of a head that is missing its `fc` gives the features themselves.
-      arrays: of `network`.
-      module: torchvision's of the same function, in evaluation mode.
+      arch, stem: architecture and stem of the network.
+      classes: number of outputs of its head, 0 without one.
+      network: our network; if the head is missing, its `fc` is the identity and outputs the features.
+      arrays: the variables of `network`.
+      module: the equivalent torchvision network, in evaluation mode.
       counters: see `keys.counters_of`.
       notices: what was cast or guessed.
     """
@@ -41,43 +41,43 @@ class Fit:
     notices: list[str]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """`arrays` less the head where there is none."""
+        """Returns `arrays`, without the identity head if the state_dict has none."""
         return {key: array for key, array in self.arrays.items() if self.classes or not self.network.is_head(key)}
 
 
 def fit(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, stem: str | None = None) -> Fit:
-    """The network `arch` with a state_dict under torchvision's names (see `sources.read`).
+    """Fits a state_dict under torchvision's names (see `sources.read`) to the network `arch`.
 
     Args:
-      state_dict: without `fc.*` where it has no head.
-      arch: the network.
-      source: of the message.
-      stem: the one that the file records, if any.
+      state_dict: has no `fc.*` if there is no head.
+      arch: name of the network.
+      source: name of the file in messages.
+      stem: the stem recorded in the file, if any.
 
     Raises:
-      UserError: it is another network's, or its head has one output.
+      UserError: it belongs to another network, or its head has one output.
     """
     if not names.namings(state_dict):
         raise UserError(
-            f"{source} is no ResNet of torchvision's family: no layer1.0.conv1.weight is among its tensors "
+            f"{source} is not a ResNet of torchvision's family: it has no layer1.0.conv1.weight, only "
             f"{some_of(list(state_dict))}"
         )
     classes = state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else 0
     if classes == 1:
         raise UserError(
-            f"{source} has one output, which is no classifier of two classes; where its sigmoid is the second one's "
-            f"probability, put a row of zeros before it: for both fc.weight and fc.bias (w), torch.cat([0 * w, w]); "
-            f"or delete fc.weight and fc.bias to convert it without a head"
+            f"{source} has one output instead of one per class; if its sigmoid is the probability of the second class, "
+            f"prepend a row of zeros to fc.weight and fc.bias: w = torch.cat([0 * w, w]); otherwise delete both to "
+            f"convert it without a head"
         )
     attempt = _attempt(state_dict, arch, stem)
     if attempt.problems:
         raise UserError(_refusal(state_dict, arch, source, attempt.problems))
     network, ours, notices = attempt.network, attempt.state_dict, attempt.notices
     if attempt.stem == "cifar3x3":
-        notices.append("its first convolution is 3x3: taken for model.stem=cifar3x3, stride 1 without a max-pool")
+        notices.append("its first convolution is 3x3: assuming model.stem=cifar3x3, stride 1 without max-pool")
     theirs = dict(ours)
     if networks.takes_gray(state_dict):
-        notices.append("it takes gray images: its first kernel was divided by 3 and repeated for red, green and blue")
+        notices.append("it takes gray images: its first kernel was divided by 3 and repeated for the RGB channels")
         theirs["conv1.weight"] = state_dict["conv1.weight"].float()
     module = networks.torch_network(arch, _outputs(state_dict, arch), theirs, attempt.stem)
     arrays, counters = keys.to_flax(ours, network), keys.counters_of(ours)
@@ -86,7 +86,7 @@ def fit(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, stem: st
 
 @dataclasses.dataclass(frozen=True)
 class _Attempt:
-    """Of fitting: stem and network, what it would get, notices, and what keeps it from that."""
+    """An attempt to fit: stem, network, the state_dict for it, notices, and problems that prevent it."""
 
     stem: str
     network: Network
@@ -97,7 +97,7 @@ class _Attempt:
 
 def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | None = None) -> _Attempt:
     outputs = _outputs(state_dict, arch)
-    # In place of a head that is missing, one that gives the features themselves.
+    # A missing head is replaced by the identity, which outputs the features.
     head = {} if "fc.weight" in state_dict else {"fc.weight": torch.eye(outputs), "fc.bias": torch.zeros(outputs)}
     stem = networks.stem_of(state_dict, recorded)
     network = networks.flax_network(arch, outputs, stem)
@@ -110,12 +110,12 @@ def _outputs(state_dict: Mapping[str, torch.Tensor], arch: str) -> int:
 
 
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:
-    """What is wrong in a few lines, or which other network it is."""
+    """Says in a few lines what is wrong, or which other network fits."""
     layers = tuple(
         len({match[1] for key in state_dict if (match := re.match(rf"layer{stage}\.(\d+)\.", key))})
         for stage in (1, 2, 3, 4)
     )
     for other, shape in VARIANTS.items():
         if shape.layers == layers and not _attempt(state_dict, other).problems:
-            return f"{source} is no {arch} but fits {other}: add --arch {other}"
+            return f"{source} does not fit {arch}, but fits {other}: add --arch {other}"
     return "\n  ".join([f"{source} does not fit {arch}, nothing was written:", *first_few(problems)])

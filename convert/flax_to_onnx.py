@@ -1,7 +1,7 @@
-"""Writes a trained network as ONNX: `python convert/flax_to_onnx.py --workdir runs/cifar10 --output cifar10.onnx`.
+"""Exports a trained network to ONNX: `python convert/flax_to_onnx.py --workdir runs/cifar10 --output cifar10.onnx`.
 
-Through torch's network of the same weights. The input `images` is float32 [batch, 3, size, size], normalised as the
-file's metadata say (mean, std, on the scale 0..1), the output `logits` float32 [batch, classes].
+Goes via torch's network with the same weights. The input `images` is float32 [batch, 3, size, size], normalised with
+mean and std of the file's metadata (for pixels in 0..1); the output `logits` is float32 [batch, classes].
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
+if __name__ == "__main__":  # replaces this folder by its parent, from which `convert` and `sft_jax` are importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if TYPE_CHECKING:
@@ -22,25 +22,25 @@ EXAMPLE = """examples:
   python convert/flax_to_onnx.py --weights weights/resnet18.safetensors --output resnet18.onnx
 """
 PACKAGES = ("torchvision", "onnx", "onnxscript", "onnxruntime")
-# Numbers of images with which the file is run.
+# Batch sizes with which the exported file is tested.
 BATCHES = (1, 3, 8)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     from sft_jax.cli import add_network_flags, make_parser
 
-    description = "Writes a trained network as ONNX, and proves with onnxruntime that it gives the same logits."
+    description = "Exports a trained network to ONNX, and verifies with onnxruntime that the logits are the same."
     parser = make_parser("python convert/flax_to_onnx.py", description, EXAMPLE)
-    add_network_flags(parser, workdir="the best checkpoint of this run")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="what to write")
+    add_network_flags(parser, workdir="export the best checkpoint of this run")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="the file to write")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     """Parses the command line and converts."""
     args = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for torch and jax.
+    # Imported late, so that --help and usage errors need not wait for torch and jax.
     import importlib.util
 
     from sft_jax.config.shipped import install_command
@@ -55,11 +55,11 @@ def main() -> None:
 
 
 def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
-    """Converts the best checkpoint of the run `workdir`, or else the weights in `file`, and says what it does.
+    """Converts the best checkpoint of the run `workdir`, or the weights in `file`, and prints what it does.
 
     Raises:
-      UserError: there are none, they do not fit their network, the ONNX file gives other logits, or it cannot be
-        written; nothing is left then.
+      UserError: there are no weights, they do not fit their network, or the ONNX file gives other logits or cannot be
+        written. No file is left behind.
     """
     import torch
     from rich.console import Console
@@ -67,10 +67,10 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from convert import trained
     from sft_jax.errors import UserError
 
-    found = trained.read(workdir, file)
-    size, batches = found.size, ", ".join(map(str, BATCHES))
+    model = trained.read(workdir, file)
+    size, batches = model.size, ", ".join(map(str, BATCHES))
     program = torch.onnx.export(
-        found.module,
+        model.module,
         (torch.zeros(2, 3, size, size),),
         dynamo=True,
         input_names=["images"],
@@ -78,40 +78,42 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
-    assert program is not None, "the dynamo exporter returns one"
-    program.model.metadata_props.update(metadata(found))
+    assert program is not None, "the dynamo exporter returns a program"
+    program.model.metadata_props.update(metadata(model))
     temporary = output.with_name(output.name + ".tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         program.save(temporary, external_data=False)
-        difference = max(largest_difference(temporary, found, batch) for batch in BATCHES)
+        difference = max(largest_difference(temporary, model, batch) for batch in BATCHES)
         os.replace(temporary, output)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
     Console(markup=False, highlight=False, soft_wrap=True).print(
-        f"wrote {output}: {found.arch}, {found.classes} classes; images float32 [batch, 3, {size}, {size}], "
-        f"normalised; run by onnxruntime with batches of {batches}, logits within {difference:.1e} of Flax's"
+        f"wrote {output}: {model.arch}, {model.classes} classes; input float32 [batch, 3, {size}, {size}], "
+        f"normalised; checked in onnxruntime with batches of {batches}: logits within {difference:.1e} of Flax's"
     )
 
 
-def metadata(found: "Trained") -> dict[str, str]:
-    """What the file says of itself, JSON by name: class_names, mean and std beside `Trained.metadata`.
+def metadata(model: "Trained") -> dict[str, str]:
+    """Returns the metadata of the file, as JSON by name: `Trained.metadata` plus class_names, mean and std.
 
-    Outputs without names are called "0", "1", ...; what images are normalised with is left out where it is not known.
+    Classes without names are called "0", "1", ...; mean and std are omitted if unknown.
     """
-    names = found.facts.class_names or [str(label) for label in range(found.classes)]
-    normalised = {name: found.facts.preprocess[name] for name in ("mean", "std")} if found.facts.preprocess else {}
+    names = model.facts.class_names or [str(label) for label in range(model.classes)]
+    normalised = {name: model.facts.preprocess[name] for name in ("mean", "std")} if model.facts.preprocess else {}
     facts = {"class_names": list(names)} | normalised
-    return found.metadata() | {name: json.dumps(fact) for name, fact in facts.items()}
+    return model.metadata() | {name: json.dumps(fact) for name, fact in facts.items()}
 
 
-def largest_difference(path: Path, found: "Trained", batch: int) -> float:
-    """Of a logit of the ONNX file from our network's, relative to the largest one, on random images.
+def largest_difference(path: Path, model: "Trained", batch: int) -> float:
+    """Returns the largest difference between logits of the ONNX file and of our network on random images.
+
+    It is relative to the largest logit.
 
     Raises:
-      UserError: it is too large.
+      UserError: it exceeds `parity.TOLERANCE`.
     """
     import numpy as np
     import onnxruntime  # type: ignore[import-untyped]
@@ -119,16 +121,16 @@ def largest_difference(path: Path, found: "Trained", batch: int) -> float:
     from convert import parity
     from sft_jax.errors import UserError
 
-    size = found.size
+    size = model.size
     images = np.random.default_rng(batch).standard_normal((batch, size, size, 3), np.float32)
-    _, ours = parity.flax_activations(found.network, found.arrays, images)
+    _, ours = parity.flax_activations(model.network, model.arrays, images)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (theirs,) = session.run(["logits"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference <= parity.TOLERANCE:  # NaN must fail too
         raise UserError(
             f"the ONNX network differs: a logit is off by {difference:.1e} of the largest one, more than "
-            f"{parity.TOLERANCE:.0e}; nothing was written"
+            f"the tolerance {parity.TOLERANCE:.0e}; nothing was written"
         )
     return difference
 

@@ -1,4 +1,4 @@
-"""The way back to torch: `python convert/flax_to_resnet.py --workdir runs/cifar10 --output resnet18.pth`.
+"""Converts weights back to torch: `python convert/flax_to_resnet.py --workdir runs/cifar10 --output resnet18.pth`.
 
 The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, or whichever network was trained.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
+if __name__ == "__main__":  # replaces this folder by its parent, from which `convert` and `sft_jax` are importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 EXAMPLE = """examples:
@@ -16,7 +16,7 @@ EXAMPLE = """examples:
   python convert/flax_to_resnet.py --weights weights/resnet18.safetensors --output resnet18.safetensors
 """
 SUFFIXES = (".pth", ".safetensors")
-# What turns torchvision's stem into one of ours.
+# Code that turns torchvision's stem into one of ours.
 STEM_LINES = {
     "cifar": "model.conv1.stride, model.maxpool = (1, 1), torch.nn.Identity()",
     "cifar3x3": "model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()",
@@ -24,20 +24,20 @@ STEM_LINES = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     from sft_jax.cli import add_network_flags, make_parser
 
-    description = "Writes weights as torchvision's state_dict, and proves that both networks give the same logits."
+    description = "Converts weights to a torchvision state_dict, and verifies that both networks give the same logits."
     parser = make_parser("python convert/flax_to_resnet.py", description, EXAMPLE)
-    add_network_flags(parser, workdir="the best checkpoint of this run")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .pth or .safetensors file")
+    add_network_flags(parser, workdir="convert the best checkpoint of this run")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .pth or .safetensors to write")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     """Parses the command line and converts."""
     args = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for torch and jax.
+    # Imported late, so that --help and usage errors need not wait for torch and jax.
     from sft_jax.config.shipped import install_command
     from sft_jax.errors import UserError
 
@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
-    """Converts the best checkpoint of the run `workdir`, or else the weights in `file`, and says what it does.
+    """Converts the best checkpoint of the run `workdir`, or the weights in `file`, and prints what it does.
 
     Raises:
-      UserError: there are none, or they do not fit their network or give other logits; nothing is written then.
+      UserError: there are no weights, they do not fit their network or give other logits. Nothing is then written.
     """
     from rich.console import Console
 
@@ -62,20 +62,20 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from sft_jax.models.weights import some_of
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    found = trained.read(workdir, file)
-    comparisons = [parity.compare(found.module, found.network, found.arrays, size) for size in parity.SIZES]
+    model = trained.read(workdir, file)
+    comparisons = [parity.compare(model.module, model.network, model.arrays, size) for size in parity.SIZES]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    _save(found.state_dict, found.metadata(), output)
+    _save(model.state_dict, model.metadata(), output)
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
-    console.print(f"  model = torchvision.models.{found.arch}(num_classes={found.classes})")
-    if found.stem in STEM_LINES:
-        console.print(f"  {STEM_LINES[found.stem]}  # its stem")
+    console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
+    if model.stem in STEM_LINES:
+        console.print(f"  {STEM_LINES[model.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
-    if found.facts.class_names:
-        console.print(f"classes: {some_of(found.facts.class_names, most=10)}")
+    if model.facts.class_names:
+        console.print(f"classes: {some_of(model.facts.class_names, most=10)}")
 
 
 def _save(state_dict: dict, metadata: dict[str, str], output: Path) -> None:
@@ -92,7 +92,7 @@ def _save(state_dict: dict, metadata: dict[str, str], output: Path) -> None:
         else:
             temporary.write_bytes(safetensors.torch.save(state_dict, metadata={"format": "pt"} | metadata))
         os.replace(temporary, output)
-    except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         temporary.unlink(missing_ok=True)
         raise UserError(f"{output} cannot be written: {error}") from None
 

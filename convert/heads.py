@@ -1,4 +1,4 @@
-"""The last layer of a state_dict, whatever a program calls it and however it is made."""
+"""Finds the head in a state_dict, under any of its usual names."""
 
 import torch
 
@@ -7,22 +7,22 @@ from sft_jax.models.weights import some_of
 Tensors = dict[str, torch.Tensor]
 
 BODY = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
-# Modules that hold the head in one program or another.
+# Names of the module with the head in various libraries.
 HEADS = ("fc", "linear", "head", "classifier", "last_linear", "logits")
-# A tensor may claim any shape; beyond this it is no head.
+# Upper bound, because a tensor in a file may claim any shape.
 MOST_CLASSES = 2**20
 
 
 def with_plain_head(own: Tensors, beside: Tensors, prefix: str) -> tuple[Tensors, list[str]]:
-    """A ResNet with its head as `fc.weight`, `fc.bias`, or without one where the head is no single linear layer.
+    """Returns a ResNet with its head as `fc.weight` and `fc.bias`, or without head if that is not one linear layer.
 
     Args:
-      own: the ResNet's tensors under torchvision's names, perhaps with its head.
-      beside: tensors that do not have the ResNet's prefix, perhaps with its head.
-      prefix: of the ResNet's names in the file.
+      own: the ResNet's tensors under torchvision's names, possibly including its head.
+      beside: tensors without the ResNet's prefix, possibly including its head.
+      prefix: prefix of the ResNet's names in the file.
 
     Returns:
-      the state_dict, and notices about what was left out.
+      the state_dict, and notices about tensors that were dropped.
     """
     body = {name: tensor for name, tensor in own.items() if name.startswith(BODY)}
     rest = {name: tensor for name, tensor in own.items() if name not in body}
@@ -33,12 +33,12 @@ def with_plain_head(own: Tensors, beside: Tensors, prefix: str) -> tuple[Tensors
     if head:
         unknown = {name: tensor for name, tensor in rest.items() if name not in tensors}
     else:
-        # What follows the body but is no head either: projections, prototypes, several heads.
+        # Layers after the backbone that are not a head: projections, prototypes, several heads.
         unknown, unused = {}, [*unused, *(name for name in rest if name not in tensors)]
-        what = f"its head ({some_of(list(tensors))}) is not one linear layer and was left out" if tensors else "no head"
-        notices = [f"{what}: the converted file has none, and fine-tuning it draws a new one"]
+        what = f"its head ({some_of(list(tensors))}) is not one linear layer and was dropped" if tensors else "no head"
+        notices = [f"{what}: the converted file has none, and fine-tuning initialises a new one"]
     if unused:
-        notices.append(f"no part of the network, left out: {some_of(unused)}")
+        notices.append(f"dropped, not part of the network: {some_of(unused)}")
     return body | head | unknown, notices
 
 
@@ -47,20 +47,20 @@ def _is_head(name: str) -> bool:
 
 
 def _heads_beside(beside: Tensors, prefix: str):
-    """Pairs of a name and what it is called from the inmost module that holds both the body and it."""
+    """Returns pairs of a head tensor's name, and its name relative to the innermost module that also has the body."""
     outer = prefix
     while outer:
         outer = outer.rstrip(".").rpartition(".")[0]
         outer = f"{outer}." if outer else ""
-        found = [(name, name.removeprefix(outer)) for name in beside if name.startswith(outer)]
-        found = [(name, short) for name, short in found if _is_head(short)]
-        if found:
-            return found
+        inside = [(name, name.removeprefix(outer)) for name in beside if name.startswith(outer)]
+        heads = [(name, short) for name, short in inside if _is_head(short)]
+        if heads:
+            return heads
     return []
 
 
 def _plain(head: Tensors, width: int | None) -> tuple[Tensors, list[str]]:
-    """The head as one linear layer `fc` of `width` inputs (None: any), nothing where it is something else."""
+    """Returns the head as one linear layer `fc` with `width` inputs (None: any); empty if it is anything else."""
     matrices = [name for name, tensor in head.items() if name.endswith(".weight") and tensor.ndim == 2]
     if len(matrices) != 1:
         return {}, []
@@ -70,15 +70,15 @@ def _plain(head: Tensors, width: int | None) -> tuple[Tensors, list[str]]:
     fits = width in (None, inputs) and 0 < classes <= MOST_CLASSES
     if not fits or not head.keys() <= {f"{module}weight", f"{module}bias"}:
         return {}, []
-    notices = [] if module == "fc." else [f"its head was found under {module.rstrip('.')!r}"]
+    notices = [] if module == "fc." else [f"using {module.rstrip('.')!r} as its head"]
     if bias is None:
-        notices.append("its head has no bias: it gets one of zeros, which changes nothing")
+        notices.append("its head has no bias: added one of zeros, which changes nothing")
         bias = torch.zeros(classes, dtype=weight.dtype)
     return {"fc.weight": weight, "fc.bias": bias}, notices
 
 
 def _width(body: Tensors) -> int | None:
-    """What the last stage gives the head; None where it cannot be told."""
+    """Returns the number of output channels of the last stage; None if unknown."""
     for norm in ("bn3", "bn2"):
         if f"layer4.0.{norm}.bias" in body:
             return body[f"layer4.0.{norm}.bias"].numel()

@@ -1,4 +1,4 @@
-"""The same arrays under torch's keys and layouts and under Flax's.
+"""Maps arrays between torch's and Flax's keys and layouts.
 
 | torch             | Flax   | layout                                     |
 | ----------------- | ------ | ------------------------------------------ |
@@ -9,8 +9,8 @@
 | running_mean      | mean   |                                            |
 | running_var       | var    |                                            |
 
-Modules have the same path on both sides; the state_dict has torchvision's names (see `names.py`).
-`num_batches_tracked` has no counterpart; it is optional on torch's side.
+Module paths are the same on both sides; the state_dict has torchvision's names (see `names.py`).
+`num_batches_tracked` has no counterpart in Flax and is optional in torch.
 """
 
 from collections import Counter
@@ -25,31 +25,31 @@ from sft_jax.models.weights import mismatches
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"
-# What is cast to float32. Narrower kinds are stored with scales of their own.
+# Dtypes that are cast to float32. Narrower ones come with separate scales.
 OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
-# From torch's axes to Flax's, by number of axes; the way back is the reverse permutation.
+# Axis permutation from torch to Flax, by number of axes, and its inverse.
 TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 TO_TORCH = {ndim: tuple(np.argsort(axes).tolist()) for ndim, axes in TO_FLAX.items()}
 
 
 def torch_key(flax_key: str) -> str:
-    """For instance "layer1.0.bn1.scale" -> "layer1.0.bn1.weight"."""
+    """Converts a key, e.g. "layer1.0.bn1.scale" -> "layer1.0.bn1.weight"."""
     module, _, leaf = flax_key.rpartition(".")
     return f"{module}.{LEAVES[leaf]}"
 
 
 def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A state_dict whose floating-point tensors are float32 and whose counters int64, as far as they fit `network`.
+    """Casts floating-point tensors to float32 and counters to int64, if they fit `network`.
 
     Returns:
-      the state_dict, and a notice about what was cast.
+      the state_dict, and notices about what was cast.
     """
     shapes = {torch_key(key): _torch_shape(leaf) for key, leaf in (network.params | network.batch_stats).items()}
     result, kinds = dict(state_dict), Counter[str]()
     for key, tensor in state_dict.items():
         if not is_plain(tensor):
             continue
-        # Of no others: a tensor may claim any shape.
+        # Only if the shape fits, because a tensor in a file may claim any shape.
         if list(tensor.shape) == shapes.get(key) and tensor.dtype in OTHER_FLOATS:
             result[key] = tensor.float()
             kinds[_kind(tensor)] += 1
@@ -59,21 +59,21 @@ def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict
 
 
 def problems(state_dict: Mapping[str, torch.Tensor], network: Network) -> list[str]:
-    """Everything that keeps `network` from taking over a state_dict: keys, shapes, dtypes, values; a line each."""
+    """Returns one line per problem that prevents loading a state_dict into `network`: keys, shapes, dtypes, values."""
     leaves = network.params | network.batch_stats
     wanted = {torch_key(key): _described_for_torch(leaf) for key, leaf in leaves.items()}
     counters = {torch_key(key).replace("running_mean", COUNTER) for key in network.batch_stats if key.endswith(".mean")}
     wanted |= dict.fromkeys(counters & state_dict.keys(), "int64[]")
-    found = {key: f"{_kind(tensor)}{list(tensor.shape)}" for key, tensor in state_dict.items()}
-    # Of no others: a tensor may claim any shape, and those of some kinds cannot be asked.
-    fitting = [key for key in sorted(found) if found[key] == wanted.get(key)]
-    return mismatches(found, wanted) + [
+    described = {key: f"{_kind(tensor)}{list(tensor.shape)}" for key, tensor in state_dict.items()}
+    # Only if they fit: a tensor may claim any shape, and some kinds do not support isfinite.
+    fitting = [key for key in sorted(described) if described[key] == wanted.get(key)]
+    return mismatches(described, wanted) + [
         f"{key} has values that are not finite" for key in fitting if not state_dict[key].isfinite().all()
     ]
 
 
 def to_flax(state_dict: Mapping[str, torch.Tensor], network: Network) -> dict[str, np.ndarray]:
-    """The arrays of `network`, under its keys, from a state_dict that has no `problems`."""
+    """Converts a state_dict without `problems` to the arrays of `network`, under its keys."""
     return {
         key: np.ascontiguousarray(state_dict[torch_key(key)].detach().numpy().transpose(TO_FLAX[len(leaf.shape)]))
         for key, leaf in (network.params | network.batch_stats).items()
@@ -81,11 +81,11 @@ def to_flax(state_dict: Mapping[str, torch.Tensor], network: Network) -> dict[st
 
 
 def to_torch(arrays: Mapping[str, np.ndarray], counters: Mapping[str, int] | None = None) -> dict[str, torch.Tensor]:
-    """The state_dict of these parameters and batch statistics: undoes `to_flax`.
+    """Converts parameters and batch statistics to a state_dict, the inverse of `to_flax`.
 
     Args:
       arrays: under the keys of our networks.
-      counters: of `counters_of`; zeros where it is None.
+      counters: the result of `counters_of`; None for zeros.
     """
     tensors = {
         torch_key(key): torch.from_numpy(np.array(array.transpose(TO_TORCH[array.ndim]), order="C"))
@@ -97,18 +97,18 @@ def to_torch(arrays: Mapping[str, np.ndarray], counters: Mapping[str, int] | Non
 
 
 def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Batch norm's counts of training steps, by torch's key; they change no output and Flax has no place for them."""
+    """Returns batch norm's step counters by torch key; they affect no output, and Flax has no place for them."""
     return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether it has a number for each of its places, in memory."""
+    """Returns whether the tensor is dense, on the CPU and not quantized."""
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _kind(tensor: torch.Tensor) -> str:
     if tensor.device.type != "cpu":
-        return f"{tensor.device.type} "  # without values
+        return f"{tensor.device.type} "  # e.g. a meta tensor, which has no values
     sparse = "" if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} "
     return sparse + str(tensor.dtype).removeprefix("torch.")
 

@@ -1,6 +1,6 @@
-"""How other programs call the tensors of a ResNet, brought to torchvision's names.
+"""Translates the tensor names that other libraries use for a ResNet to torchvision's.
 
-A program puts a prefix before every name (`module.`, `model.backbone.`), and some have names of their own:
+Libraries add a prefix to every name (`module.`, `model.backbone.`), and some use their own names:
 
 | torchvision        | Hugging Face                                         | Sequential | kuangliu   |
 | ------------------ | ---------------------------------------------------- | ---------- | ---------- |
@@ -10,7 +10,7 @@ A program puts a prefix before every name (`module.`, `model.backbone.`), and so
 | layer2.0.bn1       | encoder.stages.1.layers.0.layer.0.normalization      | 5.0.bn1    |            |
 | layer2.0.downsample | encoder.stages.1.layers.0.shortcut                  |            | shortcut   |
 
-Heads are another matter: see `heads.py`.
+For heads see `heads.py`.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ Replacement = str | Callable[[re.Match], str]
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """A program's names.
+    """The naming scheme of a library.
 
     Attributes:
-      title: whose they are, None for torchvision's.
-      first: of the first convolution of a stage; what stands before it is the prefix of all.
-      rules: patterns of whole names with what takes their place; the first one that fits counts.
+      title: whose names they are, None for torchvision's.
+      first: matches the name of a stage's first convolution; the group `prefix` is the prefix of all names.
+      rules: pairs of a pattern for whole names and its replacement; the first match wins.
     """
 
     title: str | None
@@ -77,13 +77,13 @@ DIALECTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """The names of one ResNet among those of a file."""
+    """The naming scheme and prefix of one ResNet in a file."""
 
     dialect: Dialect
     prefix: str
 
     def torchvision_name(self, name: str) -> str:
-        """Torchvision's for a name of the file that has the prefix."""
+        """Translates a name in the file that has the prefix to torchvision's."""
         name = name.removeprefix(self.prefix)
         for pattern, replacement in self.dialect.rules:
             if match := re.fullmatch(pattern, name):
@@ -92,11 +92,11 @@ class Naming:
 
 
 def namings(names: Iterable[str]) -> list[Naming]:
-    """Every ResNet that there is among the names of a file, in the order of its names; a file of two has two."""
-    found = [
+    """Returns the naming of each ResNet in a file, in the order of its names; a file may contain several."""
+    all_matches = [
         Naming(dialect, match["prefix"])
         for name in names
         for dialect in DIALECTS
         if (match := dialect.first.fullmatch(name))
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(all_matches))

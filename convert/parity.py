@@ -1,4 +1,4 @@
-"""Both networks on the same images: how far torch's activations and ours are apart."""
+"""Compares the activations of torch's network and ours on the same images."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -14,21 +14,21 @@ from sft_jax.errors import UserError
 from sft_jax.models import Network
 
 SIZES = (32, 33, 224)
-# Of a logit, relative to the largest one. Two correct float32 programs differ by about 1e-6.
+# Maximum difference of a logit, relative to the largest one. Correct float32 programs differ by about 1e-6.
 TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Of one batch of images in evaluation mode.
+    """Result for one batch of images in evaluation mode.
 
     Attributes:
-      size: side of the images in pixels.
-      images: how many.
-      stages: largest absolute difference after the stem and after every block, by name.
-      logits: largest absolute difference of a logit.
-      largest_logit: largest absolute value of one of torch's.
-      top1_agreement: share of the images with the same highest logit.
+      size: side length of the images in pixels.
+      images: number of images.
+      stages: largest absolute difference after the stem and after each block, by name.
+      logits: largest absolute difference of the logits.
+      largest_logit: largest absolute value of torch's logits.
+      top1_agreement: fraction of images with the same top-1 class.
     """
 
     size: int
@@ -40,11 +40,11 @@ class Comparison:
 
     @property
     def relative(self) -> float:
-        """The difference of the logits relative to the largest one."""
+        """The largest difference of the logits, relative to the largest logit."""
         return self.logits / self.largest_logit if self.largest_logit else self.logits
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes by name, with `relative` as logits_relative."""
+        """Returns the attributes by name, and `relative` as logits_relative."""
         return dataclasses.asdict(self) | {"logits_relative": self.relative}
 
 
@@ -59,7 +59,7 @@ def compare(
 ) -> Comparison:
     """Runs torchvision's `module` and our `network` with `arrays` on the same normally distributed images.
 
-    A module with one input channel sees the first one of gray images.
+    For a module with one input channel the images are gray.
     """
     nhwc = np.random.default_rng(seed).standard_normal((images, size, size, 3), np.float32)
     if module.conv1.in_channels == 1:
@@ -80,7 +80,7 @@ def compare(
 def torch_activations(
     module: torchvision.models.ResNet, images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The activations [batch, height, width, channels] after the stem and every block, by name, and the logits."""
+    """Returns activations [batch, height, width, channels] after the stem and each block by name, and the logits."""
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
@@ -106,7 +106,7 @@ def torch_activations(
 def flax_activations(
     network: Network, arrays: Mapping[str, np.ndarray], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """As `torch_activations`, of our network with `arrays`."""
+    """Like `torch_activations`, for our network with `arrays`."""
 
     @jax.jit
     def run(params, batch_stats, images):
@@ -114,23 +114,24 @@ def flax_activations(
         return dict(model.stages(images)), model(images)
 
     params, batch_stats = ({key: arrays[key] for key in part} for part in (network.params, network.batch_stats))
-    # Accelerators multiply float32 in fewer bits unless told otherwise.
+    # By default accelerators multiply float32 at reduced precision.
     with jax.default_matmul_precision("highest"):
         return jax.device_get(run(params, batch_stats, images))
 
 
 def check(comparisons: Iterable[Comparison]) -> None:
-    """Raises UserError where the logits of the two networks are too far apart."""
+    """Raises UserError if the logits of the two networks differ by more than `TOLERANCE`."""
     for comparison in comparisons:
         if not comparison.relative <= TOLERANCE:  # NaN must fail too
             raise UserError(
                 f"the two networks differ: at {comparison.size} px a logit is off by {comparison.relative:.1e} of the "
-                f"largest one, more than {TOLERANCE:.0e}; nothing was written, the table shows where it begins"
+                f"largest one, more than the tolerance {TOLERANCE:.0e}; nothing was written, see the table for the "
+                f"first block that differs"
             )
 
 
 def table(comparisons: Iterable[Comparison]) -> Table:
-    """One row a stage, one column a size."""
+    """Returns a table with one row per block and one column per size."""
     comparisons = list(comparisons)
     view = Table(title="Largest absolute difference between torch and Flax", title_justify="left")
     view.add_column("after")

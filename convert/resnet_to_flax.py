@@ -1,10 +1,9 @@
-"""Converts a ResNet of torchvision: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
+"""Converts a torchvision ResNet: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
-The result is one .safetensors file (see `sft_jax.models.weights`) whose metadata has, beside format, arch and
-class_names:
-num_classes (0 without a head), stem, preprocess (see `facts.py`; missing where it is not known), source,
+The result is one .safetensors file (see `sft_jax.models.weights`). In addition to format, arch and class_names, its
+metadata has num_classes (0 without a head), stem, preprocess (see `facts.py`; absent if unknown), source,
 source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest logit) and
-num_batches_tracked (JSON, for the way back). The certificate `<output>.json` holds what was measured.
+num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the measurements.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # Python has put this folder first; `convert` and `sft_jax` are found from its parent
+if __name__ == "__main__":  # replaces this folder by its parent, from which `convert` and `sft_jax` are importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if TYPE_CHECKING:
@@ -31,34 +30,36 @@ EXAMPLE = """examples:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     from sft_jax.cli import make_parser
 
-    description = "Converts weights of a torchvision ResNet to Flax, and proves that both give the same logits."
+    description = "Converts weights of a torchvision ResNet to Flax, and verifies that both give the same logits."
     parser = make_parser("python convert/resnet_to_flax.py", description, EXAMPLE)
     parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights", metavar="NAME", default="IMAGENET1K_V1", help="torchvision's own weights (default: %(default)s)"
     )
-    source.add_argument("--state-dict", type=Path, metavar="FILE", help="a .pth or .safetensors file instead of them")
-    own = parser.add_argument_group("of a --state-dict, where it does not say so itself")
-    own.add_argument("--key", metavar="NAME", help="which of several state_dicts in it, as model_ema or state_dict.net")
-    own.add_argument("--classes", metavar="FILE|a,b,c", help="names of the outputs: a line each, JSON, or with commas")
+    source.add_argument("--state-dict", type=Path, metavar="FILE", help="your own .pth or .safetensors file instead")
+    own = parser.add_argument_group("options for --state-dict, if the file does not record them")
+    own.add_argument("--key", metavar="NAME", help="which of several state_dicts, e.g. model_ema or state_dict.net")
+    own.add_argument("--classes", metavar="FILE|a,b,c", help="class names: a file with one per line, JSON, or a list")
     own.add_argument(
-        "--dataset", choices=("imagenet", "none"), help="whose class names it has (default: imagenet for 1,000 outputs)"
+        "--dataset",
+        choices=("imagenet", "none"),
+        help="dataset whose class names to use (default: imagenet for 1,000 outputs)",
     )
-    own.add_argument("--size", type=int, metavar="PIXELS", help="side of the images that it was made for")
-    own.add_argument("--mean", metavar="R,G,B", help="what is subtracted of them, on the scale 0..1")
-    own.add_argument("--std", metavar="R,G,B", help="what they are divided by then")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="what to write")
+    own.add_argument("--size", type=int, metavar="PIXELS", help="image size that the network was trained for")
+    own.add_argument("--mean", metavar="R,G,B", help="mean for normalisation, for pixels in 0..1")
+    own.add_argument("--std", metavar="R,G,B", help="standard deviation for normalisation, for pixels in 0..1")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     """Parses the command line and converts."""
     args = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for torch and jax.
+    # Imported late, so that --help and usage errors need not wait for torch and jax.
     from sft_jax.config.shipped import install_command
     from sft_jax.errors import UserError
 
@@ -67,9 +68,9 @@ def main() -> None:
     own = {name: getattr(args, name) for name in ("key", "classes", "dataset", "size", "mean", "std")}
     own = {name: value for name, value in own.items() if value is not None}
     if args.state_dict and not args.state_dict.is_file():
-        raise UserError(f"there is no file {args.state_dict}")
+        raise UserError(f"no such file: {args.state_dict}")
     if own and not args.state_dict:
-        raise UserError(f"--{next(iter(own))} goes with --state-dict FILE: torchvision says it of its own weights")
+        raise UserError(f"--{next(iter(own))} requires --state-dict FILE; for torchvision's own weights it is known")
     try:
         import torchvision  # noqa: F401
     except ModuleNotFoundError as error:
@@ -78,22 +79,22 @@ def main() -> None:
 
     if args.arch not in ARCHITECTURES:
         near = difflib.get_close_matches(args.arch, ARCHITECTURES, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no network {args.arch!r}; the nearest is --arch {near}")
+        raise UserError(f"unknown network {args.arch!r}; did you mean --arch {near}?")
     convert(args.arch, args.state_dict, args.weights, args.output, **own)
 
 
 def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -> None:
-    """Converts the state_dict in `file`, or torchvision's weights `name` where it is None, and says what it does.
+    """Converts the state_dict in `file`, or torchvision's weights `name` if it is None, and prints what it does.
 
     Args:
       arch: torchvision's name of the network.
-      file: see above.
-      name: see above.
-      output: what to write.
-      own: of `file`, by flag: key, classes, dataset, size, mean, std; each as typed, and each may be missing.
+      file: a state_dict, or None.
+      name: name of torchvision's weights.
+      output: the file to write.
+      own: options for `file` as typed: key, classes, dataset, size, mean, std; each may be missing.
 
     Raises:
-      UserError: the weights cannot be had, do not fit, or do not give the same logits; nothing is written then.
+      UserError: the weights cannot be obtained, do not fit, or give other logits. Nothing is then written.
     """
     from rich.console import Console
 
@@ -105,23 +106,26 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = str(file) if file else f"torchvision's {name} of {arch}"
     path = file or sources.torchvision_file(arch, name)
-    found = sources.read(path, own.pop("key", None))
-    fitted = fit(found.state_dict, arch, source, stem=found.metadata.get("stem"))
+    checkpoint = sources.read(path, own.pop("key", None))
+    fitted = fit(checkpoint.state_dict, arch, source, stem=checkpoint.metadata.get("stem"))
     digest = sources.sha256(path)
     published = sources.published(arch, digest) if file else name
-    known = facts.of_weights(arch, published) if published else facts.recorded(found.class_names, found.metadata)
+    if published:
+        known = facts.of_weights(arch, published)
+    else:
+        known = facts.recorded(checkpoint.class_names, checkpoint.metadata)
     class_names, preprocess, notices = facts.completed(known, fitted, own, source)
     if file and published:
         console.print(f"{source} is torchvision's {published} of {arch}")
-    for notice in [*found.notices, *fitted.notices, *notices]:
+    for notice in [*checkpoint.notices, *fitted.notices, *notices]:
         console.print(f"{source}: {notice}")
 
     with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, parity.SIZES))} px"):
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in parity.SIZES]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    said = {"class_names": class_names, "preprocess": preprocess}
-    _save(fitted, comparisons, {"source": source, "source_sha256": digest, **said}, output)
+    origin = {"source": source, "source_sha256": digest}
+    _save(fitted, comparisons, {**origin, "class_names": class_names, "preprocess": preprocess}, output)
 
     difference = max(comparison.relative for comparison in comparisons)
     parameters = sum(array.size for key, array in fitted.weights().items() if key in fitted.network.params)
@@ -134,7 +138,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
 
 
 def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any], output: Path) -> None:
-    """Writes the weights and their certificate, with `facts` in both."""
+    """Writes the weights and their certificate, both with `facts`."""
     from convert import parity, sources
     from sft_jax.models.weights import Weights, save_weights
     from sft_jax.runtime.files import write_json

@@ -1,4 +1,4 @@
-"""`torch.load` that runs no code: of what a training script leaves beside the tensors only plain values are read."""
+"""`torch.load` without running code: besides tensors, only plain values of a training checkpoint are read."""
 
 import collections
 import pickle
@@ -13,12 +13,12 @@ from sft_jax.errors import UserError
 
 
 class Ignored:
-    """Stands for an object of another program. It keeps nothing and does nothing, whatever a pickle asks of it."""
+    """Placeholder for an object of another library. It stores nothing and does nothing, whatever a pickle asks."""
 
     __slots__ = ()
 
     def __new__(cls, *_: Any) -> "Ignored":
-        """Takes any arguments."""
+        """Accepts any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any) -> None: ...
@@ -30,8 +30,8 @@ def _dictionary(*_: Any) -> dict:
     return collections.OrderedDict()
 
 
-# What checkpoints hold beside tensors and plain values. None of it is imported or called: each name stands for
-# `Ignored`, dictionaries for a dictionary.
+# Types that checkpoints contain besides tensors and plain values. None is imported or called: each name is replaced by
+# `Ignored`, dictionary types by a dictionary.
 BOOKKEEPING = (
     *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta", "typing.Any"),
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "slice", "str", "tuple")),
@@ -62,10 +62,10 @@ STAND_INS: list = [
 
 
 def load(path: Path) -> Any:
-    """What `torch.save` put into a file, with `Ignored` in the place of other programs' bookkeeping.
+    """Reads a file written by `torch.save`, with `Ignored` in place of other libraries' bookkeeping objects.
 
     Raises:
-      UserError: a damaged file, one that is not torch.save's, or one with code in it.
+      UserError: the file is damaged, was not written by torch.save, or contains code.
     """
     _check_archive(path)
     try:
@@ -73,19 +73,20 @@ def load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {name[1]}, and" if name else "it may hold more than tensors, and"
+        what = f"it contains {name[1]}" if name else "it may contain more than tensors"
         raise UserError(
-            f"{path} is no plain state_dict: {found} code in a pickle is never run here; "
-            f"where you trust it, load it yourself and torch.save(model.state_dict(), FILE)"
+            f"{path} is not a plain state_dict: {what}, and code in a pickle is never run here; "
+            f"if you trust it, load it yourself and torch.save(model.state_dict(), FILE)"
         ) from None
-    except Exception as error:  # torch raises many kinds for files that are damaged or not its own
+    except Exception as error:  # torch raises many types for damaged and foreign files
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} is damaged or no file of torch.save's ({reason})") from None
+        raise UserError(f"{path} is damaged or was not written by torch.save ({reason})") from None
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses TorchScript, and a zip file that is compressed, which may claim terabytes, or damaged: torch checks no
-    checksums.
+    """Refuses TorchScript, compressed zip files (which may expand to terabytes) and damaged ones.
+
+    torch itself does not verify checksums.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -93,17 +94,18 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             if any(name.endswith("/constants.pkl") for name in file.namelist()):
                 raise UserError(
-                    f"{path} is TorchScript, a program and no state_dict; where you trust it, make one with "
+                    f"{path} is TorchScript, a program, not a state_dict; if you trust it, convert it with "
                     f"torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE)"
                 )
             if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
                 raise UserError(
-                    f"{path} is compressed, which torch's own never are; load it yourself and torch.save it anew"
+                    f"{path} is compressed, unlike files of torch.save; load it yourself and torch.save it again"
                 )
             bad = file.testzip()
     except UserError:
         raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise UserError(f"{path} is damaged or no file of torch.save's ({type(error).__name__}: {error})") from None
+    except Exception as error:  # zipfile raises many types for damaged archives
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged or was not written by torch.save ({reason})") from None
     if bad is not None:
-        raise UserError(f"{path} is damaged: the checksum of {bad} in it is another one")
+        raise UserError(f"{path} is damaged: checksum mismatch of {bad}; get it again")

@@ -1,4 +1,4 @@
-"""Where state_dicts come from: files, and torchvision's own weights."""
+"""Reads state_dicts from files, and obtains torchvision's own weights."""
 
 import contextlib
 import dataclasses
@@ -19,9 +19,9 @@ import torchvision
 from convert import heads, safe_load, unwrap
 from sft_jax.errors import UserError
 
-# Seconds without an answer after which a download is given up.
+# Seconds without an answer after which a download is aborted.
 TIMEOUT = 10.0
-# How a file begins that a clone without Git LFS has in place of the weights.
+# First bytes of the pointer file that a clone without Git LFS has in place of the weights.
 LFS = b"version https://git-lfs"
 
 
@@ -30,10 +30,10 @@ class Checkpoint:
     """A ResNet in a file.
 
     Attributes:
-      state_dict: its tensors under torchvision's names; without `fc.*` where it has no plain head.
-      notices: what was unwrapped, renamed and left out to get at them.
-      class_names: of its outputs, where the file records them.
-      metadata: of a `.safetensors` file.
+      state_dict: its tensors under torchvision's names; without `fc.*` if it has no plain head.
+      notices: what was unwrapped, renamed and dropped.
+      class_names: names of its outputs, if the file records them.
+      metadata: metadata of a `.safetensors` file.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -46,15 +46,15 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
     """Reads a state_dict without running any code in its file.
 
     Args:
-      path: an existing file, `.safetensors` or else of torch.save's.
-      key: which of several state_dicts to take, see `unwrap.choose`.
+      path: an existing file, `.safetensors` or otherwise written by torch.save.
+      key: which of several state_dicts to use, see `unwrap.choose`.
 
     Raises:
-      UserError: a damaged file, one that holds something else, or one that holds several networks.
+      UserError: the file is damaged, contains no state_dict, or contains several networks.
     """
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
-            raise UserError(f"{path} is only the pointer of Git LFS to the file; fetch that with git lfs pull")
+            raise UserError(f"{path} is only a Git LFS pointer; fetch the file with git lfs pull")
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
         class_names = unwrap.class_names_in({"class_names": _parsed(metadata.get("class_names", ""))})
@@ -73,14 +73,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format", "").startswith("sft-jax"):
-                raise UserError(f"{path} is converted already; use it as it is: --config.init={path}")
+                raise UserError(f"{path} is already converted; use it directly: --config.init={path}")
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
 
 
 def _parsed(text: str) -> Any:
-    """JSON that another program wrote; None where it is none."""
+    """Parses JSON written by another program; None if it is invalid."""
     try:
         return json.loads(text)
     except ValueError:
@@ -88,29 +88,29 @@ def _parsed(text: str) -> Any:
 
 
 def torchvision_file(arch: str, name: str) -> Path:
-    """torchvision's weights `name` for `arch`, downloaded where need be and checked against their hash.
+    """Returns the file of torchvision's weights `name` for `arch`, downloaded if necessary and checked by hash.
 
     Raises:
-      UserError: no such weights, no connection, or a file that is not what its hash says.
+      UserError: there are no such weights, the download fails, or the hash does not match.
     """
     known = torchvision.models.get_model_weights(arch)
     if name not in known.__members__:
         near = difflib.get_close_matches(name, known.__members__, n=1, cutoff=0.0)[0]
         raise UserError(
             f"torchvision has no weights {name!r} for {arch}, only {', '.join(known.__members__)}; "
-            f"the nearest is --weights {near}"
+            f"did you mean --weights {near}?"
         )
     url = known[name].url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.exists():
-        elsewhere = f"download it elsewhere, copy it here and name it with --state-dict {path.name}"
+        elsewhere = f"download it elsewhere, copy it here and use --state-dict {path.name}"
         try:
             with _socket_timeout(TIMEOUT):
                 known[name].get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
         except (urllib.error.URLError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(f"{url} cannot be downloaded ({reason}); {elsewhere}") from None
-        except RuntimeError as error:  # the hash
+        except RuntimeError as error:  # hash mismatch
             raise UserError(f"the download of {url} is damaged ({error}); try again, or {elsewhere}") from None
     expected = _expected(path.name)
     if expected and not sha256(path).startswith(expected):
@@ -119,19 +119,19 @@ def torchvision_file(arch: str, name: str) -> Path:
 
 
 def published(arch: str, digest: str) -> str | None:
-    """The name of torchvision's weights for `arch` whose file has this SHA-256; None where it is no file of theirs."""
+    """Returns the name of torchvision's weights for `arch` with this SHA-256; None if there are none."""
     known = torchvision.models.get_model_weights(arch)
     return next((name for name in known.__members__ if digest.startswith(_expected(known[name].url) or "none")), None)
 
 
 def _expected(name: str) -> str | None:
-    """How the SHA-256 of a file begins that is called so, or downloaded from such an address."""
+    """Returns the beginning of the SHA-256 that a file name or URL of torchvision's contains."""
     match = re.search(r"-([0-9a-f]{8,})\.", name)
     return match and match[1]
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

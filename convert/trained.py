@@ -1,4 +1,4 @@
-"""A trained network of ours as torch's: what every way back to torch starts from."""
+"""Loads a trained network of ours together with its torch equivalent, for conversion to torch and ONNX."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ from sft_jax.run.folder import Run, load_run_weights
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The same weights on both sides.
+    """The same weights in Flax and in torch.
 
     Attributes:
-      arch, stem: of the network.
-      classes: how many.
-      facts: its class names, and what its images go through.
-      network, arrays: ours.
-      state_dict, module: torch's; the latter in evaluation mode.
+      arch, stem: architecture and stem of the network.
+      classes: number of classes.
+      facts: its class names and preprocessing.
+      network, arrays: our network.
+      state_dict, module: torch's network; the module is in evaluation mode.
     """
 
     arch: str
@@ -39,26 +39,26 @@ class Trained:
 
     @property
     def size(self) -> int:
-        """Side of its images in pixels; where that was not recorded, the usual one for its stem."""
+        """Image size in pixels; the usual one for its stem if none is recorded."""
         usual = 224 if self.stem == "imagenet" else 32
         return self.facts.preprocess["size"] if self.facts.preprocess else usual
 
     def metadata(self) -> dict[str, str]:
-        """What an export says of itself; class names and preprocessing as JSON, and only where they are known."""
+        """Returns the metadata of an export; class names and preprocessing are JSON, and absent if unknown."""
         known = {"class_names": self.facts.class_names, "preprocess": self.facts.preprocess}
         texts = {name: json.dumps(fact) for name, fact in known.items() if fact is not None}
         return {"arch": self.arch, "stem": self.stem} | texts
 
 
 def read(workdir: Path | None, file: Path | None) -> Trained:
-    """The best checkpoint of the run `workdir`, or else the converted weights in `file`.
+    """Reads the best checkpoint of the run `workdir`, or the converted weights in `file`.
 
     Raises:
-      UserError: there are none, or they do not fit their network.
+      UserError: there are no weights, or they do not fit their network.
     """
     if workdir is not None:
         weights, config = load_run_weights(workdir), Run(workdir).config()
-        assert weights.class_names is not None, "a run knows its classes"
+        assert weights.class_names is not None, "a run records its classes"
         preprocess = Preprocess.of_metadata(weights.metadata, Preprocess.of_config(config.data))
         stem, facts = config.model.stem, of_run(weights.class_names, preprocess)
     else:

@@ -1,4 +1,4 @@
-"""Which of the tensors in a checkpoint are the network: training scripts put them anywhere, and average them beside."""
+"""Finds the network in a training checkpoint, which may nest it anywhere and contain averaged copies of it."""
 
 import dataclasses
 import re
@@ -12,11 +12,11 @@ from sft_jax.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
-# Dictionaries of a checkpoint that hold no network, whatever tensors they hold.
+# Entries of a checkpoint that never contain the network.
 NO_NETWORK = re.compile(r"optim|sched|scaler|callback|^(opt|amp|loops)$", re.IGNORECASE)
-# Words in the name of weights that follow others: moving averages, teachers, momentum encoders.
+# Names of derived weights: moving averages, teachers, momentum encoders.
 AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher|target|momentum|k|key)([._]|$)", re.IGNORECASE)
-# Counters and profiles that programs leave in a state_dict; they change no output.
+# Counters and profiling entries that affect no output.
 COUNTS = re.compile(r"(.*\.)?(n_averaged|total_ops|total_params)")
 
 
@@ -25,10 +25,10 @@ class Candidate:
     """Tensors that may be the network.
 
     Attributes:
-      path: the dictionaries that lead to them, joined by dots; "" for the file itself.
-      tensors: all that stand there.
-      namings: how those of each ResNet among them are called.
-      naming: the one of these that is meant; None where there is no ResNet.
+      path: keys of the nested dictionaries that contain them, joined by dots; "" for the top level.
+      tensors: all tensors at that path.
+      namings: the naming of each ResNet among them.
+      naming: the naming of this candidate; None if there is no ResNet.
     """
 
     path: str
@@ -38,40 +38,40 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What `--key` chooses it by."""
+        """The value of `--key` that selects it."""
         prefix = self.naming.prefix.rstrip(".") if self.naming else ""
         return ".".join(filter(None, (self.path, prefix)))
 
     def split(self) -> tuple[Tensors, Tensors]:
-        """The ResNet's tensors under torchvision's names, and those that are no ResNet's, under their own."""
+        """Returns the ResNet's tensors under torchvision's names, and tensors of no ResNet under their own names."""
         if self.naming is None:
             return self.tensors, {}
         own, beside = {}, {}
         for name, tensor in self.tensors.items():
-            # The longest prefix is the one of the module that it is in.
-            inmost = max(filter(name.startswith, (naming.prefix for naming in self.namings)), key=len, default=None)
-            if inmost == self.naming.prefix:
+            # A tensor belongs to the ResNet with the longest matching prefix.
+            innermost = max(filter(name.startswith, (naming.prefix for naming in self.namings)), key=len, default=None)
+            if innermost == self.naming.prefix:
                 own[self.naming.torchvision_name(name)] = tensor
-            elif inmost is None:
+            elif innermost is None:
                 beside[name] = tensor
         return own, beside
 
 
 def choose(content: Any, key: str | None, source: str) -> tuple[Candidate, list[str]]:
-    """The network in what a file holds, and notices about where it was.
+    """Chooses the network in a file; also returns notices about where it was.
 
     Args:
-      content: of the file.
-      key: the one asked for, as `Candidate.key` or only its beginning; None where there should be no question.
-      source: of the message.
+      content: the content of the file.
+      key: `Candidate.key` of the wanted network, or its first components; None to choose automatically.
+      source: name of the file in messages.
 
     Raises:
-      UserError: there is none, none of this key, or several of which none is the obvious one.
+      UserError: there is no network, none of this key, or no obvious choice among several.
     """
     candidates = list(_candidates(content))
     if not candidates:
         raise UserError(
-            f"{source} holds no state_dict (tensors by name); make one with torch.save(model.state_dict(), FILE)"
+            f"{source} contains no state_dict (tensors by name); create one with torch.save(model.state_dict(), FILE)"
         )
     networks = [candidate for candidate in candidates if candidate.naming]
     if key is not None:
@@ -79,20 +79,20 @@ def choose(content: Any, key: str | None, source: str) -> tuple[Candidate, list[
         networks = [candidate for candidate in networks or candidates if f"{candidate.key}.".startswith(f"{key}.")]
         if not networks:
             raise UserError(f"{source} has no weights under {key!r}; use {' or '.join(known) or 'no --key at all'}")
-    # Where nothing is a ResNet, the most tensors tell best what it is.
+    # If nothing is a ResNet, the candidate with the most tensors makes for the best error message.
     networks = networks or [max(candidates, key=lambda candidate: len(candidate.tensors))]
     plain = [candidate for candidate in networks if not AVERAGED.search(candidate.key)] or networks
     chosen, *rivals = plain
     flags = {candidate.key: _flag(candidate, networks) for candidate in networks if candidate.key}
-    # The file's own weights need no key, and have none.
+    # Weights at the top level have no key, and win.
     if chosen.key and not all(_same(chosen, rival) for rival in rivals):
-        raise UserError(f"{source} holds {len(networks)} networks; choose one with {' or '.join(flags.values())}")
+        raise UserError(f"{source} contains {len(networks)} networks; choose one with {' or '.join(flags.values())}")
     others = [flags[other.key] for other in networks if other is not chosen and not _same(chosen, other)]
     return chosen, list(_notices(chosen, others))
 
 
 def class_names_in(content: Any) -> tuple[str, ...] | None:
-    """The names of the classes, where a training script recorded them in its checkpoint."""
+    """Returns the class names if a training script recorded them in its checkpoint."""
     if not isinstance(content, Mapping):
         return None
     for place in (content, *(value for value in content.values() if isinstance(value, Mapping))):
@@ -103,7 +103,7 @@ def class_names_in(content: Any) -> tuple[str, ...] | None:
 
 
 def _listed(names: Any) -> tuple[str, ...] | None:
-    """Class names from a list of them or from their labels by name."""
+    """Returns class names from a list of names, or from a dictionary of labels by name."""
     if isinstance(names, Mapping) and all(isinstance(label, int) for label in names.values()):
         labels = sorted(names, key=names.__getitem__)
         names = labels if [names[label] for label in labels] == list(range(len(labels))) else None
@@ -113,12 +113,12 @@ def _listed(names: Any) -> tuple[str, ...] | None:
 
 
 def _candidates(content: Any) -> Iterator[Candidate]:
-    """Of every dictionary with tensors, the outer ones first."""
+    """Yields a candidate for each ResNet in each dictionary with tensors, outer dictionaries first."""
     seen: set[int] = set()
     places: list[tuple[str, Any]] = [("", content)]
     while places:
         path, place = places.pop(0)
-        if not isinstance(place, Mapping) or id(place) in seen:  # a pickle may refer to itself
+        if not isinstance(place, Mapping) or id(place) in seen:  # a pickle may contain cycles
             continue
         seen.add(id(place))
         named = {str(name): value for name, value in place.items()}
@@ -126,37 +126,37 @@ def _candidates(content: Any) -> Iterator[Candidate]:
             name: value for name, value in named.items() if torch.is_tensor(value) and not COUNTS.fullmatch(name)
         }
         if tensors:
-            found: list[Naming] = namings(tensors)
-            yield from (Candidate(path, tensors, found, naming) for naming in (found or (None,)))
+            resnets: list[Naming] = namings(tensors)
+            yield from (Candidate(path, tensors, resnets, naming) for naming in (resnets or (None,)))
         places += [
             (f"{path}.{name}" if path else name, value) for name, value in named.items() if not NO_NETWORK.search(name)
         ]
 
 
 def _same(one: Candidate, other: Candidate) -> bool:
-    """Whether both are the same weights: a module that two names lead to."""
+    """Returns whether both have the same weights, as when two names refer to one module."""
     ours, theirs = one.split()[0], other.split()[0]
     try:
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    except RuntimeError:  # of kinds that cannot be compared
+    except RuntimeError:  # some kinds of tensors cannot be compared
         return False
 
 
 def _flag(candidate: Candidate, among: list[Candidate]) -> str:
-    """What to type for one of several."""
+    """Returns the flag that selects one of several candidates."""
     alone = candidate.path and [other.path for other in among].count(candidate.path) == 1
     return f"--key {candidate.path if alone else candidate.key}"
 
 
 def _notices(chosen: Candidate, others: list[str]) -> Iterator[str]:
     if chosen.path:
-        yield f"the state_dict was found under {chosen.path!r}"
+        yield f"using the state_dict under {chosen.path!r}"
     if others:
-        yield f"there are other weights too, for {' or '.join(others)}"
+        yield f"other weights are available with {' or '.join(others)}"
     if chosen.naming is None:
         return
     if chosen.naming.prefix:
         where = "every key" if all(name.startswith(chosen.naming.prefix) for name in chosen.tensors) else "its keys"
-        yield f"the prefix {chosen.naming.prefix!r} of {where} was dropped"
+        yield f"removed the prefix {chosen.naming.prefix!r} from {where}"
     if chosen.naming.dialect.title:
-        yield f"its keys are {chosen.naming.dialect.title}; they were renamed to torchvision's"
+        yield f"its keys are {chosen.naming.dialect.title}; renamed to torchvision's"

@@ -1,4 +1,4 @@
-"""The console command: `sft-jax train cifar10` does what `python -m sft_jax.main --config configs/cifar10.py` does."""
+"""The console command: `sft-jax train cifar10` is short for `python -m sft_jax.main --config configs/cifar10.py`."""
 
 import difflib
 import runpy
@@ -8,7 +8,7 @@ import sft_jax
 from sft_jax.config.shipped import shipped
 from sft_jax.errors import UserError, run_command
 
-# Name -> its module, or the converter's file.
+# Command -> module, or file in convert/.
 COMMANDS = {
     "train": "sft_jax.main",
     "convert": "resnet_to_flax.py",
@@ -22,24 +22,24 @@ COMMANDS = {
     "doctor": "sft_jax.doctor",
     "benchmark": "sft_jax.benchmark",
 }
-# Those that take a recipe, which may stand right behind the name.
+# Commands whose first positional argument may be a recipe.
 WITH_RECIPE = ("train", "search", "doctor")
 USAGE = f"""usage: sft-jax COMMAND ...
 
 commands: {", ".join(COMMANDS)}
-sft-jax COMMAND --help has the flags and an example of each.
+See sft-jax COMMAND --help for flags and examples.
 
 examples:
   sft-jax train digits:source && sft-jax train digits
   sft-jax convert --output weights/resnet18.safetensors
   sft-jax train cifar10 --config.epochs=20 --workdir runs/short
 
-A recipe is a file, or one that comes with the program: {{recipes}}.
+A recipe is a file or one of the built-in recipes: {{recipes}}.
 """
 
 
 def main() -> None:
-    """Runs the command that the command line names."""
+    """Runs the command given on the command line."""
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         names = sorted(path.stem for path in shipped("configs").glob("*.py"))
         print(USAGE.format(recipes=", ".join(names)), end="")
@@ -64,4 +64,4 @@ def _run(name: str, arguments: list[str]) -> None:
 
 def _refuse() -> None:
     near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1, cutoff=0.0)[0]
-    raise UserError(f"there is no command {sys.argv[1]!r}; the nearest is sft-jax {near}")
+    raise UserError(f"unknown command {sys.argv[1]!r}; did you mean sft-jax {near}?")

@@ -1,4 +1,4 @@
-"""The ways a command may end other than well. Each carries its exit code (see `run_command`)."""
+"""Exceptions that end a command, each with its exit code (see `run_command`)."""
 
 import os
 import select
@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Wrong usage, config or input. The message is one line that says what to do."""
+    """Invalid usage, config or input. The message is one line that says what to do."""
 
     exit_code = 2
 
 
 class DivergedError(Exception):
-    """The loss is no longer finite."""
+    """The loss became NaN or infinite."""
 
     exit_code = 3
 
 
 class StoppedError(Exception):
-    """A signal asked the run to stop; its state was saved and `--resume` continues it."""
+    """A signal stopped the run; its state was saved and `--resume` continues it."""
 
     exit_code = 4
 
@@ -31,18 +31,17 @@ def reason(error: Exception) -> str:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Runs `command` and returns the process's exit code.
+    """Runs `command` and returns the exit code of the process.
 
-    0 done, 2 `UserError`, 3 `DivergedError`, 4 `StoppedError`; each of the last three prints its message as one
-    line on stderr. As shells have it, 130 for a Ctrl-C that nothing waited for and 141, without a word, where whatever
-    read standard output (`| head`) is gone. Anything else is a bug and propagates with its traceback (Python then
-    exits with 1).
+    0 for success, 2 for `UserError`, 3 for `DivergedError`, 4 for `StoppedError`; the last three print their message
+    as one line on stderr. Following shell convention, an unhandled Ctrl-C gives 130, and a closed pipe on standard
+    output (`| head`) gives 141 silently. Any other exception is a bug and propagates with its traceback (exit code 1).
     """
     try:
         try:
             code = _code_of(command)
         except SystemExit as stopped:
-            # Where rich prints, this is how it says so.
+            # rich turns a BrokenPipeError into SystemExit.
             if not isinstance(stopped.__context__, BrokenPipeError):
                 _flush()
                 raise
@@ -51,7 +50,7 @@ def run_command(command: Callable[[], None]) -> int:
     except BrokenPipeError:
         if not _unread():
             raise
-        # Or Python would try once more as it ends (docs.python.org/3/library/signal.html#note-on-sigpipe).
+        # Otherwise Python flushes again at exit and fails (docs.python.org/3/library/signal.html#note-on-sigpipe).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return code
@@ -70,12 +69,12 @@ def _code_of(command: Callable[[], None]) -> int:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # closed from the start, as by `>&-`
+    if sys.stdout is not None:  # it is None if closed from the start (`>&-`)
         sys.stdout.flush()
 
 
 def _unread() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Returns whether standard output is a pipe whose reader is gone."""
     if sys.stdout is None:
         return False
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""Checkpoints as other programs write them: what the tests of the converter read."""
+"""Checkpoints in the formats of other libraries, for the tests of the converter."""
 
 import argparse
 import collections
@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 def trained(arch: str = "resnet18", classes: int = CLASSES) -> dict[str, torch.Tensor]:
-    """The state_dict of a network whose norms and counters are not what they begin with."""
+    """Returns the state_dict of a network whose norms and counters are not at their initial values."""
     torch.manual_seed(0)
     module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
     for norm in module.modules():
@@ -27,7 +27,7 @@ def trained(arch: str = "resnet18", classes: int = CLASSES) -> dict[str, torch.T
 
 
 def genuine(state_dict: dict[str, torch.Tensor]) -> collections.OrderedDict:
-    """The form of torchvision's V1 files: parameters that require a gradient, plain statistics, no counters."""
+    """Imitates torchvision's V1 files: parameters that require gradients, plain statistics, no counters."""
     return collections.OrderedDict(
         (key, tensor if "running" in key else torch.nn.Parameter(tensor))
         for key, tensor in state_dict.items()
@@ -56,7 +56,7 @@ def counters(tensors: dict, change) -> dict:
 
 
 def hugging_face(tensors: dict) -> dict:
-    """The names of transformers.ResNetForImageClassification."""
+    """Uses the names of transformers.ResNetForImageClassification."""
     kinds = {"conv": "convolution", "bn": "normalization"}
     renamed = {}
     for key, tensor in tensors.items():
@@ -74,20 +74,20 @@ def hugging_face(tensors: dict) -> dict:
 
 
 def sequential(tensors: dict) -> dict:
-    """The names of torch.nn.Sequential(*list(resnet.children())[:-1])."""
+    """Uses the names of torch.nn.Sequential(*list(resnet.children())[:-1])."""
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     parts = ((*key.partition("."), tensor) for key, tensor in body(tensors).items())
     return {f"{places[first]}.{rest}": tensor for first, _, rest, tensor in parts}
 
 
 def kuangliu(tensors: dict) -> dict:
-    """The names of the CIFAR models that most tutorials copy."""
+    """Uses the names of kuangliu's CIFAR models, which most tutorials copy."""
     renamed = {key.replace("downsample", "shortcut"): tensor for key, tensor in body(tensors).items()}
     return renamed | head(tensors, "linear")
 
 
 class Subclass(collections.OrderedDict):
-    """As `state_dict()` gives it, with `_metadata`."""
+    """A state_dict with `_metadata`, as `state_dict()` returns it."""
 
 
 def with_metadata(tensors: dict) -> collections.OrderedDict:
@@ -103,7 +103,7 @@ LEFTOVERS = {
     "log": collections.defaultdict(list, {"loss": [0.1]}),
 }
 
-# What is saved of a state_dict d with torch.save, and words of the notices in order. All give d.
+# What is saved for a state_dict d, and fragments of the expected notices in order. All convert to d.
 SAME = {
     "plain": (lambda d: d, []),
     "metadata": (with_metadata, []),
@@ -117,7 +117,7 @@ SAME = {
     "counters of another type": (lambda d: counters(d, lambda t: t.int()), []),
     "counters in half": (lambda d: counters(d, lambda t: t.half()), []),
     "counters of one element": (lambda d: counters(d, lambda t: t[None]), []),
-    "state_dict": (lambda d: {"state_dict": d, "epoch": 3}, ["found under 'state_dict'"]),
+    "state_dict": (lambda d: {"state_dict": d, "epoch": 3}, ["under 'state_dict'"]),
     "model": (lambda d: {"model": d, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}}, ["under 'model'"]),
     "model_state_dict": (lambda d: {"model_state_dict": d, "loss": torch.tensor(0.1)}, ["under 'model_state_dict'"]),
     "nested": (lambda d: {"checkpoint": {"net": d, "acc": 93.0}}, ["under 'checkpoint.net'"]),
@@ -127,26 +127,26 @@ SAME = {
             "model": d,
             "model_ema": {"n_averaged": torch.tensor(9), **with_prefix("module.", floats(d, torch.zeros_like))},
         },
-        ["under 'model'", "other weights too, for --key model_ema"],
+        ["under 'model'", "other weights are available with --key model_ema"],
     ),
     "averaged alone": (lambda d: {"state_dict_ema": d}, ["under 'state_dict_ema'"]),
     "teacher beside": (
         lambda d: {**with_prefix("student.", d), **with_prefix("teacher.", floats(d, torch.zeros_like))},
-        ["for --key teacher", "the prefix 'student.' of its keys was dropped"],
+        ["with --key teacher", "removed the prefix 'student.' from its keys"],
     ),
     "two names for one": (
         lambda d: {"state_dict": {**with_prefix("model.", d), **with_prefix("net.", d)}},
-        ["under 'state_dict'", "the prefix 'model.' of its keys was dropped"],
+        ["under 'state_dict'", "removed the prefix 'model.' from its keys"],
     ),
-    "DataParallel": (lambda d: with_prefix("module.", d), ["the prefix 'module.' of every key was dropped"]),
+    "DataParallel": (lambda d: with_prefix("module.", d), ["removed the prefix 'module.' from every key"]),
     "DataParallel, wrapped": (
         lambda d: {"state_dict": with_prefix("module.", d)},
-        ["under 'state_dict'", "the prefix 'module.' of every key was dropped"],
+        ["under 'state_dict'", "removed the prefix 'module.' from every key"],
     ),
-    "compiled": (lambda d: with_prefix("module._orig_mod.", d), ["'module._orig_mod.' of every key"]),
+    "compiled": (lambda d: with_prefix("module._orig_mod.", d), ["'module._orig_mod.' from every key"]),
     "Lightning": (
         lambda d: {"state_dict": {**with_prefix("model.", d), "criterion.weight": torch.ones(5)}, "loops": {}},
-        ["under 'state_dict'", "'model.' of its keys", "left out: criterion.weight"],
+        ["under 'state_dict'", "'model.' from its keys", "dropped, not part of the network: criterion.weight"],
     ),
     "profiled": (
         lambda d: {**d, "total_ops": torch.zeros(1), "layer1.0.total_params": torch.zeros(1)},
@@ -154,29 +154,29 @@ SAME = {
     ),
     "averaged within": (
         lambda d: {**d, **with_prefix("model_ema.", floats(d, torch.zeros_like))},
-        ["for --key model_ema"],
+        ["with --key model_ema"],
     ),
     "mmpretrain": (
         lambda d: {"meta": {}, "state_dict": {**with_prefix("backbone.", body(d)), **head(d, "head.fc")}},
-        ["under 'state_dict'", "'backbone.' of its keys", "head was found under 'head.fc'"],
+        ["under 'state_dict'", "'backbone.' from its keys", "using 'head.fc' as its head"],
     ),
     "body and head": (
         lambda d: {**with_prefix("net.encoder.", body(d)), **head(d, "net.classifier")},
-        ["'net.encoder.' of its keys", "head was found under 'classifier'"],
+        ["'net.encoder.' from its keys", "using 'classifier' as its head"],
     ),
     "head after dropout": (
         lambda d: {**body(d), **head(d, "fc.1")},
-        ["head was found under 'fc.1'"],
+        ["using 'fc.1' as its head"],
     ),
     "Hugging Face": (
         hugging_face,
-        ["'resnet.' of its keys", "its keys are Hugging Face's", "head was found under 'classifier.1'"],
+        ["'resnet.' from its keys", "its keys are Hugging Face's", "using 'classifier.1' as its head"],
     ),
     "Sequential": (
         lambda d: {**with_prefix("features.", sequential(d)), **head(d, "fc")},
-        ["'features.' of its keys", "torch.nn.Sequential"],
+        ["'features.' from its keys", "torch.nn.Sequential"],
     ),
-    "kuangliu": (kuangliu, ["head was found under 'linear'"]),
+    "kuangliu": (kuangliu, ["using 'linear' as its head"]),
 }
 
 

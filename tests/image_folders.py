@@ -1,4 +1,4 @@
-"""Folders of small images, and what reading them says."""
+"""Creates folders of small images, and returns the messages of reading them."""
 
 import struct
 import zlib
@@ -18,7 +18,7 @@ def picture(seed, width=12, height=10):
 
 
 def fill(folder, classes, count, start=0):
-    """`count` pictures of each class, no two alike."""
+    """Writes `count` images of each class, all distinct."""
     for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -33,7 +33,7 @@ def message(path, **settings):
 
 
 def png(width, height, *, depth=8, color=2, data=b"") -> bytes:
-    """A PNG file whose header claims this size."""
+    """Returns a PNG file whose header claims this size."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

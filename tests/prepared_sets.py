@@ -1,4 +1,4 @@
-"""Small sets that tensorflow_datasets prepares on the spot."""
+"""Small datasets that tensorflow_datasets prepares here."""
 
 import io
 
@@ -6,18 +6,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-# So that tfds's own class for CIFAR-100 finds what is prepared here in its place.
+# Lets tfds's own class for CIFAR-100 find the dataset that is prepared here instead.
 VERSION = tfds.builder_cls("cifar100").VERSION
 
 
 class Pictures:
-    """Pictures of class `label`, filled with the value that stands for it; `draw` may make others."""
+    """Images of class `label`, filled with its value; `draw` may create others."""
 
     def __init__(self, classes, shape, keys=("image", "label"), draw=None):
         self.classes, self.shape, self.keys, self.draw = classes, shape, keys, draw
 
     def prepare(self, name, directory, version=VERSION, **counts):
-        """Makes tfds write them as a set of this name. As PNG files: arrays it encodes with TensorFlow only."""
+        """Makes tfds write them as a dataset of this name, as PNG files, because it encodes arrays with TensorFlow."""
         features = tfds.features.FeaturesDict(
             {
                 self.keys[0]: tfds.features.Image(shape=self.shape),

@@ -27,9 +27,9 @@ def parser():
         (["--config", "a.py", "--workdri", "x"], "unrecognized arguments: --workdri x"),
         (
             ["--config", "a.py", "--epochs=3"],
-            "unrecognized arguments: --epochs=3; keys of the recipe are set with --config.epochs=VALUE",
+            "unrecognized arguments: --epochs=3; to set a key of the recipe, use --config.epochs=VALUE",
         ),
-        (["--config", "a.py", "--config.epochs"], "--config.epochs wants a value"),
+        (["--config", "a.py", "--config.epochs"], "--config.epochs needs a value"),
     ],
 )
 def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, capsys):
@@ -37,7 +37,7 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, ca
         parse_with_overrides(parser, words)
     assert stopped.value.code == 2
     printed = capsys.readouterr().err
-    assert printed == f"error: {message}; python -m sft_jax.main --help has all flags and an example\n"
+    assert printed == f"error: {message}; see python -m sft_jax.main --help for all flags and an example\n"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_training_images(run, monkeypatch, capsys):
             ["--config.data.size=8"],
             "config.data.size is the run's and stays; only data.source, data.dir, data.download",
         ),
-        (["--config.data.source=digits:5-9"], "the classes of digits:5-9 are not those of "),
+        (["--config.data.source=digits:5-9"], "the classes of digits:5-9 differ from those of "),
         (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),
         (["--workdir", "nowhere"], "nowhere holds no run: there is no config.json in it"),
     ],
@@ -87,7 +87,7 @@ def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, caps
     assert (code, complaints) == (0, "")
     assert json.loads(printed)["test_count"] == 2 * len(NAMES)
     code, _, complaints = call(monkeypatch, capsys, run, "--split", "train")
-    assert (code, complaints) == (2, f"error: {broken} cannot be read (image file is truncated); mend or remove it\n")
+    assert (code, complaints) == (2, f"error: {broken} cannot be read (image file is truncated); repair or remove it\n")
 
 
 def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):

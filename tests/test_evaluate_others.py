@@ -73,7 +73,7 @@ def test_every_image_of_a_folder_is_scored_once(run, tmp_path, monkeypatch, caps
     accuracy, loss = expected(run.folder, paths)
     assert (found["test_accuracy"], found["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
     assert found["class_names"] == list(NAMES)
-    assert ("all parts of " in said) == (layout == "all parts")
+    assert ("evaluating all splits of " in said) == (layout == "all parts")
 
 
 def test_one_part_of_a_folder(run, tmp_path, monkeypatch, capsys):
@@ -83,7 +83,7 @@ def test_one_part_of_a_folder(run, tmp_path, monkeypatch, capsys):
     assert json.loads(call(monkeypatch, capsys, *flags, "test")[1])["test_count"] == 4 * len(NAMES)
     code, _, said = call(monkeypatch, capsys, *flags, "val")
     assert code == 2
-    assert "has no val part: leave --split away to score all that is there" in said
+    assert "has no val split; drop --split to evaluate all of its images" in said
 
 
 def test_the_runs_own_evaluation_is_left_as_it_is(run, tmp_path, monkeypatch, capsys):
@@ -131,14 +131,14 @@ def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
     found = json.loads(printed)
     assert np.sum(found["confusion"], 1).tolist() == [0, 3, 0, 0, 0, 3]
     assert found["per_class_accuracy"][0] is None
-    assert "has no image of 4 of the network's 6 classes: ant, cat, dög and 1 more" in said
+    assert "has no images of 4 of the network's 6 classes: ant, cat, dög and 1 more" in said
     fill(tmp_path / "one", ("eel",), 2)
     assert json.loads(call(monkeypatch, capsys, *flags, f"folder:{tmp_path / 'one'}")[1])["test_count"] == 2
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Fox", "'Fox' (the nearest is 'fox')"), ("foxes", "'foxes' (the nearest is 'fox')"), ("whale", "know: 'whale';")],
+    [("Fox", "'Fox' (the nearest is 'fox')"), ("foxes", "'foxes' (the nearest is 'fox')"), ("whale", "have: 'whale';")],
 )
 def test_unknown_classes_are_named_with_the_nearest(run, tmp_path, monkeypatch, capsys, name, said):
     fill(tmp_path / "flowers", (*NAMES[:3], name), 2)
@@ -156,7 +156,7 @@ def test_unlabelled_images_are_said_and_not_scored(run, tmp_path, monkeypatch, c
         monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}", "--json"
     )
     assert (code, json.loads(printed)["test_count"]) == (0, 2 * len(NAMES))
-    assert f"{tmp_path / 'flowers' / 'test'} is none of the network's classes" in said
+    assert f"{tmp_path / 'flowers' / 'test'} ignored: it is not one of the network's classes" in said
 
 
 def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
@@ -167,7 +167,7 @@ def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
     keys = ("--config.data.image_key=where", "--config.data.label_key=what")
     code, printed, said = call(monkeypatch, capsys, *flags, *keys)
     assert (code, json.loads(printed)["test_count"]) == (0, 3 * len(NAMES))
-    assert "the column 'where' is the file, 'what' the label" in said
+    assert "files from column 'where', labels from 'what'" in said
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_sets_that_are_no_files(run, few, tmp_path, monkeypatch, capsys, source,
     assert (code, json.loads(printed)["test_count"]) == (0, count)
     code, _, said = call(monkeypatch, capsys, "--workdir", run.folder, *flags)
     assert code == 2
-    assert f"{source} has classes that the network does not know: '0', '1', '2'" in said
+    assert f"{source} has classes that the network does not have: '0', '1', '2'" in said
 
 
 def test_images_that_the_run_was_trained_on_are_counted(run, tmp_path, monkeypatch, capsys):
@@ -240,8 +240,8 @@ def test_what_cannot_be_read_is_named(run, tmp_path, monkeypatch, capsys, conten
     [
         (["--weights", "tiny.safetensors"], "--weights FILE has no images of its own: name some with --data SOURCE"),
         (["--data", "digits", "--config.data.size=8"], "config.data.size is the run's and stays; only data.dir, "),
-        (["--data", "flowers"], "config.data.source='flowers' is none of tfds:NAME, folder:PATH, csv:FILE"),
-        (["--data", "folder:nowhere"], "data.source=folder:nowhere: there is no such folder"),
+        (["--data", "flowers"], "config.data.source='flowers' must be one of tfds:NAME, folder:PATH, csv:FILE"),
+        (["--data", "folder:nowhere"], "data.source=folder:nowhere: no such folder"),
     ],
 )
 def test_wrong_usage(run, monkeypatch, capsys, flags, said):

@@ -75,7 +75,7 @@ def test_the_quick_start_without_a_checkout(installed):
 
 def test_the_converter_without_a_checkout(installed):
     done = installed("convert", "--state-dict", "nothing.pth", "--output", "w.safetensors")
-    assert (done.returncode, done.stderr) == (2, "error: there is no file nothing.pth\n")
+    assert (done.returncode, done.stderr) == (2, "error: no such file: nothing.pth\n")
     done = installed("train", "cifar10", "--quiet")
     assert done.returncode == 2
     assert "make them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
@@ -104,7 +104,7 @@ def test_an_unknown_command_is_refused(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: there is no command 'trian'; the nearest is sft-jax train\n"
+    assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean sft-jax train?\n"
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)

@@ -98,8 +98,8 @@ def test_more_than_a_batch_with_broken_ones_between(tmp_path, call):
     named = {*(f"{tmp_path}/folder/{name}.png" for name in ("001", "030", "035")), "http://host/a.png"}
     assert {line.split(" ")[0] for line in lines[:-1]} == named | {f"{tmp_path}/none.png"}
     assert f"{tmp_path}/none.png cannot be read: No such file or directory" in lines
-    assert "http://host/a.png is a URL; download it and name the file" in lines
-    assert f"{tmp_path}/folder/030.png cannot be read: it is no image, or damaged" in lines
+    assert "http://host/a.png is a URL; download it and pass the file" in lines
+    assert f"{tmp_path}/folder/030.png cannot be read: not an image, or damaged" in lines
     assert lines[-1] == f"error: 5 named above could not be read; {len(left)} images were classified"
     alone = answers(call("--json", tmp_path / "folder" / "036.png")[1])[0]
     assert alone["label"] == found[-1]["label"]
@@ -149,7 +149,7 @@ def test_memory_stays_the_same():
 def test_an_empty_folder_is_said(tmp_path, call):
     code, printed, complaints = call(tmp_path)
     assert (code, printed) == (2, "")
-    assert complaints.splitlines()[0] == f"{tmp_path} has no image in it"
+    assert complaints.splitlines()[0] == f"{tmp_path} contains no images"
 
 
 def test_what_a_folder_has_besides_images_is_named_and_the_exit_code_is_2(tmp_path, call):
@@ -160,7 +160,7 @@ def test_what_a_folder_has_besides_images_is_named_and_the_exit_code_is_2(tmp_pa
     code, printed, complaints = call("--json", tmp_path)
     assert (code, [found["file"] for found in answers(printed)]) == (2, [str(image)])
     assert complaints.splitlines() == [
-        f"{tmp_path}: 3 files are no images that can be read, and were left out: 2 .heic (e.g. {tmp_path}/b.HEIC; "
+        f"{tmp_path}: 3 files skipped, not readable as images: 2 .heic (e.g. {tmp_path}/b.HEIC; "
         f"pip install pillow-heif), 1 .txt (e.g. {tmp_path}/notes.txt)",
         "error: 1 named above could not be read; 1 images were classified",
     ]
@@ -189,8 +189,8 @@ def test_large_images_are_refused_by_name_and_allowed_by_a_flag(tmp_path, call):
     code, _, complaints = call("--max-pixels", 599, path)
     assert code == 2
     assert complaints.splitlines()[0] == (
-        f"{path} cannot be read: it has 600 pixels, more than 599; to allow more: --config.data.max_pixels, of predict "
-        "--max-pixels"
+        f"{path} cannot be read: it has 600 pixels, more than 599; to allow more, use --config.data.max_pixels "
+        "(predict: --max-pixels)"
     )
     assert call("--max-pixels", 600, path)[0] == 0
 

@@ -129,7 +129,7 @@ def test_the_report_shows_what_the_network_saw(trained):
     """The mistakes with what the fit made of them."""
     run, paths = trained
     assert "centre crop" not in run.log_file.read_text()
-    assert "pad: 35% of what the network sees is black on average" in run.log_file.read_text()
+    assert "pad: 35% of the input is black padding on average" in run.log_file.read_text()
     preprocess = sft_jax.load(run.folder).preprocess
     dataset = data.load_dataset(run.config().data, seed=0, square=preprocess.square)
     uri = data_uris(dataset.test, [3])[3]

@@ -1,1 +1,1 @@
-"""Ours and PyTorch's training of the same network, side by side: `python -m sft_jax.benchmark`."""
+"""Benchmark of sft-jax against PyTorch on the same network: `python -m sft_jax.benchmark`."""

@@ -1,4 +1,4 @@
-"""Ours and PyTorch side by side: `python -m sft_jax.benchmark`."""
+"""Times sft-jax and PyTorch side by side: `python -m sft_jax.benchmark`."""
 
 import argparse
 import contextlib
@@ -16,12 +16,12 @@ EXAMPLE = """example:
   python -m sft_jax.benchmark --batch 64 --size 64
   python -m sft_jax.benchmark --epoch --rounds 1
 
-Each side is a process of its own and they take turns; figures are medians. Steps are timed on images that are ready and
-not augmented; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation on both sides.
-PyTorch, where it is installed, is torchvision's network in a plain script, with and without our allocator settings.
+Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
+without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
+PyTorch, if installed, runs torchvision's network in a plain script, with and without sft-jax's allocator settings.
 """
 
-# Dense bfloat16 (T4: float16) products a second, from the makers' data sheets, by what jax calls the device.
+# Peak dense bfloat16 FLOP/s (V100 and T4: float16) from vendors' data sheets, by JAX's device kind.
 PEAK_FLOPS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -39,26 +39,29 @@ PEAK_FLOPS = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = make_parser(
-        "python -m sft_jax.benchmark", "Times training and evaluation steps, ours and PyTorch's.", EXAMPLE
+        "python -m sft_jax.benchmark", "Times training and evaluation steps of sft-jax and PyTorch.", EXAMPLE
     )
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
-    parser.add_argument("--batch", default=100, help="images a step (default: %(default)s)", **number)
+    parser.add_argument("--batch", default=100, help="batch size (default: %(default)s)", **number)
+    parser.add_argument("--size", default=32, help="image size in pixels (default: %(default)s)", **number)
     parser.add_argument(
-        "--size", default=32, **number | {"help": "side of the images in pixels (default: %(default)s)"}
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="precision of sft-jax (default: %(default)s)",
     )
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="ours")
-    parser.add_argument("--rounds", default=5, help="turns of every side (default: %(default)s)", **number)
-    parser.add_argument("--stock", action="store_true", help="also our network on XLA's own convolutions")
-    parser.add_argument("--epoch", action="store_true", help="also an epoch of configs/cifar10.py, with its input")
+    parser.add_argument("--rounds", default=5, help="turns of each process (default: %(default)s)", **number)
+    parser.add_argument("--stock", action="store_true", help="also time sft-jax with XLA's own convolutions")
+    parser.add_argument("--epoch", action="store_true", help="also time an epoch of configs/cifar10.py, with its input")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs all sides; returns the figures by name, milliseconds a step and images a second."""
+    """Runs all workers; returns the figures by name, in milliseconds per step and images per second."""
     arguments = [args.arch, str(args.batch), str(args.size)]
     with contextlib.ExitStack() as stack:
 
@@ -89,65 +92,65 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, Any]:
-    """What `sides` measured, under the names of the interface."""
+    """Computes the figures that --json prints from the measurements of `sides`, by name."""
     ours = sides[""]
-    found: dict[str, Any] = {"arch": args.arch, "batch": args.batch, "size": args.size, "device": ours.facts["device"]}
+    values: dict[str, Any] = {"arch": args.arch, "batch": args.batch, "size": args.size, "device": ours.facts["device"]}
     for prefix, side in sides.items():
         for task in side.times:
-            value = side.median(task)
-            found |= {f"{prefix}epoch_s": value / 1e3} if task == "epoch" else {f"{prefix}{task}_ms": value}
+            ms = side.median(task)
+            values |= {f"{prefix}epoch_s": ms / 1e3} if task == "epoch" else {f"{prefix}{task}_ms": ms}
     for task in ("train", "eval"):
-        found[f"{task}_images_per_s"] = 1e3 * args.batch / found[f"{task}_ms"]
+        values[f"{task}_images_per_s"] = 1e3 * args.batch / values[f"{task}_ms"]
     for prefix in sides.keys() - {""}:
         for task in sides[prefix].times:
             unit = "epoch_s" if task == "epoch" else f"{task}_ms"
-            found[f"{task}_speedup_vs_{prefix.removesuffix('_')}"] = found[prefix + unit] / found[unit]
-    found["train_flops"] = ours.facts["train_flops"]
-    found["train_flops_per_s"] = ours.facts["train_flops"] / found["train_ms"] * 1e3
+            values[f"{task}_speedup_vs_{prefix.removesuffix('_')}"] = values[prefix + unit] / values[unit]
+    values["train_flops"] = ours.facts["train_flops"]
+    values["train_flops_per_s"] = ours.facts["train_flops"] / values["train_ms"] * 1e3
     count, _, kind = ours.facts["device"].partition(" x ")
     peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
-    found["share_of_peak"] = None if peak is None else found["train_flops_per_s"] / (peak * int(count))
-    return found
+    values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak * int(count))
+    return values
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints the figures."""
     args = parse(sys.argv[1:])
-    found = measure(args)
+    values = measure(args)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(values))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['arch']}, batch {found['batch']}, {found['size']} px, on {found['device']}")
-    tasks = ["train", "eval", *(["epoch"] if "epoch_s" in found else [])]
+    table = Table(title=f"{values['arch']}, batch {values['batch']}, {values['size']} px, on {values['device']}")
+    tasks = ["train", "eval", *(["epoch"] if "epoch_s" in values else [])]
     units = {task: "epoch_s" if task == "epoch" else f"{task}_ms" for task in tasks}
     table.add_column("")
     for task in tasks:
         table.add_column(f"{task} ({units[task].rpartition('_')[2]})", justify="right")
-        table.add_column("ours is", justify="right")
+        table.add_column("sft-jax is", justify="right")
     names = {
         "": "sft-jax",
-        "stock_": "on XLA's convolutions",
+        "stock_": "with XLA's convolutions",
         "torch_": "PyTorch",
         "torch_allocator_": "PyTorch, allocator set",
     }
     for prefix, name in names.items():
-        if f"{prefix}train_ms" not in found:
+        if f"{prefix}train_ms" not in values:
             continue
         cells = []
         for task in tasks:
-            value = found.get(prefix + units[task])
-            speedup = found.get(f"{task}_speedup_vs_{prefix.removesuffix('_')}")
+            value = values.get(prefix + units[task])
+            speedup = values.get(f"{task}_speedup_vs_{prefix.removesuffix('_')}")
             cells += ["" if value is None else f"{value:.1f}", "" if speedup is None else f"{speedup:.2f} x as fast"]
         table.add_row(name, *cells)
     console = Console()
     console.print(table)
-    share = "" if found["share_of_peak"] is None else f", {found['share_of_peak']:.1%} of the peak"
+    peak = "" if values["share_of_peak"] is None else f", {values['share_of_peak']:.1%} of peak"
     console.print(
-        f"{found['train_images_per_s']:.0f} images/s in training, {found['eval_images_per_s']:.0f} in evaluation; "
-        f"{found['train_flops_per_s'] / 1e9:.0f} GFLOP/s{share}",
+        f"{values['train_images_per_s']:.0f} images/s in training, {values['eval_images_per_s']:.0f} in evaluation; "
+        f"{values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
         highlight=False,
     )
 

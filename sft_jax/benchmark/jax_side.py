@@ -1,4 +1,4 @@
-"""Our side of the benchmark: the compiled programs that `python -m sft_jax.main` trains and evaluates with.
+"""The sft-jax worker of the benchmark: the compiled programs with which `sft_jax.main` trains and evaluates.
 
 python -m sft_jax.benchmark.jax_side ARCH BATCH SIZE PRECISION [stock]
 """
@@ -35,15 +35,15 @@ from sft_jax.training.step import make_train_step  # noqa: E402
 from sft_jax.training.steps import make_train_steps  # noqa: E402
 from sft_jax.training.trainer import Trainer  # noqa: E402
 
-# Steps of one compiled call: a run has as many as fit into a second.
+# Steps per compiled call; a run uses as many as fit into a second.
 STEPS = 4
 
 
 def main() -> None:
-    """Serves train, eval and epoch."""
+    """Serves the tasks train, eval and epoch."""
     arch, batch, size, precision, *rest = sys.argv[1:]
     if rest == ["stock"]:
-        conv._cpu_lowering = lambda *_: None  # XLA's own convolutions, as a network of stock Flax has
+        conv._cpu_lowering = lambda *_: None  # XLA's own convolutions, as in stock Flax
     config = complete(
         {
             "init": "scratch",
@@ -81,13 +81,13 @@ class _Side:
         self.key = devices.replicate(jax.random.key(config.seed))
         step = make_train_step(self.network, self.task, self.optimizer, AXIS)
         preprocess = self.task.preprocess(config.data, config.data.size)
-        # Not augmented: PyTorch's batch is ready, too. An epoch has its input on both sides.
+        # No augmentation, because PyTorch's steps have none either; an epoch includes it on both sides.
         program = make_train_steps(step, lambda batch, *_: preprocess(batch), AXIS, devices.count)
         self.program = self.loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
         self.evaluator = Evaluator(self.network, self.task, preprocess, config.batch_size)
 
     def flops(self) -> float:
-        """Floating-point operations of one training step, see `estimate.flops`."""
+        """Returns the floating-point operations of one training step, see `estimate.flops`."""
         network = models.Network.abstract(
             models.builder(self.config.model, worker.CLASSES, precision=self.config.precision)
         )
@@ -114,11 +114,11 @@ class _Side:
 
     def epoch(self, repeats: int) -> list[float]:
         images, labels = worker.images(worker.EPOCH_TRAIN + worker.EPOCH_VALIDATION, self.config.data.size)
-        whole = ArraySplit.of_images(images, labels)
-        training, validation = np.split(np.arange(len(whole)), [worker.EPOCH_TRAIN])
-        held_out = whole.take(validation)
-        dataset = data.Dataset(whole.take(training), held_out, held_out, tuple(map(str, range(worker.CLASSES))))
-        quiet = contextlib.redirect_stdout(sys.stderr)  # standard output is for answers
+        split = ArraySplit.of_images(images, labels)
+        training, validation = np.split(np.arange(len(split)), [worker.EPOCH_TRAIN])
+        held_out = split.take(validation)
+        dataset = data.Dataset(split.take(training), held_out, held_out, tuple(map(str, range(worker.CLASSES))))
+        quiet = contextlib.redirect_stdout(sys.stderr)  # standard output carries the answers
         with tempfile.TemporaryDirectory() as folder, self.config.unlocked(), quiet:
             trainer = Trainer(self.config, dataset, self.devices, Run(Path(folder)), Console(), StopRequest())
             trainer.begin(None, resume=False, command=sys.argv)

@@ -1,15 +1,15 @@
-"""PyTorch's side of the benchmark: torchvision's network in the plain training script that people write.
+"""The PyTorch worker of the benchmark: torchvision's network in a plain training script.
 
     python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE
 
-The only file of the package that imports torch; it runs as a process of its own, where torch is installed.
+The only file of the package that imports torch; it runs in its own process, if torch is installed.
 """
 
 import sys
 
 from sft_jax.runtime.allocator import keep_freed_memory
 
-# Set to 0 by `python -m sft_jax.benchmark` for the PyTorch that people have.
+# `python -m sft_jax.benchmark` switches it off to time stock PyTorch.
 ALLOCATOR = keep_freed_memory()
 
 import torch  # noqa: E402  # the allocator first
@@ -34,7 +34,7 @@ class _Images(torch.utils.data.Dataset):
 
 
 def main() -> None:
-    """Serves train, eval and epoch."""
+    """Serves the tasks train, eval and epoch."""
     arch, batch, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)

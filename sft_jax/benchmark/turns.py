@@ -1,4 +1,4 @@
-"""The sides of the benchmark as processes that take turns, so that none works while another is timed."""
+"""The worker processes of the benchmark, which take turns so that none runs while another is timed."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from sft_jax.errors import UserError
 
 
 class Side:
-    """A running worker (see `worker.serve`). Use it as a context: it is ended on the way out.
+    """A running worker process (see `worker.serve`); a context manager that terminates it on exit.
 
     Raises:
-      UserError: the worker ended before it answered.
+      UserError: the worker exited before it answered.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]):
@@ -38,7 +38,7 @@ class Side:
         self._process.communicate()
 
     def turn(self, task: str, repeats: int, *, keep: bool = True) -> None:
-        """Runs a task; its times are kept unless it is a warm-up."""
+        """Runs a task, and records its times unless it is a warm-up."""
         assert self._process.stdin is not None
         print(task, repeats, file=self._process.stdin, flush=True)
         times = self._answer()
@@ -46,7 +46,7 @@ class Side:
             self.times.setdefault(task, []).extend(times)
 
     def median(self, task: str) -> float:
-        """Milliseconds, over all turns."""
+        """Returns the median time of a task over all turns, in milliseconds."""
         return statistics.median(self.times[task])
 
     def _answer(self) -> Any:
@@ -54,5 +54,5 @@ class Side:
         line = self._process.stdout.readline()
         if not line:
             self._process.communicate()
-            raise UserError(f"{self.module} ended early; what it said stands above")
+            raise UserError(f"{self.module} exited early; see its output above")
         return json.loads(line)

@@ -1,4 +1,4 @@
-"""One side of the benchmark, in a process of its own: it answers each line on standard input with a line of JSON."""
+"""Protocol and settings of the benchmark's worker processes: each line on stdin is answered with a line of JSON."""
 
 import json
 import sys
@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 CLASSES = 10
-# The recipe of configs/cifar10.py.
+# As in configs/cifar10.py.
 LEARNING_RATE, MOMENTUM, CROP_PADDING = 1e-3, 0.9, 4
 EPOCH_TRAIN, EPOCH_VALIDATION = 45_000, 5_000
 
 
 def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same uint8 images [count, size, size, 3] and int32 labels on every side."""
+    """Returns the uint8 images [count, size, size, 3] and int32 labels that all workers share."""
     random = np.random.default_rng(0)
     return (
         random.integers(0, 256, (count, size, size, 3), np.uint8),
@@ -23,7 +23,7 @@ def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def milliseconds(call: Callable[[], None], repeats: int, steps: int = 1) -> list[float]:
-    """How long each of `repeats` calls took, divided by the steps in a call."""
+    """Times `repeats` calls; returns milliseconds per step, given the number of steps in a call."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def milliseconds(call: Callable[[], None], repeats: int, steps: int = 1) -> list
 
 
 def serve(facts: dict, tasks: dict[str, Callable[[int], list[float]]]) -> None:
-    """Prints `facts`, then answers "TASK REPEATS" lines with the list of milliseconds that the task returns."""
+    """Prints `facts`, then answers each line "TASK REPEATS" with the list of milliseconds that the task returns."""
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         name, repeats = line.split()

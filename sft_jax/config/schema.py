@@ -1,4 +1,4 @@
-"""Every setting with its default, its meaning and what its values must satisfy."""
+"""All config keys with their defaults, descriptions and constraints."""
 
 import dataclasses
 import math
@@ -7,16 +7,16 @@ from typing import Any
 
 
 class Patterns(tuple):
-    """Regular expressions; on the command line with semicolons between them."""
+    """Regular expressions, separated by semicolons on the command line."""
 
 
 class Pairs(tuple):
-    """(text, number) pairs; on the command line as "TEXT=NUMBER;TEXT=NUMBER"."""
+    """(string, number) pairs, written "NAME=NUMBER;NAME=NUMBER" on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One setting: its default, the type of its values, what it means, and what its values must satisfy."""
+    """A config key: default, type, description, and the check its values must pass, which `rule` puts into words."""
 
     default: Any
     kind: type
@@ -26,7 +26,7 @@ class Key:
     optional: bool = False
 
     def parse(self, text: str) -> Any:
-        """The value that `text`, from the command line, stands for. Raises ValueError."""
+        """Parses a value given on the command line. Raises ValueError or KeyError."""
         if self.optional and text.lower() == "none":
             return None
         if self.kind is bool:
@@ -41,7 +41,7 @@ class Key:
         return self.kind(text)
 
     def coerce(self, value: Any) -> Any:
-        """`value` as the key's type where nothing is lost by it, as 1 for a float. Raises TypeError, ValueError."""
+        """Converts `value` to the key's type if that is lossless, e.g. 1 to 1.0. Raises TypeError or ValueError."""
         if value is None and self.optional:
             return None
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -67,127 +67,130 @@ def _one_of(*names: str) -> dict[str, Any]:
 
 _POSITIVE: dict[str, Any] = {"check": lambda value: value is None or 0 < value < math.inf, "rule": "greater than 0"}
 _NOT_NEGATIVE: dict[str, Any] = {"check": lambda value: 0 <= value < math.inf, "rule": "0 or more"}
-_SHARE: dict[str, Any] = {"check": lambda value: 0 <= value < 1, "rule": "at least 0 and less than 1"}
+_FRACTION: dict[str, Any] = {"check": lambda value: 0 <= value < 1, "rule": "at least 0 and less than 1"}
 _RGB: dict[str, Any] = {
     "check": lambda value: len(value) == 3 and all(map(math.isfinite, value)),
-    "rule": "three numbers, one a channel",
+    "rule": "three numbers, one per channel",
 }
 _DEVIATIONS: dict[str, Any] = {
     "check": lambda value: len(value) == 3 and all(0 < deviation < math.inf for deviation in value),
-    "rule": "three numbers greater than 0, one a channel",
+    "rule": "three numbers greater than 0, one per channel",
 }
 
 KEYS: dict[str, Key] = {
     "seed": Key(
         0,
         int,
-        "Of the new weights, the order of the images, their augmentation, and the images of data.per_class and of the "
-        "limits. Never which image is in which part: that depends on names alone.",
+        "Seed for newly initialised weights, shuffling, augmentation, and the subsets drawn by data.per_class and the "
+        "limits. It does not affect the train/validation/test split, which depends on file names only.",
         **_NOT_NEGATIVE,
     ),
-    "epochs": Key(100, int, "Passes over the training images.", **_POSITIVE),
-    "batch_size": Key(100, int, "Images a step, over all devices together.", **_POSITIVE),
+    "epochs": Key(100, int, "Number of passes over the training set.", **_POSITIVE),
+    "batch_size": Key(100, int, "Global batch size: images per step, summed over all devices.", **_POSITIVE),
     "precision": Key(
-        "float32", str, "Of activations and products; weights stay float32.", **_one_of("float32", "bfloat16")
-    ),
-    "save_minutes": Key(10.0, float, "A long epoch is saved this often; every epoch's end is.", **_POSITIVE),
-    "task": Key(
-        "classification",
+        "float32",
         str,
-        "What is learnt; sft_jax/tasks has a file for each.",
+        "Data type of activations and matrix products; weights stay float32.",
+        **_one_of("float32", "bfloat16"),
     ),
+    "save_minutes": Key(
+        10.0, float, "Minutes between checkpoints within an epoch; one is always saved at its end.", **_POSITIVE
+    ),
+    "task": Key("classification", str, "What to learn; sft_jax/tasks has a file for each task."),
     "monitor": Key(
         None,
         str,
-        "The validation figure that chooses the best epoch, ends training with regularization.early_stopping and ranks "
-        "the trials of a search; none for the task's own. Classification: val_accuracy (its own), "
-        "val_balanced_accuracy, val_macro_f1, val_loss (the lowest is best).",
+        "Metric that selects the best epoch, drives regularization.early_stopping and ranks the trials of a search; "
+        "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
+        "val_loss, which is minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
-        False, bool, "Afterwards train the same recipe from random weights and report its test accuracy beside."
+        False, bool, "Also train the same recipe from random weights, and report both test accuracies."
     ),
     "model.name": Key(
         "resnet18",
         str,
-        "The network by its torchvision name: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...",
+        "torchvision's name of the network: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...",
     ),
     "model.stem": Key(
         "imagenet",
         str,
-        "cifar: stride 1 and no max-pool, for small images; cifar3x3: also a 3x3 kernel, as networks for CIFAR have.",
+        "cifar: stride 1 and no max-pool, for small images; cifar3x3: a 3x3 kernel as well, as is usual on CIFAR.",
         **_one_of("imagenet", "cifar", "cifar3x3"),
     ),
     "init": Key(
         "weights/resnet18.safetensors",
         str,
-        "Converted weights (.safetensors), the folder of a run to fine-tune further, or scratch.",
+        "Initial weights: a converted file (.safetensors), the folder of an earlier run, or scratch for random ones.",
     ),
-    "data.source": Key("tfds:cifar10", str, "tfds:NAME, folder:PATH, csv:FILE, digits or digits:FIRST-LAST."),
-    "data.dir": Key(None, str, "Where tfds keeps its data sets; none: its own default.", optional=True),
-    "data.download": Key(True, bool, "Whether tfds may download and prepare a data set that is not there."),
-    "data.train": Key("train[:45000]", str, "The split to train on, as tfds writes it."),
-    "data.validation": Key("train[45000:]", str, "The split that chooses the best checkpoint."),
-    "data.test": Key("test", str, "The split that is scored once, at the end."),
+    "data.source": Key(
+        "tfds:cifar10", str, "The dataset: tfds:NAME, folder:PATH, csv:FILE, digits or digits:FIRST-LAST."
+    ),
+    "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
+    "data.download": Key(True, bool, "Whether tfds may download and prepare a missing dataset."),
+    "data.train": Key("train[:45000]", str, "Training split, in the syntax of tfds."),
+    "data.validation": Key("train[45000:]", str, "Validation split, which selects the best checkpoint."),
+    "data.test": Key("test", str, "Test split, evaluated once at the end."),
     "data.allow_overlap": Key(
         False,
         bool,
-        "Train although images of the test part are in the training part too, or were in that of init's run.",
+        "Train even if the training split, of this run or of the run that init names, contains test images.",
     ),
     "data.per_class": Key(
-        None, int, "Train on this many images of each class only (few-shot).", optional=True, **_POSITIVE
+        None, int, "Train on only this many images per class (few-shot).", optional=True, **_POSITIVE
     ),
     "data.balance": Key(
         "none",
         str,
-        "How often each class is drawn in training: none, as often as it has images; sqrt, by the square root of their "
-        "number; full, all equally often.",
+        "Class-balanced sampling of training images. none: in proportion to the number of images in the class; sqrt: "
+        "to its square root; full: all classes equally often.",
         **_one_of("none", "sqrt", "full"),
     ),
-    "data.size": Key(32, int, "Side in pixels of what the network sees; images are resized.", **_POSITIVE),
+    "data.size": Key(32, int, "Side length in pixels to which images are resized for the network.", **_POSITIVE),
     "data.fit": Key(
         "crop",
         str,
-        "Images that are not square. crop: the shorter side is brought to data.size, and the centre is cut out; pad: "
-        "the longer side is, and the rest is black; squash: both sides are.",
+        "How images become square. crop: resize the shorter side to data.size, then centre-crop; pad: resize the "
+        "longer side, then pad with black; squash: resize both sides.",
         **_one_of("crop", "pad", "squash"),
     ),
     "data.on_error": Key(
         "stop",
         str,
-        "Images that cannot be read: stop before training starts, or skip: leave them out.",
+        "Unreadable images: stop before training starts, or skip them.",
         **_one_of("stop", "skip"),
     ),
     "data.max_pixels": Key(
-        500_000_000, int, "An image file with more pixels counts as one that cannot be read.", **_POSITIVE
+        500_000_000, int, "Image files with more pixels than this count as unreadable.", **_POSITIVE
     ),
     "data.image_key": Key(
-        None, str, "Name of the image feature of a tfds set or column of a CSV file; none: guessed.", optional=True
+        None, str, "Image feature of a tfds dataset, or image column of a CSV file; none: guessed.", optional=True
     ),
     "data.label_key": Key(
-        None, str, "Name of the label feature of a tfds set or column of a CSV file; none: guessed.", optional=True
+        None, str, "Label feature of a tfds dataset, or label column of a CSV file; none: guessed.", optional=True
     ),
     "data.part_key": Key(
         None,
         str,
-        "Name of the column of a CSV file that says train, validation or test; none: guessed, there need not be one.",
+        "Column of a CSV file that says train, validation or test; none: guessed, and it may be absent.",
         optional=True,
     ),
-    "data.mean": Key((0.5, 0.5, 0.5), tuple, "Subtracted from each channel, on the scale 0..1.", **_RGB),
-    "data.std": Key((0.5, 0.5, 0.5), tuple, "Each channel is divided by it, on the scale 0..1.", **_DEVIATIONS),
-    "data.crop_padding": Key(
-        4, int, "Zeros around an image before a random crop, in pixels; 0: no crop.", **_NOT_NEGATIVE
+    "data.mean": Key((0.5, 0.5, 0.5), tuple, "Per-channel mean for normalisation, for pixels in 0..1.", **_RGB),
+    "data.std": Key(
+        (0.5, 0.5, 0.5), tuple, "Per-channel standard deviation for normalisation, for pixels in 0..1.", **_DEVIATIONS
     ),
-    "data.flip": Key(True, bool, "Mirror every second training image, at random."),
+    "data.crop_padding": Key(4, int, "Zero padding in pixels before a random crop; 0: no crop.", **_NOT_NEGATIVE),
+    "data.flip": Key(True, bool, "Flip training images horizontally with probability 0.5."),
     "data.size_schedule": Key(
         Pairs(),
         Pairs,
-        "Progressive resizing: pixels=share, as '16=0.5;24=0.3': half of the epochs at 16 px, then 30% at 24, the rest "
-        "at data.size.",
+        "Progressive resizing, as pixels=fraction pairs: '16=0.5;24=0.3' trains half of the epochs at 16 px, then 30% "
+        "at 24 px, and the rest at data.size.",
         check=lambda value: (
             all(_whole(left) and right > 0 for left, right in value) and sum(right for _, right in value) < 1
         ),
-        rule="pairs pixels=share whose shares add up to less than 1",
+        rule="pairs pixels=fraction whose fractions sum to less than 1",
     ),
     "data.auto_augment": Key(
         "none",
@@ -195,160 +198,171 @@ KEYS: dict[str, Key] = {
         "trivial: TrivialAugmentWide (arXiv:2103.10158); rand: RandAugment (arXiv:1909.13719).",
         **_one_of("none", "trivial", "rand"),
     ),
-    "data.rand_augment_operations": Key(2, int, "RandAugment's N: operations an image.", **_POSITIVE),
+    "data.rand_augment_operations": Key(2, int, "N of RandAugment: operations per image.", **_POSITIVE),
     "data.rand_augment_magnitude": Key(
-        9, int, "RandAugment's M.", check=lambda value: 0 <= value <= 30, rule="from 0 to 30"
+        9, int, "M of RandAugment: magnitude.", check=lambda value: 0 <= value <= 30, rule="from 0 to 30"
     ),
-    "data.random_erasing": Key(0.0, float, "Share of the images with a rectangle erased (arXiv:1708.04896).", **_SHARE),
+    "data.random_erasing": Key(0.0, float, "Probability of random erasing (arXiv:1708.04896).", **_FRACTION),
     "finetune.method": Key(
         "full",
         str,
-        "full; head: the head alone, on features computed once (linear probe); head_then_full: LP-FT "
-        "(arXiv:2202.10054); gradual: one more stage every unfreeze_epochs (ULMFiT, arXiv:1801.06146).",
+        "full: all layers; head: only the head, on features computed once (linear probe); head_then_full: LP-FT "
+        "(arXiv:2202.10054); gradual: unfreezes one more stage every unfreeze_epochs (ULMFiT, arXiv:1801.06146).",
         **_one_of("full", "head", "head_then_full", "gradual"),
     ),
-    "finetune.head_epochs": Key(10, int, "Of head_then_full: its first epochs, on the head.", **_POSITIVE),
+    "finetune.head_epochs": Key(10, int, "Epochs of head_then_full in which only the head is trained.", **_POSITIVE),
     "finetune.head_learning_rate": Key(
         None,
         float,
-        "In place of optimizer.learning_rate while the head alone is trained, also as the first stage of gradual; "
-        "follows the schedule as that does.",
+        "Replaces optimizer.learning_rate while only the head is trained, including the first stage of gradual; the "
+        "schedule applies to it as well.",
         optional=True,
         **_POSITIVE,
     ),
-    "finetune.unfreeze_epochs": Key(1, int, "Of gradual: epochs until the next stage is trained too.", **_POSITIVE),
+    "finetune.unfreeze_epochs": Key(1, int, "Epochs of gradual before the next stage is unfrozen.", **_POSITIVE),
     "finetune.freeze": Key(
         Patterns(),
         Patterns,
-        "Parameters left as they are: regular expressions that match whole names, as 'conv1.*;bn1.*;layer1.*'.",
+        "Parameters to freeze: regular expressions that match whole names, e.g. 'conv1.*;bn1.*;layer1.*'.",
     ),
     "finetune.learning_rates": Key(
         Pairs(),
         Pairs,
-        "Multipliers of the learning rate, the first match counts, as 'fc.*=1;.*=0.1'; 0 freezes. Every parameter must "
-        "be matched.",
+        "Learning-rate multipliers by parameter name, e.g. 'fc.*=1;.*=0.1'; the first match wins, 0 freezes, and every "
+        "parameter must match.",
         check=lambda value: all(0 <= right < math.inf for _, right in value),
         rule="pairs pattern=multiplier with multipliers of 0 or more",
     ),
     "finetune.layerwise_decay": Key(
         1.0,
         float,
-        "The learning rate is multiplied by it for every block further from the head (BEiT, arXiv:2106.08254).",
+        "Factor on the learning rate for each block further from the head (BEiT, arXiv:2106.08254).",
         check=lambda value: 0 < value <= 1,
         rule="greater than 0 and at most 1",
     ),
     "finetune.batch_norm": Key(
         "train",
         str,
-        "train: statistics of each batch; freeze_statistics: the running ones of init; freeze: scale and bias as well; "
-        "recalibrate: running ones measured on the training images first (AdaBN, arXiv:1603.04779), then frozen.",
+        "train: batch statistics; freeze_statistics: the running statistics of init; freeze: scale and bias frozen as "
+        "well; recalibrate: running statistics re-estimated on the training images (AdaBN, arXiv:1603.04779), then "
+        "frozen.",
         **_one_of("train", "freeze_statistics", "freeze", "recalibrate"),
     ),
-    "regularization.label_smoothing": Key(0.0, float, "Share of the target spread over all classes.", **_SHARE),
+    "regularization.label_smoothing": Key(0.0, float, "Target mass spread uniformly over all classes.", **_FRACTION),
     "regularization.class_weights": Key(
         "none",
         str,
-        "Of the training loss, torch's CrossEntropyLoss(weight=...): none; balanced, images / (classes * images of the "
-        "class), as scikit-learn; or a JSON or CSV file of names and weights. The validation loss is not weighted.",
+        "Class weights of the training loss, as torch's CrossEntropyLoss(weight=...): none; balanced: images / (classes"
+        " * images of the class), as in scikit-learn; or a JSON or CSV file of names and weights. The validation loss "
+        "is not weighted.",
     ),
-    "regularization.mixup": Key(0.0, float, "Alpha of mixup (arXiv:1710.09412); 0: none.", **_NOT_NEGATIVE),
+    "regularization.mixup": Key(0.0, float, "Alpha of mixup (arXiv:1710.09412); 0: off.", **_NOT_NEGATIVE),
     "regularization.cutmix": Key(
-        0.0, float, "Alpha of CutMix (arXiv:1905.04899); 0: none. With mixup, one of the two a batch.", **_NOT_NEGATIVE
+        0.0,
+        float,
+        "Alpha of CutMix (arXiv:1905.04899); 0: off. With mixup, each batch uses one of the two.",
+        **_NOT_NEGATIVE,
     ),
     "regularization.stochastic_depth": Key(
-        0.0, float, "Rate at which the last block is skipped, earlier ones less often (arXiv:1603.09382).", **_SHARE
+        0.0, float, "Drop rate of the last block; it is lower for earlier ones (arXiv:1603.09382).", **_FRACTION
     ),
     "regularization.l2_sp": Key(
         0.0,
         float,
-        "L2-SP (arXiv:1802.01483): weight of half the squared distance from init's weights.",
+        "L2-SP (arXiv:1802.01483): coefficient of half the squared distance to init's weights.",
         **_NOT_NEGATIVE,
     ),
-    "regularization.clip_norm": Key(
-        None, float, "Gradients are scaled down to this norm at most.", optional=True, **_POSITIVE
-    ),
+    "regularization.clip_norm": Key(None, float, "Maximum global norm of the gradients.", optional=True, **_POSITIVE),
     "regularization.ema": Key(
         0.0,
         float,
-        "Decay of a moving average of the weights, which is evaluated beside them; 0: none.",
+        "Decay of an exponential moving average (EMA) of the weights, evaluated alongside them; 0: off.",
         check=lambda value: 0 <= value < 1,
         rule="at least 0 and less than 1",
     ),
     "regularization.early_stopping": Key(
         None,
         int,
-        "Epochs without a better value of monitor after which training ends; counted in the last phase of "
-        "finetune.method and data.size_schedule, which no earlier one keeps from coming.",
+        "Patience: epochs without improvement of monitor before training stops. Only epochs of the last phase of "
+        "finetune.method and data.size_schedule count, so that it is always reached.",
         optional=True,
         **_POSITIVE,
     ),
     "evaluation.flips": Key(
-        False, bool, "Also score the test images with the logits of their mirror images added (reported beside)."
+        False, bool, "Flip test-time augmentation: also report test results with the logits of mirror images added."
     ),
     "optimizer.name": Key(
         "sgd",
         str,
-        "sgd, with momentum as torch defines it, or any optimizer of optax or optax.contrib: adamw, lamb, lion, muon, "
+        "sgd, with momentum as in torch, or any optimizer of optax or optax.contrib: adamw, lamb, lion, muon, "
         "schedule_free_sgd, ...",
     ),
-    "optimizer.learning_rate": Key(1e-3, float, "The peak of the schedule.", **_NOT_NEGATIVE),
+    "optimizer.learning_rate": Key(1e-3, float, "Peak learning rate of the schedule.", **_NOT_NEGATIVE),
     "optimizer.momentum": Key(
-        0.9, float, "Of SGD.", check=lambda value: 0 <= value < 1, rule="at least 0 and less than 1"
+        0.9, float, "Momentum of SGD.", check=lambda value: 0 <= value < 1, rule="at least 0 and less than 1"
     ),
-    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum, of SGD."),
+    "optimizer.nesterov": Key(False, bool, "Use Nesterov momentum in SGD."),
     "optimizer.arguments": Key(
         Pairs(),
         Pairs,
-        "Further arguments of the optimizer by their names in optax, as 'b1=0.9;b2=0.99'.",
+        "Further arguments of the optax optimizer by name, e.g. 'b1=0.9;b2=0.99'.",
         check=lambda value: all(left.isidentifier() and math.isfinite(right) for left, right in value),
         rule="pairs name=number with finite numbers",
     ),
     "optimizer.weight_decay": Key(
         0.0,
         float,
-        "SGD: times the weights, added to the gradient (L2, as torch). Others: decoupled, as optax defines it.",
+        "SGD: L2 penalty added to the gradient, as in torch. Others: decoupled, as in optax.",
         **_NOT_NEGATIVE,
     ),
     "optimizer.decay": Key(
         "kernels",
         str,
-        "What weight_decay acts on: kernels, or all parameters (torch's default), biases and batch norm included.",
+        "What weight_decay applies to: kernels, or all parameters (torch's default), including biases and batch norm.",
         **_one_of("kernels", "all"),
     ),
     "optimizer.sam_rho": Key(
-        0.0, float, "Sharpness-aware minimisation (arXiv:2010.01412): radius; 0: off. Twice the time.", **_NOT_NEGATIVE
+        0.0,
+        float,
+        "Radius rho of sharpness-aware minimisation (arXiv:2010.01412); 0: off. Doubles the time of a step.",
+        **_NOT_NEGATIVE,
     ),
     "optimizer.schedule": Key(
         "constant",
         str,
-        "cosine and linear fall to 0; step: divided by 10 every third of the epochs; one_cycle: up for 30%, then down.",
+        "cosine and linear decay to 0; step: divides by 10 after each third of the epochs; one_cycle: rises for 30% of "
+        "training, then falls.",
         **_one_of("constant", "cosine", "linear", "step", "one_cycle"),
     ),
-    "optimizer.warmup_epochs": Key(0.0, float, "The learning rate first rises from 0, linearly.", **_NOT_NEGATIVE),
+    "optimizer.warmup_epochs": Key(0.0, float, "Epochs of linear learning-rate warmup from 0.", **_NOT_NEGATIVE),
     "optimizer.reference_batch": Key(
         None,
         int,
-        "The learning rate is meant for this batch size and is multiplied by batch_size / reference_batch.",
+        "Batch size that learning_rate is meant for; it is scaled linearly by batch_size / reference_batch.",
         optional=True,
         **_POSITIVE,
     ),
     "optimizer.accumulate": Key(
         1,
         int,
-        "A batch is computed in this many parts, one after the other, to save memory; batch norm sees each by itself.",
+        "Gradient accumulation: micro-batches per batch, to save memory; batch norm sees one micro-batch at a time.",
         **_POSITIVE,
     ),
-    "logging.wandb": Key(False, bool, "Log to Weights & Biases too (pip install wandb), in the project WANDB_PROJECT."),
-    "logging.mlflow": Key(False, bool, "Log to MLflow too (pip install mlflow); MLFLOW_TRACKING_URI says where."),
-    "limit_train_examples": Key(None, int, "Train on this many images only.", optional=True, **_POSITIVE),
-    "limit_eval_examples": Key(None, int, "Evaluate on this many images of a split only.", optional=True, **_POSITIVE),
+    "logging.wandb": Key(
+        False, bool, "Also log to Weights & Biases (pip install wandb), in the project WANDB_PROJECT."
+    ),
+    "logging.mlflow": Key(False, bool, "Also log to MLflow (pip install mlflow), at MLFLOW_TRACKING_URI."),
+    "limit_train_examples": Key(None, int, "Train on only this many images.", optional=True, **_POSITIVE),
+    "limit_eval_examples": Key(
+        None, int, "Evaluate on only this many images of each split.", optional=True, **_POSITIVE
+    ),
 }
 
 KIND_WORDS = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     tuple: "a list of numbers such as 0.5,0.5,0.5",
     Patterns: "a list of regular expressions such as 'conv1.*;bn1.*'",
     Pairs: "a list of pairs such as 'fc.*=1;.*=0.1'",

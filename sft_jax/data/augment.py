@@ -1,4 +1,4 @@
-"""What is done to images on the device: resizing, augmentation, scaling. Pure functions, part of the compiled step."""
+"""Image processing on the device: resizing, augmentation, normalisation. Pure functions, part of the compiled step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,23 +10,25 @@ from ml_collections import ConfigDict
 
 from sft_jax.data import policies
 
-# Of the random numbers of an augmentation: crop, flip, policy, erasing.
+# Indices folded into the random key: crop, flip, policy, erasing.
 PURPOSES = range(4)
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def preprocess(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 [batch, height, width, 3] -> normalised float32 [batch, size, size, 3]: (pixel / 255 - mean) / std.
+    """Resizes and normalises: uint8 [batch, height, width, 3] -> float32 [batch, size, size, 3].
+
+    The result is (pixel / 255 - mean) / std.
 
     Raises:
-      TypeError: the images are not uint8; floating-point ones may be scaled already.
+      TypeError: the images are not uint8; floating-point images might already be scaled.
     """
     return _normalize(_resized(images, size), mean, std)
 
 
 def preprocess_unit(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """`preprocess` of float32 images [batch, height, width, 3] whose values are in 0..1: (value - mean) / std."""
+    """Like `preprocess`, for float32 images [batch, height, width, 3] in 0..1: (value - mean) / std."""
     return _normalize(_resize(images * 255, size), mean, std)
 
 
@@ -44,29 +46,29 @@ def augment(
     policy: Policy | None = None,
     erasing: float = 0.0,
 ) -> jax.Array:
-    """`preprocess` with a random crop and a random horizontal flip of each image, and what else is asked for.
+    """Like `preprocess`, with optional random horizontal flip, random crop, policy and random erasing per image.
 
-    As torchvision's `RandomCrop(size, padding=crop_padding)` (black borders, of the network's pixels) and
+    Matches torchvision's `RandomCrop(size, padding=crop_padding)` (black padding, in pixels after resizing) and
     `RandomHorizontalFlip(0.5)`.
 
     Args:
-      images: uint8 [share, height, width, 3], this device's part of the batch.
-      key: decides the draws of the whole batch, so that any number of devices augments an image alike.
-      first: position in the whole batch of the first image; may be traced.
-      total: size of the whole batch.
-      size: side of the result in pixels.
+      images: uint8 [local batch, height, width, 3], this device's shard of the batch.
+      key: random key for the global batch, so that results do not depend on the number of devices.
+      first: position of the first image in the global batch; may be traced.
+      total: global batch size.
+      size: side length of the result in pixels.
       mean: see `preprocess`.
       std: see `preprocess`.
-      crop_padding: the crop is moved by up to this many pixels each way; 0 for none.
+      crop_padding: maximum shift of the crop in pixels; 0 for no crop.
       flip: whether to flip.
-      policy: (one image [size, size, 3] with whole values in 0..255, key) -> an image.
-      erasing: share of the images in which a rectangle is erased.
+      policy: (one image [size, size, 3] with integer values in 0..255, key) -> image.
+      erasing: probability of random erasing.
     """
-    share = len(images)
+    local = len(images)
     crop_key, flip_key, policy_key, erase_key = (jax.random.fold_in(key, purpose) for purpose in PURPOSES)
 
     def own(draws: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(draws, first, share)
+        return lax.dynamic_slice_in_dim(draws, first, local)
 
     pixels = _resized(images, size)
     if flip:
@@ -87,14 +89,14 @@ def augment(
 
 
 def make_preprocess(config: ConfigDict, size: int | None = None) -> Callable[[jax.Array], jax.Array]:
-    """`preprocess` with the settings of `config`, the part `data` of the configuration; `size` in place of its own."""
+    """Returns `preprocess` with the settings of `config`, the section `data` of the config; `size` overrides it."""
     return functools.partial(preprocess, size=size or config.size, mean=config.mean, std=config.std)
 
 
 def make_augment(
     config: ConfigDict, size: int | None = None
 ) -> Callable[[jax.Array, jax.Array, jax.Array | int, int], jax.Array]:
-    """`augment` with the settings of `config`, the part `data` of the configuration; `size` in place of its own."""
+    """Returns `augment` with the settings of `config`, the section `data` of the config; `size` overrides it."""
     policy: Policy | None = None
     if config.auto_augment == "trivial":
         policy = policies.trivial_augment
@@ -126,10 +128,10 @@ def of_image(function: Callable) -> Callable:
 
 
 def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
-    """Random erasing (Zhong et al., 2020, arXiv:1708.04896) of a normalised image [height, width, 3], with its zero.
+    """Random erasing (Zhong et al., 2020, arXiv:1708.04896) of a normalised image [height, width, 3], with zeros.
 
-    Area and shape as `torchvision.transforms.RandomErasing`: 2 to 33% of the image, 0.3 to 3.3 as wide as high. One
-    that would stick out is cut off there, where torchvision draws again.
+    Area and aspect ratio follow `torchvision.transforms.RandomErasing`: 2 to 33% of the image, 0.3 to 3.3 times as
+    wide as high. A rectangle that does not fit is clipped, where torchvision draws again.
     """
     height, width, _ = image.shape
     on_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
@@ -146,9 +148,9 @@ def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
 
 
 def _resized(images: jax.Array, size: int) -> jax.Array:
-    """uint8 where nothing has to be resized, since a byte moves faster than a float; else float32 in 0..255."""
+    """Returns uint8 if no resizing is needed, as bytes move faster than floats; otherwise float32 in 0..255."""
     if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8 in 0..255, not {images.dtype}: scaling is done here, once")
+        raise TypeError(f"images must be uint8 in 0..255, not {images.dtype}; do not scale them")
     return _resize(images, size)
 
 

@@ -1,7 +1,7 @@
-"""TrivialAugmentWide and RandAugment on the device, operation by operation as torchvision has them (v1, nearest).
+"""TrivialAugmentWide and RandAugment on the device; operations match torchvision's (v1 transforms, nearest).
 
-Every image draws its own operation. Under `vmap` all operations are computed and one is chosen, which suits a GPU and
-costs a CPU about as much as the rest of the input at 32 pixels. Images are float32 with whole values in 0..255.
+Each image draws its own operation. Under `vmap` all operations are computed and one is selected, which suits GPUs and
+costs a CPU about as much as the rest of the input pipeline at 32 px. Images are float32 with integer values in 0..255.
 """
 
 import functools
@@ -10,14 +10,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-BINS = 31  # of magnitudes
+BINS = 31  # magnitude bins
 _OPERATIONS = 14
 
 
 def trivial_augment(pixels: jax.Array, key: jax.Array) -> jax.Array:
     """TrivialAugmentWide (Müller and Hutter, 2021, arXiv:2103.10158): one operation of random magnitude.
 
-    `torchvision.transforms.TrivialAugmentWide()` of one image [height, width, 3].
+    Matches `torchvision.transforms.TrivialAugmentWide()` on one image [height, width, 3].
     """
     operation_key, bin_key, sign_key = jax.random.split(key, 3)
     operation = jax.random.randint(operation_key, (), 0, _OPERATIONS)
@@ -28,9 +28,9 @@ def trivial_augment(pixels: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def rand_augment(pixels: jax.Array, key: jax.Array, *, operations: int, magnitude: int) -> jax.Array:
-    """RandAugment (Cubuk et al., 2020, arXiv:1909.13719): so many operations, all of one magnitude of 0 to 30.
+    """RandAugment (Cubuk et al., 2020, arXiv:1909.13719): N random operations of one magnitude in 0..30.
 
-    `torchvision.transforms.RandAugment(operations, magnitude)` of one image [height, width, 3].
+    Matches `torchvision.transforms.RandAugment(operations, magnitude)` on one image [height, width, 3].
     """
     level = jnp.float32(magnitude / (BINS - 1))
     height, width, _ = pixels.shape
@@ -40,8 +40,8 @@ def rand_augment(pixels: jax.Array, key: jax.Array, *, operations: int, magnitud
         "rotate": 30.0 * level,
         "blend": 0.9 * level,
     }
-    for own in jax.random.split(key, operations):
-        operation_key, sign_key = jax.random.split(own)
+    for subkey in jax.random.split(key, operations):
+        operation_key, sign_key = jax.random.split(subkey)
         operation = jax.random.randint(operation_key, (), 0, _OPERATIONS)
         sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
         pixels = apply(pixels, operation, magnitudes, jnp.round(8 - 4 * level), 255 * (1 - level), sign)
@@ -51,16 +51,16 @@ def rand_augment(pixels: jax.Array, key: jax.Array, *, operations: int, magnitud
 def apply(
     pixels: jax.Array, operation: jax.Array, magnitudes: dict, bits: jax.Array, threshold: jax.Array, sign: jax.Array
 ) -> jax.Array:
-    """One operation on one image [height, width, 3].
+    """Applies one operation to one image [height, width, 3].
 
     Args:
-      pixels: see above.
+      pixels: the image.
       operation: 0 identity, 1 and 2 shear along x and y, 3 and 4 translate, 5 rotate (degrees), 6 brightness, 7 colour,
         8 contrast, 9 sharpness, 10 posterize, 11 solarize, 12 autocontrast, 13 equalize.
-      magnitudes: of "shear", "translate" (of one or both axes), "rotate" and "blend".
-      bits: kept by posterize.
-      threshold: of solarize.
-      sign: of the operations 1 to 9.
+      magnitudes: for "shear", "translate" (a scalar or one value per axis), "rotate" and "blend".
+      bits: number of bits kept by posterize.
+      threshold: threshold of solarize.
+      sign: sign of the magnitude of operations 1 to 9.
     """
     shift = jnp.broadcast_to(jnp.trunc(magnitudes["translate"]), (2,)) * sign
     shear, blend = sign * magnitudes["shear"], 1 + sign * magnitudes["blend"]
@@ -84,17 +84,17 @@ def apply(
 
 
 def _warp(image: jax.Array, source: Callable) -> jax.Array:
-    """The image whose pixel (x, y) is that of `source`(x, y), the nearest one; black from outside."""
+    """Samples pixel (x, y) of the result at `source`(x, y), nearest neighbour, black outside the image."""
     height, width, _ = image.shape
     x, y = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
     columns, rows = (jnp.round(values).astype(jnp.int32) for values in source(x, y))
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    found = image[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
-    return jnp.where(inside[..., None], found, 0.0)
+    sampled = image[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
+    return jnp.where(inside[..., None], sampled, 0.0)
 
 
 def _shear(image: jax.Array, along_x: jax.Array | float, along_y: jax.Array | float) -> jax.Array:
-    # About the upper left corner, as the paper's authors have it; a pixel's centre lies at a half.
+    # Around the upper left corner, as in the authors' code; pixel centres are at half-integers.
     return _warp(image, lambda x, y: (x + along_x * (y + 0.5), y + along_y * (x + 0.5)))
 
 
@@ -120,7 +120,7 @@ def _gray(image: jax.Array) -> jax.Array:
 
 
 def _blurred(image: jax.Array) -> jax.Array:
-    """Each pixel's 3x3 mean with a weight of 5 on itself; the border stays."""
+    """Smooths with a 3x3 kernel of ones and a centre weight of 5; border pixels are unchanged."""
     height, width, _ = image.shape
     if min(height, width) < 3:
         return image

@@ -1,4 +1,4 @@
-"""Which rows of a split are seen, and in which order: pure functions of the seed, so that resuming is exact."""
+"""Choice and order of the rows of a split, as pure functions of the seed, so that resuming is exact."""
 
 from collections.abc import Sequence
 
@@ -6,30 +6,30 @@ import numpy as np
 
 from sft_jax.errors import UserError
 
-# A class of n images has a share of the rows of an epoch in proportion to n to this power.
+# The number of rows drawn from a class of n images is proportional to n to this power.
 BALANCE = {"none": 1.0, "sqrt": 0.5, "full": 0.0}
-# Added to a run's seed, it decides the order in which the images of a class take turns.
+# Extends the run's seed for the order in which the images of a class take turns.
 _TURNS = (0, 1)
 
 
 def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, balance: str = "none") -> np.ndarray:
-    """A random order of the rows of one epoch, in full batches.
+    """Returns a random order of the rows of one epoch, in full batches.
 
-    With "none" the n % batch_size rows at its end, other ones each time, are left out. Else every class has its share
-    of the same number of rows, see `BALANCE`; its images take turns, in this epoch and from epoch to epoch: at no time
-    was one of them drawn two times more often than another one.
+    With "none" the last n % batch_size rows, different ones each epoch, are dropped. Otherwise the same number of rows
+    is divided among the classes by `BALANCE`. The images of a class take turns within and across epochs, so that their
+    numbers of draws never differ by more than one.
 
     Args:
-      seed, epoch: decide the order.
+      seed, epoch: determine the order.
       labels: int [n].
-      batch_size: rows of a batch.
+      batch_size: rows per batch.
       balance: a key of `BALANCE`.
 
     Returns:
       int32 [n // batch_size, batch_size].
 
     Raises:
-      UserError: there is no full batch.
+      UserError: there is not even one full batch.
     """
     n = len(labels)
     if n < batch_size:
@@ -41,24 +41,24 @@ def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, bala
     else:
         drawn = class_draws(labels, steps * batch_size, balance)
         turns = _generator(seed, *_TURNS).permutation(n)
-        own = (_window(turns[labels[turns] == label], epoch, count) for label, count in enumerate(drawn) if count)
-        rows = generator.permutation(np.concatenate(list(own)))
+        by_class = (_window(turns[labels[turns] == label], epoch, count) for label, count in enumerate(drawn) if count)
+        rows = generator.permutation(np.concatenate(list(by_class)))
     return rows.astype(np.int32).reshape(steps, batch_size)
 
 
 def class_draws(labels: np.ndarray, total: int, balance: str) -> np.ndarray:
-    """How many of `total` rows are of each class, int [highest label + 1]: whole numbers next to their shares."""
+    """Divides `total` rows among the classes: int [highest label + 1], rounded from their exact proportions."""
     counts = np.bincount(labels)
     weights = np.where(counts, counts.astype(np.float64) ** BALANCE[balance], 0.0)
     exact = total * weights / weights.sum()
-    found = np.floor(exact).astype(int)
-    # The largest remainders are rounded up.
-    found[np.argsort(found - exact, kind="stable")[: total - found.sum()]] += 1
-    return found
+    rounded = np.floor(exact).astype(int)
+    # Largest remainder method.
+    rounded[np.argsort(rounded - exact, kind="stable")[: total - rounded.sum()]] += 1
+    return rounded
 
 
 def _window(rows: np.ndarray, epoch: int, count: int) -> np.ndarray:
-    """The next `count` of `rows`, which are repeated for ever, after `epoch` times as many."""
+    """Returns window number `epoch` of length `count` of the infinitely repeated `rows`."""
     return rows[(epoch * count + np.arange(count)) % len(rows)]
 
 
@@ -67,7 +67,7 @@ def _generator(*seed: int) -> np.random.Generator:
 
 
 def eval_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All rows 0..n-1 in full batches: int32 [steps, batch_size], and bool of the same shape, False on the padding."""
+    """Returns rows 0..n-1 in full batches, int32 [steps, batch_size], and a bool mask, False for padding."""
     steps = -(-n // batch_size)
     rows = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
     mask = rows < n
@@ -80,19 +80,19 @@ def _rows_by_class(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def per_class(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Sorted rows of `count` images of each class, drawn at random. Raises UserError where a class has fewer."""
+    """Draws `count` images of each class; returns their sorted rows. Raises UserError if a class has fewer."""
     groups = _rows_by_class(labels, seed)
     fewest = min(len(rows) for rows in groups)
     if fewest < count:
-        raise UserError(f"config.data.per_class={count}, but a class has only {fewest} training images")
+        raise UserError(f"config.data.per_class={count} is too large: a class has only {fewest} training images")
     return np.sort(np.concatenate([rows[:count] for rows in groups]))
 
 
 def folds(labels: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-    """Deals all rows out to `count` folds, whose sizes differ by one at most: those of a class do, and those of all.
+    """Splits all rows into `count` stratified folds, whose sizes differ by at most one, per class and in total.
 
     Returns:
-      sorted rows, one array a fold; together each row once.
+      the sorted rows of each fold; every row is in exactly one.
 
     Raises:
       UserError: a class has fewer rows than there are folds.
@@ -100,24 +100,24 @@ def folds(labels: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
     groups = _rows_by_class(labels, seed)
     fewest = min(len(rows) for rows in groups)
     if fewest < count:
-        raise UserError(f"--folds {count}, but a class has only {fewest} training images; use --folds {max(fewest, 1)}")
+        raise UserError(f"--folds {count}: a class has only {fewest} training images; use --folds {max(fewest, 1)}")
     return [np.sort(np.concatenate(groups)[first::count]) for first in range(count)]
 
 
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Splits all rows in parts of about these `fractions`, class by class.
+    """Splits all rows into parts of about these `fractions`, class by class.
 
-    Every part gets a row of each class that has as many rows as there are parts.
+    Every part gets at least one row of each class that has as many rows as there are parts.
 
     Returns:
-      sorted rows, one array a part; together each row once.
+      the sorted rows of each part; every row is in exactly one.
     """
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
     edges = np.cumsum(fractions) / sum(fractions)
     for rows in _rows_by_class(labels, seed):
         cuts = np.round(edges * len(rows)).astype(int)
         if len(rows) >= len(parts):
-            # One each at least, from the left and from the right.
+            # At least one row per part: a forward pass over the cuts, then a cap from the right.
             cuts = np.maximum(cuts, np.arange(1, len(parts) + 1))
             cuts = np.minimum(cuts, len(rows) - np.arange(len(parts) - 1, -1, -1))
         for part, piece in zip(parts, np.split(rows, cuts[:-1]), strict=True):

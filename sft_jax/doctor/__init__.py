@@ -1,1 +1,1 @@
-"""What this machine has, what it lacks, and what a recipe would cost on it: `python -m sft_jax.doctor`."""
+"""Checks of this machine and of the cost of a recipe on it: `python -m sft_jax.doctor`."""

@@ -18,7 +18,7 @@ EXAMPLE = """examples:
   python -m sft_jax.doctor
   python -m sft_jax.doctor --config configs/cifar10.py --sizes
 
-Exits with code 2 where something is missing that is needed; otherwise with 0.
+Exits with code 2 if anything required is missing, otherwise with 0.
 """
 QUICK_START = (
     "python -m sft_jax.main --config configs/digits.py:source",
@@ -27,22 +27,22 @@ QUICK_START = (
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
-    """The flags, and the overrides of the recipe's keys."""
+    """Returns the flags, and the overrides of the recipe's keys."""
     parser = make_parser(
-        "python -m sft_jax.doctor", "Says what this machine has and lacks, and what a recipe would cost on it.", EXAMPLE
+        "python -m sft_jax.doctor", "Checks this machine, and estimates what a recipe would cost on it.", EXAMPLE
     )
     add_config_flags(parser, required=False)
     words = ", ".join(map(str, SIZES))
-    parser.add_argument("--sizes", action="store_true", help=f"estimate the recipe at {words} px, not at its own only")
+    parser.add_argument("--sizes", action="store_true", help=f"estimate costs at {words} px, not only at data.size")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, overrides = parse_with_overrides(parser, argv)
     if args.config is None and (overrides or args.sizes):
-        parser.error("--sizes and --config.KEY need --config")
+        parser.error("--sizes and --config.KEY require --config")
     return args, overrides
 
 
 def main() -> None:
-    """Looks, prints, and says what to do next. Raises UserError where something is missing."""
+    """Runs all checks, prints them and the next commands to type. Raises UserError if anything is missing."""
     args, overrides = parse(sys.argv[1:])
     report = Report()
 
@@ -53,7 +53,7 @@ def main() -> None:
 
     for finding in check_installed():
         tell(finding)
-    if report.usable:  # else what follows may not even be imported
+    if report.usable:  # otherwise the imports below may fail
         examine(args, overrides, report, tell)
     commands = next_commands(args, report)
     if args.json:
@@ -62,11 +62,11 @@ def main() -> None:
         print("\nnext:", *(f"  {command}" for command in commands), sep="\n")
     if not report.usable:
         names = [finding.name for finding in report.findings if finding.mark == MISSING]
-        raise UserError(f"missing: {', '.join(names)}; the lines above say what to do")
+        raise UserError(f"missing: {', '.join(names)}; see the commands above")
 
 
 def examine(args: argparse.Namespace, overrides: Overrides, report: Report, tell: Callable[[Finding], None]) -> None:
-    """What needs the packages: devices, folders, and with --config its inputs, plan and costs."""
+    """Runs the checks that need the packages: devices, folders, and with --config its inputs, plan and costs."""
     from sft_jax.runtime.allocator import keep_freed_memory
     from sft_jax.runtime.cache import keep_compiled_programs
 
@@ -82,7 +82,7 @@ def examine(args: argparse.Namespace, overrides: Overrides, report: Report, tell
         tell(finding)
     inputs = [check_data(config), check_weights(config)]
     for finding in inputs:
-        # Without --config they are those of the CIFAR-10 recipe, which the quick start does not need.
+        # Without --config these are the CIFAR-10 recipe's, which the quick start does not need.
         tell(finding if args.config else finding.optional())
     if args.config and report.usable and all(finding.mark == OK for finding in inputs):
         from sft_jax.doctor.planned import add_plan
@@ -91,7 +91,7 @@ def examine(args: argparse.Namespace, overrides: Overrides, report: Report, tell
 
 
 def next_commands(args: argparse.Namespace, report: Report) -> list[str]:
-    """What to type, one line after the other."""
+    """Returns the commands to type next, in order."""
     return list(dict.fromkeys(_commands(args, report)))
 
 

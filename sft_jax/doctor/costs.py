@@ -1,4 +1,4 @@
-"""What training a configuration would cost on this machine, image size by image size."""
+"""Measures what training a config would cost on this machine, per image size."""
 
 import dataclasses
 import statistics
@@ -21,20 +21,20 @@ from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.state import Arrays
 from sft_jax.training.step import make_train_step
 
-# Steps of one compiled call, as a run has them; the median of so many calls counts.
+# Steps per compiled call, and calls of which the median is taken.
 STEPS, CALLS = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of training at one image size.
+    """Cost of training at one image size.
 
     Attributes:
-      size: side of the images in pixels.
-      gflop: billions of floating-point operations of a training step (see `estimate.flops`).
-      memory_bytes: of a step on each device, as XLA's analysis has it; None where it does not tell.
-      step_ms, evaluation_ms: of a batch in training and in evaluation, measured; of the phase with most parameters.
-      epoch_s: from them, for all training and validation images.
+      size: side length of the images in pixels.
+      gflop: billions of floating-point operations per training step (see `estimate.flops`).
+      memory_bytes: memory of a step on each device, from XLA's analysis; None if it does not say.
+      step_ms, evaluation_ms: measured time of a training and an evaluation batch, in the last (largest) phase.
+      epoch_s: derived from these, for all training and validation images.
     """
 
     size: int
@@ -48,9 +48,9 @@ class Cost:
 def measure(
     config: ConfigDict, dataset: Dataset, devices: Devices, size: int, params: Arrays, batch_stats: Arrays
 ) -> Cost:
-    """Compiles and times the programs of a run of `config` at `size` pixels, on random images of those of `dataset`.
+    """Compiles and times the programs of a run of `config` at `size` pixels, on random images shaped like `dataset`'s.
 
-    Decoding images from files, where they do not fit into memory, is not counted.
+    Excludes the decoding of images that do not fit into memory.
     """
     values = flatten(config) | {"data.size": size, "data.size_schedule": ()}
     experiment = Experiment(complete(values), _random_images(config, dataset, size), devices)
@@ -77,9 +77,9 @@ def measure(
 
 
 def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
-    """Images for `STEPS` batches, of the size in which those of `dataset` are held."""
+    """Returns random images for `STEPS` batches, of the size in which `dataset` stores them."""
     shape: tuple[int, ...] = (size, size, 3)
-    # Those of a folder are brought to the size when they are read; others by the compiled step.
+    # Images of a folder are resized when they are read, others in the compiled step.
     if isinstance(dataset.train, ArraySplit) and not config.data.source.startswith("folder:"):
         shape = dataset.train.images.shape[1:]
     count = STEPS * config.batch_size
@@ -89,29 +89,29 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
 
 
 def _flops(experiment: Experiment, programs: PhasePrograms) -> float:
-    """Of one step on all devices together."""
+    """Returns the floating-point operations of one step, on all devices together."""
     config = experiment.config
-    # On one device and in one part: what is computed is the same.
+    # On one device and without accumulation, which computes the same.
     build = models.builder(config.model, experiment.task.outputs, precision=config.precision)
-    whole = models.Network.abstract(build, experiment.task.inputs)
-    network: models.Network | models.HeadNetwork = whole
+    full = models.Network.abstract(build, experiment.task.inputs)
+    network: models.Network | models.HeadNetwork = full
     image = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)
     batch = {"image": image, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
     if programs.phase.on_features:
-        network = models.HeadNetwork(whole)
-        batch["feature"] = jax.eval_shape(whole.features, whole.params, whole.batch_stats, image)
+        network = models.HeadNetwork(full)
+        batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, image)
     settings = dataclasses.replace(programs.settings(), accumulate=1)
     step = make_train_step(network, experiment.task, programs.optimizer, None, settings)
-    state = jax.eval_shape(programs.new_state, whole.params, whole.batch_stats)
+    state = jax.eval_shape(programs.new_state, full.params, full.batch_stats)
     return flops(step, state, batch, jax.eval_shape(jax.random.key, 0))
 
 
 def _seconds(call: Callable[[], None]) -> float:
-    """The median of `CALLS` calls after a first one."""
+    """Returns the median time of `CALLS` calls after a warm-up."""
     call()
-    found = []
+    times = []
     for _ in range(CALLS):
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,4 +1,4 @@
-"""What the doctor found: line by line, and all together."""
+"""Results of the doctor's checks, and the report that collects them."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,13 @@ OK, WARN, MISSING = "ok", "warn", "missing"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found.
+    """The result of one check.
 
     Attributes:
-      name: what was looked at, a word or two.
-      mark: "ok", "warn" (it works, but not as well as it could) or "missing" (it does not).
-      text: what was found.
-      remedies: command lines that mend it, one after the other.
+      name: what was checked, in a word or two.
+      mark: status: "ok", "warn" (works, but not as well as it could) or "missing" (does not work).
+      text: the details.
+      remedies: commands that fix it, in order.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Finding:
     remedies: tuple[str, ...] = ()
 
     def optional(self) -> "Finding":
-        """The same of something that can be done without: a warning in place of an error, and nothing to be mended."""
+        """Downgrades a missing item that is not required to a warning without remedies."""
         return dataclasses.replace(self, mark=WARN, remedies=()) if self.mark == MISSING else self
 
     def __str__(self) -> str:
@@ -32,12 +32,12 @@ class Finding:
 
 @dataclasses.dataclass
 class Report:
-    """All that was found; --json prints it.
+    """All results; --json prints it.
 
     Attributes:
-      findings: in the order in which they were made.
-      plan: of the run, line by line, with --config.
-      costs: of the run at each size that was asked for, with --config.
+      findings: in the order of the checks.
+      plan: lines of the run's plan, with --config.
+      costs: cost of the run at each requested size, with --config.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -46,5 +46,5 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether nothing required is missing."""
         return all(finding.mark != MISSING for finding in self.findings)

@@ -1,4 +1,4 @@
-"""Whether a configuration's data and weights are there or can be had, in seconds."""
+"""Checks in seconds whether a config's data and weights exist or can be obtained."""
 
 import importlib.util
 from pathlib import Path
@@ -13,12 +13,12 @@ from sft_jax.errors import UserError
 from sft_jax.training.start import load_init
 
 PREPARE, CONVERT = install_command("prepare"), install_command("convert")
-# Where torchvision's weights come from.
+# The host of torchvision's weights.
 WEIGHTS_HOST = "download.pytorch.org"
 
 
 def check_data(config: ConfigDict) -> Finding:
-    """The images that `config.data` names."""
+    """Checks the images that `config.data` names."""
     try:
         here, where = data.check_source(config.data)
     except UserError as error:
@@ -28,25 +28,25 @@ def check_data(config: ConfigDict) -> Finding:
 
 
 def check_weights(config: ConfigDict) -> Finding:
-    """What `config.init` names."""
+    """Checks the weights that `config.init` names."""
     path = Path(config.init)
     if config.init != "scratch" and path.suffix == ".safetensors" and not path.exists():
         return _to_convert(path, config.model.name)
     try:
-        found = load_init(config)
+        weights = load_init(config)
     except UserError as error:
         return Finding("weights", MISSING, str(error))
-    if found is None:
-        return Finding("weights", OK, "random: init=scratch needs none")
-    classes = "classes not known" if found.class_names is None else f"{len(found.class_names)} classes"
-    return Finding("weights", OK, f"{config.init}: {found.arch}, {classes}")
+    if weights is None:
+        return Finding("weights", OK, "random (init=scratch)")
+    classes = "unknown classes" if weights.class_names is None else f"{len(weights.class_names)} classes"
+    return Finding("weights", OK, f"{config.init}: {weights.arch}, {classes}")
 
 
 def _to_convert(path: Path, arch: str) -> Finding:
     command = f"{CONVERTER} --arch {arch} --output {path}"
     torch = all(map(importlib.util.find_spec, ("torch", "torchvision")))
-    text = f"there is no {path} yet; converting torchvision's makes it"
+    text = f"{path} does not exist yet; create it by converting torchvision's weights"
     if not reachable(WEIGHTS_HOST):
-        text += f", but {WEIGHTS_HOST} cannot be reached: bring a file of theirs"
+        text += f", but {WEIGHTS_HOST} is unreachable: download the .pth file elsewhere"
         command += " --state-dict FILE.pth"
     return Finding("weights", MISSING, text, (command,) if torch else (CONVERT, command))

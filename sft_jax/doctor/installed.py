@@ -1,4 +1,4 @@
-"""Python and packages, against what the project's own metadata declare."""
+"""Checks Python and installed packages against the project's metadata."""
 
 import importlib.metadata
 import platform
@@ -12,7 +12,7 @@ INSTALL = install_command()
 
 
 def check_installed(project: str = PROJECT) -> list[Finding]:
-    """Python, the packages that are needed, and the optional ones."""
+    """Checks Python, the required packages and the optional ones."""
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
@@ -22,30 +22,30 @@ def check_installed(project: str = PROJECT) -> list[Finding]:
         return [Finding("packages", MISSING, f"{error.name} is not installed", (INSTALL,))]
     version, wanted = platform.python_version(), metadata["Requires-Python"]
     fits = SpecifierSet(wanted).contains(version, prereleases=True)
-    found = [Finding("python", OK if fits else MISSING, f"{version}, {'' if fits else 'but '}{wanted} is needed")]
+    findings = [Finding("python", OK if fits else MISSING, f"{version}, {'' if fits else 'but '}{wanted} is required")]
     needed = list(_requirements(project, ""))
     problems = [problem for requirement in needed for problem in unmet(requirement)]
     if problems:
-        found.append(Finding("packages", MISSING, "; ".join(problems), (INSTALL,)))
+        findings.append(Finding("packages", MISSING, "; ".join(problems), (INSTALL,)))
     else:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax"))
-        found.append(Finding("packages", OK, f"all {len(needed)} within the supported range: {versions}, ..."))
+        findings.append(Finding("packages", OK, f"all {len(needed)} within the supported range: {versions}, ..."))
     extras = metadata.get_all("Provides-Extra") or []
     absent = [extra for extra in extras if unmet(Requirement(f"{project}[{extra}]"))]
-    there = [extra for extra in extras if extra not in absent]
-    text = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(absent) or 'none'}"
-    found.append(Finding("optional", OK, f"{text} ({install_command('NAME')})" if absent else text))
-    return found
+    present = [extra for extra in extras if extra not in absent]
+    text = f"installed: {', '.join(present) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+    findings.append(Finding("optional", OK, f"{text} ({install_command('NAME')})" if absent else text))
+    return findings
 
 
 def unmet(requirement) -> list[str]:
-    """Why `requirement`, a `packaging.requirements.Requirement`, is not met; its extras are followed."""
+    """Returns why `requirement` (a `packaging.requirements.Requirement`) is not met, including its extras."""
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return [f"{requirement.name} is not installed"]
     if not requirement.specifier.contains(version, prereleases=True):
-        return [f"{requirement.name} {version} is installed, {requirement.specifier} is needed"]
+        return [f"{requirement.name} {version} is installed, but {requirement.specifier} is required"]
     return [
         problem
         for extra in sorted(requirement.extras)
@@ -55,7 +55,7 @@ def unmet(requirement) -> list[str]:
 
 
 def _requirements(package: str, extra: str) -> Iterator:
-    """What `package` needs here, or what `extra` of it needs beyond that."""
+    """Yields what `package` requires on this machine, or what its `extra` requires in addition."""
     from packaging.requirements import Requirement
 
     for line in importlib.metadata.requires(package) or ():

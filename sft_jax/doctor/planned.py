@@ -1,4 +1,4 @@
-"""The plan of a configuration and what it would cost, printed as it is found."""
+"""Prints the plan of a config and its cost as they are computed."""
 
 from collections.abc import Iterable
 
@@ -13,14 +13,14 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import plan_lines
 from sft_jax.training.start import initial_weights, load_init, read_dataset
 
-HEADER = f"{'size':>7}{'GFLOP a step':>15}{'memory':>11}{'ms a step':>12}{'img/s':>9}{'an epoch':>11}"
+HEADER = f"{'size':>7}{'GFLOP / step':>15}{'memory':>11}{'ms / step':>12}{'img/s':>9}{'epoch':>11}"
 
 
 def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: Console) -> None:
-    """Adds to `report` what a run of `config` would do, and its cost at each of `sizes` pixels; prints both.
+    """Adds the plan of a run of `config` and its cost at each of `sizes` pixels to `report`, and prints both.
 
     Raises:
-      UserError: what `train` would refuse.
+      UserError: `train` would refuse the config.
     """
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
@@ -43,7 +43,7 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
 
 
 def cost_line(cost: Cost, batch_size: int) -> str:
-    """A row below `HEADER`."""
+    """Formats a table row below `HEADER`."""
     memory = "unknown" if cost.memory_bytes is None else size_text(cost.memory_bytes)
     return (
         f"{cost.size:>4} px{cost.gflop:>15,.1f}{memory:>11}{cost.step_ms:>12,.1f}"

@@ -1,4 +1,4 @@
-"""The numerical operations of a convolutional network, lowered for the platform they run on."""
+"""Operations of convolutional networks, with lowerings chosen by platform."""
 
 from sft_jax.ops.conv import conv2d
 from sft_jax.ops.norm import batch_norm, normalize

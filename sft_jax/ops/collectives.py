@@ -1,6 +1,6 @@
-"""Sums, means and draws over a mapped axis, at no cost where it has one member or there is none.
+"""Collectives and random draws over a mapped axis, free of cost if the axis has size 1 or is None.
 
-On a single CPU device XLA (jax 0.10.2) carries out an all-reduce all the same: 5 ms a step for ResNet-18's gradients.
+XLA (jax 0.10.2) does not elide an all-reduce on a single CPU device: 5 ms per step for ResNet-18's gradients.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,19 @@ from jax import lax
 
 
 def all_mean(tree: Any, axis_name: str | None) -> Any:
-    """`lax.pmean` over `axis_name`, which may be None."""
+    """Computes `lax.pmean` over `axis_name`, which may be None."""
     return tree if _alone(axis_name) else lax.pmean(tree, axis_name)
 
 
 def all_sum(tree: Any, axis_name: str | None) -> Any:
-    """`lax.psum` over `axis_name`, which may be None."""
+    """Computes `lax.psum` over `axis_name`, which may be None."""
     return tree if _alone(axis_name) else lax.psum(tree, axis_name)
 
 
 def own_rows(draw: Callable[[int], jax.Array], share: int, axis_name: str | None) -> jax.Array:
-    """This device's `share` rows of `draw(total)`, which is drawn alike on each: the draws of an image then do not
-    depend on the number of devices.
+    """Returns this device's `share` rows of `draw(total)`, which is the same on all devices.
+
+    The random draws for an image thus do not depend on the number of devices.
     """
     if _alone(axis_name):
         return draw(share)
@@ -31,7 +32,7 @@ def own_rows(draw: Callable[[int], jax.Array], share: int, axis_name: str | None
 
 
 def reversed_batch(rows: jax.Array, axis_name: str | None) -> jax.Array:
-    """The rows of the whole batch in reverse, of which each device holds an equal share."""
+    """Reverses the rows of the global batch, which is split evenly over the devices."""
     if not _alone(axis_name):
         count = lax.axis_size(axis_name)
         rows = lax.ppermute(rows, axis_name, [(index, count - 1 - index) for index in range(count)])

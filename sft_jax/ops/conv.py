@@ -1,8 +1,8 @@
-"""2-D convolution, by the fastest lowering of the platform.
+"""2-D convolution with the fastest lowering for the platform.
 
-XLA's own convolution is right for GPUs and TPUs. On a CPU it is poor at small spatial sizes and in the backward pass,
-above all inside a compiled loop, while its matrix products run at twice the speed of torch's: there a convolution is
-written as matrix products.
+XLA's own convolution is used on GPUs and TPUs. On CPUs it is slow at small spatial sizes and in the backward pass,
+especially inside a compiled loop, while its matrix products are twice as fast as torch's: there convolutions are
+computed as matrix products.
 """
 
 import functools
@@ -18,29 +18,29 @@ from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
 
 Layout = Literal["NHWC", "HWNC"]
 
-# Multiply-adds from which on XLA's CPU backend spreads each product of a batched one over the cores (jax 0.10.2):
-# measured at 120-160 GFLOP/s below and 220-310 above.
+# Multiply-adds above which XLA's CPU backend parallelises each product of a batched matmul over the cores (jax 0.10.2):
+# measured 120-160 GFLOP/s below and 220-310 above.
 PARALLEL_PRODUCT = 2**23
-# On maps of at least 8 px tiles win earlier, as their transforms are cheaper. 16 px, 64 channels: batch 100 10.9 ms by
-# tiles, 15.3 over whole axes; batch 64 8.3, 9.8; 8 px, 128 channels: batch 100 9.4, 12.0; below, the two are equal.
+# On maps of at least 8 px tiling wins earlier, as its transforms are cheaper. 16 px, 64 channels: batch 100 10.9 ms
+# tiled, 15.3 over whole axes; batch 64 8.3, 9.8; 8 px, 128 channels: batch 100 9.4, 12.0; below, the two are equal.
 TILED_PRODUCT = 2**22
-# Patches of the stem are made for so many bytes at a time, which stay in the cache until they are multiplied.
+# Patches of the stem are extracted in blocks of this many bytes, which stay in cache until they are multiplied.
 PATCH_BYTES = 2**24
 
 
 def conv2d(
     x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1, layout: Layout = "NHWC"
 ) -> jax.Array:
-    """Cross-correlation with symmetric zero padding, as `torch.nn.functional.conv2d`.
+    """Computes a 2-D convolution (cross-correlation) with symmetric zero padding, as `torch.nn.functional.conv2d`.
 
     Args:
       x: [batch, height, width, in] (or [height, width, batch, in] for layout "HWNC").
       kernel: [kernel_height, kernel_width, in / groups, out].
-      stride: of the window, in pixels, the same on both axes.
-      padding: rows and columns of zeros added on each of the four sides. Explicit, because XLA's "SAME" pads
-        even sizes unevenly and torch does not.
-      groups: input and output channels are split in this many independent groups.
-      layout: where the axes of `x` and of the result stand. "HWNC" is the one that is fast on a CPU.
+      stride: stride in pixels on both axes.
+      padding: zero padding in pixels on each of the four sides. Explicit, because XLA's "SAME" pads even sizes
+        asymmetrically, unlike torch.
+      groups: number of independent groups of input and output channels.
+      layout: axis order of `x` and of the result. "HWNC" is the fast one on CPUs.
     """
     xla = functools.partial(conv_xla, stride=stride, padding=padding, groups=groups, layout=layout)
     cpu = _cpu_lowering(x, kernel, stride, padding, groups, layout)
@@ -52,7 +52,7 @@ def conv2d(
 def conv_xla(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1, layout: Layout = "NHWC"
 ) -> jax.Array:
-    """`conv2d` by XLA's convolution."""
+    """Computes `conv2d` with XLA's convolution."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -64,21 +64,21 @@ def conv_xla(
 
 
 def _cpu_lowering(x, kernel, stride, padding, groups, layout):
-    """The lowering for these shapes on a CPU, None for XLA's. Figures: 2 cores with AVX-512, forward + backward."""
+    """Chooses the CPU lowering for these shapes, None for XLA's. Figures: 2 cores with AVX-512, forward + backward."""
     if groups != 1:
         return None  # not measured
     if layout == "NHWC":
-        # The network's first layer. Its input is no activation: only the kernel's gradient is ever computed.
+        # The network's first layer, whose input needs no gradient: only the kernel's gradient is ever computed.
         return functools.partial(conv_patch_gradient, stride=stride, padding=padding)
     height, width, _, _ = x.shape
-    exact = x.dtype in (jnp.float32, jnp.float64)  # Winograd's cancellations leave nothing of bfloat16's 8 bits
+    exact = x.dtype in (jnp.float32, jnp.float64)  # Winograd's cancellations would use up bfloat16's 8 bits
     if kernel.shape[:2] == (3, 3) and stride == padding == 1 and exact and min(height, width) >= 2:
-        # Batch 32: 56 px 101 ms, by matrices 126, as patches 150; 14 px 43, 62 and 55; 7 px 40, 48 and 45.
+        # Batch 32: 56 px 101 ms tiled, 126 by matrices, 150 as patches; 14 px 43, 62, 55; 7 px 40, 48, 45.
         enough = PARALLEL_PRODUCT if max(height, width) < 8 else TILED_PRODUCT
         large = product_size(x.shape, kernel.shape[-1]) >= enough or max(height, width) > 28
-        if large and min(height, width) > 2:  # Karatsuba's product needs a quarter of F(4, 3)'s for two pixels
+        if large and min(height, width) > 2:  # for two pixels, Karatsuba needs a quarter of F(4, 3)'s products
             return conv_winograd_tiles
-        return conv_winograd  # layer1 to 3 at 32 px: 2-4 ms a convolution, XLA 6-145
+        return conv_winograd  # layer1 to 3 at 32 px: 2-4 ms per convolution, XLA 6-145
     if all(live_taps(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1)):
         # 1x1, stride 2, and 3x3 at one pixel: layer4 at 32 px 0.8 ms, XLA 40-80
         return functools.partial(_im2col, stride=stride, padding=padding)
@@ -90,7 +90,7 @@ def _im2col(x, kernel, *, stride, padding):
 
 
 def conv_patch_gradient(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-    """`conv_xla` of x [batch, height, width, in] with the kernel's gradient as a product of patches."""
+    """Computes `conv_xla` of x [batch, height, width, in], with the kernel's gradient as a matmul over patches."""
     return _patch_gradient(x, kernel, stride, padding)
 
 
@@ -115,7 +115,7 @@ def _patch_backward(stride, padding, residuals, dy):
     )
 
     def gradient(padded, dy):
-        """[rows * columns * in, out] of some images."""
+        """Computes the kernel's gradient [rows * columns * in, out] for some of the images."""
         channels_first = padded.transpose(3, 0, 1, 2)
         views = [
             lax.slice(
@@ -132,10 +132,10 @@ def _patch_backward(stride, padding, residuals, dy):
     if images == batch:
         d_kernel = gradient(padded, dy)
     else:
-        shares = [array.reshape(-1, images, *array.shape[1:]) for array in (padded, dy)]
+        blocks = [array.reshape(-1, images, *array.shape[1:]) for array in (padded, dy)]
         zero = jnp.zeros((rows * columns * inputs, outputs), x.dtype)
-        d_kernel, _ = lax.scan(lambda total, share: (total + gradient(*share), None), zero, shares)
-    # For the network's input nobody asks for this, and XLA removes it.
+        d_kernel, _ = lax.scan(lambda total, block: (total + gradient(*block), None), zero, blocks)
+    # XLA removes this as dead code if x is the network's input.
     _, pull = jax.vjp(lambda x: conv_xla(x, kernel, stride=stride, padding=padding), x)
     return *pull(dy), d_kernel.reshape(kernel.shape)
 

@@ -1,6 +1,6 @@
-"""Convolution as one matrix product of patches, over the kernel taps that ever see real input.
+"""Convolution as one matrix product over patches (im2col), restricted to kernel taps that see non-padding input.
 
-All arrays are [height, width, batch, channels]: a patch of every image at one position is one block of memory.
+All arrays are [height, width, batch, channels], so that one position of all images is contiguous in memory.
 """
 
 import functools
@@ -11,15 +11,15 @@ from jax import lax
 
 
 def output_size(size: int, window: int, stride: int, padding: int) -> int:
-    """Positions of a window along an axis of `size` pixels."""
+    """Returns the number of window positions along an axis of `size` pixels."""
     return (size + 2 * padding - window) // stride + 1
 
 
 def live_taps(size: int, window: int, stride: int, padding: int) -> range | None:
-    """Taps of the kernel that meet real input at some position; the others only ever see padding.
+    """Returns the kernel taps that see non-padding input at some position; the others only ever see padding.
 
-    At one pixel only the centre of a 3x3 kernel counts: 37 -> 21 million multiply-adds an image in ResNet-18 at 32
-    pixels. None where they are not consecutive (strides beyond the image's size).
+    For one-pixel maps only the centre of a 3x3 kernel is live: 37 -> 21 million multiply-adds per image in ResNet-18 at
+    32 px. None if they are not consecutive (strides larger than the image).
     """
     positions = range(output_size(size, window, stride, padding))
     live = [tap for tap in range(window) if any(0 <= at * stride + tap - padding < size for at in positions)]
@@ -28,7 +28,7 @@ def live_taps(size: int, window: int, stride: int, padding: int) -> range | None
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_im2col(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """`conv2d` of x [height, width, batch, in] with kernel [rows, columns, in, out], for consecutive live taps."""
+    """Computes `conv2d` of x [height, width, batch, in], kernel [rows, columns, in, out], consecutive live taps."""
     return _forward(x, kernel, stride, padding)[0]
 
 
@@ -71,7 +71,7 @@ def _crop(kernel, shape, stride, padding):
 
 
 def _patches(x, kernel_shape, stride, padding):
-    """[out height, out width, batch, taps * in], what each position of the kernel sees."""
+    """Extracts the patch at each window position: [out height, out width, batch, taps * in]."""
     height, width, batch, channels = x.shape
     rows, columns = _taps(x.shape, kernel_shape, stride, padding)
     out_height = output_size(height, kernel_shape[0], stride, padding)
@@ -91,10 +91,10 @@ def _patches(x, kernel_shape, stride, padding):
 
 
 def _scatter(d_patches, shape, rows, columns, stride, padding):
-    """Adds each tap's part [out height, out width, batch, in] back to the pixels it came from.
+    """Adds each tap's gradient [out height, out width, batch, in] to the pixels it came from (col2im).
 
-    With a stride, pixels of one phase (index modulo stride) get the taps of one phase only: each phase is summed by
-    itself, and the phases are interleaved at the end.
+    With a stride, pixels of one phase (index modulo stride) only receive taps of one phase: each phase is summed
+    separately, and the phases are interleaved at the end.
     """
     height, width, batch, channels = shape
     phase_height, phase_width = -(-height // stride), -(-width // stride)

@@ -1,4 +1,4 @@
-"""Batch normalisation with the addition and ReLU that follow it, in training and in evaluation.
+"""Batch normalisation fused with the residual addition and ReLU that follow it, for training and evaluation.
 
 Arrays are [..., channels]; every axis but the last is reduced.
 """
@@ -11,7 +11,7 @@ from jax import lax
 
 from sft_jax.ops.collectives import all_mean
 
-EPSILON = 1e-5  # torch's default, added to the variance
+EPSILON = 1e-5  # torch's default
 
 
 def batch_norm(
@@ -23,22 +23,22 @@ def batch_norm(
     relu: bool = False,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises by the statistics of the batch, then adds `residual` and applies ReLU where asked.
+    """Normalises with batch statistics, then optionally adds `residual` and applies ReLU.
 
-    The backward pass is written by hand: it keeps x and y only, and makes one pass over each.
+    The hand-written backward pass saves only x and y, and makes one pass over each.
 
     Args:
       x: [..., channels].
       scale: [channels] float32 (gamma).
       bias: [channels] float32 (beta).
       residual: of x's shape and dtype, added before the ReLU.
-      relu: whether to clip the result at zero.
-      axis_name: a mapped axis over which the statistics are averaged, so that any number of devices computes the
-        same step. The shards must be of equal size.
+      relu: whether to apply ReLU.
+      axis_name: mapped axis over which the statistics are averaged, so that the step does not depend on the number of
+        devices. The shards must have equal size.
 
     Returns:
-      y of x's shape and dtype; mean and variance, [channels] float32, the variance biased (divided by the count). No
-      gradient flows through the returned statistics.
+      y of x's shape and dtype; mean and biased variance (divided by the count), [channels] float32. No gradient flows
+      through the returned statistics.
     """
     y, mean, variance = _batch_norm(x, scale, bias, residual, relu, axis_name)
     return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
@@ -54,7 +54,7 @@ def normalize(
     residual: jax.Array | None = None,
     relu: bool = False,
 ) -> jax.Array:
-    """`batch_norm` with given statistics, each [channels], as in evaluation. Returns y of x's shape and dtype."""
+    """Applies `batch_norm` with given statistics [channels], as in evaluation. Returns y of x's shape and dtype."""
     factor = scale * _inverse_deviation(variance)
     y = _affine(x, factor, bias - mean * factor)
     if residual is not None:
@@ -70,7 +70,7 @@ def _batch_norm(x, scale, bias, residual, relu, axis_name):
 def _forward(x, scale, bias, residual, relu, axis_name):
     wide = x.astype(scale.dtype)
     mean = _mean(wide, axis_name)
-    # Two passes, as torch: the difference of E[x^2] and E[x]^2 loses everything where the mean is large.
+    # Two passes, as in torch: E[x^2] - E[x]^2 cancels catastrophically if the mean is large.
     variance = _mean(jnp.square(wide - _channels(mean, x)), axis_name)
     y = normalize(x, mean, variance, scale, bias, residual=residual, relu=relu)
     return (y, mean, variance), (x, scale, mean, variance, y if relu else None, residual is not None)

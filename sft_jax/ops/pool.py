@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_CENTRE = 4  # the tap of 9 that is never padding
+_CENTRE = 4  # the only one of the 9 taps that is never padding
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Array:
-    """Max over square windows of `x` [batch, height, width, channels], padded with -inf as `torch.nn.MaxPool2d`."""
+    """Max-pools `x` [batch, height, width, channels] over square windows, padded with -inf as `torch.nn.MaxPool2d`."""
 
     def xla(x):
         pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -23,7 +23,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Arr
 
 @jax.custom_vjp
 def _max_pool_even(x: jax.Array) -> jax.Array:
-    """Windows of 3, stride 2, padding 1, on even sides; the backward pass keeps one byte a window."""
+    """Max-pools with window 3, stride 2, padding 1, for even sizes; the backward pass saves one byte per window."""
     return _forward(x)[0]
 
 
@@ -36,7 +36,7 @@ def _forward(x):
         row, column = divmod(tap, 3)
         limits = (batch, row + height - 1, column + width - 1, channels)
         view = lax.slice(padded, (0, row, column, 0), limits, (1, 2, 2, 1))
-        # As torch: the first of equal maxima wins, and NaN wins over everything.
+        # As in torch, the first of equal maxima wins, and NaN beats everything.
         better = (view > best) | jnp.isnan(view)
         best = jnp.where(better, view, best)
         winner = jnp.where(better, jnp.uint8(tap), winner)
@@ -44,8 +44,8 @@ def _forward(x):
 
 
 def _backward(winner, dy):
-    # Input row 2r + q lies in window r (as its tap q + 1) and, where q is 1, in window r + 1 (as its tap 0); columns
-    # likewise. So each of four shifts of the windows is compared with the taps that its pixels would be: no scatter.
+    # Input row 2r + q is in window r (as tap q + 1) and, if q is 1, in window r + 1 (as tap 0); columns likewise. So
+    # comparing each of four window shifts with the taps that its pixels correspond to avoids a scatter.
     batch, out_height, out_width, channels = dy.shape
     after = ((0, 0), (0, 1), (0, 1), (0, 0))
     dy, winner = jnp.pad(dy, after), jnp.pad(winner, after, constant_values=255)

@@ -1,7 +1,7 @@
-"""3x3 convolutions of stride 1 on small maps as bilinear algorithms, y = A [(B x) * (G w)], all in matrix products.
+"""3x3 convolutions of stride 1 on small maps as bilinear algorithms, y = A [(B x) * (G w)], all by matrix products.
 
-Winograd's F(4, 3) (Lavin & Gray, 2015, arXiv:1509.09308), and Karatsuba's product where an axis has two pixels. Padding
-is part of the matrices A and B, which act on whole axes: maps are small, so that the transforms are cheap products too.
+Winograd's F(4, 3) (Lavin & Gray, 2015, arXiv:1509.09308), and Karatsuba's algorithm for axes of two pixels. Padding is
+part of the matrices A and B, which act on whole axes: on small maps the transforms are cheap matrix products too.
 All arrays are [height, width, batch, channels].
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# F(4, 3): four outputs from six inputs by six products. y = F4_OUTPUT [(F4_INPUT x) * (F4_KERNEL w)].
+# F(4, 3): four outputs from six inputs with six products. y = F4_OUTPUT [(F4_INPUT x) * (F4_KERNEL w)].
 F4_INPUT = np.array(
     [
         [4.0, 0, -5, 0, 1, 0],
@@ -37,14 +37,14 @@ F4_OUTPUT = np.array([[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4
 
 
 class Bilinear(NamedTuple):
-    """A zero-padded 3-tap correlation of one axis.
+    """A zero-padded 3-tap correlation along one axis.
 
     Attributes:
-      b: [points * tiles, size], transforms the input; points come first.
-      g: [points, 3], transforms the kernel.
-      a: [size, points * tiles], transforms the products back.
-      points: products a tile.
-      tiles: tiles of the axis.
+      b: [points * tiles, size], input transform, points-major.
+      g: [points, 3], kernel transform.
+      a: [size, points * tiles], output transform.
+      points: products per tile.
+      tiles: number of tiles along the axis.
     """
 
     b: np.ndarray
@@ -55,7 +55,7 @@ class Bilinear(NamedTuple):
 
 
 def bilinear(size: int) -> Bilinear:
-    """The algorithm for an axis of `size` >= 2 pixels."""
+    """Returns the algorithm for an axis of `size` >= 2 pixels."""
     if size == 2:  # y0 = w1 x0 + w2 x1, y1 = w0 x0 + w1 x1: three products instead of four
         return Bilinear(
             b=np.array([[1.0, 1], [0, 1], [1, 0]]),
@@ -69,7 +69,7 @@ def bilinear(size: int) -> Bilinear:
     b, a = np.zeros((points, tiles, size)), np.zeros((size, points, tiles))
     for tile in range(tiles):
         for k in range(points):
-            pixel = tile * outputs + k - 1  # one pixel of padding before the first
+            pixel = tile * outputs + k - 1  # minus one pixel of padding
             if 0 <= pixel < size:
                 b[:, tile, pixel] = F4_INPUT[:, k]
         for k in range(min(outputs, size - tile * outputs)):
@@ -79,7 +79,7 @@ def bilinear(size: int) -> Bilinear:
 
 @jax.custom_vjp
 def conv_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv2d` of x [height, width, batch, in] with kernel [3, 3, in, out], stride 1, padding 1, both sides >= 2."""
+    """Computes `conv2d` of x [height, width, batch, in], kernel [3, 3, in, out], stride 1, padding 1, sides >= 2."""
     return _forward(x, kernel)[0]
 
 
@@ -91,7 +91,7 @@ def _forward(x, kernel):
     taps = np.einsum("pi,qj->pqij", vertical.g, horizontal.g).reshape(-1, 9)
     u = dot(constant(taps, x), kernel.reshape(9, -1), 1, 0)
     u = u.reshape(vertical.points, 1, horizontal.points, channels, outputs)
-    # The same for every row of tiles.
+    # All rows of tiles share the transformed kernel.
     u = jnp.broadcast_to(u, (vertical.points, vertical.tiles, horizontal.points, channels, outputs))
     u = u.reshape(-1, channels, outputs)
     m = batched_dot(v, u, 2, 1).reshape(len(vertical.b), len(horizontal.b), batch, outputs)
@@ -99,7 +99,7 @@ def _forward(x, kernel):
 
 
 def _backward(residuals, dy):
-    # A linear map in x and in w: both gradients share the transformed dy, and V is kept from the forward pass.
+    # Linear in x and in w: both gradients share the transformed dy, and V is saved from the forward pass.
     v, u, shape_of_x = residuals
     height, width, batch, _ = shape_of_x.shape
     outputs, channels = dy.shape[-1], v.shape[-1]
@@ -107,7 +107,7 @@ def _backward(residuals, dy):
     d = _products(_separable(vertical.a.T, horizontal.a.T, dy), vertical, horizontal)
     dv = batched_dot(d, u, 2, 2).reshape(len(vertical.b), len(horizontal.b), batch, channels)
     dx = _separable(vertical.b.T, horizontal.b.T, dv)
-    # The barrier keeps the transposition out of the product: fused into it, XLA leaves its fast path (2x slower).
+    # The barrier keeps the transpose out of the matmul: fused, it would miss XLA's fast path (2x slower).
     du = batched_dot(lax.optimization_barrier(v.swapaxes(1, 2)), d, 2, 1)
     taps = np.einsum("pi,qj,t->ijptq", vertical.g, horizontal.g, np.ones(vertical.tiles)).reshape(9, -1)
     return dx, dot(constant(taps, dy), du.reshape(len(du), -1), 1, 0).reshape(3, 3, channels, outputs)
@@ -117,10 +117,10 @@ conv_winograd.defvjp(_forward, _backward)
 
 
 def _separable(vertical: np.ndarray, horizontal: np.ndarray, x: jax.Array) -> jax.Array:
-    """One matrix along the rows, one along the columns: [h, w, batch, c] -> [rows of each matrix, batch, c]."""
+    """Applies one matrix per spatial axis: [h, w, batch, c] -> [len(vertical), len(horizontal), batch, c]."""
     _, width, batch, channels = x.shape
     tall = dot(constant(vertical, x), x.reshape(len(x), -1), 1, 0).reshape(len(vertical), width, batch * channels)
-    # Written as a batched product: XLA's CPU backend would transpose around a contraction of the middle axis.
+    # A batched matmul, because XLA's CPU backend would transpose to contract the middle axis.
     stacked = jnp.broadcast_to(constant(horizontal, x), (len(vertical), *horizontal.shape))
     return batched_dot(stacked, tall, 2, 1).reshape(len(vertical), len(horizontal), batch, channels)
 
@@ -132,15 +132,15 @@ def _products(x: jax.Array, vertical: Bilinear, horizontal: Bilinear) -> jax.Arr
 
 
 def constant(values: np.ndarray, like: jax.Array) -> jax.Array:
-    """`values` in the dtype of `like`."""
+    """Converts `values` to the dtype of `like`."""
     return jnp.asarray(values, like.dtype)
 
 
 def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
-    """The product of two arrays over one axis of each."""
+    """Contracts one axis of each of two arrays."""
     return lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())))
 
 
 def batched_dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
-    """`dot` for each entry of the first axes."""
+    """Computes `dot`, batched over the first axes."""
     return lax.dot_general(a, b, (((over_a,), (over_b,)), ((0,), (0,))))

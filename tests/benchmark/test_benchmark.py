@@ -1,4 +1,4 @@
-"""The benchmark measures what it says; how fast it is, no test asks."""
+"""The benchmark reports the right figures; speed itself is not tested."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_all_sides_take_part():
 
 
 class Measured:
-    """In place of a `Side` that ran."""
+    """Stands in for a `Side` that has run."""
 
     def __init__(self, facts, times):
         self.facts, self.times = facts, times
@@ -57,7 +57,7 @@ def test_figures():
 
 
 def test_a_side_that_dies_is_named(capfd):
-    with pytest.raises(UserError, match="jax_side ended early; what it said stands above"):
+    with pytest.raises(UserError, match="jax_side exited early; see its output above"):
         Side("jax_side", ["no_such_network", "4", "32", "float32"], {"XLA_FLAGS": ""})
     said = capfd.readouterr().err
     assert "no_such_network" in said

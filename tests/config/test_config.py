@@ -47,8 +47,8 @@ def test_a_recipe_may_set_only_some_keys(tmp_path):
         ("epoch", "3", "unknown config key 'epoch'; the nearest one is 'epochs'"),
         ("optimizer.learning_rat", "3", "the nearest one is 'optimizer.learning_rate'"),
         ("data", "3", "unknown config key 'data'"),
-        ("epochs", "x", "config.epochs='x' is not a whole number"),
-        ("epochs", "1.5", "is not a whole number"),
+        ("epochs", "x", "config.epochs='x' is not an integer"),
+        ("epochs", "1.5", "is not an integer"),
         ("epochs", "0", "config.epochs=0 must be greater than 0"),
         ("data.flip", "maybe", "is not true or false"),
         ("data.mean", "1,2", "must be three numbers"),
@@ -79,7 +79,7 @@ def test_bad_recipes_are_refused(tmp_path):
         load_config(str(tmp_path / "empty.py"))
     with pytest.raises(UserError, match="unknown config key 'epoch'; the nearest one is 'epochs'"):
         load_config(recipe(tmp_path, "    c = default_config(); c.epoch = 3; return c"))
-    with pytest.raises(UserError, match="config.epochs='3' is not a whole number"):
+    with pytest.raises(UserError, match="config.epochs='3' is not an integer"):
         load_config(recipe(tmp_path, "    return {'epochs': '3'}"))
 
 
@@ -114,5 +114,5 @@ def test_unknown_arguments_of_a_recipe():
 
 
 def test_a_long_value_is_shortened_in_its_message():
-    with pytest.raises(UserError, match=r"config\.seed='9{99}\.\.\. \(5,002 characters\) is not a whole number"):
+    with pytest.raises(UserError, match=r"config\.seed='9{99}\.\.\. \(5,002 characters\) is not an integer"):
         parse_value("seed", "9" * 5000)

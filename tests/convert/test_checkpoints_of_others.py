@@ -1,4 +1,4 @@
-"""Checkpoints as other programs write them end in the right weights or in one clear message."""
+"""Checkpoints of other libraries give the right weights or one clear message."""
 
 import argparse
 import pathlib
@@ -28,7 +28,7 @@ def arrays(state_dict):
 
 
 def fitted(content, folder, key=None, arch="resnet18") -> tuple[Fit, list[str]]:
-    """What the converter makes of a checkpoint, up to the comparison of logits, and what it says."""
+    """Converts a checkpoint, up to the comparison of logits; returns the result and the notices."""
     path = folder / "w.pth"
     if content is not None:
         torch.save(content, path)
@@ -106,7 +106,7 @@ class TestKeys:
 
     def test_several_without_an_obvious_one_are_refused_with_what_to_type(self, tmp_path, several):
         message = refused(several, tmp_path)
-        assert message.endswith("holds 3 networks; choose one with --key net or --key best or --key ema.shadow")
+        assert message.endswith("contains 3 networks; choose one with --key net or --key best or --key ema.shadow")
 
     def test_an_unknown_key_names_the_known_ones(self, tmp_path, several):
         message = refused(several, tmp_path, key="bset")
@@ -114,13 +114,13 @@ class TestKeys:
 
     def test_one_of_two_modules(self, tmp_path, state_dict, arrays):
         content = {**with_prefix("left.", state_dict), **with_prefix("right.", floats(state_dict, torch.zeros_like))}
-        assert refused(content, tmp_path).endswith("holds 2 networks; choose one with --key left or --key right")
+        assert refused(content, tmp_path).endswith("contains 2 networks; choose one with --key left or --key right")
         assert_same(fitted(content, tmp_path, key="left")[0].weights(), arrays)
 
     def test_the_files_own_weights_need_no_key(self, tmp_path, state_dict, arrays):
         found, notices = fitted(state_dict | {"other": floats(state_dict, torch.zeros_like)}, tmp_path)
         assert_same(found.weights(), arrays)
-        assert_said(notices, ["there are other weights too, for --key other"])
+        assert_said(notices, ["other weights are available with --key other"])
 
 
 class TestHeads:
@@ -138,7 +138,7 @@ class TestHeads:
         [
             {"fc.0.weight": torch.ones(9, 512), "fc.0.bias": torch.ones(9), "fc.2.weight": torch.ones(5, 9)},
             {"fc.0.weight": torch.ones(512), "fc.1.weight": torch.ones(5, 512)},  # a norm before the layer
-            {"fc.weight": torch.ones(5, 1024), "fc.bias": torch.ones(5)},  # of two kinds of pooling
+            {"fc.weight": torch.ones(5, 1024), "fc.bias": torch.ones(5)},  # average and max pooling concatenated
             {"fc.weight_g": torch.ones(5, 1), "fc.weight_v": torch.ones(5, 512), "fc.bias": torch.ones(5)},
             {"fc.weight": torch.ones(1, 512).expand(2**40, 512)},
             {"fc.weight": torch.ones(0, 512)},
@@ -149,27 +149,27 @@ class TestHeads:
         found, notices = fitted(body(state_dict) | head, tmp_path)
         self.without(found, arrays)
         assert_said(notices, [f"its head ({', '.join(list(head)[:3])}"])
-        assert "is not one linear layer and was left out" in notices[0]
+        assert "is not one linear layer and was dropped" in notices[0]
 
     def test_projections_of_self_supervised_networks(self, tmp_path, state_dict, arrays):
         content = with_prefix("module.encoder.", body(state_dict)) | {"module.predictor.0.weight": torch.ones(3, 3)}
         content |= {"module.encoder.projection_head.0.weight": torch.ones(9, 512)}
         found, notices = fitted({"state_dict": content}, tmp_path)
         self.without(found, arrays)
-        left_out = "left out: module.predictor.0.weight, projection_head.0.weight"
-        assert_said(notices, ["'state_dict'", "'module.encoder.' of its keys", "no head", left_out])
+        left_out = "dropped, not part of the network: module.predictor.0.weight, projection_head.0.weight"
+        assert_said(notices, ["'state_dict'", "'module.encoder.' from its keys", "no head", left_out])
 
     def test_one_without_a_bias_gets_zeros(self, tmp_path, state_dict, arrays):
         found, notices = fitted({key: t for key, t in state_dict.items() if key != "fc.bias"}, tmp_path)
         assert_same(found.weights(), arrays | {"fc.bias": np.zeros(CLASSES, np.float32)})
-        assert_said(notices, ["its head has no bias: it gets one of zeros"])
+        assert_said(notices, ["its head has no bias: added one of zeros"])
 
     def test_one_output_is_refused_with_what_to_do(self, tmp_path, state_dict):
         one = state_dict | {"fc.weight": torch.ones(1, 512), "fc.bias": torch.ones(1)}
         message = refused(one, tmp_path)
         assert "\n" not in message
-        assert "has one output, which is no classifier of two classes" in message
-        # What it says works: the sigmoid is the second class's share.
+        assert "has one output instead of one per class" in message
+        # The suggested fix works: the sigmoid is the second class's probability.
         two = {key: torch.cat([0 * t, t]) if key.startswith("fc.") else t for key, t in one.items()}
         assert fitted(two, tmp_path)[0].classes == 2
 
@@ -182,7 +182,7 @@ class TestStems:
         kernel = torch.randn(64, 3, 3, 3, generator=torch.manual_seed(1))
         found, notices = fitted(state_dict | {"conv1.weight": kernel}, tmp_path)
         assert found.stem == "cifar3x3"
-        assert_said(notices, ["taken for model.stem=cifar3x3"])
+        assert_said(notices, ["assuming model.stem=cifar3x3"])
         module = torchvision.models.resnet18(num_classes=CLASSES)
         module.conv1, module.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
         module.load_state_dict(state_dict | {"conv1.weight": kernel})
@@ -219,19 +219,19 @@ class TestWhatDoesNotFit:
 
     @pytest.mark.parametrize("arch", ["resnet34", "wide_resnet50_2"])
     def test_another_network_is_named_whatever_its_form(self, tmp_path, arch):
-        # Expanded: a file of a few kilobytes.
+        # Expanded tensors, which keep the file at a few kilobytes.
         with torch.device("meta"):
             shapes = torchvision.models.get_model(arch, weights=None).state_dict()
         tensors = {key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in shapes.items()}
         content = {"state_dict": with_prefix("module.", floats(body(tensors), torch.Tensor.half))}
-        assert refused(content, tmp_path) == f"w.pth is no resnet18 but fits {arch}: add --arch {arch}"
+        assert refused(content, tmp_path) == f"w.pth does not fit resnet18, but fits {arch}: add --arch {arch}"
 
     def test_what_is_no_resnet(self, tmp_path):
         with torch.device("meta"):
             shapes = torchvision.models.mobilenet_v2(weights=None).state_dict()
         tensors = {key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in shapes.items()}
         assert refused(tensors, tmp_path) == (
-            "w.pth is no ResNet of torchvision's family: no layer1.0.conv1.weight is among its tensors "
+            "w.pth is not a ResNet of torchvision's family: it has no layer1.0.conv1.weight, only "
             "features.0.0.weight, features.0.1.weight, features.0.1.bias and 311 more"
         )
 
@@ -242,23 +242,23 @@ class TestWhatDoesNotFit:
     def test_torchscript_is_called_so(self, tmp_path):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "w.pth")
         message = refused(None, tmp_path)
-        assert "is TorchScript, a program and no state_dict; where you trust it, make one with torch.save(" in message
+        assert "is TorchScript, a program, not a state_dict; if you trust it, convert it with torch.save(" in message
         assert "\n" not in message
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
     def test_a_git_lfs_pointer_is_called_so(self, tmp_path, suffix):
         path = tmp_path / f"w{suffix}"
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46830571\n")
-        with pytest.raises(UserError, match="is only the pointer of Git LFS to the file; fetch that with git lfs pull"):
+        with pytest.raises(UserError, match="is only a Git LFS pointer; fetch the file with git lfs pull"):
             sources.read(path)
 
     def test_a_whole_model_is_refused(self, tmp_path):
         message = refused(torch.nn.Linear(2, 2), tmp_path)
-        assert "it holds torch.nn.modules.linear.Linear, and code in a pickle is never run here" in message
+        assert "it contains torch.nn.modules.linear.Linear, and code in a pickle is never run here" in message
 
 
 class TestWhatABookkeepingObjectMayDo:
-    """Names that are read as nothing stay nothing, whatever a pickle asks of them."""
+    """Placeholders stay inert, whatever a pickle asks of them."""
 
     def test_no_attribute_and_no_item_is_kept(self):
         ignored = safe_load.Ignored("anything", 1)
@@ -278,7 +278,7 @@ class TestWhatABookkeepingObjectMayDo:
         assert isinstance(safe_load.load(tmp_path / "w.pth")["a"], safe_load.Ignored)
 
     def test_a_stand_in_calls_nothing(self, tmp_path):
-        """builtins.list is read as nothing, not as list: of other names there is no way to a function."""
+        """builtins.list becomes a placeholder too, so that a pickle cannot reach any function."""
 
         class Calls:
             def __reduce__(self):
@@ -295,7 +295,7 @@ class TestWhatABookkeepingObjectMayDo:
 
 @pytest.mark.parametrize("name", ["no head", "gray"])
 def test_the_whole_command_on_what_has_another_form(tmp_path, state_dict, name, monkeypatch, capsys):
-    """Its certificate compares the same function; what has no head is fine to start from and cannot predict."""
+    """The certificate compares the same function; a file without head can be fine-tuned but not predict."""
     import sft_jax
 
     monkeypatch.setattr(parity, "SIZES", (32,))

@@ -1,4 +1,4 @@
-"""The converters as commands: what they write, what they refuse, and that both directions undo each other."""
+"""The converters as commands: their output, their errors, and the round trip."""
 
 import email.message
 import hashlib
@@ -36,12 +36,12 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def one_size(monkeypatch):
-    """The networks are compared at one small size: each costs a compilation."""
+    """Compares the networks at one small size only, because each size costs a compilation."""
     monkeypatch.setattr(parity, "SIZES", (32,))
 
 
 def refused(file: Path, arch: str = "resnet18") -> str:
-    """The message with which converting `file` ends; nothing may be written."""
+    """Returns the error message of converting `file`, and asserts that nothing was written."""
     output = file.parent / "out" / "w.safetensors"
     with pytest.raises(UserError) as caught:
         resnet_to_flax.convert(arch, file, "IMAGENET1K_V1", output)
@@ -164,7 +164,9 @@ def test_every_problem_is_listed_at_once(tmp_path, state_dict):
 
 def test_another_network_is_recognised(tmp_path, state_dict):
     torch.save(state_dict, tmp_path / "w.pth")
-    assert refused(tmp_path / "w.pth", "resnet50").endswith("is no resnet50 but fits resnet18: add --arch resnet18")
+    assert refused(tmp_path / "w.pth", "resnet50").endswith(
+        "does not fit resnet50, but fits resnet18: add --arch resnet18"
+    )
 
 
 class Hostile:
@@ -176,7 +178,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.weight": Hostile()}, "zip.pth")
     Path("plain.pth").write_bytes(pickle.dumps(Hostile()))
-    assert "it holds posix.mkdir, and code in a pickle is never run here" in refused(Path("zip.pth"))
+    assert "it contains posix.mkdir, and code in a pickle is never run here" in refused(Path("zip.pth"))
     refused(Path("plain.pth"))
     assert sorted(os.listdir()) == ["plain.pth", "zip.pth"]
 
@@ -195,10 +197,10 @@ def test_files_that_are_no_state_dict_are_refused_with_one_line(tmp_path, state_
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         message = refused(tmp_path / name)
-        assert "is damaged or no" in message
+        assert "is damaged or " in message
         assert "\n" not in message
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds no state_dict" in refused(tmp_path / "list.pth")
+    assert "contains no state_dict" in refused(tmp_path / "list.pth")
 
 
 @pytest.mark.usefixtures("one_size")
@@ -234,7 +236,7 @@ class TestTorchvisionsOwnWeights:
             sources.torchvision_file("resnet18", "IMAGENET1K_V1")
         assert str(caught.value) == (
             "https://download.pytorch.org/models/resnet18-f37072fd.pth cannot be downloaded (Name or service not "
-            "known); download it elsewhere, copy it here and name it with --state-dict resnet18-f37072fd.pth"
+            "known); download it elsewhere, copy it here and use --state-dict resnet18-f37072fd.pth"
         )
 
     def test_a_download_with_another_hash_is_refused(self, tmp_path, monkeypatch):
@@ -271,10 +273,10 @@ class TestTorchvisionsOwnWeights:
     ("arguments", "message"),
     [
         (["--output", "w.pth"], "--output w.pth must end in .safetensors"),
-        (["--state-dict", "none.pth", "--output", "w.safetensors"], "there is no file none.pth"),
+        (["--state-dict", "none.pth", "--output", "w.safetensors"], "no such file: none.pth"),
         (
             ["--arch", "resnet19", "--output", "w.safetensors"],
-            "there is no network 'resnet19'; the nearest is --arch res",
+            "unknown network 'resnet19'; did you mean --arch res",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a converted file says of its network: the names of its classes, and what images go through."""
+"""Metadata of a converted file: class names and preprocessing."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("nosuch.txt", "there is no such file; names are written with commas: --classes ant,bee"),
+            ("nosuch.txt", "no such file; separate names with commas: --classes ant,bee"),
             ("ant,,bee", "--classes ant,,bee: a name is empty"),
         ],
     )
@@ -67,7 +67,7 @@ class TestNames:
     def test_imagenets_are_the_default_for_a_thousand_outputs(self):
         names, notices = classes.choose(None, None, None, 1000, "w.pth")
         assert (names, len(notices)) == (IMAGENET.class_names, 1)
-        assert "1,000 outputs were taken for ImageNet's classes; if not: --dataset none" in notices[0]
+        assert "assuming ImageNet's classes for 1,000 outputs; if not, use --dataset none" in notices[0]
         assert classes.choose(None, None, "imagenet", 1000, "w.pth") == (IMAGENET.class_names, [])
         assert classes.choose(None, None, "none", 1000, "w.pth") == (None, [])
         assert classes.choose(None, None, None, 10, "w.pth") == (None, [])
@@ -75,14 +75,14 @@ class TestNames:
     def test_what_the_user_says_goes_before_what_the_file_records(self):
         assert classes.choose(NAMES, ("a", "b", "c", "d", "e"), None, 5, "w.pth") == (NAMES, [])
         assert classes.choose(None, NAMES, None, 5, "w.pth") == (NAMES, [])
-        wrong = "it records 5 class names for 6 outputs: not taken"
+        wrong = "ignoring its 5 class names, as it has 6 outputs"
         assert classes.choose(None, NAMES, None, 6, "w.pth") == (None, [wrong])
 
     @pytest.mark.parametrize(("outputs", "words"), [(4, "4 outputs"), (0, "no head")])
     def test_another_number_of_names_is_refused(self, outputs, words):
-        with pytest.raises(UserError, match=f"5 class names were given, but w.pth has {words}"):
+        with pytest.raises(UserError, match=f"5 class names given, but w.pth has {words}"):
             classes.choose(NAMES, None, None, outputs, "w.pth")
-        with pytest.raises(UserError, match="1,000 class names were given, but w.pth has"):
+        with pytest.raises(UserError, match="1,000 class names given, but w.pth has"):
             classes.choose(None, None, "imagenet", outputs, "w.pth")
 
 
@@ -112,8 +112,7 @@ class TestPreprocessing:
         found = completed()
         assert found.preprocess == IMAGENET.preprocess
         assert found.notices == (
-            "its images were taken to be prepared as for torchvision's IMAGENET1K_V1; where not, say --size, --mean, "
-            "--std",
+            "assuming the preprocessing of torchvision's IMAGENET1K_V1; if that is wrong, use --size, --mean, --std",
         )
         assert completed(facts.Facts(None, IMAGENET.preprocess)).notices == ()
 
@@ -121,7 +120,10 @@ class TestPreprocessing:
     def test_what_was_not_made_for_imagenet_is_not_said_to_be(self, form):
         found = completed(**form)
         assert found.preprocess is None
-        assert "is not known; to predict with it, convert it with --size, --mean, --std" in found.notices[0]
+        assert (
+            "its preprocessing is unknown; to predict with it, convert it with --size, --mean, --std"
+            in found.notices[0]
+        )
         with pytest.raises(UserError, match="w.pth needs --mean, --std too"):
             completed(**form, size=32)
         found = completed(**form, size=32, mean="0.5", std="0.2,0.3,0.25")
@@ -131,15 +133,15 @@ class TestPreprocessing:
     def test_the_user_may_say_some_of_it(self):
         found = completed(mean="0.5", std="0.5")
         assert found.preprocess == IMAGENET.preprocess | {"mean": [0.5] * 3, "std": [0.5] * 3}
-        assert found.notices[0].endswith("where not, say --size")
+        assert found.notices[0].endswith("if that is wrong, use --size")
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
             ({"size": 0}, "--size 0 must be 1 or more"),
-            ({"mean": "0.5,0.5"}, "--mean 0.5,0.5 must be one number or three"),
-            ({"mean": "gray"}, "--mean gray must be one number or three"),
-            ({"mean": "nan"}, "--mean nan must be one number or three"),
+            ({"mean": "0.5,0.5"}, "--mean 0.5,0.5 must be one or three numbers"),
+            ({"mean": "gray"}, "--mean gray must be one or three numbers"),
+            ({"mean": "nan"}, "--mean nan must be one or three numbers"),
             ({"std": "0.5,0,0.5"}, "--std 0.5,0,0.5 must not be 0"),
         ],
     )
@@ -150,7 +152,7 @@ class TestPreprocessing:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """A converted file that knows its classes, from a checkpoint that records them."""
+    """A converted file with class names, from a checkpoint that records them."""
     folder = tmp_path_factory.mktemp("pets")
     labels = {name: label for label, name in reversed(list(enumerate(NAMES)))}
     torch.save({"model": checkpoints.trained(), "class_to_idx": labels}, folder / "pets.pth")
@@ -211,5 +213,5 @@ def test_what_a_checkpoint_calls_classes_may_be_something_else(content):
 @pytest.mark.parametrize("flag", [["--key", "model"], ["--classes", "a,b"], ["--dataset", "none"], ["--size", "224"]])
 def test_flags_of_a_state_dict_are_refused_without_one(monkeypatch, flag):
     monkeypatch.setattr(sys, "argv", ["resnet_to_flax.py", *flag, "--output", "w.safetensors"])
-    with pytest.raises(UserError, match=f"{flag[0]} goes with --state-dict FILE"):
+    with pytest.raises(UserError, match=f"{flag[0]} requires --state-dict FILE"):
         resnet_to_flax.main()

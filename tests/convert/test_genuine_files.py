@@ -1,4 +1,4 @@
-"""Files of the form in which torchvision publishes its weights: parameters that require a gradient, no counters."""
+"""Files like torchvision's published weights: parameters that require gradients, no counters."""
 
 import email.message
 import hashlib
@@ -28,7 +28,7 @@ def state_dict():
 
 @pytest.fixture(scope="module", params=["legacy", "zip"])
 def contents(state_dict, request):
-    """Of a file like resnet18-f37072fd.pth, which is of 2018 and not a zip file."""
+    """The bytes of a file like resnet18-f37072fd.pth, which dates from 2018 and is not a zip file."""
     buffer = io.BytesIO()
     torch.save(checkpoints.genuine(state_dict), buffer, _use_new_zipfile_serialization=request.param == "zip")
     return buffer.getvalue()
@@ -36,7 +36,7 @@ def contents(state_dict, request):
 
 @pytest.fixture
 def published(contents, monkeypatch, tmp_path):
-    """torchvision's weights are `contents`: only address and download are replaced. Where its cache would have them."""
+    """Makes torchvision serve `contents`, replacing only URL and download; returns the path in its cache."""
     name = f"resnet18-{hashlib.sha256(contents).hexdigest()[:8]}.pth"
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value
     monkeypatch.setattr(weights, "url", f"https://download.pytorch.org/models/{name}")
@@ -51,7 +51,7 @@ def convert(monkeypatch, *words) -> None:
 
 
 def assert_are(path: Path, state_dict) -> None:
-    """The converted file has these weights, ImageNet's names and what torchvision does to images."""
+    """Asserts that the converted file has these weights, ImageNet's names and torchvision's preprocessing."""
     weights = load_weights(path)
     for key, array in keys.to_flax(state_dict, networks.flax_network("resnet18", 1000)).items():
         np.testing.assert_array_equal(weights.arrays[key], array, strict=True)
@@ -113,7 +113,7 @@ def test_a_copy_of_torchvisions_file_is_recognised(published, contents, state_di
 def test_every_network_is_read_from_one(tmp_path, arch, zipped):
     with torch.device("meta"):
         shapes = torchvision.models.get_model(arch, weights=None).state_dict()
-    # One number a tensor, which keeps the files small; nothing else is friendlier than the genuine ones.
+    # One number per tensor keeps the files small; otherwise they are like the genuine ones.
     numbers = {key: torch.full((), 1 + index / 1000) for index, key in enumerate(shapes)}
     tensors = {key: numbers[key].expand(tensor.shape) for key, tensor in shapes.items()}
     torch.save(checkpoints.genuine(tensors), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)

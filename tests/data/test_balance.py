@@ -1,4 +1,4 @@
-"""Unequal classes: which images an epoch draws (data.balance)."""
+"""Class-balanced sampling: which images an epoch draws (data.balance)."""
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from sft_jax.data.sampling import BALANCE, epoch_order
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import plan_lines
 
-# Of 110 images of two classes, and of a third one that has none.
+# 110 images of two classes; a third class has none.
 LABELS = np.array([0] * 100 + [2] * 10, np.int32)
 
 
 def test_without_balance_every_image_is_drawn_once():
-    """In the very order that it always was."""
+    """The order is that of earlier versions."""
     order = epoch_order(3, 1, LABELS, 10, "none")
     np.testing.assert_array_equal(np.sort(order.ravel()), np.arange(110))
     np.testing.assert_array_equal(order, epoch_order(3, 1, np.zeros(110, int), 10))
@@ -40,7 +40,7 @@ def test_classes_are_drawn_equally_often_or_by_the_root_of_their_number(balance,
     st.integers(0, 3),
 )
 def test_no_image_is_drawn_two_times_more_often_than_another_one_of_its_class(labels, batch_size, balance, seed):
-    """In an epoch, and in all epochs so far."""
+    """Within an epoch, and over all epochs so far."""
     labels = np.array(labels)
     if len(labels) < batch_size:
         return
@@ -60,7 +60,7 @@ def test_no_image_is_drawn_two_times_more_often_than_another_one_of_its_class(la
 
 
 def test_a_balanced_order_is_a_function_of_seed_and_epoch():
-    """A resumed run goes on where it stopped."""
+    """A resumed run continues where it stopped."""
     one = epoch_order(3, 7, LABELS, 10, "full")
     np.testing.assert_array_equal(one, epoch_order(3, 7, LABELS, 10, "full"))
     for seed, epoch in [(3, 8), (4, 7)]:

@@ -1,4 +1,4 @@
-"""Order, augmentation, digits and class-by-class choices: what every image goes through."""
+"""Sampling order, augmentation, digits and choices per class."""
 
 import functools
 
@@ -44,7 +44,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     np.testing.assert_array_equal(one, epoch_order(3, 7, labels, 10))
     for seed, epoch in [(3, 8), (4, 7), (7, 3)]:
         assert (one != epoch_order(seed, epoch, labels, 10)).mean() > 0.9
-    # The very numbers: a run that an earlier version began goes on in the same order.
+    # Literal values, so that runs of earlier versions resume in the same order.
     np.testing.assert_array_equal(epoch_order(0, 0, labels[:10], 5), [[8, 0, 3, 7, 6], [4, 1, 5, 2, 9]])
 
 
@@ -77,7 +77,7 @@ def test_so_many_of_each_class():
     np.testing.assert_array_equal(labels[rows], np.repeat(np.arange(3), 5))
     assert len(set(rows.tolist())) == 15
     assert (per_class(labels, 5, seed=1) != rows).any()
-    with pytest.raises(UserError, match="per_class=6, but a class has only 5 training images"):
+    with pytest.raises(UserError, match="per_class=6 is too large: a class has only 5 training images"):
         per_class(labels, 6, seed=0)
 
 
@@ -121,13 +121,13 @@ def test_resizing_is_torchvisions(side, size):
 
 
 def plain_augment(pixels, **changes):
-    """uint8 in, the same numbers as floats out."""
+    """Augments without normalisation: uint8 in, the same values as floats out."""
     settings = {"size": pixels.shape[1], "mean": (0.0,) * 3, "std": (1 / 255,) * 3, "crop_padding": 4, "flip": True}
     return functools.partial(augment_module.augment, **settings | changes)
 
 
 def candidates(image, padding, flip):
-    """Every picture that a crop of the padded `image`, flipped or not, may give."""
+    """Returns all possible crops of the padded `image`, with and without flip."""
     size = len(image)
     found = set()
     for turned in (image, image[:, ::-1])[: 2 if flip else 1]:
@@ -150,7 +150,7 @@ def test_an_augmented_image_is_a_shifted_or_flipped_one(padding, flip):
 
 
 def test_shifts_and_flips_are_uniform():
-    # A single bright pixel tells where each image went.
+    # A single bright pixel shows where each image was shifted.
     pixels = np.zeros((4000, 16, 16, 3), np.uint8)
     pixels[:, 8, 5] = 255
     augment = plain_augment(pixels)
@@ -205,7 +205,7 @@ def test_digits():
     assert set(later.test.labels) == set(range(5))
     seen = {image.tobytes() for image in later.train.images}
     assert sum(image.tobytes() in seen for image in later.test.images) == 0
-    # The same test images whatever the seed of the run: they are the yardstick.
+    # The test images do not depend on the run's seed.
     np.testing.assert_array_equal(later.test.images, load_digits("digits:5-9").test.images)
 
 
@@ -218,7 +218,7 @@ def test_no_such_digits(source):
 @pytest.mark.parametrize("source", ["tfds", "tfds:", "folder:", "cifar10", ""])
 def test_an_unknown_source(source):
     config = complete({"data.source": source}).data
-    with pytest.raises(UserError, match="is none of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
+    with pytest.raises(UserError, match="must be one of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
         data.load_dataset(config, seed=0)
 
 

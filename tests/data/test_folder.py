@@ -1,4 +1,4 @@
-"""Folders of images: every kind of picture, every way to lay them out, and what is refused."""
+"""Folders of images: image modes, layouts, and errors."""
 
 import runpy
 
@@ -33,7 +33,7 @@ def test_modes(tmp_path, mode):
     elif mode == "1":
         image = Image.fromarray(np.where(gray > 0, 255, 0).astype(np.uint8)).convert("1")
     elif mode == "P":
-        image = Image.fromarray(gray).convert("P")  # from RGB it would be dithered
+        image = Image.fromarray(gray).convert("P")  # converting from RGB would dither
     else:
         image = Image.fromarray(gray).convert("RGB").convert(mode)
     bright = 255 if mode == "1" else 128
@@ -55,7 +55,7 @@ def test_exif_rotation(tmp_path):
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[0] = 255  # a bright upper edge
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    exif[0x0112] = 6  # camera held in portrait: rotate by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
     found = Square(SIZE).read(tmp_path / "image.png")
     assert found[:, -1].min() == 255
@@ -92,7 +92,7 @@ def test_without_parts_they_are_drawn_by_name_and_class_and_said(tmp_path):
     splits = (dataset.train, dataset.validation, dataset.test)
     counts = ", ".join(f"{len(split)} {part}" for split, part in zip(splits, ("train", "val", "test"), strict=True))
     assert dataset.notices == (
-        "no val or test part: about 10% of the training images of each class, chosen by their names: " + counts,
+        "no val or test split: using about 10% of the training images of each class, chosen by file name: " + counts,
     )
     for split in splits:
         assert np.bincount(split.labels).min() >= 1
@@ -106,7 +106,7 @@ def test_a_missing_validation_part_comes_from_training(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert len(dataset.train) + len(dataset.validation) == 40
     assert len(dataset.test) == 6
-    assert dataset.notices[0].startswith("no val part: about 10% of the training images of each class")
+    assert dataset.notices[0].startswith("no val split: using about 10% of the training images of each class")
 
 
 def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
@@ -120,13 +120,13 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == ("a", "b")
     assert dataset.notices[0] == (
-        "2 files are no images that can be read, and were left out: "
-        f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or links that lead nowhere (e.g. {tmp_path}/b/pipe.png)"
+        "2 files skipped, not readable as images: "
+        f"1 .txt (e.g. {tmp_path}/a/notes.txt), 1 special files or broken links (e.g. {tmp_path}/b/pipe.png)"
     )
 
 
 def test_images_in_folders_of_a_class_are_its_own(tmp_path):
-    """As in torchvision's ImageFolder, training, prediction and the recipe alike."""
+    """As in torchvision's ImageFolder, for training, prediction and the recipe."""
     fill(tmp_path, ["a", "b"], 10)
     fill(tmp_path / "a", ["2023", "2024"], 5)
     dataset = load_folder(tmp_path, SIZE)
@@ -145,7 +145,7 @@ def test_streamed_images_are_those_in_memory(tmp_path):
             (images, _) = next(split.batches(np.arange(len(split))[None]))
             for image, name in zip(images, split.names, strict=True):
                 np.testing.assert_array_equal(image, Square(SIZE).read(tmp_path / name), name)
-    assert streamed.notices[-1] == "the images need 0.0 GiB of memory: they are decoded again in every epoch"
+    assert streamed.notices[-1] == "the images would need 0.0 GiB of memory: decoding them anew in each epoch"
     order = np.array([[3, 0, 13], [7, 7, 1]])
     for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
         np.testing.assert_array_equal(found[0], wanted[0])
@@ -157,31 +157,31 @@ def test_streamed_images_are_those_in_memory(tmp_path):
 
 
 def test_refusals(tmp_path):
-    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: there is no such folder"
-    needs = f"{tmp_path} needs a folder of images for each of at least two classes; found "
+    assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: no such folder"
+    needs = f"{tmp_path} needs one folder of images per class, at least two; found "
     assert message(tmp_path) == needs + "none"
     (tmp_path / "labels.csv").write_text("file,label\n")
     assert message(tmp_path) == (
-        f"{needs}none; if labels.csv has the labels: --config.data.source=csv:{tmp_path / 'labels.csv'}"
+        f"{needs}none; if labels.csv has the labels, use --config.data.source=csv:{tmp_path / 'labels.csv'}"
     )
     fill(tmp_path, ["a"], 10)
     assert message(tmp_path) == needs + "only 'a'"
     (tmp_path / "b").mkdir()
-    assert message(tmp_path) == f"there is no image in {tmp_path / 'b'}; add some, or remove the folder"
+    assert message(tmp_path) == f"{tmp_path / 'b'} contains no images; add some, or remove the folder"
     fill(tmp_path, ["b"], 1)
     fill(tmp_path / "test", ["a", "b", "x"], 1)
     assert message(tmp_path) == (
-        f"{tmp_path / 'test'} has classes that are none of those of training: 'x'; rename or remove them, or put "
-        f"images without labels directly into {tmp_path / 'test'}"
+        f"{tmp_path / 'test'} has classes that are not in the training split: 'x'; rename or remove them, or put "
+        f"unlabelled images directly into {tmp_path / 'test'}"
     )
     (tmp_path / "flowers.zip").write_bytes(b"PK")
-    assert message(tmp_path / "flowers.zip").endswith("that is a file; unpack it, and name the folder")
-    assert message(tmp_path / "labels.csv").endswith(f"that is a file; use csv:{tmp_path / 'labels.csv'}")
+    assert message(tmp_path / "flowers.zip").endswith("flowers.zip is a file; unpack it and name the folder")
+    assert message(tmp_path / "labels.csv").endswith(f" is a file; use csv:{tmp_path / 'labels.csv'}")
 
 
 def test_too_few_to_split(tmp_path):
     fill(tmp_path, ["a", "b"], 1)
-    assert message(tmp_path).startswith(f"{tmp_path} has too few images to take a ")
+    assert message(tmp_path).startswith(f"{tmp_path} has too few images to draw a ")
 
 
 DAMAGE = {
@@ -200,7 +200,7 @@ def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
     bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
     said = message(tmp_path, reading=Reading(memory_bytes=memory_bytes))
     assert said.startswith(f"1 image cannot be read: {bad} (")
-    assert said.endswith("; mend or remove them, or leave them out with --config.data.on_error=skip")
+    assert said.endswith("; repair or remove them, or skip them with --config.data.on_error=skip")
 
 
 def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
     for path in (tmp_path / "train" / "a").iterdir():
         path.write_bytes(b"")
     said = message(tmp_path, allow_overlap=True)
-    assert said.startswith(f"12 images cannot be read: {tmp_path}/train/a/000.png (it is no image, or damaged), ")
-    assert " and 9 more, all of them in bad_images.txt; mend or remove them" in said
+    assert said.startswith(f"12 images cannot be read: {tmp_path}/train/a/000.png (not an image, or damaged), ")
+    assert " and 9 more, all listed in bad_images.txt; repair or remove them" in said
     listed = [line.split("\t")[0] for line in (tmp_path / "bad_images.txt").read_text().splitlines()]
     assert listed == [f"{tmp_path}/train/a/{number:03}.png" for number in range(12)]

@@ -1,4 +1,4 @@
-"""Pictures and folders of every kind: read right, or named in a refusal; never a hang, never a traceback."""
+"""Images and folders of all kinds are read correctly or named in an error; never a hang or a traceback."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ WHOLE["GIF, animated"] = encoded(
 )
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about what it can still make out
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged files that it can still read
 @given(kind=st.sampled_from(list(WHOLE)), damage=damages(names=("empty", "truncate", "flip", "insert", "swap")))
 @tries(200)
 def test_damaged_pictures(tmp_path, kind, damage):
@@ -74,7 +74,7 @@ NO_PICTURES = {
 
 @pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
 def test_no_pictures_at_all(tmp_path, content):
-    """In a folder of good ones, named; in seconds."""
+    """Named in the error within seconds, even in a folder of good images."""
     classes(tmp_path, "a", "b")
     bad = tmp_path / "b" / "bad.png"
     bad.write_bytes(content)
@@ -84,14 +84,14 @@ def test_no_pictures_at_all(tmp_path, content):
             load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=memory_bytes))
         assert str(bad) in str(caught.value)
     unchecked = parts(load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1, check=False)))
-    with pytest.raises(UserError, match=r"b/bad\.png cannot be read \(.*\); mend or remove it"):
+    with pytest.raises(UserError, match=r"b/bad\.png cannot be read \(.*\); repair or remove it"):
         list(itertools.chain.from_iterable(split.batches(np.arange(len(split))[None]) for split in unchecked))
     assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 1), (1, 20_000), (20_000, 300), (2, 60_000)])
 def test_strips_and_dots(width, height):
-    """Brought to `SIZE` as it stands, a strip of one pixel would be 4 GB large."""
+    """Resized naively to `SIZE`, a strip one pixel wide would take 4 GB."""
     colors = np.zeros((height, width, 3), np.uint8)
     colors[..., 1] = 200
     start = time.monotonic()
@@ -138,19 +138,19 @@ def test_links_that_go_round(tmp_path):
     assert dataset.class_names == ("a", "b")
     assert sum(map(len, parts(dataset))) == 20
     assert dataset.notices[0].startswith(
-        "3 files are no images that can be read, and were left out: 3 special files or links that lead nowhere (e.g. "
+        "3 files skipped, not readable as images: 3 special files or broken links (e.g. "
     )
 
 
 def test_special_files_are_not_opened(tmp_path):
-    """Reading a pipe would wait for ever."""
+    """Reading a pipe would block forever."""
     classes(tmp_path, "a", "b")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert sum(map(len, parts(load_folder(tmp_path, SIZE)))) == 20
 
 
 def as_nobody(action):
-    """Root may read everything."""
+    """Runs `action` as an unprivileged user, because root may read everything."""
     if os.geteuid():
         return action()
     os.seteuid(65534)
@@ -182,13 +182,13 @@ def test_what_may_not_be_read(tmp_path, kind):
 )
 @tries(25)
 def test_any_names(tmp_path_factory, names):
-    """Names of classes are what they are, in the order of their characters; a dot hides them."""
+    """Class names are taken as they are and sorted as strings; a leading dot hides a folder."""
     root = tmp_path_factory.mktemp("folder")
     try:
         for name in names:
             classes(root, name, count=10)
     except (OSError, UnicodeEncodeError):
-        return  # the file system has no such names
+        return  # not a valid name on this file system
     wanted = sorted({name for name in names if not is_ignored(name)})
     with refusals() as said:
         found = load_folder(root, SIZE)
@@ -198,11 +198,11 @@ def test_any_names(tmp_path_factory, names):
 
 
 def test_names_that_are_no_text(tmp_path):
-    """A name in Latin-1 could be printed nowhere."""
+    """A name in Latin-1 could not be printed."""
     if sys.platform != "linux":
         pytest.skip("file names are text here")
     classes(tmp_path, "a", b"caf\xe9")
-    with pytest.raises(UserError, match=r"the name of a class is no UTF-8: .*caf\\udce9.*rename the folder"):
+    with pytest.raises(UserError, match=r"class name is not valid UTF-8: .*caf\\udce9.*rename the folder"):
         load_folder(tmp_path, SIZE)
     (tmp_path / os.fsdecode(b"caf\xe9")).rename(tmp_path / "b")
     (tmp_path / "a" / "00.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
@@ -214,7 +214,7 @@ def test_names_that_are_no_text(tmp_path):
 @given(data=st.data())
 @tries(15)
 def test_any_layout(tmp_path_factory, data):
-    """Parts that are there or not, empty or lacking classes: refused, or every part has images of the classes."""
+    """Missing, empty or incomplete splits: refused, or every split has images of known classes."""
     root = tmp_path_factory.mktemp("folder")
     names = st.sampled_from(["a", "b", "c", ".hidden"])
     for part in data.draw(st.lists(st.sampled_from(["train", "val", "validation", "test", "."]), unique=True)):

@@ -1,4 +1,4 @@
-"""Images as people have them: formats, proportions, 16 bits, broken files; and what is said about each."""
+"""Real-world images: formats, aspect ratios, 16 bits, damaged files; and the notices about them."""
 
 import json
 import subprocess
@@ -28,12 +28,12 @@ def load(folder, **settings):
 
 
 def gray(path, values):
-    """A file of gray pixels in the dtype of `values`, a row that varies."""
+    """Writes a gray image with `values` along each row, in their dtype."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.tile(np.asarray(values), (SIZE, 1))).save(path)
 
 
-# --- Proportions
+# --- Aspect ratios
 
 
 def test_a_crop_of_a_larger_size_is_torchvisions():
@@ -55,7 +55,7 @@ def test_pad_keeps_everything_between_black_bars():
     white = Image.new("RGB", (40, 20), "white")
     rows = Square(16, "pad").of_image(white).mean((1, 2))
     np.testing.assert_array_equal(rows, 4 * [0] + 8 * [255] + 4 * [0])
-    # A strip that would have no height left.
+    # A strip whose height would round to zero.
     assert Square(16, "pad").of_image(Image.new("RGB", (4000, 2), "white")).max() == 255
 
 
@@ -71,18 +71,18 @@ def test_images_in_floating_point_go_the_same_way(fit):
     for square in (Square(16, fit), Square(16, fit, resize=20, interpolation="bicubic")):
         whole, exact = square.of_array(pixels), square.of_array(pixels.astype(np.float32) / 255)
         assert exact.dtype == np.float32
-        # Of whole values: rounded once along each axis, with weights that bicubic curves make larger.
+        # The uint8 result is rounded once per axis, and bicubic weights amplify the error.
         assert 0 < np.abs(exact * 255 - whole).max() <= 1.5
 
 
 @pytest.mark.parametrize(
     ("fit", "said"),
     [
-        ("crop", "centre crop: 50% of the image area is cut off on average (up to 50%); data.fit=pad keeps everything"),
-        ("pad", "pad: 50% of what the network sees is black on average (up to 50%)"),
+        ("crop", "centre crop: 50% of the image area is cropped on average (up to 50%); data.fit=pad keeps it all"),
+        ("pad", "pad: 50% of the input is black padding on average (up to 50%)"),
         (
             "squash",
-            "squash: the images' proportions change by 2.00 x on average (up to 2.00 x); data.fit=pad keeps them",
+            "squash: aspect ratios change by 2.00 x on average (up to 2.00 x); data.fit=pad preserves them",
         ),
     ],
 )
@@ -91,7 +91,7 @@ def test_what_becomes_of_images_that_are_not_square_is_said(tmp_path, fit, said)
         fill(tmp_path / part, ["a", "b"], 2)
     for seed, path in enumerate(sorted(tmp_path.rglob("*.png"))):
         drawn(seed, 40, 20).save(path)
-    first = drawn(4, 40, 20)  # after those of the part test
+    first = drawn(4, 40, 20)  # after those of the test split
     dataset = load(tmp_path, fit=fit)
     assert dataset.notices == (said,)
     assert dataset.square == Square(SIZE, fit)
@@ -105,7 +105,7 @@ def test_what_becomes_of_images_that_are_not_square_is_said(tmp_path, fit, said)
     "suffix", ["tif", "tiff", "ppm", "pgm", "jfif", "avif", "webp", "bmp", "gif", "jp2", "JPG", "tga"]
 )
 def test_what_pillow_reads_is_an_image(tmp_path, suffix):
-    """Only six suffixes were known: folders of TIFF lost their images."""
+    """Regression: only six suffixes were known, and folders of TIFF lost their images."""
     name = {"jfif": "jpg", "pgm": "ppm"}.get(suffix, suffix.lower())
     drawn().save(tmp_path / f"a.{name}")
     (tmp_path / f"a.{name}").rename(tmp_path / f"b.{suffix}")
@@ -114,7 +114,7 @@ def test_what_pillow_reads_is_an_image(tmp_path, suffix):
 
 
 def test_photographs_of_several_frames_are_read(tmp_path):
-    """Some phones write MPO: JPEG with a second image, under the suffix of JPEG."""
+    """Some phones write MPO, JPEG with a second image, with the suffix of JPEG."""
     drawn().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[drawn(1)])
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.format == "MPO"
@@ -140,14 +140,14 @@ def test_a_file_without_a_suffix_is_known_by_its_content(tmp_path):
 
 
 def test_a_program_in_place_of_an_image_is_not_run(tmp_path):
-    """Pillow would start Ghostscript for PostScript, whatever the file is called."""
+    """Pillow would start Ghostscript for PostScript, whatever the suffix."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(Image.UnidentifiedImageError):
         Square(SIZE).read(tmp_path / "a.png")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
-    """A package of that name stands in for it: it registers a format, as the real one does."""
+    """A fake package of that name registers a format, as the real one does."""
     package = tmp_path / "path" / "pillow_heif"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -181,11 +181,11 @@ def test_heic_under_another_name_says_what_to_install(tmp_path):
     assert formats.reason(caught.value, tmp_path / "a.jpg") == "it is HEIF: pip install pillow-heif"
 
 
-# --- Large ones
+# --- Large images
 
 
 def test_an_image_above_pillows_limit_is_read_up_to_the_setting(tmp_path, monkeypatch):
-    """Maps and scans of slides: Pillow warns above 89 million pixels and refuses above 179 million."""
+    """For maps and slide scans: Pillow warns above 89 million pixels and refuses above 179 million."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     drawn(0, 20, 10).save(tmp_path / "a.png")
     assert Square(SIZE).read(tmp_path / "a.png", 200).shape == (SIZE, SIZE, 3)
@@ -202,7 +202,7 @@ def test_an_image_above_pillows_limit_is_read_up_to_the_setting(tmp_path, monkey
 
 
 def grays(tmp_path, name, low, high, dtype, classes=("a", "b")):
-    """Parts with gray images from `low` to `high`; those of validation and test go beyond."""
+    """Loads splits of gray images from `low` to `high`; validation and test images exceed the range."""
     for part, count in {"train": 3, "val": 1, "test": 1}.items():
         for label in classes:
             for number in range(count):
@@ -226,12 +226,12 @@ def grays(tmp_path, name, low, high, dtype, classes=("a", "b")):
     ],
 )
 def test_gray_values_are_scaled_by_the_range_of_the_training_images(tmp_path, name, low, high, dtype, field, limits):
-    """12-bit X-rays were black: the upper 8 of 16 bits hold next to nothing of them."""
+    """Regression: 12-bit X-rays were nearly black when only the upper 8 of 16 bits were used."""
     dataset = grays(tmp_path, name, low, high, dtype)
     assert getattr(dataset.square, field) == limits
     assert dataset.notices == (
-        f"gray images {'in floating point' if field == 'floats' else 'of 16 or 32 bits'}: values {limits[0]:g} to "
-        f"{limits[1]:g}, the range of the training images, become 0 to 255",
+        f"{'floating-point' if field == 'floats' else '16- or 32-bit'} gray images: {limits[0]:g} to "
+        f"{limits[1]:g}, the range of the training images, is mapped to 0 to 255",
     )
     values = np.linspace(low, high, SIZE).astype(dtype).astype(np.float64)
     wanted = np.round((values - limits[0]) / (limits[1] - limits[0]) * 255)
@@ -254,13 +254,13 @@ def test_sixteen_bits_of_color_are_reduced_and_it_is_said(tmp_path):
     (tmp_path / "train" / "a" / "deep.png").write_bytes(png(SIZE, SIZE, depth=16, data=rows))
     for memory_bytes in (None, 1):
         dataset = load(tmp_path, memory_bytes=memory_bytes)
-        assert dataset.notices[0] == "of 1 images with 16 bits a channel the upper 8 bits are used"
+        assert dataset.notices[0] == "images with 16 bits per channel (1): only the upper 8 bits are used"
     found = Square(SIZE).read(tmp_path / "train" / "a" / "deep.png")
     np.testing.assert_array_equal(found[:, 0, 0], np.arange(SIZE))
 
 
 def test_the_recorded_range_is_used_again(tmp_path):
-    """Evaluation and prediction do what training did, whatever images are there by then."""
+    """Evaluation and prediction repeat the preprocessing of training, whatever the images are by then."""
     square = grays(tmp_path, ".png", 0, 4000, np.uint16).square
     recorded = Preprocess.from_json(
         json.loads(json.dumps(Preprocess(**vars(square), mean=(0,) * 3, std=(1,) * 3).to_json()))
@@ -273,7 +273,7 @@ def test_the_recorded_range_is_used_again(tmp_path):
     np.testing.assert_array_equal(recorded.read(tmp_path / "train" / "a" / "brighter.png")[0, :, 0], bright)
 
 
-# --- Broken ones
+# --- Damaged files
 
 
 def broken(tmp_path, *names):
@@ -298,7 +298,7 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
     for path in bad:
         assert str(path) in str(caught.value)
     dataset = load(tmp_path, memory_bytes=memory_bytes, on_error="skip")
-    assert dataset.notices[0].startswith(f"3 images cannot be read and were left out: {bad[0]} (it is no image, or ")
+    assert dataset.notices[0].startswith(f"3 images cannot be read and were skipped: {bad[0]} (not an image, or ")
     for part, split in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test)):
         left = sorted(path for path in (tmp_path / part).rglob("*.png") if path not in bad)
         assert split.names == [str(path.relative_to(tmp_path)) for path in left]
@@ -311,12 +311,12 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
 def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     broken(tmp_path, *(f"val/b/{number:03}.png" for number in range(3)), "val/b/003.png")
-    with pytest.raises(UserError, match=r"no image of the class of .*val/b/000.png can be read in the val images"):
+    with pytest.raises(UserError, match=r"no val image of the class of .*val/b/000.png is readable"):
         load(tmp_path, on_error="skip")
 
 
 def test_a_truncated_jpeg_is_found_before_training_where_images_are_streamed(tmp_path):
-    """It ended runs in the middle: the header alone is in order."""
+    """Regression: such files have a valid header, and ended runs midway."""
     fill(tmp_path, ["a", "b"], 10)
     path = tmp_path / "b" / "photo.jpg"
     drawn(0, 300, 200).save(path)
@@ -332,8 +332,8 @@ def test_a_file_that_is_gone_later_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError) as caught:
         list(dataset.train.batches(np.arange(len(dataset.train))[None]))
     assert str(caught.value) == (
-        f"{tmp_path / dataset.train.names[5]} cannot be read any more, as it could when the run began (No such file or "
-        "directory); mend it and add --resume to the same command"
+        f"{tmp_path / dataset.train.names[5]} cannot be read any more, although it could when the run began (No such "
+        "file or directory); repair it and add --resume to the same command"
     )
 
 
@@ -345,7 +345,7 @@ def test_all_images_are_counted_as_they_are_read(tmp_path):
 
 
 def test_warnings_of_pillow_name_the_first_file(tmp_path):
-    """Corrupt EXIF data, once for each of thousands of images, said which of them nowhere."""
+    """Regression: thousands of warnings about corrupt EXIF data did not name any file."""
     fill(tmp_path, ["a", "b"], 10)
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
     for name in ("x.jpg", "y.jpg"):
@@ -378,5 +378,5 @@ def test_what_images_go_through_is_recorded_and_read_back():
     first = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": False}
     assert Preprocess.from_json(first) == Preprocess(32, keep_square=True, mean=(0.5,) * 3, std=(0.5,) * 3)
     for wrong in ({"fit": "stretch"}, {"interpolation": "cubic"}, {"pad": True}):
-        with pytest.raises(UserError, match="prepared in a way that this version does not know"):
+        with pytest.raises(UserError, match="this version does not support the recorded preprocessing"):
             Preprocess.from_json(facts | wrong)

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what each part is, what is said, and what is refused."""
+"""Real-world folder layouts: detection of splits, notices, and errors."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def parts(root, *names, count=4, classes=CLASSES):
-    """Folders of parts, no two images alike."""
+    """Creates folders of splits, all images distinct."""
     for index, name in enumerate(names):
         fill(root / name, classes, count, start=10_000 * index)
 
 
 def flat(folder, count=5):
-    """Images without labels."""
+    """Creates a folder of unlabelled images."""
     fill(folder.parent, [folder.name], count, start=77_000)
 
 
@@ -49,7 +49,7 @@ def test_parts_by_their_usual_names(tmp_path, train, validation, test):
     usual = {train.lower(), validation.lower(), test.lower()} <= {"train", "val", "validation", "test"}
     assert len(dataset.notices) == (not usual)
     if not usual:
-        assert dataset.notices[0].startswith("folders taken for parts: ")
+        assert dataset.notices[0].startswith("folders used as splits: ")
         assert f"{validation} (val)" in dataset.notices[0] or validation.lower() in ("val", "validation")
 
 
@@ -60,13 +60,13 @@ def test_missing_parts_are_drawn_from_training_and_said(tmp_path, present, drawn
     parts(tmp_path, *present, count=12)
     dataset = load_folder(tmp_path, SIZE)
     assert sum(counts(dataset)) == 36 * len(present)
-    assert any(line.startswith(f"no {drawn} part: about 10%") for line in dataset.notices)
+    assert any(line.startswith(f"no {drawn} split: using about 10%") for line in dataset.notices)
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path):
     parts(tmp_path, "train", "val", "valid")
     assert message(tmp_path) == (
-        f"{tmp_path / 'val'} and {tmp_path / 'valid'} are both taken for the val part; keep one, or bring them together"
+        f"{tmp_path / 'val'} and {tmp_path / 'valid'} both look like the val split; keep one, or merge them"
     )
 
 
@@ -75,7 +75,7 @@ def test_an_empty_one_of_two_is_no_matter(tmp_path):
     (tmp_path / "valid").mkdir()
     dataset = load_folder(tmp_path, SIZE)
     assert counts(dataset) == [12, 12, 12]
-    assert dataset.notices[0] == f"{tmp_path / 'valid'} holds no image and was left out"
+    assert dataset.notices[0] == f"{tmp_path / 'valid'} ignored: it contains no images"
 
 
 @pytest.mark.parametrize("name", ["holdout", "chest_xray", "seg_pred", "extra"])
@@ -83,7 +83,7 @@ def test_an_unknown_folder_beside_train_is_named(tmp_path, name):
     parts(tmp_path, "train", "test")
     flat(tmp_path / name)
     assert message(tmp_path).startswith(
-        f"{tmp_path / name} lies beside the training images, holds images and is no part by its name; call it train, "
+        f"{tmp_path / name}, next to the train folder, contains images but is not named like a split; rename it to "
     )
 
 
@@ -95,20 +95,17 @@ def test_a_folder_without_images_beside_train_is_no_matter(tmp_path):
 
 
 def test_an_unlabelled_test_part_is_not_scored(tmp_path):
-    """Kaggle's: the test part is taken from the training images instead, and the run says so."""
+    """As on Kaggle: the test split is drawn from the training images instead, with a notice."""
     parts(tmp_path, "train", count=12)
     flat(tmp_path / "test")
     dataset = load_folder(tmp_path, SIZE)
     assert sum(counts(dataset)) == 36
-    assert dataset.notices[0] == (
-        f"{tmp_path / 'test'} has 5 images and no folders of classes: without labels they are of no use here and were "
-        f"left out"
-    )
-    assert dataset.notices[1].startswith("no val or test part: ")
+    assert dataset.notices[0] == (f"{tmp_path / 'test'} ignored: it has 5 images but no class folders, hence no labels")
+    assert dataset.notices[1].startswith("no val or test split: ")
 
 
 def test_a_part_in_a_folder_of_its_own_name(tmp_path):
-    """As archives of Kaggle have it: seg_train/seg_train/CLASS."""
+    """As in Kaggle archives: seg_train/seg_train/CLASS."""
     for index, name in enumerate(("seg_train", "seg_test")):
         fill(tmp_path / name / name, CLASSES, 12, start=10_000 * index)
     dataset = load_folder(tmp_path, SIZE)
@@ -119,7 +116,7 @@ def test_a_part_in_a_folder_of_its_own_name(tmp_path):
 def test_the_folder_of_an_archive_is_named(tmp_path):
     fill(tmp_path / "flower_photos", CLASSES, 4)
     assert message(tmp_path).endswith(
-        f"found only 'flower_photos', and in it ant, bee, cat: if these are what is meant, use "
+        f"found only 'flower_photos', which contains ant, bee, cat: if these are the classes, use "
         f"--config.data.source=folder:{tmp_path / 'flower_photos'}"
     )
 
@@ -133,29 +130,29 @@ def test_a_part_may_lack_a_class(tmp_path, empty):
     dataset = load_folder(tmp_path, SIZE)
     assert counts(dataset) == [12, 8, 12]
     np.testing.assert_array_equal(dataset.validation.labels, np.repeat([0, 1], 4))
-    assert dataset.notices == ("the val part has no image of 'cat'",)
+    assert dataset.notices == ("the val split has no images of 'cat'",)
 
 
 def test_an_unknown_class_of_a_part_is_refused(tmp_path):
     parts(tmp_path, "train")
     fill(tmp_path / "val", (*CLASSES, "dog"), 4)
-    assert message(tmp_path).startswith(f"{tmp_path / 'val'} has classes that are none of those of training: 'dog';")
+    assert message(tmp_path).startswith(f"{tmp_path / 'val'} has classes that are not in the training split: 'dog';")
 
 
 def test_classes_that_differ_in_capitals_are_named(tmp_path):
     parts(tmp_path, "train")
     fill(tmp_path / "val", ("Ant", "bee"), 4)
-    assert "'Ant' (capitals count: 'Ant' is 'ant' there); rename" in message(tmp_path)
+    assert "'Ant' (names are case-sensitive: 'Ant' is 'ant' there); rename" in message(tmp_path)
     fill(tmp_path / "both", ("Ant", "ant"), 10)
     assert load_folder(tmp_path / "both", SIZE).notices[0] == (
-        "the classes 'Ant' and 'ant' differ in capitals only: they are two"
+        "classes 'Ant' and 'ant' differ only in case; treated as two classes"
     )
 
 
 def test_an_empty_class_of_training_is_refused_by_name(tmp_path):
     parts(tmp_path, "train", "val", "test")
     (tmp_path / "train" / "dog").mkdir()
-    assert message(tmp_path).startswith(f"there is no image in {tmp_path / 'train' / 'dog'}; add some, or remove")
+    assert message(tmp_path).startswith(f"{tmp_path / 'train' / 'dog'} contains no images; add some, or remove")
 
 
 def test_images_beside_the_classes_are_said(tmp_path):
@@ -163,26 +160,26 @@ def test_images_beside_the_classes_are_said(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "train" / name).write_bytes((tmp_path / "train" / "ant" / "000.png").read_bytes())
     assert load_folder(tmp_path, SIZE).notices[0] == (
-        f"2 images directly in {tmp_path / 'train'}, in no folder of a class, left out"
+        f"2 images directly in {tmp_path / 'train'} ignored: not in a class folder"
     )
 
 
 @pytest.mark.parametrize(("classes", "odd"), [(("bus", "car"), "train"), (("control",), "test")])
 def test_a_class_that_is_called_like_a_part(tmp_path, classes, odd):
-    """A train is a vehicle; where no other reading makes sense, the folder is a class."""
+    """A train is a vehicle: if nothing else makes sense, the folder is a class."""
     fill(tmp_path, (*classes, odd), 12)
     dataset = load_folder(tmp_path, SIZE)
     assert dataset.class_names == tuple(sorted((*classes, odd)))
     assert dataset.notices[0] == (
-        f"{tmp_path / odd} holds images and no folders of classes: taken for a class, not for the {odd} part"
+        f"{tmp_path / odd} contains images but no class folders: used as a class, not as the {odd} split"
     )
 
 
 def test_a_class_or_images_without_labels_is_asked_back(tmp_path):
     fill(tmp_path, ("ant", "bee", "test"), 12)
     assert message(tmp_path) == (
-        f"{tmp_path / 'test'} may be a class or images without labels; move the folders of the classes into "
-        f"{tmp_path / 'train'}, and test too if it is one, else elsewhere"
+        f"{tmp_path / 'test'} may be a class or unlabelled images; move the class folders into "
+        f"{tmp_path / 'train'}, and test too if it is a class, otherwise elsewhere"
     )
 
 
@@ -199,7 +196,7 @@ def test_flat_folders_hint_at_a_table(tmp_path):
     flat(tmp_path / "test")
     (tmp_path / "train.csv").write_text("id,label\n")
     assert message(tmp_path).endswith(
-        f"found none; if train.csv has the labels: --config.data.source=csv:{tmp_path / 'train.csv'}"
+        f"found none; if train.csv has the labels, use --config.data.source=csv:{tmp_path / 'train.csv'}"
     )
 
 
@@ -220,11 +217,12 @@ def test_the_same_file_in_training_and_test_is_refused(tmp_path):
         path.unlink()
         path.symlink_to(tmp_path / "train" / "ant" / f"00{number}.png")
     assert message(tmp_path) == (
-        "2 images of the test part are in the train part too: test/ant/001.png (train/ant/001.png), test/ant/002.png "
-        "(train/ant/002.png); take them out of one of the two, or allow it with --config.data.allow_overlap=True"
+        "2 images of the test split are also in the train split: test/ant/001.png (train/ant/001.png), "
+        "test/ant/002.png (train/ant/002.png); remove them from one of the two, or allow it "
+        "with --config.data.allow_overlap=True"
     )
     allowed = load_folder(tmp_path, SIZE, allow_overlap=True)
-    assert allowed.notices[0].startswith("2 images of the test part are in the train part too: ")
+    assert allowed.notices[0].startswith("2 images of the test split are also in the train split: ")
 
 
 def test_copies_across_parts_are_counted_and_said(tmp_path):
@@ -233,9 +231,9 @@ def test_copies_across_parts_are_counted_and_said(tmp_path):
     (tmp_path / "test" / "ant" / "copy.png").write_bytes(copied)
     (tmp_path / "val" / "ant" / "copy.png").write_bytes(copied)
     assert load_folder(tmp_path, SIZE).notices == (
-        "1 image of the test part is a copy of a train image: test/ant/copy.png (train/ant/001.png)",
-        "1 image of the val part is a copy of a train image: val/ant/copy.png (train/ant/001.png)",
-        "1 image of the test part is a copy of a val image: test/ant/copy.png (val/ant/copy.png)",
+        "1 image of the test split is a copy of a train image: test/ant/copy.png (train/ant/001.png)",
+        "1 image of the val split is a copy of a train image: val/ant/copy.png (train/ant/001.png)",
+        "1 image of the test split is a copy of a val image: test/ant/copy.png (val/ant/copy.png)",
     )
 
 

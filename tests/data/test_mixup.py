@@ -1,4 +1,4 @@
-"""Smoothed labels and mixtures of images: torch's numbers, and the same on any number of devices."""
+"""Label smoothing, mixup and CutMix: torch's values, and the same on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_the_main_targets_have_the_greater_weight():
 
 
 def images(count=8, size=16):
-    """Each image is of one colour: its number."""
+    """Returns images that are filled with their own index."""
     return jnp.broadcast_to(jnp.arange(count, dtype=jnp.float32)[:, None, None, None], (count, size, size, 3))
 
 

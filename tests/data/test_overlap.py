@@ -1,4 +1,4 @@
-"""Splits of prepared sets that overlap: counted and said, and refused where the test images are trained on."""
+"""Overlapping splits of prepared datasets: reported, and refused if they make a run train on test images."""
 
 import numpy as np
 import pytest
@@ -43,31 +43,32 @@ def test_training_on_test_images_is_refused(few, train, validation, test, shared
     with pytest.raises(UserError) as caught:
         load(few, train, validation, test)
     assert str(caught.value) == (
-        f"data.train={train} and data.test={test} have {shared} images in common: the test images are trained on; name "
-        f"splits that have none, or allow it with --config.data.allow_overlap=True"
+        f"data.train={train} and data.test={test} have {shared} images in common: the training split contains test "
+        f"images; name disjoint splits, or allow it with --config.data.allow_overlap=True"
     )
     allowed = load(few, train, validation, test, allow_overlap=True)
     assert any(f"data.test={test} have {shared} images in common" in line for line in allowed.notices)
 
 
 def test_training_on_validation_images_is_said(few):
-    """data.train=train with the validation split that the recipe had."""
+    """data.train=train while the validation split is still the recipe's."""
     dataset = load(few, "train", "train[45:]", "test")
     assert dataset.notices == (
-        "data.train=train and data.validation=train[45:] have 15 images in common: validation images are trained on, "
-        "so the best epoch is chosen by what was learnt by heart",
+        "data.train=train and data.validation=train[45:] have 15 images in common: the best epoch would "
+        "be selected on images that the network was trained on",
     )
 
 
 def test_choosing_on_test_images_is_said(few):
     """As the README's comparison with PyTorch does."""
     assert load(few, "train", "test", "test").notices == (
-        "data.validation=test and data.test=test have 30 images in common: the best epoch is chosen on test images",
+        "data.validation=test and data.test=test have 30 images in common: the best epoch would be selected on test "
+        "images",
     )
 
 
 def test_the_count_is_that_of_the_images(few):
-    """Of any two expressions, as tfds itself reads them."""
+    """For any two expressions, as tfds itself evaluates them."""
     found = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
     (one,), (other,) = (next(iter(each.values())) for each in found)
     assert (len(one), len(other)) == (10, 21)
@@ -75,7 +76,7 @@ def test_the_count_is_that_of_the_images(few):
 
 
 def test_the_training_split_of_an_earlier_run_counts(few, tmp_path):
-    """With init=RUN its images were trained on, too."""
+    """With init=RUN, the network was also trained on that run's images."""
     splits = {
         "data.source": "tfds:few",
         "data.dir": str(few),

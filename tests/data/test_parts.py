@@ -1,4 +1,4 @@
-"""Which image is in which part where a source does not say: the names of the files decide, and nothing else."""
+"""Assignment of images to splits where a source does not say: it depends on file names only."""
 
 import unicodedata
 
@@ -14,7 +14,7 @@ from sft_jax.errors import UserError
 
 
 def listing(counts, part=None, root="flowers"):
-    """So many files of each class."""
+    """Returns a listing with `counts` files of each class."""
     files = [
         LabelledFile(f"{name}/{number:03}.jpg", f"{name}/{number:03}.jpg", name, part)
         for name, count in counts.items()
@@ -41,7 +41,7 @@ def test_the_names_that_people_give_to_parts(names, part):
 
 
 def test_the_draw_is_the_same_everywhere_and_for_ever():
-    """Or a run of today would be scored tomorrow on what it was trained on."""
+    """Otherwise a run could later be evaluated on images that it was trained on."""
     assert position("rose/001.jpg") == pytest.approx(0x42BA2551C985 / 2**48)  # sha256sum
     assert position(unicodedata.normalize("NFD", "dög/é.jpg")) == position(unicodedata.normalize("NFC", "dög/é.jpg"))
     drawn = decided(listing({"rose": 2000, "tulip": 2000}), [])
@@ -56,7 +56,7 @@ def test_adding_an_image_moves_no_other():
 
 
 def test_a_part_that_is_there_moves_no_image_of_the_other():
-    """With a test part of its own a folder has the validation images that it would have without."""
+    """A given test split does not change which images are drawn for validation."""
     whole = part_by_name(decided(listing({"rose": 200, "tulip": 200}), []))
     for given_part, drawn in (("test", "val"), ("val", "test")):
         files = listing({"rose": 200, "tulip": 200})
@@ -89,16 +89,16 @@ def test_a_small_class_is_all_for_training_and_said(tmp_path):
     fill(tmp_path, ["rare"], 1, start=5000)
     dataset = load_folder(tmp_path, SIZE)
     assert np.bincount(dataset.train.labels)[3] == 1
-    assert dataset.notices[1:] == ("the val part has no image of 'rare'", "the test part has no image of 'rare'")
+    assert dataset.notices[1:] == ("the val split has no images of 'rare'", "the test split has no images of 'rare'")
 
 
 def test_too_few_to_draw_from(tmp_path):
     fill(tmp_path, ["a", "b"], 2)
-    assert message(tmp_path) == f"{tmp_path} has too few images to take a val part from: add some, or such a part"
+    assert message(tmp_path) == f"{tmp_path} has too few images to draw a val split from; add images or that split"
 
 
 def test_the_seed_moves_no_part(tmp_path):
-    """Runs of two seeds are scored on the same images."""
+    """Runs with different seeds are evaluated on the same images."""
     from sft_jax.config import complete
     from sft_jax.data import load_dataset
 

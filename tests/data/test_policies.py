@@ -1,4 +1,4 @@
-"""TrivialAugmentWide and RandAugment, operation by operation against torchvision's."""
+"""TrivialAugmentWide and RandAugment against torchvision's, operation by operation."""
 
 import functools
 
@@ -21,7 +21,7 @@ BLENDS = {"Brightness", "Color", "Contrast", "Sharpness"}
 
 @functools.cache
 def picture(size=24):
-    """Something smooth, so that a nearest pixel beside the right one is close, with noise on it."""
+    """Returns a smooth image, in which neighbouring pixels are close, with some noise."""
     y, x = np.mgrid[0:size, 0:size] / size
     waves = np.stack([np.sin(5 * x + 2 * y), np.cos(4 * y), x * y], -1)
     noise = np.random.default_rng(0).normal(0, 4, waves.shape)
@@ -54,11 +54,11 @@ def test_an_operation_is_torchvisions(name):
             assert found.max() <= 255
             np.testing.assert_array_equal(found, np.round(found), err_msg="whole values")
             if name in BLENDS | {"AutoContrast"}:
-                # float32 in another order: a value just below a whole number may be cut off to the one below.
+                # float32 in another order: a value near an integer may be truncated to the one below.
                 assert np.abs(found - wanted).max() <= 1
                 assert (found != wanted).mean() < (0.25 if name == "Sharpness" else 0.01)
             elif name in ("ShearX", "ShearY", "Rotate"):
-                # A source exactly between two pixels may go to either.
+                # A position exactly between two pixels may round to either.
                 assert (found != wanted).mean() < 0.02, (level, sign)
             else:
                 np.testing.assert_array_equal(found, wanted)

@@ -1,4 +1,4 @@
-"""A folder that changed since the run began: nothing moves between classes or parts without a word."""
+"""A folder that changed since the run began: no image moves between classes or splits silently."""
 
 import contextlib
 import gzip
@@ -38,7 +38,7 @@ def recorded(folder):
 
 
 def again(folder, record, *, resuming=False):
-    """The names in each part now, and what is said."""
+    """Returns the names in each split now, and the notices."""
     notices = []
     parts = as_recorded(list_folder(folder, notices), record, notices, resuming=resuming)
     return {part: [file.name for file in files] for part, files in parts.items()}, notices
@@ -91,17 +91,17 @@ def test_added_images_go_to_no_part_and_are_said(flowers):
     assert found == names(record)
     assert notices == [
         "changed since the run began: 1 image: ant/000.png",
-        "added since the run began and left out: 6 images: ant/new.png, dog/000.png, dog/001.png and 3 more",
+        "ignored, because added since the run began: 6 images: ant/new.png, dog/000.png, dog/001.png and 3 more",
     ]
 
 
 @pytest.mark.parametrize("resuming", [False, True])
 def test_a_renamed_class_is_refused_with_both_names(flowers, resuming):
-    """Labels would move: those of all classes after it, too."""
+    """Labels would shift, also those of all classes after it."""
     record = recorded(flowers)
     (flowers / "ant").rename(flowers / "zebra")
     assert refusal(again, flowers, record, resuming=resuming).startswith(
-        f"{flowers}: the class 'ant' of the run is called 'zebra' now, which would move labels; rename it back "
+        f"{flowers}: class 'ant' of the run is now called 'zebra', which would shift labels; rename it back "
     )
 
 
@@ -119,11 +119,11 @@ def test_training_images_that_are_gone_stop_a_resume_only(flowers):
     for name in gone:
         (flowers / name).unlink()
     assert refusal(again, flowers, record, resuming=True).startswith(
-        f"{flowers}: 5 training images of the run are gone: {gone[0]}, {gone[1]}, {gone[2]} and 2 more; put them back"
+        f"{flowers}: 5 training images of the run are missing: {gone[0]}, {gone[1]}, {gone[2]} and 2 more; restore them"
     )
     found, notices = again(flowers, record)
     assert found == names(record) | {"train": names(record)["train"][5:]}
-    assert notices == [f"gone since the run began: 5 train images: {gone[0]}, {gone[1]}, {gone[2]} and 2 more"]
+    assert notices == [f"missing since the run began: 5 train images: {gone[0]}, {gone[1]}, {gone[2]} and 2 more"]
 
 
 def test_test_images_that_are_gone_are_said(flowers):
@@ -132,7 +132,7 @@ def test_test_images_that_are_gone_are_said(flowers):
     (flowers / gone).unlink()
     found, notices = again(flowers, record, resuming=True)
     assert found["train"] == names(record)["train"]
-    assert notices == [f"gone since the run began: 1 test image: {gone}"]
+    assert notices == [f"missing since the run began: 1 test image: {gone}"]
 
 
 def test_images_that_moved_to_another_class_are_not_trained_on_as_either(flowers):
@@ -150,11 +150,11 @@ def test_another_folder_is_not_the_runs(flowers, tmp_path):
     fill(tmp_path / "other", ["x", "y"], 4)
     for path in (tmp_path / "other").rglob("*.png"):
         path.rename(path.with_name(f"other{path.name}"))
-    assert "has none of the 36 images of the run" in refusal(again, tmp_path / "other", record)
+    assert "has none of the run's 36 images" in refusal(again, tmp_path / "other", record)
 
 
 def test_accents_of_another_file_system_are_the_same_name(tmp_path):
-    """macOS has decomposed ones."""
+    """macOS decomposes accents in file names."""
     fill(tmp_path / "composed", ["d\N{LATIN SMALL LETTER O WITH DIAERESIS}g", "cat"], 6)
     fill(tmp_path / "decomposed", ["do\N{COMBINING DIAERESIS}g", "cat"], 6)
     record = recorded(tmp_path / "composed")
@@ -178,7 +178,7 @@ def train(folder, source, **changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of images, a run of one epoch on it and one of two, from weights that are gone; a relative path."""
+    """A folder of images, and runs of one and of two epochs on it, from weights since deleted; a relative path."""
     root = tmp_path_factory.mktemp("trained")
     fill(root / "flowers", CLASSES, 12)
     make_run(root / "init")
@@ -190,14 +190,14 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_goes_on_as_if_nothing_had_been_added_or_moved(trained, tmp_path, monkeypatch, capsys):
-    """And the weights that it began with need not be there."""
+    """Nor do the initial weights have to exist any more."""
     shutil.copytree(trained / "one", tmp_path / "run")
     shutil.copytree(trained / "flowers", tmp_path / "moved")
     fill(tmp_path / "moved", ["aardvark"], 3, start=7000)
     shutil.copy(tmp_path / "moved" / "ant" / "000.png", tmp_path / "moved" / "ant" / "new.png")
     monkeypatch.chdir(tmp_path)
     train(tmp_path / "run", "moved", epochs=2, resume=True)
-    assert "added since the run began and left out: 4 images: " in capsys.readouterr().out
+    assert "ignored, because added since the run began: 4 images: " in capsys.readouterr().out
     assert_same_run(tmp_path / "run", trained / "two")
 
 
@@ -206,7 +206,7 @@ def test_a_relative_path_is_found_from_another_folder(trained, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     train(tmp_path / "run", "flowers", epochs=2, resume=True)
     said = capsys.readouterr().out
-    assert f"flowers is not here; {trained / 'flowers'} is read, as when the run began" in said
+    assert f"flowers does not exist here; reading {trained / 'flowers'}, as recorded by the run" in said
     assert_same_run(tmp_path / "run", trained / "two")
 
 
@@ -215,7 +215,7 @@ def test_a_renamed_class_stops_a_resume_before_anything_is_written(trained, tmp_
     shutil.copytree(trained / "flowers", tmp_path / "flowers")
     (tmp_path / "flowers" / "cat").rename(tmp_path / "flowers" / "aa")
     before = (tmp_path / "run" / "results.json").read_bytes()
-    assert "'cat' of the run is called 'aa' now" in refusal(
+    assert "'cat' of the run is now called 'aa'" in refusal(
         train, tmp_path / "run", tmp_path / "flowers", epochs=2, resume=True
     )
     assert (tmp_path / "run" / "results.json").read_bytes() == before
@@ -223,7 +223,7 @@ def test_a_renamed_class_stops_a_resume_before_anything_is_written(trained, tmp_
 
 
 def test_test_images_that_init_was_trained_on_are_refused(trained, tmp_path):
-    """The folder got parts of its own after the first run."""
+    """The folder was divided into splits after the first run."""
     earlier = Run(trained / "one").dataset_record()
     leaked = [name for name in earlier.sizes("train") if name.endswith(("001.png", "002.png"))]
     for path in (trained / "flowers").rglob("*.png"):
@@ -257,13 +257,13 @@ def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
 
 
 def test_a_run_of_before_goes_on_with_the_parts_that_it_had(trained, tmp_path, monkeypatch, capsys):
-    """It recorded no images and drew its parts by its seed."""
+    """It recorded no images and drew its splits by seed."""
     shutil.copytree(trained / "one", tmp_path / "run")
     (tmp_path / "run" / "dataset.json.gz").unlink()
     monkeypatch.chdir(trained)
     train(tmp_path / "run", "flowers", epochs=2, resume=True)
     said = capsys.readouterr().out
-    assert "chosen by the seed of the run: 30 train, 3 val, 3 test" in said
+    assert "chosen by the run's seed: 30 train, 3 val, 3 test" in said
     assert "the run began when runs recorded no images" in said
 
 

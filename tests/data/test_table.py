@@ -1,4 +1,4 @@
-"""Tables of labels beside images: as Kaggle, pandas and Excel write them."""
+"""Tables of labels next to images, as written by Kaggle, pandas and Excel."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CLASSES = ("ant", "bee", "cat")
 
 @pytest.fixture
 def made(tmp_path):
-    """Writes images below a folder beside the table; gives [(file, label)]."""
+    """Writes images below a folder next to the table; returns [(file, label)]."""
 
     def make(folder="train", suffix=".png", count=12, first=0):
         rows = []
@@ -62,9 +62,9 @@ def test_kaggles_table_and_folder(tmp_path, made):
         for name, label in zip(split.names, split.labels, strict=True):
             assert name.startswith(f"train/{CLASSES[label]}")
     assert dataset.notices[0] == (
-        f"{table}: the column 'id' is the file, 'label' the label; files in {tmp_path / 'train'}"
+        f"{table}: files from column 'id', labels from 'label'; files in {tmp_path / 'train'}"
     )
-    assert dataset.notices[1].startswith("no val or test part: about 10%")
+    assert dataset.notices[1].startswith("no val or test split: using about 10%")
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -92,7 +92,7 @@ def test_absolute_paths_and_paths_that_lead_up(tmp_path, made):
 
 @pytest.mark.parametrize("change", [lambda name: name[:-4], str.upper, lambda name: f"train\\{name}"])
 def test_names_that_are_not_quite_the_files(tmp_path, made, change):
-    """Without a suffix as Kaggle has them, in other capitals, with backslashes."""
+    """Without suffix as on Kaggle, in other case, with backslashes."""
     rows = made("train")
     table = write(tmp_path / "train.csv", [(change(name), label) for name, label in rows])
     assert labels_by_file(table) == {f"train/{name}": label for name, label in rows}
@@ -101,7 +101,7 @@ def test_names_that_are_not_quite_the_files(tmp_path, made, change):
 def test_a_name_that_means_two_files_is_refused(tmp_path, made):
     made("train", suffix=".jpg")
     table = write(tmp_path / "train.csv", [(name[:-4], label) for name, label in made("train")])
-    assert message(table).endswith("may mean ant0.jpg, ant0.png: write the suffix, or keep one of them")
+    assert message(table).endswith("is ambiguous: ant0.jpg, ant0.png; add the suffix, or keep one of them")
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_columns_by_name(tmp_path, made):
     rows = [(label, name, "x", "1") for name, label in made("images")]
     table = write(tmp_path / "t.csv", rows, header="what,where,note,weight")
     assert message(table) == (
-        f"{table}: which of its columns has the labels? Say it with --config.data.label_key=NAME; it has 'what', "
-        f"'where', 'note', 'weight'"
+        f"{table}: cannot tell which column has the labels; name it with --config.data.label_key=NAME (columns: "
+        f"'what', 'where', 'note', 'weight')"
     )
     assert len(load(table, image_key="where", label_key="what").train) > 20
     assert message(table, image_key="file") == (
-        f"{table} has no column 'file'; it has 'what', 'where', 'note', 'weight'"
+        f"{table} has no column 'file'; its columns are 'what', 'where', 'note', 'weight'"
     )
 
 
@@ -156,7 +156,7 @@ def test_a_column_for_the_part(tmp_path, made, words):
     dataset = load(write(tmp_path / "t.csv", rows, header="image,label,split"))
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [12, 12, 12]
     assert len(dataset.notices) == 1
-    assert "'split' the part" in dataset.notices[0]
+    assert "split from 'split'" in dataset.notices[0]
 
 
 def test_folds_are_no_parts_and_unknown_parts_are_refused(tmp_path, made):
@@ -164,10 +164,7 @@ def test_folds_are_no_parts_and_unknown_parts_are_refused(tmp_path, made):
     assert sum(map(len, parts(load(write(tmp_path / "t.csv", rows, header="image,label,fold"))))) == 36
     rows[3:5] = [(*row[:2], "train") for row in rows[3:5]]
     table = write(tmp_path / "t.csv", rows, header="image,label,set")
-    assert (
-        message(table)
-        == f"{table}: the column 'set' says other than train, validation or test: '0', '1', '2' and 2 more"
-    )
+    assert message(table) == f"{table}: column 'set' must say train, validation or test, not '0', '1', '2' and 2 more"
 
 
 def parts(dataset):
@@ -184,15 +181,15 @@ def test_numbers_are_in_the_order_of_numbers(tmp_path, made):
 def test_files_that_are_not_there_are_counted_and_named(tmp_path, made):
     rows = [*made("images"), *((f"gone{number}.png", "ant") for number in range(5))]
     assert message(write(tmp_path / "t.csv", rows)).startswith(
-        f"{tmp_path / 't.csv'}: 5 of the 41 files that it names are not there: gone0.png, gone1.png, gone2.png and 2 "
-        f"more; looked for in {tmp_path}, {tmp_path / 'images'}"
+        f"{tmp_path / 't.csv'}: 5 of its 41 files do not exist: gone0.png, gone1.png, gone2.png and 2 "
+        f"more; searched in {tmp_path}, {tmp_path / 'images'}"
     )
 
 
 @pytest.mark.parametrize("several", ["ant|bee", "bee;ant", "ant,bee", "ant bee"])
 def test_several_labels_of_an_image_are_refused(tmp_path, made, several):
     rows = [*made("images")[:-1], ("cat11.png", several)]
-    assert f"{several!r} is several labels of one image" in message(write(tmp_path / "t.csv", rows, delimiter="\t"))
+    assert f"{several!r} looks like several labels" in message(write(tmp_path / "t.csv", rows, delimiter="\t"))
 
 
 def test_names_with_commas_and_spaces_are_names(tmp_path, made):
@@ -204,49 +201,49 @@ def test_a_file_named_twice(tmp_path, made):
     rows = made("images")
     dataset = load(write(tmp_path / "t.csv", [*rows, *rows[:3]]))
     assert sum(map(len, parts(dataset))) == 36
-    assert f"3 rows of {tmp_path / 't.csv'} that say the same again were left out" in dataset.notices
+    assert f"3 duplicate rows of {tmp_path / 't.csv'} skipped" in dataset.notices
     table = write(tmp_path / "t.csv", [*rows, ("ant0.png", "bee")])
-    assert message(table) == f"{table} has images/ant0.png twice, as 'ant' and as 'bee'; leave one of them"
+    assert message(table) == f"{table} lists images/ant0.png twice, as 'ant' and as 'bee'; keep one of them"
 
 
 def test_rows_without_a_label_are_left_out_and_said(tmp_path, made):
     rows = made("images")
     dataset = load(write(tmp_path / "t.csv", [*rows[:-4], *((name, "") for name, _ in rows[-4:])]))
     assert sum(map(len, parts(dataset))) == 32
-    assert f"4 rows of {tmp_path / 't.csv'} without a label were left out" in dataset.notices
+    assert f"4 rows of {tmp_path / 't.csv'} without a label skipped" in dataset.notices
 
 
 def test_labels_of_other_parts_that_training_has_not(tmp_path, made):
     rows = [(name, label, "test" if label == "cat" else "train") for name, label in made("images")]
-    assert "has labels that are none of those of training: 'cat'" in message(
+    assert "has labels that are not in the training split: 'cat'" in message(
         write(tmp_path / "t.csv", rows, header="image,label,split")
     )
 
 
 def test_a_number_for_each_image_is_no_class(tmp_path, made):
     rows = [(name, f"{number}.5") for number, (name, _) in enumerate(made("images"))]
-    assert "has a number for each image, and no classes" in message(write(tmp_path / "t.csv", rows))
+    assert "has a different number for each image, not classes" in message(write(tmp_path / "t.csv", rows))
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"\x00\xff\x00", "is no text in UTF-8; save it as CSV in UTF-8"),
-        (b"\xe4\xf6\xfc,\xdf\n", "is no text in UTF-8; save it as CSV in UTF-8"),
-        (b"id,label\n", "has no row with a label in the column 'label'"),
-        (b"just text\nmore\n", "which of its columns has the files?"),
+        (b"\x00\xff\x00", "is not UTF-8 text; save it as CSV in UTF-8"),
+        (b"\xe4\xf6\xfc,\xdf\n", "is not UTF-8 text; save it as CSV in UTF-8"),
+        (b"id,label\n", "has no labels in column 'label'"),
+        (b"just text\nmore\n", "cannot tell which column has the files"),
     ],
 )
 def test_what_is_no_table(tmp_path, content, said):
     (tmp_path / "t.csv").write_bytes(content)
     assert said in message(tmp_path / "t.csv")
-    assert message(tmp_path / "no.csv").endswith("there is no such file")
-    assert message(tmp_path).endswith(f"that is a folder; name a table in it, or use folder:{tmp_path}")
+    assert message(tmp_path / "no.csv").endswith("no such file")
+    assert message(tmp_path).endswith(f" is a folder; name a table in it, or use folder:{tmp_path}")
 
 
 def test_parts_follow_the_names_not_the_place(tmp_path, made):
-    """The same table gives the same parts wherever the images lie."""
+    """The same table gives the same splits wherever the images are."""
     rows = made("train")
     one = load(write(tmp_path / "train.csv", rows))
     (tmp_path / "train").rename(tmp_path / "images")

@@ -1,4 +1,4 @@
-"""tensorflow_datasets: small sets that it prepares on the spot, real ones where they are, and being offline."""
+"""tensorflow_datasets: small datasets prepared here, real ones if available, and being offline."""
 
 import importlib.util
 import os
@@ -37,7 +37,7 @@ def message(name, directory, **settings):
 
 
 def contents(images):
-    """tfds has the records in an order of its own."""
+    """Returns the images as sorted bytes, because tfds shuffles the records."""
     return sorted(np.asarray(image).tobytes() for image in images)
 
 
@@ -75,7 +75,7 @@ def test_images_of_many_sizes_are_brought_to_one(prepared):
 
 
 def test_images_of_other_modes_are_rgb(tmp_path):
-    """Gray, CMYK and palette files among those of RGB, as ImageNet has them."""
+    """Gray, CMYK and palette images among RGB ones, as in ImageNet."""
     modes = ("L", "CMYK", "P", "RGB")
     Pictures(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
         "modes", tmp_path, train=4
@@ -87,18 +87,22 @@ def test_images_of_other_modes_are_rgb(tmp_path):
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, fit):
-    """Those of one size were squashed without a word."""
+    """Regression: oblong images of one common size were squashed silently."""
     dataset = load("oblong", prepared, ("train", "train", "test"), size=16, reading=Reading(fit=fit))
     assert dataset.square == Square(16, fit)
     wanted = [Square(16, fit).of_image(noise(number, 20, 30)) for number in range(6)]
     assert contents(dataset.train.images) == contents(wanted)
-    said = {"crop": "centre crop: 33% of the image area is cut off", "pad": "pad: 33%", "squash": "squash: the images'"}
+    said = {
+        "crop": "centre crop: 33% of the image area is cropped",
+        "pad": "pad: 33%",
+        "squash": "squash: aspect ratios",
+    }
     (notice,) = dataset.notices
     assert notice.startswith(said[fit])
 
 
 def test_each_record_is_resized_as_it_is_read(tmp_path):
-    """All were held at full size until the last: 669 KiB an image, 48 GiB of food101."""
+    """Regression: all images were held at full size, 669 KiB per image, 48 GiB for food101."""
     side, count = 300, 64
     Pictures(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
         "large", tmp_path, train=count, test=2
@@ -119,13 +123,13 @@ def test_what_does_not_fit_into_memory_is_streamed(prepared):
     wanted = load("many_sizes", prepared, names, size=24)
     streamed = load("many_sizes", prepared, names, size=24, reading=Reading(memory_bytes=1000))
     assert isinstance(streamed.train, StreamedSplit)
-    assert streamed.notices == ("the images need 0.0 GiB of memory: they are decoded again in every epoch",)
+    assert streamed.notices == ("the images would need 0.0 GiB of memory: decoding them anew in each epoch",)
     assert streamed.square == wanted.square == Square(24)
     for one, other in zip(parts(streamed), parts(wanted), strict=True):
         np.testing.assert_array_equal(one.labels, other.labels)
         rows = np.arange(len(one))[None, ::-1]
         np.testing.assert_array_equal(next(one.batches(rows))[0], next(other.batches(rows))[0])
-    # Square images of one size stay as they are.
+    # Square images of one common size are left unchanged.
     as_stored = load("cifar100", prepared, 3 * ("test",), size=16, reading=Reading(memory_bytes=0)).test
     (images, labels) = next(as_stored.batches(np.array([[7]])))
     np.testing.assert_array_equal(images, np.full((1, 32, 32, 3), labels[0], np.uint8))
@@ -136,31 +140,31 @@ def parts(dataset):
 
 
 def test_features_of_other_names(tmp_path):
-    """Guessed where there is one of each kind, which is said; named where there are more."""
+    """Guessed with a notice if there is one of each kind; must be named if there are more."""
     Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
     dataset = load("one", tmp_path, 3 * ("train",))
     assert dataset.notices == (
-        "the image of tfds:one is its feature 'photo'",
-        "the label of tfds:one is its feature 'species'",
+        "tfds:one: using feature 'photo' as the image",
+        "tfds:one: using feature 'species' as the label",
     )
     np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], dataset.train.labels)
     Pictures(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
     assert message("several", tmp_path, splits=3 * ("train",)) == (
-        "tfds:several is no image-classification set as it is: which of its features is the image? name it with "
-        "--config.data.image_key=left (there are left, right)"
+        "tfds:several: cannot tell which feature is the image; name it with "
+        "--config.data.image_key=left (available: left, right)"
     )
     assert load("several", tmp_path, 3 * ("train",), image_key="right").notices == ()
     assert message("several", tmp_path, splits=3 * ("train",), image_key="right", label_key="kind") == (
-        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (there are "
+        "data.label_key=kind: tfds:several has no such label; name it with --config.data.label_key=label (available: "
         "label)"
     )
 
 
 def test_splits_without_labels_are_refused(prepared):
-    """Their labels are -1, which damaged no file."""
+    """Their labels are -1, although the files are not damaged."""
     assert message("many_sizes", prepared, splits=("train", "train", "unlabelled")) == (
         "data.test=unlabelled has no labels (all are -1); tfds:many_sizes has train (9), test (3), unlabelled (3): "
-        "name one, or a part as 'train[90%:]', with --config.data.test=SPLIT"
+        "name one, or a slice such as 'train[90%:]', with --config.data.test=SPLIT"
     )
 
 
@@ -168,23 +172,23 @@ def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
     for name, folder in {"set": prepared / "cifar100", "version": prepared / "cifar100" / str(VERSION)}.items():
         dataset = load("cifar100", folder, 3 * ("test",))
         assert dataset.notices == (
-            f"data.dir={folder} is a folder of the set itself: {prepared}/cifar100/{VERSION} is used",
+            f"data.dir={folder} is the dataset's own folder; using {prepared}/cifar100/{VERSION}",
         ), name
         assert len(dataset.test) == 100
     said = message("cifar100", prepared / "gray", download=False)
-    assert said.startswith(f"the data set cifar100 is not prepared in {prepared}/gray and data.download is off")
+    assert said.startswith(f"the dataset cifar100 is not prepared in {prepared}/gray and data.download is False")
 
 
 def test_a_version_that_is_not_there(prepared):
     said = message("cifar100:9.9.9", prepared)
     assert said.startswith("tfds:cifar100:9.9.9 cannot be opened: ")
-    assert said.endswith(f"; in {prepared}/cifar100 there is {VERSION}: use tfds:cifar100:{VERSION}")
+    assert said.endswith(f"; {prepared}/cifar100 has {VERSION}: use tfds:cifar100:{VERSION}")
     assert len(load(f"cifar100:{VERSION}", prepared, 3 * ("test",)).test) == 100
 
 
 def test_splits_that_are_not_there(prepared):
-    """The setting, what there is, and what to type."""
-    there = "tfds:cifar100 has train (200), test (100): name one, or a part as 'train[90%:]', with --config.data."
+    """The error has the key, the available splits, and what to type."""
+    there = "tfds:cifar100 has train (200), test (100): name one, or a slice such as 'train[90%:]', with --config.data."
     assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
         "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
         f"{there}validation=SPLIT"
@@ -227,7 +231,7 @@ def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
     said = message("cifar10", tmp_path)
     assert time.monotonic() - start < 5
     assert said == (
-        f"the data set cifar10 is not prepared in {tmp_path} and www.cs.toronto.edu cannot be reached to download it; "
+        f"the dataset cifar10 is not prepared in {tmp_path} and www.cs.toronto.edu, which serves it, is unreachable; "
         "go online (preparing also needs pip install -e '.[prepare]'), or name the folder of a prepared copy with "
         "--config.data.dir=FOLDER"
     )
@@ -236,14 +240,14 @@ def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
 def test_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda *_: None)
     assert message("cifar100", tmp_path) == (
-        f"the data set cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
+        f"the dataset cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
         "pip install -e '.[prepare]'; or name the folder of a prepared copy with --config.data.dir=FOLDER"
     )
 
 
 def test_not_prepared_and_not_to_be_downloaded(tmp_path):
     assert message("cifar10", tmp_path, download=False) == (
-        f"the data set cifar10 is not prepared in {tmp_path} and data.download is off; name the folder of a prepared "
+        f"the dataset cifar10 is not prepared in {tmp_path} and data.download is False; name the folder of a prepared "
         "copy with --config.data.dir=FOLDER"
     )
 
@@ -263,7 +267,7 @@ def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
 
 
 def test_an_unknown_set(tmp_path, offline):
-    unknown = "tensorflow_datasets knows no data set "
+    unknown = "tensorflow_datasets has no dataset "
     assert message("cifar_10", tmp_path) == unknown + "'cifar_10'; did you mean tfds:cifar10?"
     assert message("xyzxyzxyz", tmp_path) == unknown + "'xyzxyzxyz'"
 
@@ -277,6 +281,6 @@ def test_real_cifar10():
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), 10 * [1000])
     both = np.concatenate([dataset.train.labels, dataset.validation.labels])
     np.testing.assert_array_equal(np.bincount(both), 10 * [5000])
-    # What is published of the training images: channel means 0.4914, 0.4822, 0.4465.
+    # The published channel means of the training images: 0.4914, 0.4822, 0.4465.
     np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-3)
     assert "tensorflow" not in sys.modules

@@ -1,4 +1,4 @@
-"""The doctor: what it finds, what it says to do, and its exit codes."""
+"""The doctor: its checks, the commands it suggests, and its exit codes."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ from sft_jax.runtime.cache import SWITCH
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
-    """No folder but an empty one, no network, a small network for the tests."""
+    """Runs in an empty folder, offline, and without setting the allocator."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(inputs, "reachable", lambda host: False)
@@ -52,7 +52,7 @@ def test_without_a_config(doctor):
     marks = {line[8:20].strip(): line[:8].strip() for line in lines[: lines.index("")]}
     for name in ("python", "packages", "optional", "devices", "disk"):
         assert marks[name] == OK, out
-    # Those of the CIFAR-10 recipe, which the quick start does not need.
+    # These are the CIFAR-10 recipe's, which the quick start does not need.
     assert marks["data"] == marks["weights"] == WARN
     assert lines[lines.index("next:") + 1 :][-2:] == [f"  {command}" for command in QUICK_START]
 
@@ -76,23 +76,23 @@ def test_the_plan_and_costs_of_a_config(doctor, recipe):
 def test_missing_weights_are_named_with_the_commands_that_make_them(doctor, recipe, monkeypatch):
     monkeypatch.setattr(inputs, "reachable", lambda host: True)
     code, out, error = doctor("--config", recipe, "--config.init=w/a.safetensors", "--config.model.name=resnet50")
-    assert (code, error) == (2, "error: missing: weights; the lines above say what to do\n")
+    assert (code, error) == (2, "error: missing: weights; see the commands above\n")
     command = "python convert/resnet_to_flax.py --arch resnet50 --output w/a.safetensors"
     assert out.splitlines()[-2].strip() == command
     assert out.splitlines()[-1].strip().startswith("python -m sft_jax.doctor --config"), "then look again"
-    assert "missing weights     there is no w/a.safetensors yet" in out
+    assert "missing weights     w/a.safetensors does not exist yet" in out
 
 
 def test_offline_a_file_of_theirs_is_wanted(doctor, recipe):
     _, out, _ = doctor("--config", recipe, "--config.init=w/a.safetensors")
-    assert "download.pytorch.org cannot be reached" in out
+    assert "download.pytorch.org is unreachable" in out
     assert "--output w/a.safetensors --state-dict FILE.pth" in out
 
 
 def test_missing_data(doctor, recipe, tmp_path):
     code, out, error = doctor("--config", recipe, "--config.data.source=folder:nowhere")
     assert code == 2
-    assert "missing data        there is no folder nowhere" in out
+    assert "missing data        no such folder: nowhere" in out
     code, out, error = doctor("--config", recipe, "--config.data.source=tfds:cifar10", "--json")
     assert code == 2
     assert error.count("\n") == 1
@@ -115,7 +115,7 @@ def test_versions_outside_the_range(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0" if name == "jax" else version(name))
     found = {finding.name: finding for finding in installed.check_installed()}
     assert found["packages"].mark == MISSING
-    assert found["packages"].text.startswith("jax 0.1.0 is installed, >=")
+    assert found["packages"].text.startswith("jax 0.1.0 is installed, but >=")
     assert found["packages"].remedies == ("pip install -e .",)
 
 
@@ -128,14 +128,14 @@ def test_extras_are_followed():
     assert installed.unmet(Requirement("sft-jax")) == []
     assert installed.unmet(Requirement("sft-jax[convert]")) == installed.unmet(Requirement("torchvision")) == []
     assert installed.unmet(Requirement("no-such-package>=1")) == ["no-such-package is not installed"]
-    assert installed.unmet(Requirement("jax>=99"))[0].endswith(" is installed, >=99 is needed")
+    assert installed.unmet(Requirement("jax>=99"))[0].endswith(" is installed, but >=99 is required")
 
 
 @pytest.mark.parametrize(
     ("words", "forced", "text", "remedies"),
     [
         ("Tesla T4", None, "this machine has Tesla T4, which JAX does not use", ("pip install -e '.[cuda]'",)),
-        ("Tesla T4", "cpu", "this machine has Tesla T4, which JAX does not use: JAX_PLATFORMS=cpu says so", None),
+        ("Tesla T4", "cpu", "this machine has Tesla T4, which JAX does not use because of JAX_PLATFORMS=cpu", None),
         ("AMD GPU", None, "this machine has AMD GPU, which JAX does not use: see https://docs.jax.dev/", ()),
     ],
 )

@@ -82,15 +82,19 @@ def test_a_run_on_a_folder_crops_as_its_pictures_were(tmp_path):
     [
         (pixels(2).astype(np.int32), TypeError, "must be uint8 in 0..255 or floating point in 0..1, not int32"),
         (pixels(2).astype(np.uint16), TypeError, "must be uint8 in 0..255 or floating point in 0..1, not uint16"),
-        (pixels(2).astype(np.float32), ValueError, "must be in 0..1, not 0..255: give pixels as uint8"),
+        (pixels(2).astype(np.float32), ValueError, "must be in 0..1, not 0..255; pass pixel values as uint8"),
         (pixels(2).astype(np.float64) / 255 + 1e-3, ValueError, "must be in 0..1, not 0.001..1.001"),
-        (pixels(2).astype(np.float32) / 255 - 0.5, ValueError, "do not normalise images, which is done here"),
+        (pixels(2).astype(np.float32) / 255 - 0.5, ValueError, "and do not normalise them"),
         (np.full((1, 4, 4, 3), np.nan, np.float32), ValueError, "must be in 0..1, not nan..nan"),
-        (pixels(2).transpose(0, 3, 1, 2), ValueError, r"\[n, height, width, 3\], RGB, or gray .*not \[2, 3, 16, 16\]"),
-        (pixels(1)[0].transpose(2, 0, 1), ValueError, r"images of \[3, 16, 16\] may be gray, or one with its channels"),
+        (
+            pixels(2).transpose(0, 3, 1, 2),
+            ValueError,
+            r"\[n, height, width, 3\], or 1 channel for gray, not \[2, 3, 16, 16\]",
+        ),
+        (pixels(1)[0].transpose(2, 0, 1), ValueError, r"images of shape \[3, 16, 16\] are ambiguous, gray or channels"),
         (pixels(2)[:, :0], ValueError, r"not \[2, 0, 16, 3\]"),
         (pixels(2)[0, 0, :, 0], ValueError, r"not \[16\]"),
-        ([pixels(2), pixels(3)], ValueError, r"an image of a list must be \[height, width, 3\], not \[2, 16, 16, 3\]"),
+        ([pixels(2), pixels(3)], ValueError, r"images in a list must be \[height, width, 3\], not \[2, 16, 16, 3\]"),
     ],
 )
 def test_images_that_are_refused(classifier, images, error, message):

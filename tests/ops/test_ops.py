@@ -1,4 +1,4 @@
-"""Convolution, pooling and normalisation: values and gradients against torch's, convolutions in float64."""
+"""Values and gradients of convolution, pooling and normalisation against torch's; convolutions in float64."""
 
 import functools
 
@@ -22,26 +22,26 @@ from sft_jax.ops.winograd_tiles import conv_winograd_tiles
 # Every example compiles two programs.
 few = functools.partial(settings, deadline=None, derandomize=True)
 
-# Of the largest value: float32 sums in another order, and Winograd loses a digit of it; bfloat16 keeps 8 bits.
+# Relative to the largest value: float32 sums in another order, Winograd loses a digit; bfloat16 has 8 bits.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradients(function, dy, *arguments):
-    """The value of `function`, and what the cotangent `dy` of it makes those of its arguments."""
+    """Returns the value of `function`, and the cotangents of its arguments for the cotangent `dy` of the result."""
     y, pull = jax.vjp(function, *arguments)
     return y, *pull(dy)
 
 
 def assert_close(found, wanted, tolerance):
-    """To `tolerance` relative to the largest value."""
+    """Compares to `tolerance`, relative to the largest value."""
     found, wanted = np.asarray(found).astype(np.float64), np.asarray(wanted).astype(np.float64)
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 def torch_of(array):
-    """NHWC numpy -> NCHW torch, a leaf with a gradient."""
+    """Converts NHWC numpy -> NCHW torch, a leaf that requires a gradient."""
     return torch.from_numpy(np.moveaxis(np.asarray(array), -1, 1).copy()).requires_grad_()
 
 
@@ -50,7 +50,7 @@ def nhwc(tensor):
 
 
 def check_conv(convolve, image, kernel_shape, dtype="float64", *, batch=2, layout="HWNC", **window):
-    """`convolve`, a function of x in `layout` and the kernel, computes what torch's convolution does in float64."""
+    """Checks `convolve`, a function of x in `layout` and the kernel, against torch's convolution in float64."""
     axes = {"NHWC": (0, 1, 2, 3), "HWNC": (2, 0, 1, 3)}[layout]
 
     def ours(x, kernel):
@@ -58,7 +58,7 @@ def check_conv(convolve, image, kernel_shape, dtype="float64", *, batch=2, layou
 
     generator = np.random.default_rng(1)
     with jax.enable_x64():
-        # Rounded once, so that both sides see the same numbers.
+        # Rounded to the dtype first, so that both sides see the same values.
         def draw(shape):
             return jnp.asarray(generator.standard_normal(shape), dtype)
 
@@ -76,7 +76,7 @@ def check_conv(convolve, image, kernel_shape, dtype="float64", *, batch=2, layou
 
 
 def im2col(x, kernel, *, stride, padding):
-    return conv_im2col(x, kernel, stride, padding)  # whose gradient is written by hand: no arguments by name
+    return conv_im2col(x, kernel, stride, padding)  # custom_vjp functions take positional arguments
 
 
 sides = st.integers(1, 9)
@@ -136,12 +136,12 @@ def test_patches_of_a_few_images_at_a_time(monkeypatch, limit):
 @few(max_examples=15)
 @given(st.integers(7, 20), st.integers(7, 20), st.integers(1, 7), channels, windows)
 def test_patch_gradient(height, width, taps, inputs, window):
-    """Of square kernels: XLA (jax 0.10.2) aborts while it compiles the input's gradient of some others, such as 7x2."""
+    """Square kernels only: XLA (jax 0.10.2) aborts compiling the input gradient of some others, such as 7x2."""
     convolve = functools.partial(conv_patch_gradient, **window)
     check_conv(convolve, (height, width), (taps, taps, inputs, 4), layout="NHWC", **window)
 
 
-# What residual networks consist of, each with the size at which its lowering changes: image, kernel, window.
+# The layers of residual networks, each also at the size where its lowering changes: image, kernel, window.
 LAYERS = {
     "stem": (33, (7, 7, 3, 64), {"stride": 2, "padding": 3, "layout": "NHWC"}),
     "cifar stem": (16, (7, 7, 3, 64), {"padding": 3, "layout": "NHWC"}),
@@ -235,7 +235,7 @@ def check_pool(x, dy):
 def test_max_pool_is_torchs(height, width, ties, seed):
     generator = np.random.default_rng(seed)
     shape = (2, height, width, 3)
-    # After a ReLU half of a map is zero: ties are the rule, and torch gives the gradient to the first.
+    # After ReLU half of a map is zero, so ties are common; torch gives the gradient to the first maximum.
     x = generator.integers(-1, 2, shape) if ties else generator.standard_normal(shape)
     dy = generator.standard_normal((2, (height + 1) // 2, (width + 1) // 2, 3))
     check_pool(x.astype(np.float32), dy.astype(np.float32))
@@ -282,7 +282,7 @@ def test_batch_norm_is_torchs(train, relu, residual):
     their_x, their_beside = torch_of(x), torch_of(beside)
     arrays = [theirs.weight, theirs.bias]
     scale, bias = (parameter.detach().numpy() for parameter in arrays)
-    theirs(torch_of(beside))  # running statistics that are not the initial ones
+    theirs(torch_of(beside))  # moves the running statistics away from their initial values
     mean, var = (buffer.numpy().copy() for buffer in (theirs.running_mean, theirs.running_var))
     theirs.train(train)
     y = theirs(their_x) + (their_beside if residual else 0)
@@ -316,7 +316,7 @@ def test_running_statistics_are_torchs():
 
 
 def test_batch_norm_far_from_zero():
-    """E[x^2] - E[x]^2 in float32 would have no correct digit here."""
+    """In float32, E[x^2] - E[x]^2 would have no correct digit here."""
     x = np.random.default_rng(0).normal(1e4, 1.0, (64, 4, 4, 3)).astype(np.float32)
     _, _, variance = ops.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3))
     np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
@@ -355,7 +355,7 @@ def test_batch_norm_over_eight_devices_is_that_of_the_whole_batch(relu, residual
 
         y, pull, statistics = jax.vjp(norm, x, beside, jnp.asarray(scale), jnp.asarray(bias), has_aux=True)
         dx, d_beside, *d_parameters = pull(dy)
-        if axis_name is not None:  # each device holds its images' part
+        if axis_name is not None:  # each device holds the part from its own images
             d_parameters = lax.psum(d_parameters, axis_name)
         return (y, dx, d_beside), (statistics, d_parameters)
 

@@ -16,6 +16,7 @@ from sft_jax.search.folds import Folds
 from sft_jax.search.report import best_config, recipe
 from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold, Trial, best, ranked
 from sft_jax.search.space import Space, parse
+from sft_jax.tasks.classification import Classification
 
 RATES = "optimizer.learning_rate=log(0.002,0.05)"
 
@@ -46,10 +47,10 @@ def test_dimensions(text, form, ends):
         ("optimizer.learning_rate=log(1)", "wants two numbers"),
         ("optimizer.momentum=linear(0.5,1.5)", "must be at least 0 and less than 1"),
         ("epochs=int(1,2.5)", "wants two whole numbers"),
-        ("epochs=linear(1,9)", "is not a whole number"),
+        ("epochs=linear(1,9)", "is not an integer"),
         ("optimizer.name=choice(sgd)", "two choices or more"),
         ("precision=choice(float32,float16)", "must be one of float32, bfloat16"),
-        ("epochs=choice(1,two)", "is not a whole number"),
+        ("epochs=choice(1,two)", "is not an integer"),
     ],
 )
 def test_a_wrong_dimension_is_one_line(text, message):
@@ -123,8 +124,15 @@ def test_cross_validation_reads_the_training_split_only():
         assert not pictures(part.train) & pictures(part.validation)
 
 
+ACCURACY = Classification.monitors["val_accuracy"]
+
+
+def fold(curve, state=DONE):
+    return Fold([1.0] * len(curve), score=list(curve), state=state)
+
+
 def trial(number, *curves, state=DONE):
-    return Trial(number, {"epochs": 3}, tuple(Fold(curve, [1.0] * len(curve), state=state) for curve in curves))
+    return Trial(number, {"epochs": 3}, tuple(fold(curve, state) for curve in curves), ACCURACY)
 
 
 def test_the_best_epoch_is_that_of_the_mean_curve():

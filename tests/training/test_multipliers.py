@@ -155,8 +155,8 @@ def test_from_the_command_line(pytestconfig):
     for key, text, said in [
         ("finetune.learning_rates", "fc.*", "config.finetune.learning_rates='fc.*' is not a list of pairs such as"),
         ("finetune.learning_rates", "fc.*=-1", "must be pairs pattern=multiplier with multipliers of 0 or more"),
-        ("data.size_schedule", "16=1", "must be pairs pixels=share whose shares add up to less than 1"),
-        ("data.size_schedule", "small=0.5", "must be pairs pixels=share whose shares add up to less than 1"),
+        ("data.size_schedule", "16=1", "must be pairs pixels=fraction whose fractions sum to less than 1"),
+        ("data.size_schedule", "small=0.5", "must be pairs pixels=fraction whose fractions sum to less than 1"),
     ]:
         with pytest.raises(UserError) as caught:
             load_config(recipe, [(key, text)])

@@ -1,1 +1,1 @@
-"""Image files: which ones, how they are read, and how they become squares."""
+"""Image files: finding them, decoding them, and making them square."""

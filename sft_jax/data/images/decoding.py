@@ -1,4 +1,4 @@
-"""Image files as splits: decoded once into memory, or each time they are needed where they do not fit."""
+"""Builds splits from image files: decoded once into memory, or on demand if they do not fit."""
 
 import concurrent.futures
 import dataclasses
@@ -18,19 +18,19 @@ from sft_jax.data.images.survey import Seen, fit_notices, look, ranges
 from sft_jax.errors import UserError
 
 T = TypeVar("T")
-# Images that wait for a thread at a time: a million of them would need as much memory as their pixels.
+# Maximum number of queued tasks: a million of them would take as much memory as the pixels.
 SUBMITTED = 4096
-# Of each part: its images and their labels.
+# Split name -> its image files and their labels.
 Files = Mapping[str, tuple[Sequence[Path], np.ndarray]]
 
 
 class Images(NamedTuple):
-    """What was read.
+    """The result of reading image files.
 
     Attributes:
-      splits: under the names that the files had.
-      square: what the images went through.
-      notices: what the user should be told.
+      splits: by name.
+      square: the preprocessing that was applied.
+      notices: messages to the user.
     """
 
     splits: dict[str, Split]
@@ -39,12 +39,12 @@ class Images(NamedTuple):
 
 
 def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images:
-    """Reads image files, all below `root`, as squares of `size` pixels. All of them are looked at first.
+    """Reads image files below `root` as squares of `size` pixels, after checking all of them.
 
-    The gray values of the part "train", which is the first one, decide how 16 bits become 8.
+    The gray values of the split "train", which comes first, determine how 16 bits are scaled to 8.
 
     Raises:
-      UserError: images cannot be read, unless they are to be skipped and each class of each part has others.
+      UserError: images are unreadable, unless they may be skipped and leave no class of a split empty.
     """
     paths = [path for part, _ in files.values() for path in part]
     streamed = reading.must_stream(len(paths), size)
@@ -66,9 +66,9 @@ def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images
 
 
 def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square, list[str]]:
-    """What the images will go through, and what to say about it."""
+    """Returns the preprocessing for the images, and notices about it."""
     if reading.square is not None:
-        # Images in files may differ in size.
+        # Image files may differ in size.
         return dataclasses.replace(reading.square, keep_square=False), []
     integers, floats, notices = ranges(train)
     square = Square(size, reading.fit, integers=integers, floats=floats)
@@ -76,7 +76,7 @@ def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square
 
 
 def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> np.ndarray:
-    """The images of `paths`, uint8 [n, size, size, 3], less those in `bad`, which grows by what cannot be read."""
+    """Decodes `paths` to uint8 [n, size, size, 3], without the rows in `bad`, to which unreadable files are added."""
     rows = [row for row in range(len(paths)) if row not in bad]
     images = np.empty((len(rows), square.size, square.size, 3), np.uint8)
 
@@ -87,7 +87,7 @@ def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[
     _each([paths[row] for row in rows], decode, failed, reading.progress)
     bad |= {rows[place]: why for place, why in failed.items()}
     left = [place for place in range(len(rows)) if place not in failed]
-    for new, old in enumerate(left):  # in place: there may be no memory for a copy
+    for new, old in enumerate(left):  # in place, because there may be no memory for a copy
         if new != old:
             images[new] = images[old]
     return images[: len(left)]
@@ -96,7 +96,7 @@ def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[
 def _each(
     paths: Sequence[Path], action: Callable[[int], T], bad: dict[int, str], progress: Callable[[int, int], None]
 ) -> list[T | None]:
-    """What `action` returns for the row of each path, in threads; None where it fails, and `bad` has the reason."""
+    """Calls `action` with the row of each path, in threads; failures give None and add their reason to `bad`."""
 
     def attempt(row: int) -> T | None:
         try:
@@ -115,37 +115,38 @@ def _each(
 
 
 def _check_classes(files: Files, bad: Mapping[int, str]) -> None:
-    """Raises UserError where no image of a class is left in a part."""
+    """Raises UserError if a class has no readable image left in a split."""
     first = 0
     for name, (paths, labels) in files.items():
         left = [row for row in range(len(paths)) if first + row not in bad]
         gone = set(labels.tolist()) - set(labels[left].tolist())
         if gone:
             example = next(path for path, label in zip(paths, labels, strict=True) if label in gone)
-            raise UserError(f"no image of the class of {example} can be read in the {name} images; mend or remove them")
+            raise UserError(f"no {name} image of the class of {example} is readable; repair or remove them")
         first += len(paths)
 
 
 def _splits(
     root: Path, files: Files, bad: Mapping[int, str], images: np.ndarray | None, square: Square, reading: Reading
 ) -> dict[str, Split]:
-    """Of each part what is not in `bad`: rows of `images`, or streamed where there are none."""
+    """Builds the splits without the rows in `bad`, from `images` or, if that is None, streamed."""
     splits: dict[str, Split] = {}
     first = taken = 0
     for name, (paths, labels) in files.items():
         left = [row for row in range(len(paths)) if first + row not in bad]
-        kept = [paths[row] for row in left]
+        readable = [paths[row] for row in left]
+        count = len(readable)
         if images is None:
-            decode = functools.partial(_decode_or_refuse, kept, square, reading)
-            splits[name] = StreamedSplit.of_images(decode, np.arange(len(kept)), labels[left], _names(root, kept))
+            decode = functools.partial(_decode_or_refuse, readable, square, reading)
+            splits[name] = StreamedSplit.of_images(decode, np.arange(count), labels[left], _names(root, readable))
         else:
-            splits[name] = ArraySplit.of_images(images[taken : taken + len(kept)], labels[left], _names(root, kept))
-        first, taken = first + len(paths), taken + len(kept)
+            splits[name] = ArraySplit.of_images(images[taken : taken + count], labels[left], _names(root, readable))
+        first, taken = first + len(paths), taken + count
     return splits
 
 
 def _names(root: Path, paths: Sequence[Path]) -> list[str]:
-    """For people: what is no UTF-8 in a name is replaced."""
+    """Returns display names, with invalid UTF-8 replaced."""
     return [os.fsencode(path.relative_to(root)).decode(errors="replace") for path in paths]
 
 
@@ -155,6 +156,6 @@ def _decode_or_refuse(paths: Sequence[Path], square: Square, reading: Reading, r
     except UNREADABLE as error:
         what = f"{paths[row]} cannot be read"
         if reading.check:
-            what += " any more, as it could when the run began"
-        remedy = "mend it and add --resume to the same command" if reading.check else "mend or remove it"
+            what += " any more, although it could when the run began"
+        remedy = "repair it and add --resume to the same command" if reading.check else "repair or remove it"
         raise UserError(f"{what} ({reason(error, paths[row])}); {remedy}") from error

@@ -1,4 +1,4 @@
-"""Which formats of image files are read, and how a file is opened: by its content, whatever its name says."""
+"""Supported image formats, and opening files by content rather than by suffix."""
 
 import contextlib
 import functools
@@ -14,23 +14,23 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-# By Pillow's names. Left out are documents and drawings (EPS would start a program), films, icons, and data files that
-# Pillow knows by name only.
+# Pillow's names. Excluded are documents and drawings (EPS would start a program), videos, icons, and data formats that
+# Pillow can only identify.
 FORMATS = frozenset(
     {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"}
 )
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 HEIF_HINT = "pip install pillow-heif"
-# Larger images are refused; so is a small file that claims to be one ("decompression bomb").
+# Larger images are refused, including small files that claim to be large ("decompression bombs").
 MAX_PIXELS = 500_000_000
-# On damaged or hostile files Pillow's decoders raise nearly anything: struct.error, EOFError, ZeroDivisionError, ...
+# Pillow's decoders raise nearly anything on damaged or hostile files: struct.error, EOFError, ZeroDivisionError, ...
 UNREADABLE = (Exception,)
 
 _lock = threading.Lock()
 _users = 0
 _pillows_limit: int | None = None
-# The file that a thread is reading, for what Pillow warns of meanwhile.
+# The file that a thread is reading, to attribute Pillow's warnings.
 _reading = threading.local()
 
 
@@ -40,13 +40,14 @@ class TooLargeError(Exception):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The formats that can be read here: `FORMATS`, and HEIF where pillow-heif is installed. Those without a signature
-    take nearly anything for theirs, and come last.
+    """Returns the formats that can be read here: `FORMATS`, and HEIF if pillow-heif is installed.
+
+    Formats without a signature accept nearly any file, and come last.
     """
     Image.init()
     known = FORMATS
     if importlib.util.find_spec("pillow_heif"):
-        with contextlib.suppress(ImportError):  # installed, but not for this machine
+        with contextlib.suppress(ImportError):  # installed, but for another platform
             import pillow_heif
 
             pillow_heif.register_heif_opener()
@@ -59,13 +60,13 @@ def _is_signed(name: str) -> bool:
 
 
 def suffixes() -> frozenset[str]:
-    """Of files in `formats`, in small letters."""
-    known = formats()  # which may register some
+    """Returns the lower-case suffixes of the formats in `formats`."""
+    known = formats()  # may register further suffixes
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file at `path`, whatever its suffix, begins as an image does; its pixels are not read."""
+    """Returns whether the file at `path` has an image signature, regardless of its suffix; pixels are not read."""
     try:
         with _unlimited(), Image.open(path, formats=[name for name in formats() if _is_signed(name)]):
             return True
@@ -75,14 +76,14 @@ def is_image(path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """The image in a file, for as long as its pixels are needed. Raises one of `UNREADABLE`."""
+    """Context manager that opens the image in a file. Raises one of `UNREADABLE`."""
     _reading.file = file if isinstance(file, Path) else None
     try:
         with _unlimited(), Image.open(file, formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 raise TooLargeError(
-                    f"it has {image.width * image.height:,} pixels, more than {max_pixels:,}; to allow more: "
-                    f"--config.data.max_pixels, of predict --max-pixels"
+                    f"it has {image.width * image.height:,} pixels, more than {max_pixels:,}; to allow more, use "
+                    f"--config.data.max_pixels (predict: --max-pixels)"
                 )
             yield image
     finally:
@@ -91,7 +92,7 @@ def opened(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Iterator[Im
 
 @contextlib.contextmanager
 def _unlimited() -> Iterator[None]:
-    """Without the limit of Pillow's, which is one of the whole process, as long as any thread is within."""
+    """Lifts Pillow's pixel limit, which is global to the process, while any thread is inside."""
     global _users, _pillows_limit
     with _lock:
         if not _users:
@@ -107,9 +108,9 @@ def _unlimited() -> Iterator[None]:
 
 
 def reason(error: BaseException, path: Path) -> str:
-    """Why the file at `path` could not be read, in a few words."""
+    """Says in a few words why the file at `path` could not be read."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is HEIF: {HEIF_HINT}" if _is_heif(path) else "it is no image, or damaged"
+        return f"it is HEIF: {HEIF_HINT}" if _is_heif(path) else "not an image, or damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -125,10 +126,10 @@ def _is_heif(path: Path) -> bool:
 
 
 class FileWarnings:
-    """Collects what Pillow warns of while image files are read within, in any thread.
+    """Context manager that collects Pillow's warnings about image files, from any thread.
 
     Attributes:
-      lines: one for each kind of warning, with the name of the first file.
+      lines: one per kind of warning, with the name of the first file.
     """
 
     def __init__(self) -> None:
@@ -150,7 +151,7 @@ class FileWarnings:
 
     @property
     def lines(self) -> list[str]:
-        """See the class."""
+        """The collected warnings, see the class."""
         more = {kind: len(set(files)) - 1 for kind, files in self._files.items()}
         return [
             f"{files[0]}: {self._first[kind]}" + (f" (and {more[kind]:,} more files)" if more[kind] else "")

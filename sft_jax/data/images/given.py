@@ -1,4 +1,4 @@
-"""What callers give for images: paths, images of Pillow's and arrays of many shapes, one by one."""
+"""Normalises the images that callers pass, i.e. paths, Pillow images and arrays of many shapes, to a sequence."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,16 +12,16 @@ Given = Path | Image.Image | np.ndarray
 
 
 def one_by_one(images: Any) -> Sequence[Given]:
-    """Each image of what a caller gave: files, images of Pillow's, or arrays [height, width, 3] of uint8 or float32.
+    """Returns single images: paths, Pillow images, or arrays [height, width, 3] of uint8 or float32.
 
     Args:
-      images: a path, an image of Pillow's, an array, or a list of such. Arrays are [n, height, width, 3] or, of one
-        image, [height, width, 3]; gray ones have 1 channel or no axis for it. uint8, or floating point in 0..1; gray
-        may be uint16.
+      images: a path, a Pillow image, an array, or a list of these. Arrays are [n, height, width, 3] or [height, width,
+        3]; gray images have 1 channel or no channel axis. The dtype is uint8 or floating point in 0..1; gray images
+        may also be uint16.
 
     Raises:
-      TypeError: another dtype.
-      ValueError: another shape, or values outside 0..1.
+      TypeError: unsupported dtype.
+      ValueError: unsupported shape, or values outside 0..1.
     """
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
@@ -39,10 +39,10 @@ def _one(image: Any) -> Given:
         return image
     if isinstance(image, str | os.PathLike):
         return Path(image)
-    found = _all(np.asarray(image))
-    if len(found) != 1:
-        raise ValueError(f"an image of a list must be [height, width, 3], not {list(np.shape(image))}")
-    return found[0]
+    arrays = _all(np.asarray(image))
+    if len(arrays) != 1:
+        raise ValueError(f"images in a list must be [height, width, 3], not {list(np.shape(image))}")
+    return arrays[0]
 
 
 def _all(images: np.ndarray) -> Sequence[Given]:
@@ -51,11 +51,11 @@ def _all(images: np.ndarray) -> Sequence[Given]:
         return [Image.fromarray(image) for image in channels[..., 0]]
     if np.issubdtype(images.dtype, np.floating):
         channels = channels.astype(np.float32)
-        # Written so that NaN fails too.
+        # Phrased so that NaN fails too.
         if channels.size and not (channels.min() >= 0 and channels.max() <= 1):
             raise ValueError(
-                f"images in floating point must be in 0..1, not {channels.min():g}..{channels.max():g}: give pixels as "
-                f"uint8, and do not normalise images, which is done here"
+                f"floating-point images must be in 0..1, not {channels.min():g}..{channels.max():g}; pass pixel values "
+                f"as uint8, and do not normalise them"
             )
     elif images.dtype != np.uint8:
         raise TypeError(f"images must be uint8 in 0..255 or floating point in 0..1, not {images.dtype}")
@@ -63,7 +63,7 @@ def _all(images: np.ndarray) -> Sequence[Given]:
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:
-    """[n, height, width, 1 or 3]. Raises ValueError."""
+    """Reshapes to [n, height, width, 1 or 3]. Raises ValueError."""
     shape = images.shape
     if images.ndim == 2:
         images = images[None, ..., None]
@@ -71,11 +71,11 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
         images = images[None]
     elif images.ndim == 3 and shape[0] in (1, 3):
         raise ValueError(
-            f"images of {list(shape)} may be gray, or one with its channels first: give [n, height, width, 1] or "
+            f"images of shape {list(shape)} are ambiguous, gray or channels first: pass [n, height, width, 1] or "
             f"[height, width, 3]"
         )
     elif images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
-        raise ValueError(f"images must be [n, height, width, 3], RGB, or gray with 1 channel, not {list(shape)}")
+        raise ValueError(f"images must be [n, height, width, 3], or 1 channel for gray, not {list(shape)}")
     return images

@@ -1,4 +1,4 @@
-"""Pictures that a user names: which files they are, and their contents one after the other."""
+"""Expands the names that a user gives to image files, and decodes these in order."""
 
 import collections
 import concurrent.futures
@@ -14,38 +14,38 @@ from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.files import find_images, left_out
 from sft_jax.data.images.formats import UNREADABLE, reason
 
-# Pictures decoded before they are asked for.
+# Number of images decoded ahead.
 AHEAD = 64
 
 Tell = Callable[[str], None]
 
 
 def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
-    """The files that `names` stand for: each itself, a folder for the pictures in and below it, "-" for stdin's lines.
+    """Yields the files that `names` stand for: a file, all images in and below a folder, or "-" for lines of stdin.
 
-    `tell` is called with a line about each name that stands for none.
+    `tell` is called with a line about each name that yields no image, and about other files in folders.
     """
     for name in names:
         if name == "-":
             lines = (line.rstrip("\r\n") for line in sys.stdin)
             yield from files((line for line in lines if line not in ("", "-")), tell)
         elif re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
-            tell(f"{name} is a URL; download it and name the file")
+            tell(f"{name} is a URL; download it and pass the file")
         elif Path(name).is_dir():
-            found = find_images(Path(name))
-            if found.others:
-                tell(f"{name}: {left_out(found.others)}")
-            elif not found.images:
-                tell(f"{name} has no image in it")
-            yield from found.images
+            images, others = find_images(Path(name))
+            if others:
+                tell(f"{name}: {left_out(others)}")
+            elif not images:
+                tell(f"{name} contains no images")
+            yield from images
         else:
             yield Path(name)
 
 
 def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tell) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each path with what `read` returns for it, in order; read in threads, at most `AHEAD` of them in advance.
+    """Yields each path with the result of `read`, in order; reads in threads, up to `AHEAD` images ahead.
 
-    `tell` is called with a line about each file that cannot be read, and it is left out.
+    Unreadable files are skipped, and `tell` is called with a line about each.
     """
     with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
         pending: collections.deque[tuple[Path, concurrent.futures.Future[np.ndarray]]] = collections.deque()
@@ -57,8 +57,8 @@ def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tel
                 return
             path, reading = pending.popleft()
             try:
-                picture = reading.result()
+                image = reading.result()
             except UNREADABLE as error:
                 tell(f"{path} cannot be read: {reason(error, path)}")
                 continue
-            yield path, picture
+            yield path, image

@@ -1,4 +1,4 @@
-"""How images are read, whatever their source, and what is done about those that cannot be."""
+"""Settings for reading images of any source, and the handling of unreadable ones."""
 
 import dataclasses
 import tempfile
@@ -12,9 +12,9 @@ from sft_jax.data.images.formats import MAX_PIXELS
 from sft_jax.data.images.square import Square
 from sft_jax.errors import UserError
 
-# Decoded images may take this share of the memory that is free.
-MEMORY_SHARE = 0.5
-# So many images that cannot be read are named; where there are more, all of them are in this file.
+# Fraction of free memory that decoded images may take.
+MEMORY_FRACTION = 0.5
+# Maximum number of unreadable images named in a message; if there are more, this file lists them all.
 NAMED, LIST = 3, "bad_images.txt"
 
 
@@ -28,14 +28,13 @@ class Reading:
 
     Attributes:
       fit: see `Square`.
-      on_error: stop or skip, where images cannot be read.
-      max_pixels: larger images count as such that cannot be read.
-      memory_bytes: memory that decoded images may take; where they need more they are decoded when they are used. None
-        for half of what is free.
-      check: look at all images at once; otherwise at those that are asked for, when they are.
-      square: what a trained network's images went through, to be done again; None for a new one's, which follows from
-        `fit` and from the images.
-      progress: called with the number of images that were read, and of all.
+      on_error: "stop" or "skip", for unreadable images.
+      max_pixels: larger images count as unreadable.
+      memory_bytes: memory limit for decoded images, above which they are decoded on demand; None for half of the free
+        memory.
+      check: check all images up front, rather than each one when it is used.
+      square: preprocessing of a trained network, to be repeated; None to derive it from `fit` and the images.
+      progress: called with the number of images read so far and the total.
     """
 
     fit: str = "crop"
@@ -48,48 +47,48 @@ class Reading:
 
     @classmethod
     def of_config(cls, config: ConfigDict) -> "Reading":
-        """Of the part `data` of the configuration."""
+        """Takes the settings from `config`, the section `data` of the config."""
         return cls(config.fit, config.on_error, config.max_pixels)
 
     def must_stream(self, count: int, side: int) -> bool:
-        """Whether `count` images of `side` x `side` pixels need more memory than they may take."""
+        """Returns whether `count` images of `side` x `side` pixels exceed the memory limit."""
         allowed = self.memory_bytes
         if allowed is None:
-            allowed = int(MEMORY_SHARE * psutil.virtual_memory().available)
+            allowed = int(MEMORY_FRACTION * psutil.virtual_memory().available)
         return bytes_of(count, side) > allowed
 
 
-# Of a caller who has no wishes.
+# The defaults.
 PLAIN = Reading()
 
 
 def bytes_of(count: int, side: int) -> int:
-    """Of `count` images uint8 [side, side, 3]."""
+    """Returns the size in bytes of `count` images uint8 [side, side, 3]."""
     return count * side * side * 3
 
 
 def streaming_notice(count: int, side: int) -> str:
-    """Says that so many images are not held in memory."""
-    return f"the images need {bytes_of(count, side) / 2**30:.1f} GiB of memory: they are decoded again in every epoch"
+    """Returns the notice that the images do not fit into memory."""
+    return f"the images would need {bytes_of(count, side) / 2**30:.1f} GiB of memory: decoding them anew in each epoch"
 
 
 def bad_images(reasons: Mapping[str, str], on_error: str) -> str:
-    """The notice that images were left out which cannot be read, for `reasons` (file -> why).
+    """Returns the notice that unreadable images were skipped, for `reasons` (file -> reason).
 
     Raises:
-      UserError: with `on_error` stop.
+      UserError: `on_error` is "stop".
     """
     named = ", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:NAMED])
     if len(reasons) > NAMED:
-        named += f" and {len(reasons) - NAMED:,} more, all of them in {_listed(reasons)}"
+        named += f" and {len(reasons) - NAMED:,} more, all listed in {_listed(reasons)}"
     count = f"{len(reasons):,} image{'s' if len(reasons) > 1 else ''} cannot be read"
     if on_error == "skip":
-        return f"{count} and {'were' if len(reasons) > 1 else 'was'} left out: {named}"
-    raise UserError(f"{count}: {named}; mend or remove them, or leave them out with --config.data.on_error=skip")
+        return f"{count} and {'were' if len(reasons) > 1 else 'was'} skipped: {named}"
+    raise UserError(f"{count}: {named}; repair or remove them, or skip them with --config.data.on_error=skip")
 
 
 def _listed(reasons: Mapping[str, str]) -> Path:
-    """A file with all of `reasons`, in the current folder, or where it cannot be written in that of temporary files."""
+    """Writes all of `reasons` to a file in the current folder or, if that is not writable, a temporary folder."""
     text = "".join(f"{name}\t{why}\n" for name, why in reasons.items())
     try:
         Path(LIST).write_text(text, errors="backslashreplace")

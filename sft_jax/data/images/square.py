@@ -1,4 +1,4 @@
-"""Images of any size and mode as square RGB arrays: the part of their way to the network that the CPU does."""
+"""Converts images of any size and mode to square RGB arrays: the host-side part of preprocessing."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from sft_jax.data.images.formats import MAX_PIXELS, opened
 
-# Resizing keeps an image's proportions; of a strip longer than this many times its width only the middle is resized.
+# Maximum aspect ratio for resizing; of a longer strip only the middle is used.
 LONGEST = 100
 FITS = ("crop", "pad", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -18,19 +18,19 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """How an image becomes the square that a network is given. Resizing is antialiased.
+    """Host-side preprocessing of an image to a square. Resizing is antialiased.
 
     Attributes:
-      size: side of the square in pixels.
-      fit: what is done to images that are not square. crop: the shorter side is brought to `resize` and the centre is
-        cut out, as torchvision's `Resize(resize)`, `CenterCrop(size)`; pad: the longer side is brought to `size`, and
-        the rest is black; squash: both sides are brought to `size`.
-      resize: of crop; None for `size`.
+      size: side length of the square in pixels.
+      fit: how images become square. crop: resize the shorter side to `resize`, then centre-crop, like torchvision's
+        `Resize(resize)`, `CenterCrop(size)`; pad: resize the longer side to `size`, then pad with black; squash: resize
+        both sides to `size`.
+      resize: shorter side before the crop; None for `size`.
       interpolation: bilinear or bicubic.
-      integers: (lowest, highest) value of gray images of 16 or 32 bits, which become 0 and 255; None for all that 16
-        bits hold.
-      floats: likewise of gray images in floating point; None for 0..1, or 0..255 where an image has values above 1.
-      keep_square: square images keep their size: the device resizes them.
+      integers: (lowest, highest) value of 16- or 32-bit gray images, mapped to 0 and 255; None for the full 16-bit
+        range.
+      floats: likewise for floating-point gray images; None for 0..1, or 0..255 if an image has values above 1.
+      keep_square: leave square images at their size, for the device to resize.
     """
 
     size: int
@@ -42,26 +42,26 @@ class Square:
     keep_square: bool = False
 
     def read(self, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """`of_image` of a file (the first frame). Raises one of `formats.UNREADABLE`."""
+        """Reads a file (its first frame) as `of_image` does. Raises one of `formats.UNREADABLE`."""
         with opened(path, max_pixels) as image:
             return self.of_image(image)
 
     def of_image(self, image: Image.Image) -> np.ndarray:
-        """An image as uint8 [size, size, 3], or of the side that it has where `keep_square` says so.
+        """Converts an image to uint8 [size, size, 3], or keeps its side length if `keep_square` applies.
 
-        EXIF rotation is applied, and transparency is laid over white.
+        EXIF rotation is applied, and transparency is composited over white.
         """
         image = self._rgb(ImageOps.exif_transpose(image))
         return np.asarray(image if self._keeps(image.size) else self._squared(image))
 
     def of_array(self, image: np.ndarray) -> np.ndarray:
-        """`of_image` of an array [height, width, 3], uint8, or float32 in 0..1, which gives float32."""
+        """Converts an array [height, width, 3], uint8 or float32 in 0..1, to a square of the same dtype."""
         if self._keeps(image.shape[:2]):
             return image
         if image.dtype == np.uint8:
             return np.asarray(self._squared(Image.fromarray(image)))
         channels = (Image.fromarray(image[..., channel]) for channel in range(image.shape[-1]))
-        # Bicubic curves overshoot.
+        # Bicubic interpolation overshoots.
         return np.clip(np.stack([np.asarray(self._squared(channel)) for channel in channels], -1), 0, 1)
 
     def _keeps(self, sides: tuple[int, ...]) -> bool:
@@ -81,7 +81,7 @@ class Square:
         shorter = self.resize or self.size
         width, height = (shorter * side // min(image.size) for side in image.size)
         image = image.resize((width, height), method)
-        # Rounded half to even, as torchvision has it.
+        # Rounds half to even, like torchvision.
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 
@@ -95,11 +95,11 @@ class Square:
         return image.convert("RGB")
 
     def _eight_bits(self, image: Image.Image) -> np.ndarray:
-        """Gray of more than 8 bits, or in floating point, as uint8 [height, width]."""
+        """Scales gray of more than 8 bits, or floating point, to uint8 [height, width]."""
         values = np.asarray(image)
         limits = self.floats if image.mode == "F" else self.integers
         if limits is None and image.mode != "F":
-            # Pillow's own conversion clips at 255.
+            # Pillow's own conversion would clip at 255.
             return (np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
         values = np.nan_to_num(values.astype(np.float32))
         low, high = limits or (0.0, 1.0 if values.max() <= 1 else 255.0)
@@ -107,7 +107,7 @@ class Square:
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether an image is gray of more than 8 bits, or in floating point."""
+    """Returns whether an image is gray with more than 8 bits, or floating point."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
@@ -115,6 +115,6 @@ def _shortened(image: Image.Image) -> Image.Image:
     longest = LONGEST * min(image.size)
     if max(image.size) <= longest:
         return image
-    # As much from both ends.
+    # Cuts equally from both ends.
     left, top = (max(0, (side - longest + 1) // 2) for side in image.size)
     return image.crop((left, top, image.width - left, image.height - top))

@@ -1,4 +1,4 @@
-"""What is to be known of images before they are read: sizes, ranges of gray values, and what the fit does to them."""
+"""Surveys images before they are read: sizes, gray value ranges, and how much the fit crops, pads or distorts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from PIL import Image, ImageOps
 from sft_jax.data.images.formats import opened
 from sft_jax.data.images.square import Range, Square, is_wide
 
-# The largest values of the usual numbers of bits.
+# Largest values of the usual bit depths.
 FULL = (255, 1023, 4095, 16383, 65535)
-# Up to this much of the images may be cut off, or their proportions change, without a word: less than of 4 : 3.
+# Fraction that may be cropped, padded or distorted without a notice; an aspect ratio of 4:3 exceeds it.
 LITTLE = 0.2
 
 
 class Seen(NamedTuple):
-    """What was seen of one image.
+    """Properties of one image.
 
     Attributes:
       size: width and height in pixels.
-      values: lowest and highest value of gray in more than 8 bits; None for other images.
-      floating: whether those are in floating point.
-      reduced: whether it has more than 8 bits a channel, of which Pillow reads the upper 8.
+      values: lowest and highest value of a gray image with more than 8 bits; None for other images.
+      floating: whether these values are floating point.
+      reduced: whether it has more than 8 bits per channel, of which Pillow reads only the upper 8.
     """
 
     size: tuple[int, int]
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 
 def look(path: Path, *, thorough: bool, max_pixels: int) -> Seen:
-    """Looks at an image's header, and where its values are of interest or with `thorough` at all of it.
+    """Examines an image's header, and its pixels as well if their range matters or `thorough` is set.
 
     Raises one of `formats.UNREADABLE`.
     """
@@ -42,7 +42,7 @@ def look(path: Path, *, thorough: bool, max_pixels: int) -> Seen:
         if is_wide(image):
             return Seen(size, _extremes(np.asarray(image)), image.mode == "F", reduced)
         if thorough:
-            # JPEG is read to its end for an eighth of the pixels: much faster, and as thorough.
+            # Decodes JPEG at an eighth of the resolution: reads all of the file, but much faster.
             image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image)
         return Seen(size, None, False, reduced)
@@ -60,19 +60,19 @@ def _is_reduced(image: Image.Image) -> bool:
 
 
 def ranges(images: Sequence[Seen]) -> tuple[Range | None, Range | None, list[str]]:
-    """The ranges `integers` and `floats` of `Square` that the training `images` call for, and notices about them."""
+    """Derives the ranges `integers` and `floats` of `Square` from the training `images`, with notices about them."""
     notices = []
     integers = _range([seen.values for seen in images if seen.values and not seen.floating], _whole)
     floats = _range([seen.values for seen in images if seen.values and seen.floating], _floating)
-    for kind, found in (("of 16 or 32 bits", integers), ("in floating point", floats)):
-        if found is not None:
+    for kind, limits in (("16- or 32-bit", integers), ("floating-point", floats)):
+        if limits is not None:
             notices.append(
-                f"gray images {kind}: values {found[0]:g} to {found[1]:g}, the range of the training images, become "
+                f"{kind} gray images: {limits[0]:g} to {limits[1]:g}, the range of the training images, is mapped to "
                 f"0 to 255"
             )
     reduced = sum(seen.reduced for seen in images)
     if reduced:
-        notices.append(f"of {reduced:,} images with 16 bits a channel the upper 8 bits are used")
+        notices.append(f"images with 16 bits per channel ({reduced:,}): only the upper 8 bits are used")
     return integers, floats, notices
 
 
@@ -83,7 +83,7 @@ def _range(values: Sequence[Range], rule: Callable[[float, float], Range | None]
 
 
 def _whole(low: float, high: float) -> Range | None:
-    """None where 16 bits are filled."""
+    """Rounds the range up to a usual bit depth; None for the full 16 bits."""
     high = next((full for full in FULL if high <= full), high)
     low = min(low, 0)
     return None if (low, high) == (0, FULL[-1]) else (low, high)
@@ -96,7 +96,7 @@ def _floating(low: float, high: float) -> Range:
 
 
 def fit_notices(sizes: Sequence[tuple[int, int]] | np.ndarray, square: Square) -> list[str]:
-    """What `square` does to images of `sizes`, width and height of each, where that is more than a little."""
+    """Returns notices if `square` crops, pads or distorts images of `sizes` (width, height) by more than `LITTLE`."""
     if not len(sizes):
         return []
     sides = np.array(sizes)
@@ -106,15 +106,15 @@ def fit_notices(sizes: Sequence[tuple[int, int]] | np.ndarray, square: Square) -
         if stretched.mean() <= 1 + LITTLE:
             return []
         return [
-            f"squash: the images' proportions change by {stretched.mean():.2f} x on average (up to "
-            f"{stretched.max():.2f} x); data.fit=pad keeps them"
+            f"squash: aspect ratios change by {stretched.mean():.2f} x on average (up to {stretched.max():.2f} x); "
+            f"data.fit=pad preserves them"
         ]
     lost = 1 - kept
     if lost.mean() <= LITTLE:
         return []
     if square.fit == "pad":
-        return [f"pad: {lost.mean():.0%} of what the network sees is black on average (up to {lost.max():.0%})"]
+        return [f"pad: {lost.mean():.0%} of the input is black padding on average (up to {lost.max():.0%})"]
     return [
-        f"centre crop: {lost.mean():.0%} of the image area is cut off on average (up to {lost.max():.0%}); "
-        f"data.fit=pad keeps everything"
+        f"centre crop: {lost.mean():.0%} of the image area is cropped on average (up to {lost.max():.0%}); "
+        f"data.fit=pad keeps it all"
     ]

@@ -1,1 +1,1 @@
-"""Where labelled images come from: one file a source, and what sources share."""
+"""Sources of labelled images: one module per source, and the code that they share."""

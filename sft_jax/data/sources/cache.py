@@ -1,4 +1,4 @@
-"""Decoded splits, kept in the user's cache folder: reading CIFAR-10 again takes no decoding of 60,000 pictures."""
+"""Cache of decoded splits in the user's cache folder, so that CIFAR-10's 60,000 images are decoded only once."""
 
 import contextlib
 import hashlib
@@ -16,14 +16,14 @@ from sft_jax.runtime.files import digest
 Arrays = dict[str, np.ndarray]
 
 FORMAT = "2"
-# All kept splits together; those used longest ago go first.
+# Limit for all cached splits together; the least recently used are evicted first.
 TOTAL_BYTES = 4 << 30
-# Larger prepared sets are decoded each time: to tell by their contents whether they changed would take as long.
+# Larger prepared datasets are not cached: hashing them to detect changes would take as long as decoding.
 SOURCE_BYTES = 1 << 30
 
 
 def source_digest(folder: Path) -> str | None:
-    """SHA-256 over the files of a prepared set, names and contents; None where they are too large for that."""
+    """Returns the SHA-256 of the names and contents of a prepared dataset's files; None if they are too large."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if sum(path.stat().st_size for path in files) > SOURCE_BYTES:
         return None
@@ -34,24 +34,24 @@ def source_digest(folder: Path) -> str | None:
     return total.hexdigest()
 
 
-def kept(key: tuple[str, ...], read: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `read` returns, from the cache where the same `key` was read before.
+def cached(key: tuple[str, ...], read: Callable[[], Arrays]) -> Arrays:
+    """Returns the result of `read`, from the cache if there is an entry for `key`.
 
-    A file that is damaged or cannot be written is no reason to fail: the split is read again.
+    Damaged entries are read again, and failures to write are ignored.
 
     Args:
-      key: everything the images depend on, the digest of their source first.
+      key: everything that determines the images, starting with the digest of their source.
       read: decodes the split.
     """
     folder = cache_folder("splits")
     if folder is None:
         return read()
     path = folder / (hashlib.sha256("\n".join((FORMAT, *key)).encode()).hexdigest() + ".safetensors")
-    found = _load(path)
-    if found is None:
-        found = read()
-        _store(path, found)
-    return found
+    arrays = _load(path)
+    if arrays is None:
+        arrays = read()
+        _store(path, arrays)
+    return arrays
 
 
 def _load(path: Path) -> Arrays | None:
@@ -61,7 +61,7 @@ def _load(path: Path) -> Arrays | None:
             expected = (file.metadata() or {}).get("digest")
         if digest(arrays, {}) != expected:
             return None
-        os.utime(path)  # used just now
+        os.utime(path)  # marks it as recently used
         return arrays
     except (OSError, safetensors.SafetensorError, TypeError):
         return None

@@ -1,6 +1,6 @@
-"""scikit-learn's embedded handwritten digits: 1,797 real images of 8 x 8 pixels, no download.
+"""The handwritten digits bundled with scikit-learn: 1,797 real images of 8 x 8 pixels, no download.
 
-Source: UCI "Optical Recognition of Handwritten Digits", test part, by `sklearn.datasets.load_digits`.
+Source: test set of UCI "Optical Recognition of Handwritten Digits", via `sklearn.datasets.load_digits`.
 """
 
 import re
@@ -11,21 +11,21 @@ from sft_jax.data.dataset import ArraySplit, Dataset
 from sft_jax.data.sampling import stratified
 from sft_jax.errors import UserError
 
-# Never the run's seed: the test images must be the same in every run.
+# Independent of the run's seed, so that all runs share one test set.
 SPLIT_SEED = 0
 FRACTIONS = (0.6, 0.2, 0.2)
 
 
 def load_digits(source: str) -> Dataset:
-    """The digits that `source` names, 60 / 20 / 20 % of each class for training, validation and test.
+    """Loads the digits that `source` names, split 60 / 20 / 20 % per class into training, validation and test.
 
     Args:
-      source: "digits" for all ten, "digits:5-9" for a range. Labels count from 0, class names are the digits.
+      source: "digits" for all ten, "digits:5-9" for a range. Labels start at 0; class names are the digits.
 
     Raises:
-      UserError: there is no such range.
+      UserError: the range is invalid.
     """
-    # Only runs on digits need scikit-learn, which takes a second to import.
+    # scikit-learn takes a second to import, and only runs on digits need it.
     from sklearn.datasets import load_digits as load
 
     match = re.fullmatch(r"digits(?::(\d)-(\d))?", source)
@@ -34,7 +34,7 @@ def load_digits(source: str) -> Dataset:
         raise UserError(f"config.data.source={source!r} must be digits or a range such as digits:5-9")
     pixels, digits = load(return_X_y=True)
     chosen = (digits >= first) & (digits <= last)
-    # Intensities are 0..16.
+    # Intensities are in 0..16.
     gray = np.round(pixels[chosen].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     whole = ArraySplit.of_images(np.repeat(gray, 3, axis=-1), (digits[chosen] - first).astype(np.int32))
     train, validation, test = (whole.take(rows) for rows in stratified(whole.labels, FRACTIONS, SPLIT_SEED))

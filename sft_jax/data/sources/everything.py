@@ -1,4 +1,4 @@
-"""All labelled images of a source, for a network that was trained on others."""
+"""All labelled images of a source, for evaluating a network that was trained on other data."""
 
 import difflib
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from sft_jax.errors import UserError
 
 
 class Everything(NamedTuple):
-    """Images to be scored: either files or splits.
+    """Images to evaluate: either files or splits.
 
     Attributes:
-      paths: of files.
-      labels: of these files as the network counts its classes.
-      splits: images in arrays, each with the class of the network for each of its own labels.
-      record: of the files, as those of the part "test".
+      paths: the image files.
+      labels: their labels, as class indices of the network.
+      splits: pairs of a split in memory and an array that maps its labels to class indices of the network.
+      record: a record of the files, as a test split.
     """
 
     paths: list[Path]
@@ -42,17 +42,17 @@ class Everything(NamedTuple):
 def load_everything(
     config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str], square: Square
 ) -> Everything:
-    """Finds the images of `config.source`, whatever their part.
+    """Collects the images of `config.source`, from all splits unless `split` names one.
 
     Args:
-      config: the part `data` of the configuration.
-      class_names: of the network. Those of the source are found among them by name, and need not be all.
-      split: only this part of a folder, table or of the digits, or this split of a tfds set; None for all.
-      notices: gets lines about what is left out.
-      square: what images go through before the network; those in arrays have gone through it.
+      config: the section `data` of the config.
+      class_names: classes of the network; the source's classes are matched by name and may be a subset.
+      split: the only split to use; None for all.
+      notices: receives a line about anything that is skipped.
+      square: host-side preprocessing of the network; already applied to images in arrays.
 
     Raises:
-      UserError: nothing there, or classes that the network does not have.
+      UserError: there are no images, or the network does not have their classes.
     """
     kind, rest = kind_of(config)
     if kind in ("folder", "csv"):
@@ -63,17 +63,18 @@ def load_everything(
         notices.append(f"{config.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
         keys = {"image_key": config.image_key, "label_key": config.label_key}
         reading = Reading(square=square)
-        found = load_tfds(rest, **where, **keys, splits=("+".join(names),) * 3, size=config.size, reading=reading)
-        notices += found.notices
-        splits = [found.test]
+        dataset = load_tfds(rest, **where, **keys, splits=("+".join(names),) * 3, size=config.size, reading=reading)
+        notices += dataset.notices
+        splits = [dataset.test]
     else:
-        found = load_digits(config.source)
-        parts = {"train": found.train, "val": found.validation, "test": found.test}
+        dataset = load_digits(config.source)
+        parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
         wanted = [part for name, part in parts.items() if split is None or name == _part(split)]
         splits = [_fitted(part, square) for part in wanted]
-    labels = [name for name, count in zip(found.class_names, _counts(splits, found.class_names), strict=True) if count]
+    counts = _counts(splits, dataset.class_names)
+    labels = [name for name, count in zip(dataset.class_names, counts, strict=True) if count]
     positions = _positions(config.source, labels, class_names, notices)
-    table = np.array([positions.get(name, -1) for name in found.class_names], np.int32)
+    table = np.array([positions.get(name, -1) for name in dataset.class_names], np.int32)
     return Everything([], np.zeros(0, np.int32), [(each, table) for each in splits])
 
 
@@ -83,11 +84,11 @@ def _files(
     listing = list_files(kind, path, config, notices, known=class_names)
     files = [file for file in listing.files if split is None or file.part == _part(split)]
     if not files:
-        raise UserError(f"{path} has no {split} part: leave --split away to score all that is there")
+        raise UserError(f"{path} has no {split} split; drop --split to evaluate all of its images")
     counts = {part: sum(file.part == part for file in files) for part in dict.fromkeys(file.part for file in files)}
     if len(counts) > 1:
-        words = ", ".join(f"{count:,} {part or 'in no part'}" for part, count in counts.items())
-        notices.append(f"all parts of {path} are scored together: {words}; --split takes one")
+        words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
+        notices.append(f"evaluating all splits of {path} together: {words}; --split chooses one")
     names = list(dict.fromkeys(file.class_name for file in files))
     positions = _positions(str(path), names, class_names, notices)
     return Everything(
@@ -99,7 +100,7 @@ def _files(
 
 
 def _fitted(split: Split, square: Square) -> ArraySplit:
-    """A split of images of one size in memory, after `square`."""
+    """Applies `square` to a split in memory whose images have one size."""
     batch = next(split.batches(np.arange(len(split))[None]))
     return ArraySplit.of_images(np.stack([square.of_array(image) for image in batch["image"]]), batch["label"])
 
@@ -107,7 +108,7 @@ def _fitted(split: Split, square: Square) -> ArraySplit:
 def _part(split: str) -> str:
     part = part_of(split)
     if part is None:
-        raise UserError(f"--split {split!r} must be train, validation or test here")
+        raise UserError(f"--split {split!r} must be train, validation or test for this source")
     return part
 
 
@@ -116,7 +117,7 @@ def _counts(splits: Sequence[Split], class_names: Sequence[str]) -> np.ndarray:
 
 
 def _positions(where: str, names: Sequence[str], known: Sequence[str], notices: list[str]) -> dict[str, int]:
-    """Which of the network's classes `known` each of `names` is. Raises UserError where one is none of them."""
+    """Maps each of `names` to its index in the network's classes `known`. Raises UserError if one is missing."""
     positions = {name: number for number, name in enumerate(known)}
     unknown = [name for name in names if name not in positions]
     if unknown:
@@ -127,12 +128,12 @@ def _positions(where: str, names: Sequence[str], known: Sequence[str], notices: 
             like = folded.get(name.casefold()) or next(iter(near[name]), None)
             shown.append(f"{name!r} (the nearest is {like!r})" if like else repr(name))
         raise UserError(
-            f"{where} has classes that the network does not know: {some(shown)}; rename them as the network does, or "
-            f"leave them out"
+            f"{where} has classes that the network does not have: {some(shown)}; rename them to the network's, or "
+            f"remove them"
         )
     missing = [name for name in known if name not in names]
     if missing:
         notices.append(
-            f"{where} has no image of {len(missing):,} of the network's {len(known):,} classes: {some(missing)}"
+            f"{where} has no images of {len(missing):,} of the network's {len(known):,} classes: {some(missing)}"
         )
     return positions

@@ -1,4 +1,4 @@
-"""From listed image files to a data set: which part each is in, and their images in memory or decoded on demand."""
+"""Turns a listing of image files into a dataset: assigns splits, and reads images into memory or on demand."""
 
 import dataclasses
 
@@ -25,20 +25,20 @@ def load_listing(
     old_seed: int | None = None,
     allow_overlap: bool = False,
 ) -> Dataset:
-    """Reads the images of a source. Parts that are missing are taken from the training images, see `parts.decided`.
+    """Loads the images of a source. Missing splits are drawn from the training images, see `parts.decided`.
 
     Args:
       listing: the files.
-      size: side in pixels to which images are brought (see `Square`).
-      notices: what the user should be told about them so far; more is added.
+      size: side length in pixels to which images are resized (see `Square`).
+      notices: messages to the user so far; more are appended.
       reading: how the images are read.
-      recorded: of a run that has begun, which image is in which part; where it has parts they are taken.
+      recorded: the record of an existing run; its splits, if it has any, are used.
       resuming: see `as_recorded`.
       old_seed: see `decided`.
-      allow_overlap: the same image may be in the training and in the test part.
+      allow_overlap: allows the same image in the training and the test split.
 
     Raises:
-      UserError: images that cannot be read, too few of them, or not those of the run.
+      UserError: images are unreadable, too few, or not those of the run.
     """
     root = listing.root
     try:
@@ -57,13 +57,13 @@ def load_listing(
         part: ([root / file.name for file in here], np.array([label[file.class_name] for file in here], np.int32))
         for part, here in parts.items()
     }
-    found = read_images(root, files, size, reading)
+    images = read_images(root, files, size, reading)
     return Dataset(
-        found.splits["train"],
-        found.splits["val"],
-        found.splits["test"],
+        images.splits["train"],
+        images.splits["val"],
+        images.splits["test"],
         recorded.class_names,
-        (*notices, *found.notices),
-        found.square,
+        (*notices, *images.notices),
+        images.square,
         dataclasses.replace(recorded, place=str(listing.place.absolute())),
     )

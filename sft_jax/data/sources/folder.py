@@ -1,4 +1,4 @@
-"""Your own images: a folder for each class, in folders for the parts or in none."""
+"""The folder source: one folder per class, optionally inside one folder per split."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,32 +11,32 @@ from sft_jax.data.sources.listing import LabelledFile, Listing, counted, some
 from sft_jax.data.sources.part_names import PARTS, part_of
 from sft_jax.errors import UserError
 
-# What the folder of a part is called in messages.
+# Folder names that need no notice.
 USUAL = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
 
 
 def load_folder(path: str | Path, size: int, **settings: Any) -> Dataset:
-    """The images that `list_folder` finds; `settings` are those of `load_listing`. Raises UserError as both do."""
+    """Loads the images of a folder; `settings` are those of `load_listing`. Raises UserError."""
     notices: list[str] = []
     return load_listing(list_folder(Path(path), notices), size, notices, **settings)
 
 
 def list_folder(root: Path, notices: list[str], known: Collection[str] | None = None) -> Listing:
-    """Finds ROOT/train/CLASS/*, and the other parts likewise (see `part_of`), or ROOT/CLASS/* where there are no parts.
+    """Lists ROOT/train/CLASS/* and the other splits likewise (see `part_of`), or ROOT/CLASS/* if there are no splits.
 
     Args:
       root: the folder.
-      notices: gets a line about each thing that is left out, or that might have been meant otherwise.
-      known: the classes of a network that is to be scored: ROOT may then hold a single class, or no train part.
+      notices: receives a line about anything that is ignored or ambiguous.
+      known: classes of a network to be evaluated; ROOT may then have a single class, or no train split.
 
     Raises:
-      UserError: nothing there, fewer than two classes, an empty class, unknown classes, or parts that are not clear.
+      UserError: no images, fewer than two classes, an empty or unknown class, or an ambiguous layout.
     """
     if root.is_file():
-        hint = f"use csv:{root}" if root.suffix.lower() in (".csv", ".tsv") else "unpack it, and name the folder"
-        raise UserError(f"data.source=folder:{root}: that is a file; {hint}")
+        hint = f"use csv:{root}" if root.suffix.lower() in (".csv", ".tsv") else "unpack it and name the folder"
+        raise UserError(f"data.source=folder:{root} is a file; {hint}")
     if not root.is_dir():
-        raise UserError(f"data.source=folder:{root}: there is no such folder")
+        raise UserError(f"data.source=folder:{root}: no such folder")
     try:
         return _Folder(root, notices, known).listing()
     except OSError as error:
@@ -44,11 +44,11 @@ def list_folder(root: Path, notices: list[str], known: Collection[str] | None = 
 
 
 class _Folder:
-    """One reading of a folder, in which no class is looked through twice."""
+    """Lists a folder, scanning each class folder only once."""
 
     def __init__(self, root: Path, notices: list[str], known: Collection[str] | None):
         self.root, self.notices, self.known = root, notices, known
-        self._found: dict[Path, Found] = {}
+        self._scanned: dict[Path, Found] = {}
 
     def listing(self) -> Listing:
         named = [
@@ -57,7 +57,7 @@ class _Folder:
         labelled = {part for folder, part in named if part and self._has_classes(folder)}
         whole = "train" in labelled
         if self.known is not None and labelled:
-            # Of images to be scored, any part will do.
+            # For evaluation, any split will do.
             whole = whole or not any(part is None and self._holds_images(folder) for folder, part in named)
         parts = self._parts(named) if whole else {}
         classes = [] if whole else self._classes(named, parts)
@@ -70,26 +70,26 @@ class _Folder:
             files += self._files(here, folder, part)
         return Listing(self.root, self.root, class_names, files)
 
-    # --- Which folder is what
+    # --- Splits and classes at the top level
 
     def _parts(self, named: list[tuple[Path, str | None]]) -> dict[str, Path]:
-        """The folder of each part; every other one is named in a notice, or refused where it holds images."""
+        """Returns the folder of each split; any other one gives a notice, or an error if it contains images."""
         parts: dict[str, Path] = {}
         for folder, part in named:
             if not self._holds_images(folder):
                 if part:
-                    self._say(f"{folder} holds no image and was left out")
+                    self._say(f"{folder} ignored: it contains no images")
             elif part is None:
                 raise UserError(
-                    f"{folder} lies beside the training images, holds images and is no part by its name; call it "
-                    f"train, val or test, move it into the folder of a part as one of its classes, or move it elsewhere"
+                    f"{folder}, next to the train folder, contains images but is not named like a split; rename it to "
+                    f"train, val or test, move it into a split as one of its classes, or move it elsewhere"
                 )
             elif part in parts:
                 raise _twice(parts[part], folder, part)
             elif not self._has_classes(folder):
                 self._say(
-                    f"{folder} has {counted(len(self._direct(folder)))} and no folders of classes: without labels they "
-                    f"are of no use here and were left out"
+                    f"{folder} ignored: it has {counted(len(self._direct(folder)))} but no class folders, hence no "
+                    f"labels"
                 )
             else:
                 parts[part] = folder
@@ -100,11 +100,11 @@ class _Folder:
             if folder.name.lower() not in USUAL[part]
         ]
         if unusual:
-            self._say(f"folders taken for parts: {', '.join(unusual)}")
+            self._say(f"folders used as splits: {', '.join(unusual)}")
         return {part: parts[part] for part in PARTS if part in parts}
 
     def _classes(self, named: list[tuple[Path, str | None]], parts: dict[str, Path]) -> list[Path]:
-        """The folders of classes directly in the root, where there is no train part; `parts` gets val and test."""
+        """Returns the class folders directly in a root without a train split; adds val and test to `parts`."""
         classes = [folder for folder, part in named if part is None]
         unclear = [(folder, part) for folder, part in named if part is not None]
         for folder, part in unclear:
@@ -117,26 +117,24 @@ class _Folder:
             if folder in parts.values():
                 continue
             if not self._holds_images(folder):
-                self._say(f"{folder} holds no image and was left out")
+                self._say(f"{folder} ignored: it contains no images")
             elif folder.name in names:
                 classes.append(folder)
             elif self.known is not None:
-                self._say(f"{folder} is none of the network's classes; its images have no labels and were left out")
+                self._say(f"{folder} ignored: it is not one of the network's classes, so its images have no labels")
             elif classes and (part == "train" or len(classes) == 1):
-                self._say(
-                    f"{folder} holds images and no folders of classes: taken for a class, not for the {part} part"
-                )
+                self._say(f"{folder} contains images but no class folders: used as a class, not as the {part} split")
                 classes.append(folder)
             elif classes:
                 raise UserError(
-                    f"{folder} may be a class or images without labels; move the folders of the classes into "
-                    f"{self.root / 'train'}, and {folder.name} too if it is one, else elsewhere"
+                    f"{folder} may be a class or unlabelled images; move the class folders into "
+                    f"{self.root / 'train'}, and {folder.name} too if it is a class, otherwise elsewhere"
                 )
         self._loose(self.root)
         return sorted(classes)
 
     def _unwrapped(self, folder: Path, part: str | None) -> Path:
-        """What is in `folder` where that holds but a folder for the same part, as archives of Kaggle do."""
+        """Returns the only subfolder of a split if it names the same split, as in Kaggle archives, else `folder`."""
         inside = subfolders(folder) if part else []
         if len(inside) == 1 and part_of(inside[0].name) == part and not self._direct(folder):
             return inside[0]
@@ -154,46 +152,47 @@ class _Folder:
         self._check_count(whole, folders, names)
         for folder in folders:
             if any("\ud800" <= character <= "\udfff" for character in folder.name):
-                raise UserError(f"the name of a class is no UTF-8: {str(folder)!r}; rename the folder")
+                raise UserError(f"class name is not valid UTF-8: {str(folder)!r}; rename the folder")
             if self.known is None and not self._images(folder):
-                others = self._look(folder).others
+                others = self._scan(folder).others
                 what = f" ({left_out(others)})" if others else ""
-                raise UserError(f"there is no image in {folder}{what}; add some, or remove the folder")
+                raise UserError(f"{folder} contains no images{what}; add some, or remove the folder")
         folded: dict[str, str] = {}
         for name in names:
             other = folded.setdefault(name.casefold(), name)
             if other != name:
-                self._say(f"the classes {other!r} and {name!r} differ in capitals only: they are two")
+                self._say(f"classes {other!r} and {name!r} differ only in case; treated as two classes")
         return tuple(names)
 
     def _check_count(self, whole: Path, folders: list[Path], names: list[str]) -> None:
         if len(names) >= (2 if self.known is None else 1):
             return
-        least = "at least two classes" if self.known is None else "the classes"
+        least = ", at least two" if self.known is None else ""
         if not names:
             tables = sorted(path for path in self.root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
-            hint = f"; if {tables[0].name} has the labels: --config.data.source=csv:{tables[0]}" if tables else ""
-            raise UserError(f"{whole} needs a folder of images for each of {least}; found none{hint}")
+            hint = f"; if {tables[0].name} has the labels, use --config.data.source=csv:{tables[0]}" if tables else ""
+            raise UserError(f"{whole} needs one folder of images per class{least}; found none{hint}")
         inside = [folder.name for folder in subfolders(folders[0]) if self._holds_images(folder)]
         hint = ""
         if len(inside) > 1:
             hint = (
-                f", and in it {some(inside)}: if these are what is meant, use --config.data.source=folder:{folders[0]}"
+                f", which contains {some(inside)}: if these are the classes, use "
+                f"--config.data.source=folder:{folders[0]}"
             )
-        raise UserError(f"{whole} needs a folder of images for each of {least}; found only {names[0]!r}{hint}")
+        raise UserError(f"{whole} needs one folder of images per class{least}; found only {names[0]!r}{hint}")
 
     def _labelled(self, folder: Path, class_names: tuple[str, ...]) -> list[Path]:
-        """The folders of classes of a part. Raises UserError where one is unknown."""
+        """Returns the class folders of a split. Raises UserError if one is not a known class."""
         self._loose(folder)
         here = [inner for inner in subfolders(folder) if self._images(inner)]
         unknown = [inner.name for inner in here if inner.name not in class_names]
         if unknown:
             folded = {name.casefold(): name for name in class_names}
             same = [f"{name!r} is {folded[name.casefold()]!r} there" for name in unknown if name.casefold() in folded]
-            hint = f" (capitals count: {some(same)})" if same else ""
+            hint = f" (names are case-sensitive: {some(same)})" if same else ""
             raise UserError(
-                f"{folder} has classes that are none of those of training: {some(map(repr, unknown))}{hint}; rename or "
-                f"remove them, or put images without labels directly into {folder}"
+                f"{folder} has classes that are not in the training split: {some(map(repr, unknown))}{hint}; rename or "
+                f"remove them, or put unlabelled images directly into {folder}"
             )
         return here
 
@@ -202,21 +201,21 @@ class _Folder:
     def _files(self, classes: list[Path], folder: Path, part: str | None) -> Iterator[LabelledFile]:
         others: list[Path] = []
         for inner in classes:
-            found = self._look(inner)
-            others += found.others
-            for path in found.images:
+            scanned = self._scan(inner)
+            others += scanned.others
+            for path in scanned.images:
                 name, key = (path.relative_to(start).as_posix() for start in (self.root, folder))
                 yield LabelledFile(name, key, inner.name, part)
         if others:
             self._say(left_out(others))
 
-    def _look(self, folder: Path) -> Found:
-        if folder not in self._found:
-            self._found[folder] = find_images(folder)
-        return self._found[folder]
+    def _scan(self, folder: Path) -> Found:
+        if folder not in self._scanned:
+            self._scanned[folder] = find_images(folder)
+        return self._scanned[folder]
 
     def _images(self, folder: Path) -> list[Path]:
-        return self._look(folder).images
+        return self._scan(folder).images
 
     def _holds_images(self, folder: Path) -> bool:
         return bool(self._direct(folder)) or self._has_classes(folder)
@@ -225,18 +224,18 @@ class _Folder:
         return any(self._images(inner) for inner in subfolders(folder))
 
     def _direct(self, folder: Path) -> list[Path]:
-        """Images in `folder` itself."""
+        """Returns the images in `folder` itself, not in subfolders."""
         entries = (path for path in folder.iterdir() if not is_ignored(path.name))
         return [path for path in entries if is_image_file(path)]
 
     def _loose(self, folder: Path) -> None:
         images = self._direct(folder)
         if images:
-            self._say(f"{counted(len(images))} directly in {folder}, in no folder of a class, left out")
+            self._say(f"{counted(len(images))} directly in {folder} ignored: not in a class folder")
 
     def _say(self, line: str) -> None:
         self.notices.append(line)
 
 
 def _twice(one: Path, other: Path, part: str) -> UserError:
-    return UserError(f"{one} and {other} are both taken for the {part} part; keep one, or bring them together")
+    return UserError(f"{one} and {other} both look like the {part} split; keep one, or merge them")

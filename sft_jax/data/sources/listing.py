@@ -1,11 +1,11 @@
-"""Labelled image files: as a source lists them, and as a run records them."""
+"""Labelled image files, as listed by a source and as recorded by a run."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Files named in a message.
+# Maximum number of names in a message.
 NAMED = 3
 
 
@@ -13,10 +13,10 @@ class LabelledFile(NamedTuple):
     """An image file and its label.
 
     Attributes:
-      name: its path relative to the root of its listing, with slashes.
-      key: the same relative to the folder that lists the classes, where parts have one each: what it is known by.
+      name: its path relative to the root of its listing, with forward slashes.
+      key: its path relative to the folder of the classes (that of its split, if splits have folders); identifies it.
       class_name: its label.
-      part: "train", "val" or "test"; None where the source does not say.
+      part: its split: "train", "val" or "test"; None if the source does not say.
     """
 
     name: str
@@ -25,7 +25,7 @@ class LabelledFile(NamedTuple):
     part: str | None
 
 
-# Of each part its files.
+# Split -> its files.
 Parts = dict[str, list[LabelledFile]]
 
 
@@ -34,10 +34,10 @@ class Listing:
     """The image files of a source.
 
     Attributes:
-      root: the folder to which names are relative.
-      place: what the user named: a folder or a table.
-      class_names: label = position.
-      files: sorted by part and class.
+      root: the folder that names are relative to.
+      place: the folder or table that the user named.
+      class_names: in label order.
+      files: sorted by split and class.
     """
 
     root: Path
@@ -48,13 +48,13 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a run records of its images.
+    """A run's record of its images.
 
     Attributes:
-      class_names: label = position.
-      place: where the images were, the absolute path of what `data.source` or `data.dir` named; None: not known.
-      root: the absolute path of the folder to which names are relative; None of what are no files.
-      parts: part -> for each class the names of its files and their sizes in bytes; None of what are no files.
+      class_names: in label order.
+      place: absolute path of what `data.source` or `data.dir` named; None if unknown.
+      root: absolute path of the folder that names are relative to; None if the images are not files.
+      parts: split -> for each class, file name -> size in bytes; None if the images are not files.
     """
 
     class_names: tuple[str, ...]
@@ -63,27 +63,27 @@ class Record:
     parts: Mapping[str, Sequence[Mapping[str, int]]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of `from_json`."""
+        """Returns the attributes as a JSON object, the inverse of `from_json`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, contents: Mapping[str, Any]) -> "Record":
-        """Of what `to_json` gave."""
+        """Builds a record from the output of `to_json`."""
         return cls(**{**contents, "class_names": tuple(contents["class_names"])})
 
     def sizes(self, *parts: str) -> dict[str, int]:
-        """Name -> size in bytes of all files of `parts`."""
-        found = self.parts or {}
-        return {name: size for part in parts for files in found.get(part, ()) for name, size in files.items()}
+        """Maps the names of all files of the splits `parts` to their sizes in bytes."""
+        recorded = self.parts or {}
+        return {name: size for part in parts for files in recorded.get(part, ()) for name, size in files.items()}
 
 
 def some(names: Iterable[str]) -> str:
-    """The first names of many, for a message."""
+    """Joins the first few names and counts the rest, for a message."""
     listed = list(names)
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
 
 
 def counted(number: int, what: str = "image") -> str:
-    """`1 image`, `2,000 images`."""
+    """Formats a count with its noun: "1 image", "2,000 images"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

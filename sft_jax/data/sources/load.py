@@ -1,4 +1,4 @@
-"""From `config.data` to a `Dataset`."""
+"""Loads the `Dataset` that `config.data` describes."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -35,23 +35,22 @@ def load_dataset(
     square: Square | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Reads what `config` (the part `data` of the configuration) names.
+    """Loads the dataset of `config`, the section `data` of the config.
 
     Args:
-      config: the part. What is done to the images on the device is not read.
-      seed: chooses the images of `per_class` and of the limits.
-      limit_train: this many training images, drawn at random.
-      limit_eval: this many images of the validation and of the test split, drawn at random.
-      once: no image is wanted twice, and not all are: those of a folder are decoded when they are asked for, and none
-        is looked at before.
-      recorded: of a run that has begun: its images are wanted.
-      resuming: that run is to go on.
-      old_seed: of a run that began when runs recorded no images and drew the parts of a folder by their seed.
-      square: what images go through for a network that was trained already, see `Dataset`.
-      progress: called with the number of images that were read, and of all.
+      config: the section. Keys for processing on the device are ignored.
+      seed: seed for the subsets drawn by `per_class` and the limits.
+      limit_train: maximum number of training images, drawn at random.
+      limit_eval: maximum number of validation and of test images, drawn at random.
+      once: each image is needed at most once: files are decoded on demand and not checked beforehand.
+      recorded: the record of an existing run, whose images are to be used.
+      resuming: whether that run is being resumed.
+      old_seed: seed of a run from before runs recorded their images, when it determined the splits of a folder.
+      square: host-side preprocessing of a trained network, see `Dataset`.
+      progress: called with the number of images read so far and the total.
 
     Raises:
-      UserError: the source is unknown or cannot be read, or has not the images that are recorded.
+      UserError: the source is unknown or unreadable, or does not have the recorded images.
     """
     kind, rest = kind_of(config)
     notices: list[str] = []
@@ -72,10 +71,10 @@ def load_dataset(
             reading=reading,
         )
         named = dict(zip(PARTS, splits, strict=True))
-        found = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
-        # A run that has begun was told, or allowed it.
+        records = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
+        # An existing run has already passed this check.
         allowed = config.allow_overlap or once or recorded is not None
-        notices += check_positions(found, named, allow_overlap=allowed)
+        notices += check_positions(records, named, allow_overlap=allowed)
         dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
     elif kind in ("folder", "csv"):
         dataset = load_listing(
@@ -94,7 +93,7 @@ def load_dataset(
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
     if recorded is not None and recorded.class_names != dataset.class_names:
-        raise UserError(f"the classes of {config.source} are not those of the run; name the data of the run")
+        raise UserError(f"the classes of {config.source} differ from those of the run; name the run's dataset")
     train = dataset.train
     if config.per_class is not None:
         train = train.take(per_class(train.labels, config.per_class, seed))
@@ -107,14 +106,14 @@ def load_dataset(
 
 
 def kind_of(config: ConfigDict) -> tuple[str, str]:
-    """What stands before and after the colon of `config.source`. Raises UserError where the first is none known."""
+    """Splits `config.source` at its colon into kind and rest. Raises UserError if the kind is unknown."""
     kind, _, rest = config.source.partition(":")
     if kind != "digits" and not (kind in ("tfds", "folder", "csv") and rest):
         path = Path(config.source)
         meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
         near = "" if ":" in config.source else f"; did you mean {meant}:{config.source}?"
         raise UserError(
-            f"config.data.source={config.source!r} is none of tfds:NAME, folder:PATH, csv:FILE, digits, "
+            f"config.data.source={config.source!r} must be one of tfds:NAME, folder:PATH, csv:FILE, digits, "
             f"digits:FIRST-LAST{near}"
         )
     return kind, rest
@@ -123,7 +122,7 @@ def kind_of(config: ConfigDict) -> tuple[str, str]:
 def list_files(
     kind: str, path: Path, config: ConfigDict, notices: list[str], known: Collection[str] | None = None
 ) -> Listing:
-    """The files of a "folder" or a "csv"; see `list_folder` for `notices` and `known`. Raises UserError."""
+    """Lists the files of a "folder" or "csv" source; for `notices` and `known` see `list_folder`. Raises UserError."""
     if kind == "folder":
         return list_folder(path, notices, known)
     keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
@@ -131,19 +130,19 @@ def list_files(
 
 
 def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
-    """`named`; where there is nothing of that name, as in another folder than the run began in, what it was then."""
+    """Returns `named`, or the run's recorded path if `named` no longer exists, e.g. relative to another folder."""
     place = recorded.place if recorded else None
     if Path(named).exists() or not place or not Path(place).exists():
         return named
-    notices.append(f"{named} is not here; {place} is read, as when the run began")
+    notices.append(f"{named} does not exist here; reading {place}, as recorded by the run")
     return place
 
 
 def check_source(config: ConfigDict) -> tuple[bool, str]:
-    """Whether the images of `config` (the part `data` of the configuration) are here, and in words where; in seconds.
+    """Returns whether the images of `config` (section `data`) are on this machine, and a description; takes seconds.
 
     Raises:
-      UserError: the source is unknown, not there and not to be had.
+      UserError: the source is unknown or cannot be obtained.
     """
     kind, rest = kind_of(config)
     if kind == "tfds":
@@ -152,8 +151,8 @@ def check_source(config: ConfigDict) -> tuple[bool, str]:
         return True, "comes with scikit-learn"
     there, what = (Path(rest).is_dir(), "folder") if kind == "folder" else (Path(rest).is_file(), "table")
     if not there:
-        raise UserError(f"there is no {what} {rest}")
-    return True, f"the {what} is there"
+        raise UserError(f"no such {what}: {rest}")
+    return True, f"the {what} exists"
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:

@@ -1,4 +1,4 @@
-"""Images that are in more than one part: counted and said, and refused where the test images are trained on."""
+"""Detects images in more than one split: reports them, and refuses to train on test images."""
 
 import collections
 import hashlib
@@ -10,37 +10,37 @@ from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.sources.listing import LabelledFile, Parts, counted, some
 from sft_jax.errors import UserError
 
-ALLOW = "take them out of one of the two, or allow it with --config.data.allow_overlap=True"
-# Read of files of equal size before all of them is: enough to tell nearly all images apart.
+ALLOW = "remove them from one of the two, or allow it with --config.data.allow_overlap=True"
+# Files of equal size are first compared by this many leading bytes, which tells nearly all images apart.
 HEAD_BYTES = 4096
-# Files whose contents are compared at most.
+# Maximum number of files whose contents are compared.
 MOST_FILES = 100_000
 
-# What is trained on, or chooses the epoch, should be none of what is scored.
+# Training and model selection must not see the images used for scoring.
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
 KEYS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: bool) -> None:
-    """Says how many files are in two parts: the same file, by links, or copies of it.
+    """Reports how many files are in two splits, as links to the same file or as copies.
 
     Raises:
-      UserError: a file of the training part is in the test part too.
-      OSError: a file cannot be looked at.
+      UserError: the same file is in the training and the test split.
+      OSError: a file is not accessible.
     """
     status = {file.name: (root / file.name).stat() for files in parts.values() for file in files}
     by_size = collections.defaultdict(set)
     for part, files in parts.items():
         for file in files:
             by_size[status[file.name].st_size].add(part)
-    # Files of one size in one part only are none of another part's.
+    # A file whose size occurs in no other split cannot have a copy there.
     likely = {
         part: [file for file in files if len(by_size[status[file.name].st_size]) > 1] for part, files in parts.items()
     }
-    identity = {name: f"{found.st_dev} {found.st_ino}" for name, found in status.items()}
+    identity = {name: f"{info.st_dev} {info.st_ino}" for name, info in status.items()}
     content = _contents(root, {file.name: status[file.name].st_size for files in likely.values() for file in files})
     if content is None:
-        notices.append(f"copies of an image in two parts were not looked for: more than {MOST_FILES:,} may be some")
+        notices.append(f"not checked for copies of images across splits: more than {MOST_FILES:,} candidates")
         content = {}
     for one, other in PAIRS:
         same = _pairs(likely[one], likely[other], identity)
@@ -48,28 +48,28 @@ def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: 
         copies = [pair for pair in _pairs(likely[one], likely[other], content) if pair[1].name not in linked]
         if same:
             are = "is" if len(same) == 1 else "are"
-            line = f"{counted(len(same))} of the {other} part {are} in the {one} part too: {_names(same)}"
+            line = f"{counted(len(same))} of the {other} split {are} also in the {one} split: {_names(same)}"
             if (one, other) == PAIRS[0] and not allow_overlap:
                 raise UserError(f"{line}; {ALLOW}")
             notices.append(line)
         if copies:
             are = "is a copy of a" if len(copies) == 1 else "are copies of"
             what = f"{one} image{'' if len(copies) == 1 else 's'}"
-            notices.append(f"{counted(len(copies))} of the {other} part {are} {what}: {_names(copies)}")
+            notices.append(f"{counted(len(copies))} of the {other} split {are} {what}: {_names(copies)}")
 
 
 def check_positions(
     positions: Mapping[str, Mapping[str, Sequence[range]]], splits: Mapping[str, str], *, allow_overlap: bool
 ) -> list[str]:
-    """Says how many records of a prepared set are in two of its splits.
+    """Reports how many records of a prepared dataset are in two of its splits.
 
     Args:
-      positions: part -> file -> the records of it that are in the part's split.
-      splits: part -> what the user calls its split.
+      positions: "train", "val" or "test" -> file -> the ranges of its records in that split.
+      splits: "train", "val" or "test" -> the split expression that the user gave.
       allow_overlap: see `check_files`.
 
     Raises:
-      UserError: test images are trained on.
+      UserError: the training split contains test images.
     """
     notices = []
     for one, other in PAIRS:
@@ -82,27 +82,24 @@ def check_positions(
         if not shared:
             continue
         meaning = {
-            ("train", "test"): "the test images are trained on",
-            (
-                "train",
-                "val",
-            ): "validation images are trained on, so the best epoch is chosen by what was learnt by heart",
-            ("val", "test"): "the best epoch is chosen on test images",
+            ("train", "test"): "the training split contains test images",
+            ("train", "val"): "the best epoch would be selected on images that the network was trained on",
+            ("val", "test"): "the best epoch would be selected on test images",
         }[one, other]
         keys = " and ".join(f"data.{KEYS[part]}={splits[part]}" for part in (one, other))
         line = f"{keys} have {counted(shared)} in common: {meaning}"
         if (one, other) == PAIRS[0] and not allow_overlap:
-            raise UserError(f"{line}; name splits that have none, or allow it with --config.data.allow_overlap=True")
+            raise UserError(f"{line}; name disjoint splits, or allow it with --config.data.allow_overlap=True")
         notices.append(line)
     return notices
 
 
 def _pairs(
-    ones: Iterable[LabelledFile], others: Iterable[LabelledFile], mark: dict[str, str]
+    ones: Iterable[LabelledFile], others: Iterable[LabelledFile], identity: dict[str, str]
 ) -> list[tuple[LabelledFile, LabelledFile]]:
-    """Each of `others` with one of `ones` that has the same mark, where there is one."""
-    first = {mark[file.name]: file for file in ones if file.name in mark}
-    return [(first[mark[file.name]], file) for file in others if mark.get(file.name) in first]
+    """Pairs each of `others` with one of `ones` of the same identity, if there is one."""
+    first = {identity[file.name]: file for file in ones if file.name in identity}
+    return [(first[identity[file.name]], file) for file in others if identity.get(file.name) in first]
 
 
 def _names(pairs: Iterable[tuple[LabelledFile, LabelledFile]]) -> str:
@@ -110,7 +107,7 @@ def _names(pairs: Iterable[tuple[LabelledFile, LabelledFile]]) -> str:
 
 
 def _contents(root: Path, sizes: dict[str, int]) -> dict[str, str] | None:
-    """Name -> a digest of the content, of those files that may have a copy; None where they are too many to compare."""
+    """Maps the names of files that may have copies to a digest of their content; None if there are too many."""
     if len(sizes) > MOST_FILES:
         return None
     with ThreadPoolExecutor(DECODING_THREADS) as pool:

@@ -1,4 +1,4 @@
-"""How people name the parts of a data set: in folders, and in a column of a table."""
+"""Common names of dataset splits, in folders and in table columns."""
 
 import re
 
@@ -13,9 +13,9 @@ _FILLERS = {"set", "data", "dataset", "split", "part", "images", "image", "imgs"
 
 
 def part_of(name: str) -> str | None:
-    """The part ("train", "val" or "test") that `name` stands for in any capitals, as "Training" or "test_set", or None.
+    """Returns the split ("train", "val" or "test") that a name such as "Training" or "test_set" means, or None.
 
-    A year after it, as in "train2017", makes no difference.
+    Case is ignored, and so is a trailing year as in "train2017".
     """
     words = re.split(r"[\W_]+", name.casefold())
     stems = [re.sub(r"(?<=.)(set|data|(19|20)\d\d)$", "", word) for word in words if word and word not in _FILLERS]

@@ -1,4 +1,4 @@
-"""Your own images: a table, as a CSV file, with a row for each image, its label and perhaps its part."""
+"""The CSV source: a table with one row per image, giving its file, its label and optionally its split."""
 
 import collections
 import csv
@@ -13,9 +13,9 @@ from sft_jax.data.sources.table_files import Files, Places
 from sft_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
-# Rows that tell how a table is written.
+# Rows used to detect the delimiter.
 SAMPLE = 50
-# Usual names of columns, the likeliest first; capitals, spaces and underscores aside.
+# Common column names, the most likely first; case, spaces and underscores are ignored.
 USUAL = {
     "image": "file filename filepath path image imagepath imagename imagefile imageid img imgpath imgname imgid "
     "picture photo idcode fname uri id name",
@@ -23,12 +23,12 @@ USUAL = {
     "disease variety tag level y",
     "part": "split part partition set subset usage datasplit fold",
 }
-# Between the labels of an image that has several; of the last two only where each is a label of other images.
+# Separators of multiple labels; comma and space count only if every piece is itself a label of other images.
 SEPARATORS = "|;, "
 
 
 class Columns(NamedTuple):
-    """Positions of the columns that are read; `part` is None where there is none."""
+    """Indices of the columns that are read; `part` is None if there is no such column."""
 
     image: int
     label: int
@@ -44,21 +44,21 @@ def list_table(
     part_key: str | None = None,
     known: Collection[str] | None = None,
 ) -> Listing:
-    """Reads a CSV file: separated by commas, semicolons, tabs or bars, with a header or none.
+    """Reads a CSV file, delimited by commas, semicolons, tabs or vertical bars, with or without a header.
 
-    Paths are relative to the table's folder, or to a folder beside it (see `table_files`); a suffix may be missing, as
-    in Kaggle's tables. Numbers for labels are in the order of numbers, other labels in that of their characters.
+    Paths are relative to the table's folder or to a folder next to it (see `table_files`); the suffix may be missing,
+    as in Kaggle's tables. Numeric labels are sorted as numbers, other labels as strings.
 
     Args:
       path: the file.
-      notices: gets a line about which columns were read, and about rows that were left out.
-      image_key: name of the column of files, or without a header its number, from 0; None: guessed.
-      label_key: of the column of labels, likewise.
-      part_key: of the column that says train, validation or test (see `part_of`), likewise; there need not be one.
-      known: the classes of a network that is to be scored: then a single class will do.
+      notices: receives a line about the columns used, and about skipped rows.
+      image_key: name of the file column, or its index from 0 if there is no header; None: guessed.
+      label_key: the label column, likewise.
+      part_key: the column that says train, validation or test (see `part_of`), likewise; it may be absent.
+      known: classes of a network to be evaluated; a single class is then enough.
 
     Raises:
-      UserError: no such table, columns, files or labels.
+      UserError: the table, its columns, files or labels are missing or invalid.
     """
     rows, places = _rows(path), Places(path)
     header = _header(rows, places, (image_key, label_key, part_key))
@@ -67,38 +67,38 @@ def list_table(
     columns = _columns(path, places, names, body, (image_key, label_key, part_key))
     labelled = [row for row in body if len(row) > max(columns.image, columns.label) and row[columns.label].strip()]
     if len(labelled) < len(body):
-        notices.append(f"{counted(len(body) - len(labelled), 'row')} of {path} without a label were left out")
+        notices.append(f"{counted(len(body) - len(labelled), 'row')} of {path} without a label skipped")
     if not labelled:
-        raise UserError(f"{path} has no row with a label in the column {names[columns.label]!r}")
+        raise UserError(f"{path} has no labels in column {names[columns.label]!r}; name another with data.label_key")
     files = Files(path, places, [row[columns.image].strip() for row in labelled])
-    part = "" if columns.part is None else f", {names[columns.part]!r} the part"
+    part = "" if columns.part is None else f", split from {names[columns.part]!r}"
     notices.append(
-        f"{path}: the column {names[columns.image]!r} is the file, {names[columns.label]!r} the label{part}; "
+        f"{path}: files from column {names[columns.image]!r}, labels from {names[columns.label]!r}{part}; "
         f"files in {files.base}"
     )
     labels = [row[columns.label].strip() for row in labelled]
     _check_single(path, labels)
     parts = [None if columns.part is None else part_of(row[columns.part]) for row in labelled]
-    found = _without_repeats(path, list(files.labelled(labels, parts)), notices)
-    class_names = _class_names(path, found, names[columns.label], known)
+    distinct = _without_duplicates(path, list(files.labelled(labels, parts)), notices)
+    class_names = _class_names(path, distinct, names[columns.label], known)
     order = {name: number for number, name in enumerate(class_names)}
-    return Listing(files.root, path, class_names, sorted(found, key=lambda file: order[file.class_name]))
+    return Listing(files.root, path, class_names, sorted(distinct, key=lambda file: order[file.class_name]))
 
 
 def _rows(path: Path) -> list[list[str]]:
     if path.is_dir():
-        raise UserError(f"data.source=csv:{path}: that is a folder; name a table in it, or use folder:{path}")
+        raise UserError(f"data.source=csv:{path} is a folder; name a table in it, or use folder:{path}")
     if not path.is_file():
-        raise UserError(f"data.source=csv:{path}: there is no such file")
+        raise UserError(f"data.source=csv:{path}: no such file")
     try:
         content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if "\0" in text:
-            raise ValueError("zeros in it")
+            raise ValueError("null character")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"{path} is no text in UTF-8; save it as CSV in UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 text; save it as CSV in UTF-8") from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty")
@@ -107,10 +107,10 @@ def _rows(path: Path) -> list[list[str]]:
         try:
             return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
         except csv.Error as error:
-            raise UserError(f"{path} is no CSV file: {error}") from None
+            raise UserError(f"{path} is not a valid CSV file: {error}") from None
 
     def evidence(delimiter: str) -> tuple[int, int]:
-        """Rows that have as many columns as the first, and that number."""
+        """Returns the number of rows that have as many columns as the first, and that number of columns."""
         rows = split(delimiter, lines[:SAMPLE])
         same = sum(len(row) == len(rows[0]) for row in rows) if len(rows[0]) > 1 else 0
         return same, len(rows[0])
@@ -123,7 +123,7 @@ def _plain(name: str) -> str:
 
 
 def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...]) -> list[str] | None:
-    """The names of the columns; None where the first row has an image already."""
+    """Returns the column names; None if the first row is already an image."""
     first = [cell.strip() for cell in rows[0]]
     named = [key for key in keys if key is not None]
     if any(key in first for key in named):
@@ -137,10 +137,10 @@ def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...])
 def _columns(
     path: Path, places: Places, names: list[str], body: list[list[str]], keys: tuple[str | None, ...]
 ) -> Columns:
-    """Which columns are read: those of `keys` (image, label, part), the others guessed. Raises UserError."""
+    """Chooses the columns: those of `keys` (image, label, part) if given, otherwise guessed. Raises UserError."""
     for key in keys:
         if key is not None and key not in names:
-            raise UserError(f"{path} has no column {key!r}; it has {', '.join(map(repr, names))}")
+            raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
     image_key, label_key, part_key = keys
     taken = {key for key in keys if key is not None}
 
@@ -148,7 +148,7 @@ def _columns(
         free = {_plain(name): name for name in reversed(names) if name not in taken}
         return next((free[name] for name in USUAL[what].split() if name in free), None)
 
-    # Where only two columns are left one need not be named.
+    # The split goes first: if only two columns remain, naming one of them is enough.
     part = part_key or _guessed_part(names, body, guess("part"))
     if part is not None:
         taken.add(part)
@@ -157,11 +157,11 @@ def _columns(
         taken.add(image)
     rest = [name for name in names if name not in taken and name and not name.startswith("Unnamed:")]
     label = label_key or guess("label") or (rest[0] if len(rest) == 1 else None)
-    for key, found, what in (("image_key", image, "files"), ("label_key", label, "labels")):
-        if found is None:
+    for key, column, what in (("image_key", image, "files"), ("label_key", label, "labels")):
+        if column is None:
             raise UserError(
-                f"{path}: which of its columns has the {what}? Say it with --config.data.{key}=NAME; it has "
-                f"{', '.join(map(repr, names))}"
+                f"{path}: cannot tell which column has the {what}; name it with --config.data.{key}=NAME "
+                f"(columns: {', '.join(map(repr, names))})"
             )
     assert image is not None
     assert label is not None
@@ -171,13 +171,13 @@ def _columns(
         unknown = sorted(value for value in values if part_of(value) is None)
         if unknown:
             raise UserError(
-                f"{path}: the column {part!r} says other than train, validation or test: {some(map(repr, unknown))}"
+                f"{path}: column {part!r} must say train, validation or test, not {some(map(repr, unknown))}"
             )
     return Columns(names.index(image), names.index(label), position)
 
 
 def _guessed_part(names: list[str], body: list[list[str]], name: str | None) -> str | None:
-    """The column `name`, if what it says are parts: that of the folds of a cross-validation has numbers."""
+    """Returns the column `name` if it contains split names; a column of cross-validation folds contains numbers."""
     if name is None:
         return None
     position = names.index(name)
@@ -191,24 +191,25 @@ def _column_of_files(places: Places, names: list[str], body: list[list[str]], ta
 
 
 def _check_single(path: Path, labels: Sequence[str]) -> None:
-    """Raises UserError where images have several labels each."""
+    """Raises UserError if images have several labels each."""
     distinct = set(labels)
     pieces = collections.Counter(piece for label in distinct for piece in set(re.split(r"[|;]", label)))
     for label in sorted(distinct):
         several = [
-            found
+            parts
             for separator in SEPARATORS
-            if len(found := [piece.strip() for piece in label.split(separator)]) > 1
-            and all(piece in distinct or (separator in "|;" and pieces[piece] > 1) for piece in found)
+            if len(parts := [piece.strip() for piece in label.split(separator)]) > 1
+            and all(piece in distinct or (separator in "|;" and pieces[piece] > 1) for piece in parts)
         ]
         if several:
             raise UserError(
-                f"{path}: {label!r} is several labels of one image; only one an image can be learnt here, make it one"
+                f"{path}: {label!r} looks like several labels; multi-label classification is not supported, give each "
+                f"image one label"
             )
 
 
-def _without_repeats(path: Path, files: list[LabelledFile], notices: list[str]) -> list[LabelledFile]:
-    """Each file once. Raises UserError where it has several labels or parts."""
+def _without_duplicates(path: Path, files: list[LabelledFile], notices: list[str]) -> list[LabelledFile]:
+    """Returns each file once. Raises UserError if a file has several labels or splits."""
     first: dict[str, LabelledFile] = {}
     for file in files:
         other = first.setdefault(file.name, file)
@@ -216,9 +217,9 @@ def _without_repeats(path: Path, files: list[LabelledFile], notices: list[str]) 
             what = [repr(value) for value in (other.class_name, file.class_name)]
             if other.class_name == file.class_name:
                 what = [str(other.part), str(file.part)]
-            raise UserError(f"{path} has {file.name} twice, as {what[0]} and as {what[1]}; leave one of them")
+            raise UserError(f"{path} lists {file.name} twice, as {what[0]} and as {what[1]}; keep one of them")
     if len(first) < len(files):
-        notices.append(f"{counted(len(files) - len(first), 'row')} of {path} that say the same again were left out")
+        notices.append(f"{counted(len(files) - len(first), 'duplicate row')} of {path} skipped")
     return list(first.values())
 
 
@@ -228,14 +229,15 @@ def _class_names(path: Path, files: list[LabelledFile], column: str, known: Coll
         trained = {file.class_name for file in files if file.part in (None, "train")}
         unknown = sorted(names - trained)
         if trained and unknown:
-            raise UserError(f"{path} has labels that are none of those of training: {some(map(repr, unknown))}")
+            raise UserError(f"{path} has labels that are not in the training split: {some(map(repr, unknown))}")
         if len(names) < 2:
             raise UserError(
-                f"{path} needs images of at least two classes; the column {column!r} has {some(map(repr, names))}"
+                f"{path} needs images of at least two classes; column {column!r} has only {some(map(repr, names))}"
             )
         if len(names) > max(2, len(files) // 2) and all(map(_is_number, names)):
             raise UserError(
-                f"{path}: the column {column!r} has a number for each image, and no classes; name another one"
+                f"{path}: column {column!r} has a different number for each image, not classes; name another column "
+                f"with --config.data.label_key=NAME"
             )
     return tuple(sorted(names, key=float) if all(map(_is_number, names)) else sorted(names))
 

@@ -1,4 +1,4 @@
-"""The records of a set of tensorflow_datasets as splits, without TensorFlow where it was prepared as ArrayRecord."""
+"""Reads the records of a tfds dataset as splits; needs TensorFlow only for datasets prepared as TFRecord."""
 
 import concurrent.futures
 import contextlib
@@ -19,20 +19,20 @@ from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
 from sft_jax.errors import UserError
 
-# Records read at a time, and decoded by one thread: their files are few megabytes beside the arrays.
-BLOCK, SHARE = 512, 32
-# Images of a streamed split whose sizes are looked at.
+# Records read at a time, and records per decoding task; a block's encoded images take little memory.
+BLOCK, TASK = 512, 32
+# Number of images of a streamed split whose sizes are examined.
 SAMPLE = 1000
 
 Record = dict[str, Any]
 
 
 class Records:
-    """The records of the set `name` with an image and a label each.
+    """The records of the dataset `name`, each with an image and a label.
 
     Attributes:
-      image_key, label_key: names of their features.
-      class_names: of the labels.
+      image_key, label_key: names of the two features.
+      class_names: in label order.
     """
 
     def __init__(self, builder: Any, name: str, image_key: str, label_key: str, progress: Callable[[int, int], None]):
@@ -42,11 +42,11 @@ class Records:
         self.class_names = tuple(label.names)
         if self._image.np_dtype != np.uint8:
             raise UserError(
-                f"images of tfds:{name} are {self._image.np_dtype}; only 8-bit gray or RGB images can be used"
+                f"images of tfds:{name} are {self._image.np_dtype}; only 8-bit gray or RGB images are supported"
             )
 
     def count(self, key: str, split: str) -> int:
-        """How many records `split` has, the value of the setting data.KEY. Raises UserError where there are none."""
+        """Returns the number of records of `split`, the value of data.KEY. Raises UserError if there are none."""
         splits = self._builder.info.splits
         problem = "is empty"
         try:
@@ -58,13 +58,16 @@ class Records:
         return count
 
     def _others(self, key: str) -> str:
-        """What to type instead of a split that is of no use as data.KEY."""
+        """Says what to type instead of an unusable split for data.KEY."""
         known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in self._builder.info.splits.items())
-        return f"tfds:{self._name} has {known}: name one, or a part as 'train[90%:]', with --config.data.{key}=SPLIT"
+        return (
+            f"tfds:{self._name} has {known}: name one, or a slice such as 'train[90%:]', with --config.data.{key}=SPLIT"
+        )
 
     def square(self, size: int, reading: Reading) -> tuple[Square, int]:
-        """What the images go through, and the side of the result: those of one size that are square stay as they are,
-        unless a network was trained on others.
+        """Returns the host-side preprocessing, and the side length of its results.
+
+        Square images of one common size are left unchanged, unless a trained network requires otherwise.
         """
         height, width = self._image.shape[:2]
         given = reading.square
@@ -73,13 +76,13 @@ class Records:
         return dataclasses.replace(square, keep_square=keeps), height if keeps else square.size
 
     def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
-        """The records of a split, each resized as it is read.
+        """Decodes and resizes all records of a split.
 
         Returns:
-          images uint8 [n, side, side, 3], labels int32 [n], and sizes int32 [n, 2]: width and height in the records.
+          images uint8 [n, side, side, 3], labels int32 [n], and sizes int32 [n, 2]: original width and height.
 
         Raises:
-          UserError: damaged files, or no labels.
+          UserError: files are damaged, or there are no labels.
         """
         count = self.count(key, split)
         side = self._image.shape[0] if square.keep_square else square.size
@@ -96,19 +99,20 @@ class Records:
             for block in batched(self._records(split), BLOCK):
                 if done + len(block) > count:
                     raise ValueError(f"there are more than {count} records")
-                shares = [block[first : first + SHARE] for first in range(0, len(block), SHARE)]
-                list(pool.map(decode, itertools.count(done, SHARE), shares))
+                tasks = [block[first : first + TASK] for first in range(0, len(block), TASK)]
+                list(pool.map(decode, itertools.count(done, TASK), tasks))
                 done += len(block)
                 self._progress(done, count)
         self._check(key, split, labels[:done], count)
         return {"images": images, "labels": labels, "sizes": sizes}
 
     def streamed(self, key: str, split: str, square: Square) -> tuple[StreamedSplit, np.ndarray]:
-        """The records of a split, decoded when they are needed: only their labels are read now, and of the first
-        `SAMPLE` the sizes, int32 [n, 2].
+        """Returns a split that decodes records on demand, and the sizes, int32 [n, 2], of its first `SAMPLE` images.
+
+        Only labels and these sizes are read now.
 
         Raises:
-          UserError: as `decoded`, or the records cannot be read in another order.
+          UserError: as `decoded`, or the file format has no random access.
         """
         count = self.count(key, split)
         labels: list[int] = []
@@ -123,19 +127,19 @@ class Records:
         if source is None:
             raise UserError(
                 f"tfds:{self._name} in {self._builder.data_dir} does not fit into memory, and was prepared as "
-                f"TFRecord, which has no random access: prepare it anew, with file_format='array_record'"
+                f"TFRecord, which has no random access; prepare it again with file_format='array_record'"
             )
-        found = np.array(labels, np.int32)
-        self._check(key, split, found, count)
+        label_array = np.array(labels, np.int32)
+        self._check(key, split, label_array, count)
         decode = functools.partial(self._decoded_row, source, split, square)
-        return StreamedSplit.of_images(decode, np.arange(count), found), np.array(sizes, np.int32)
+        return StreamedSplit.of_images(decode, np.arange(count), label_array), np.array(sizes, np.int32)
 
     def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> np.ndarray:
         with self._reading(split):
             return self._decoded(source[row], square)[0]
 
     def _decoded(self, record: Record, square: Square) -> tuple[np.ndarray, tuple[int, int]]:
-        """A record's image, and its width and height."""
+        """Returns a record's preprocessed image, and its original width and height."""
         with opened(io.BytesIO(record[self.image_key])) as image:
             return square.of_image(image), image.size
 
@@ -144,7 +148,7 @@ class Records:
             return image.size
 
     def _records(self, split: str) -> Iterator[Record]:
-        """Of a split in order, with images as they are in their files."""
+        """Yields the records of a split in order, with encoded images."""
         import tensorflow_datasets as tfds
 
         source = self._source(split)
@@ -154,14 +158,14 @@ class Records:
             return
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
-                f"tfds:{self._name} in {self._builder.data_dir} was prepared as TFRecord, which only TensorFlow reads: "
-                f"{install_command('prepare')}"
+                f"tfds:{self._name} in {self._builder.data_dir} was prepared as TFRecord, which only TensorFlow can "
+                f"read: {install_command('prepare')}"
             )
         skip = {self.image_key: tfds.decode.SkipDecoding()}
         yield from tfds.as_numpy(self._builder.as_dataset(split=split, shuffle_files=False, decoders=skip))
 
     def _source(self, split: str) -> Any | None:
-        """The records of a split by their numbers; None for a copy prepared as TFRecord, which has no random access."""
+        """Returns a split's records by index; None if prepared as TFRecord, which has no random access."""
         import tensorflow_datasets as tfds
 
         try:
@@ -172,7 +176,7 @@ class Records:
 
     @contextlib.contextmanager
     def _reading(self, split: str) -> Iterator[None]:
-        """Makes a UserError of what damaged files raise: tfds, array_record and Pillow share no base class for it."""
+        """Turns any error from damaged files into UserError; tfds, array_record and Pillow share no base class."""
         try:
             yield
         except UserError:
@@ -183,10 +187,10 @@ class Records:
             ) from error
 
     def _check(self, key: str, split: str, labels: np.ndarray, count: int) -> None:
-        """Raises UserError where labels are missing or are none of a class."""
+        """Raises UserError if labels are missing or out of range."""
         where = f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
         if len(labels) != count:
-            raise UserError(f"{where} has {len(labels)} images, not the {count} it should have; its files are damaged")
+            raise UserError(f"{where} has {len(labels)} images instead of {count}; its files are damaged")
         if (labels == -1).all():
             raise UserError(f"data.{key}={split} has no labels (all are -1); {self._others(key)}")
         if labels.min() < 0 or labels.max() >= len(self.class_names):
@@ -194,11 +198,11 @@ class Records:
 
 
 def batched(records: Iterator[Record], count: int) -> Iterator[list[Record]]:
-    """Lists of `count` records, the last one of what is left."""
+    """Yields lists of `count` records; the last one may be shorter."""
     while block := list(itertools.islice(records, count)):
         yield block
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message, or its type."""
+    """Returns the first line of the error's message, or the name of its type if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
