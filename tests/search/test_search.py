@@ -63,7 +63,7 @@ def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
     results = train(config, Run(folder / "best"), resume=False, console=Console(), command=["test"])
     assert results["best_val_accuracy"] == winner.mean
     rows = Run(folder / "best").rows()
-    assert [row["val_accuracy"] for row in rows] == winner.folds[0].val_accuracy[: winner.epochs]
+    assert [row["val_accuracy"] for row in rows] == winner.folds[0].figures["val_accuracy"][: winner.epochs]
     assert [row["train_loss"] for row in rows] == winner.folds[0].train_loss[: winner.epochs]
 
 

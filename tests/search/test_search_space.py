@@ -127,8 +127,8 @@ def test_cross_validation_reads_the_training_split_only():
 ACCURACY = Classification.monitors["val_accuracy"]
 
 
-def fold(curve, state=DONE):
-    return Fold([1.0] * len(curve), score=list(curve), state=state)
+def fold(curve, state=DONE, **settings):
+    return Fold([1 - value for value in curve], score=list(curve), state=state, **settings)
 
 
 def trial(number, *curves, state=DONE):
@@ -147,7 +147,7 @@ def test_the_best_epoch_is_that_of_the_mean_curve():
 def test_folds_that_stop_early_are_scored_by_their_own_best():
     """Each ended where it ended; that the first one had no third epoch says nothing of the second one's."""
     curves = [0.5, 0.9], [0.5, 0.4, 0.7, 0.8, 0.6]
-    found = Trial(1, {}, tuple(Fold(curve, [1 - value for value in curve], stops_early=True) for curve in curves))
+    found = Trial(1, {}, tuple(fold(curve, stops_early=True) for curve in curves), ACCURACY)
     assert found.epochs_per_fold == [2, 4]
     assert found.epochs == 3
     assert found.per_fold == [0.9, 0.8]
