@@ -7,6 +7,7 @@ The shorter side is resized to `resize` pixels, then the centre `size` x `size` 
 in 0..1.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -15,9 +16,11 @@ from typing import Any, NamedTuple
 import torchvision
 
 from convert import classes
+from convert.families import reference_of
 from convert.fit import Fit
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
+from sft_jax.models import ARCHITECTURES
 
 KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 
@@ -89,11 +92,12 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
     if known is not None:
         return known | flags, []
     wanted = ", ".join(f"--{name}" for name in ("size", "mean", "std") if name not in flags)
-    for_imagenet = fitted.stem == "imagenet" and fitted.module.conv1.in_channels == 3
-    if for_imagenet:
-        usual = torchvision.models.get_model_weights(fitted.arch)["IMAGENET1K_V1"].transforms()
-        guess = "assuming the preprocessing of torchvision's IMAGENET1K_V1; if that is wrong, use"
-        return _of_transforms(usual) | flags, [f"{guess} {wanted}"] if wanted else []
+    channels = reference_of(fitted.arch).input_channels(fitted.module)
+    if fitted.stem == "imagenet" and channels == 3:
+        architecture = ARCHITECTURES[fitted.arch]
+        guess = f"assuming the preprocessing of {architecture.pretrained_by}; if that is wrong, use"
+        usual = dataclasses.asdict(architecture.pretrained) | {"fit": "crop"}
+        return {name: usual[name] for name in KEYS} | flags, [f"{guess} {wanted}"] if wanted else []
     if not wanted:
         return {"interpolation": "bilinear", "fit": "crop"} | flags, []
     if flags:

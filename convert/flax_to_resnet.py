@@ -69,7 +69,8 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     _save(model.state_dict, model.metadata(), output)
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
-    console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
+    if model.network.architecture.reference == "torchvision":
+        console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
     if model.stem in STEM_LINES:
         console.print(f"  {STEM_LINES[model.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"

@@ -13,14 +13,14 @@ Module paths are the same on both sides; the state_dict has torchvision's names 
 `num_batches_tracked` has no counterpart in Flax and is optional in torch.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import jax
 import numpy as np
 import torch
 
-from sft_jax.models import Network
+from sft_jax.models import Architecture, Network
 from sft_jax.models.weights import mismatches
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -29,13 +29,28 @@ COUNTER = "num_batches_tracked"
 OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 # Axis permutation from torch to Flax, by number of axes, and its inverse.
 TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
-TO_TORCH = {ndim: tuple(np.argsort(axes).tolist()) for ndim, axes in TO_FLAX.items()}
 
 
-def torch_key(flax_key: str) -> str:
-    """Converts a key, e.g. "layer1.0.bn1.scale" -> "layer1.0.bn1.weight"."""
+def torch_key(flax_key: str, architecture: Architecture) -> str:
+    """Returns torch's name, for instance "layer1.0.bn1.weight" for "layer1.0.bn1.scale"."""
+    rule = architecture.rule(flax_key)
+    if rule is not None:
+        return re.sub(rule.ours, rule.theirs, flax_key)
     module, _, leaf = flax_key.rpartition(".")
     return f"{module}.{LEAVES[leaf]}"
+
+
+def axes_of(flax_key: str, ndim: int, architecture: Architecture) -> tuple[int, ...]:
+    """Returns the permutation of torch's axes that gives ours.
+
+    Raises:
+      ValueError: the architecture has no rule for a parameter with so many axes.
+    """
+    rule = architecture.rule(flax_key)
+    axes = TO_FLAX.get(ndim) if rule is None else rule.axes
+    if axes is None:
+        raise ValueError(f"{architecture.name} has no rule for the layout of {flax_key!r}, which has {ndim} axes")
+    return axes
 
 
 def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -44,7 +59,7 @@ def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict
     Returns:
       the state_dict, and notices about what was cast.
     """
-    shapes = {torch_key(key): _torch_shape(leaf) for key, leaf in (network.params | network.batch_stats).items()}
+    shapes = {key: shape for key, (shape, _) in _torch_leaves(network).items()}
     result, kinds = dict(state_dict), Counter[str]()
     for key, tensor in state_dict.items():
         if not is_plain(tensor):
@@ -60,9 +75,8 @@ def cast(state_dict: Mapping[str, torch.Tensor], network: Network) -> tuple[dict
 
 def problems(state_dict: Mapping[str, torch.Tensor], network: Network) -> list[str]:
     """Returns one line per problem that prevents loading a state_dict into `network`: keys, shapes, dtypes, values."""
-    leaves = network.params | network.batch_stats
-    wanted = {torch_key(key): _described_for_torch(leaf) for key, leaf in leaves.items()}
-    counters = {torch_key(key).replace("running_mean", COUNTER) for key in network.batch_stats if key.endswith(".mean")}
+    wanted = {key: f"{dtype}{shape}" for key, (shape, dtype) in _torch_leaves(network).items()}
+    counters = set(_counter_keys(network.batch_stats, network.architecture))
     wanted |= dict.fromkeys(counters & state_dict.keys(), "int64[]")
     described = {key: f"{_kind(tensor)}{list(tensor.shape)}" for key, tensor in state_dict.items()}
     # Only if they fit: a tensor may claim any shape, and some kinds do not support isfinite.
@@ -74,25 +88,29 @@ def problems(state_dict: Mapping[str, torch.Tensor], network: Network) -> list[s
 
 def to_flax(state_dict: Mapping[str, torch.Tensor], network: Network) -> dict[str, np.ndarray]:
     """Converts a state_dict without `problems` to the arrays of `network`, under its keys."""
-    return {
-        key: np.ascontiguousarray(state_dict[torch_key(key)].detach().numpy().transpose(TO_FLAX[len(leaf.shape)]))
-        for key, leaf in (network.params | network.batch_stats).items()
-    }
+    architecture, arrays = network.architecture, {}
+    for key, leaf in (network.params | network.batch_stats).items():
+        tensor = state_dict[torch_key(key, architecture)].detach().numpy()
+        arrays[key] = np.ascontiguousarray(tensor.transpose(axes_of(key, len(leaf.shape), architecture)))
+    return arrays
 
 
-def to_torch(arrays: Mapping[str, np.ndarray], counters: Mapping[str, int] | None = None) -> dict[str, torch.Tensor]:
+def to_torch(
+    arrays: Mapping[str, np.ndarray], architecture: Architecture, counters: Mapping[str, int] | None = None
+) -> dict[str, torch.Tensor]:
     """Converts parameters and batch statistics to a state_dict, the inverse of `to_flax`.
 
     Args:
       arrays: under the keys of our networks.
+      architecture: of the network.
       counters: the result of `counters_of`; None for zeros.
     """
-    tensors = {
-        torch_key(key): torch.from_numpy(np.array(array.transpose(TO_TORCH[array.ndim]), order="C"))
-        for key, array in arrays.items()
-    }
+    tensors = {}
+    for key, array in arrays.items():
+        back = np.argsort(axes_of(key, array.ndim, architecture))
+        tensors[torch_key(key, architecture)] = torch.from_numpy(np.array(array.transpose(back), order="C"))
     if counters is None:
-        counters = dict.fromkeys(_counter_keys(arrays), 0)
+        counters = dict.fromkeys(_counter_keys(arrays, architecture), 0)
     return tensors | {key: torch.tensor(count) for key, count in counters.items()}
 
 
@@ -113,13 +131,15 @@ def _kind(tensor: torch.Tensor) -> str:
     return sparse + str(tensor.dtype).removeprefix("torch.")
 
 
-def _described_for_torch(leaf: jax.Array) -> str:
-    return f"{leaf.dtype}{_torch_shape(leaf)}"
+def _torch_leaves(network: Network) -> dict[str, tuple[list[int], str]]:
+    """Returns the shape and dtype of each tensor in torch, by its name."""
+    leaves = {}
+    for key, leaf in (network.params | network.batch_stats).items():
+        back = np.argsort(axes_of(key, len(leaf.shape), network.architecture))
+        leaves[torch_key(key, network.architecture)] = ([leaf.shape[axis] for axis in back], str(leaf.dtype))
+    return leaves
 
 
-def _torch_shape(leaf: jax.Array) -> list[int]:
-    return [leaf.shape[axis] for axis in TO_TORCH[len(leaf.shape)]]
-
-
-def _counter_keys(flax_keys: Iterable[str]) -> list[str]:
-    return [key.removesuffix("mean") + COUNTER for key in flax_keys if key.endswith(".mean")]
+def _counter_keys(flax_keys: Iterable[str], architecture: Architecture) -> list[str]:
+    means = (torch_key(key, architecture) for key in flax_keys if key.endswith(".mean"))
+    return [key.replace("running_mean", COUNTER) for key in means]

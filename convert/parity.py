@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torchvision
 from rich.table import Table
 
+from convert.families import REFERENCES
+from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import Network
 
@@ -49,7 +50,7 @@ class Comparison:
 
 
 def compare(
-    module: torchvision.models.ResNet,
+    module: torch.nn.Module,
     network: Network,
     arrays: Mapping[str, np.ndarray],
     size: int,
@@ -57,14 +58,16 @@ def compare(
     images: int = 4,
     seed: int = 0,
 ) -> Comparison:
-    """Runs torchvision's `module` and our `network` with `arrays` on the same normally distributed images.
+    """Runs torch's `module` and our `network` with `arrays` on the same normally distributed images.
 
     For a module with one input channel the images are gray.
     """
     nhwc = np.random.default_rng(seed).standard_normal((images, size, size, 3), np.float32)
-    if module.conv1.in_channels == 1:
+    reference = REFERENCES[network.architecture.family]
+    channels = reference.input_channels(module)
+    if channels == 1:
         nhwc[..., 1:] = nhwc[..., :1]
-    theirs, their_logits = torch_activations(module, nhwc)
+    theirs, their_logits = torch_activations(module, nhwc[..., :channels], reference)
     ours, our_logits = flax_activations(network, arrays, nhwc)
     assert theirs.keys() == ours.keys(), "the networks have different blocks"
     return Comparison(
@@ -78,25 +81,22 @@ def compare(
 
 
 def torch_activations(
-    module: torchvision.models.ResNet, images: np.ndarray
+    module: torch.nn.Module, images: np.ndarray, reference: Reference
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns activations [batch, height, width, channels] after the stem and each block by name, and the logits."""
+    """Returns activations [batch, height, width, channels] after each of `Reference.stages`, and the logits."""
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
-        return lambda _module, _inputs, output: stages.__setitem__(name, output.permute(0, 2, 3, 1).numpy())
+        def hook(_module, _inputs, output: torch.Tensor) -> None:
+            stages[name] = output.permute(0, 2, 3, 1).numpy()
 
-    blocks = {
-        f"layer{stage}.{index}": block
-        for stage, layer in enumerate((module.layer1, module.layer2, module.layer3, module.layer4), start=1)
-        for index, block in enumerate(layer)
-    }
-    watched = {"stem": module.maxpool} | blocks
+        return hook
+
+    watched = reference.stages(module)
     hooks = [block.register_forward_hook(keep(name)) for name, block in watched.items()]
     try:
         with torch.no_grad():
-            channels = torch.from_numpy(images).permute(0, 3, 1, 2)[:, : module.conv1.in_channels]
-            logits = module.eval()(channels)
+            logits = module.eval()(torch.from_numpy(images).permute(0, 3, 1, 2))
     finally:
         for hook in hooks:
             hook.remove()

@@ -80,6 +80,8 @@ def main() -> None:
     if args.arch not in ARCHITECTURES:
         near = difflib.get_close_matches(args.arch, ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown network {args.arch!r}; did you mean --arch {near}?")
+    if not args.state_dict and ARCHITECTURES[args.arch].reference != "torchvision":
+        raise UserError(f"torchvision has no weights of {args.arch}; name a file with --state-dict FILE")
     convert(args.arch, args.state_dict, args.weights, args.output, **own)
 
 

@@ -18,6 +18,7 @@ import torchvision
 
 from convert import heads, safe_load, unwrap
 from sft_jax.errors import UserError
+from sft_jax.models import ARCHITECTURES
 
 # Seconds without an answer after which a download is aborted.
 TIMEOUT = 10.0
@@ -120,6 +121,8 @@ def torchvision_file(arch: str, name: str) -> Path:
 
 def published(arch: str, digest: str) -> str | None:
     """Returns the name of torchvision's weights for `arch` with this SHA-256; None if there are none."""
+    if ARCHITECTURES[arch].reference != "torchvision":
+        return None
     known = torchvision.models.get_model_weights(arch)
     return next((name for name in known.__members__ if digest.startswith(_expected(known[name].url) or "none")), None)
 

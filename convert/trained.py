@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
-from convert import keys, networks
+from convert import keys
 from convert.facts import Facts, of_run, recorded
+from convert.families import flax_network, reference_of
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import Network
 from sft_jax.models.weights import initialise, load_weights
@@ -35,7 +35,7 @@ class Trained:
     network: Network
     arrays: dict[str, np.ndarray]
     state_dict: dict[str, torch.Tensor]
-    module: torchvision.models.ResNet
+    module: torch.nn.Module
 
     @property
     def size(self) -> int:
@@ -66,9 +66,9 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
         weights = load_weights(file)
         stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
     classes = weights.outputs or 1000
-    network = networks.flax_network(weights.arch, classes, stem)
+    network = flax_network(weights.arch, classes, stem)
     initialise(network, weights.arrays, source=str(workdir or file))
     counters = weights.metadata.get("num_batches_tracked")
-    state_dict = keys.to_torch(weights.arrays, None if counters is None else json.loads(counters))
-    module = networks.torch_network(weights.arch, classes, state_dict, stem)
+    state_dict = keys.to_torch(weights.arrays, network.architecture, None if counters is None else json.loads(counters))
+    module = reference_of(weights.arch).module(weights.arch, classes, state_dict, stem)
     return Trained(weights.arch, stem, classes, facts, network, weights.arrays, state_dict, module)

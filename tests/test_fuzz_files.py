@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from convert import keys, sources
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import Network, ResNet
-from sft_jax.models.resnet import BasicBlock, Variant
+from sft_jax.models import Network
+from sft_jax.models.architecture import Builder
+from sft_jax.models.resnet import BasicBlock, Variant, architecture
 from sft_jax.models.weights import FORMAT, Weights, load_weights, save_weights
 from sft_jax.run.checkpoints import Checkpoints
 from sft_jax.run.folder import Run, load_run_weights
@@ -121,14 +122,13 @@ def test_weights_that_are_not_finite(tmp_path, value):
 
 @pytest.fixture(scope="module")
 def network():
-    shape = Variant(BasicBlock, (1, 1, 0, 0))
-    return Network.abstract(lambda rngs, **settings: ResNet(shape, 3, rngs=rngs, **settings))
+    return Network.abstract(Builder(architecture("small", Variant(BasicBlock, (1, 1, 0, 0))), 3))
 
 
 @pytest.fixture(scope="module")
 def state_dict(network):
     leaves = (network.params | network.batch_stats).items()
-    return keys.to_torch({key: np.full(leaf.shape, 0.5, leaf.dtype) for key, leaf in leaves})
+    return keys.to_torch({key: np.full(leaf.shape, 0.5, leaf.dtype) for key, leaf in leaves}, network.architecture)
 
 
 def broken(tensor, kind):

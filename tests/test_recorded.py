@@ -22,7 +22,7 @@ from tiny_runs import one_device
 from tiny_runs import run as train_tiny
 
 import sft_jax
-from convert import keys, networks
+from convert import families, keys
 from sft_jax import data, evaluate
 from sft_jax.config import complete
 from sft_jax.data.images.square import Square
@@ -154,7 +154,7 @@ def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
     torch.manual_seed(0)
     module = torchvision.models.resnet18().eval()
     first = tmp_path / "first.safetensors"
-    arrays = keys.to_flax(module.state_dict(), networks.flax_network("resnet18", 1000, "imagenet"))
+    arrays = keys.to_flax(module.state_dict(), families.flax_network("resnet18", 1000, "imagenet"))
     save_weights(first, Weights(arrays, "resnet18", None, {}))
     transforms = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
     facts = {"size": 224, "resize": 232, "interpolation": transforms.interpolation.value, "fit": "crop"}

@@ -24,6 +24,8 @@ from sft_jax.errors import UserError
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.models.weights import Weights, initialise, load_weights
 from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.tasks import task_class
+from sft_jax.tasks.classification import Classification
 
 # Images of one call of the network: enough to keep the cores busy.
 BATCH = 32
@@ -156,6 +158,8 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         raise UserError(f"there is no run, converted file or export {path}")
     if path.is_dir():
         config = Run(path).config()
+        if task_class(config) is not Classification:
+            raise UserError(f"{path} learnt task={config.task}; only classification can predict and be exported so far")
         check_evaluable(config, checkpoint)
         weights, otherwise = load_run_weights(path, checkpoint), Preprocess.of_config(config.data)
         return _of_weights(weights, config.model, config.precision, otherwise, str(path))

@@ -42,12 +42,16 @@ def builder(
       stochastic_depth: rate at which the last block is skipped in training.
 
     Raises:
-      UserError: there is no such network.
+      UserError: there is no such network, or it has no such stem.
     """
+    found = architecture(config.name)
+    stems = [stem for stem, *_ in found.stems] or ["imagenet"]
+    if config.stem not in stems:
+        raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")
     settings = {
         "stem": config.stem,
         "dtype": jnp.dtype(precision),
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
-    return Builder(architecture(config.name), outputs, settings)
+    return Builder(found, outputs, settings)

@@ -78,7 +78,8 @@ class Architecture:
       channels, strides: of `Features.maps`.
       locate: (name of a parameter or statistic outside the head) -> its `Depth`, None for a name that it does not know.
       stems: the values of `model.stem`, each with the name and the kernel size of its first convolution.
-      pretrained: see `Pretrained`.
+      pretrained: see `Pretrained`; assumed for weights that do not say how images were prepared.
+      pretrained_by: whose weights those are, for messages.
       reference: the library whose names the parameters have.
       rules: see `Rule`.
     """
@@ -94,6 +95,7 @@ class Architecture:
     pretrained: Pretrained = Pretrained()
     reference: str = "torchvision"
     rules: tuple[Rule, ...] = ()
+    pretrained_by: str = "torchvision's IMAGENET1K_V1"
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head."""
@@ -112,6 +114,10 @@ class Architecture:
         if found is None:
             raise ValueError(f"{self.name} has no rule for the depth of {name!r}: mend `locate` of its family")
         return found
+
+    def rule(self, name: str) -> Rule | None:
+        """Returns the first of `rules` for a parameter; None if the common table applies."""
+        return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
 
     def decays(self, name: str) -> bool:
         """Whether weight decay applies to a parameter where it spares biases and the scales of norms."""
@@ -137,6 +143,8 @@ class Architecture:
 
         Stems of one kernel size share their weights: pretrained kernels go into all of them.
         """
+        if not self.stems:
+            return
         kernels = {name: (f"{path}.kernel", size) for name, path, size in self.stems}
         key, wanted = kernels[stem]
         found = arrays[key].shape[0] if key in arrays else None

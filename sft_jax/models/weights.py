@@ -141,7 +141,7 @@ def inherited_head(
     old = weights.class_names or ()
     given = {key: array for key, array in weights.arrays.items() if key in fresh}
     fits = {key: array.shape for key, array in given.items()} == {key: leaf.shape for key, leaf in fresh.items()}
-    if given and old == names and (names or fits):
+    if fits and old == names:
         return given, " with its own head"
     there, here = _positions(old), _positions(names)
     shared = here.keys() & there.keys()

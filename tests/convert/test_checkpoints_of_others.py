@@ -11,7 +11,7 @@ import torch
 import torchvision
 from checkpoints import CLASSES, SAME, body, floats, with_prefix
 
-from convert import keys, networks, parity, resnet_to_flax, safe_load, sources
+from convert import families, keys, parity, resnet_to_flax, safe_load, sources
 from convert.fit import Fit, fit
 from sft_jax.errors import UserError
 from sft_jax.models.weights import load_weights
@@ -24,7 +24,7 @@ def state_dict():
 
 @pytest.fixture(scope="module")
 def arrays(state_dict):
-    return keys.to_flax(state_dict, networks.flax_network("resnet18", CLASSES))
+    return keys.to_flax(state_dict, families.flax_network("resnet18", CLASSES))
 
 
 def fitted(content, folder, key=None, arch="resnet18") -> tuple[Fit, list[str]]:
@@ -187,7 +187,7 @@ class TestStems:
         module.conv1, module.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
         module.load_state_dict(state_dict | {"conv1.weight": kernel})
         images = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
-        _, theirs = parity.torch_activations(module.eval(), images)
+        _, theirs = parity.torch_activations(module.eval(), images, families.REFERENCES["resnet"])
         np.testing.assert_allclose(self.logits(found, images), theirs, atol=1e-4 * np.abs(theirs).max())
 
     def test_a_gray_kernel_gives_the_same_logits_of_gray_images_in_rgb(self, tmp_path, state_dict):
@@ -199,7 +199,7 @@ class TestStems:
         module.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
         module.load_state_dict(state_dict | {"conv1.weight": kernel.half().float()})
         gray = np.random.default_rng(0).standard_normal((2, 32, 32, 1), np.float32)
-        _, theirs = parity.torch_activations(module.eval(), gray)
+        _, theirs = parity.torch_activations(module.eval(), gray, families.REFERENCES["resnet"])
         ours = self.logits(found, np.repeat(gray, 3, -1))
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 

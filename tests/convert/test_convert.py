@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from convert import flax_to_resnet, keys, networks, parity, resnet_to_flax, sources
+from convert import families, flax_to_resnet, keys, parity, resnet_to_flax, sources
 from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
@@ -84,7 +84,7 @@ def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
     facts = {key: weights.metadata[key] for key in ("num_classes", "source", "source_sha256")}
     assert facts == {"num_classes": "7", "source": "mine.pth", "source_sha256": certificate["source_sha256"]}
     np.testing.assert_array_equal(weights.arrays["fc.kernel"], state_dict["fc.weight"].numpy().T, strict=True)
-    network = networks.flax_network("resnet18", CLASSES)
+    network = families.flax_network("resnet18", CLASSES)
     assert weights.arrays.keys() == (network.params | network.batch_stats).keys()
 
 
@@ -109,7 +109,7 @@ def test_there_and_back_is_bitwise_the_same(tmp_path, state_dict, suffix, counte
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 @pytest.mark.usefixtures("one_size")
 def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
-    network = networks.flax_network("resnet18", CLASSES)
+    network = families.flax_network("resnet18", CLASSES)
     arrays = keys.to_flax(state_dict, network)
     run = Run(tmp_path / "run")
     run.write_config(complete({"model.stem": stem}))
@@ -132,9 +132,11 @@ def test_every_network_has_torchvisions_keys_and_shapes(arch):
     with torch.device("meta"):
         module = torchvision.models.get_model(arch, weights=None, num_classes=CLASSES)
     shapes = {key: list(t.shape) for key, t in module.state_dict().items() if not key.endswith("tracked")}
-    network = networks.flax_network(arch, CLASSES)
+    network = families.flax_network(arch, CLASSES)
     ours = {
-        keys.torch_key(key): [leaf.shape[axis] for axis in keys.TO_TORCH[len(leaf.shape)]]
+        keys.torch_key(key, network.architecture): [
+            leaf.shape[axis] for axis in np.argsort(keys.axes_of(key, len(leaf.shape), network.architecture))
+        ]
         for key, leaf in (network.params | network.batch_stats).items()
     }
     assert ours == shapes

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from convert import keys, networks, parity, resnet_to_flax, sources
+from convert import families, keys, parity, resnet_to_flax, sources
 from convert.fit import fit
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.weights import load_weights
@@ -53,7 +53,7 @@ def convert(monkeypatch, *words) -> None:
 def assert_are(path: Path, state_dict) -> None:
     """Asserts that the converted file has these weights, ImageNet's names and torchvision's preprocessing."""
     weights = load_weights(path)
-    for key, array in keys.to_flax(state_dict, networks.flax_network("resnet18", 1000)).items():
+    for key, array in keys.to_flax(state_dict, families.flax_network("resnet18", 1000)).items():
         np.testing.assert_array_equal(weights.arrays[key], array, strict=True)
     assert weights.class_names is not None
     assert (len(weights.class_names), weights.class_names[0], weights.class_names[-1]) == (
@@ -121,4 +121,4 @@ def test_every_network_is_read_from_one(tmp_path, arch, zipped):
     assert (found.classes, found.counters, found.notices) == (1000, {}, [])
     assert found.arrays.keys() == (found.network.params | found.network.batch_stats).keys()
     for key, array in found.arrays.items():
-        assert array.min() == array.max() == np.float32(numbers[keys.torch_key(key)])
+        assert array.min() == array.max() == np.float32(numbers[keys.torch_key(key, ARCHITECTURES["resnet18"])])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.models import resnet as torch_resnet
 
-from convert import keys, networks, parity
+from convert import keys, parity, resnet
 from sft_jax.config import complete
 from sft_jax.models import Network
 from sft_jax.models.architecture import Builder
@@ -30,6 +30,7 @@ SHAPES = {
     "wide": Variant(Bottleneck, (1, 1, 1, 1), width_per_group=128),
 }
 CLASSES, STEPS = 5, 20
+REFERENCE = resnet.ResNetReference()
 TASK = Classification(tuple("abcde"))
 
 
@@ -85,7 +86,7 @@ def test_every_stage_agrees_with_torch(name):
     arrays = keys.to_flax(module.state_dict(), network)
     for size in (32, 33, 97):
         images = np.random.default_rng(size).standard_normal((2, size, size, 3), np.float32)
-        theirs, their_logits = parity.torch_activations(module, images)
+        theirs, their_logits = parity.torch_activations(module, images, REFERENCE)
         ours, our_logits = parity.flax_activations(network, arrays, images)
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 
@@ -93,11 +94,11 @@ def test_every_stage_agrees_with_torch(name):
 @pytest.mark.parametrize("stem", ["cifar", "cifar3x3"])
 def test_the_cifar_stems_are_torchs_without_its_strides(stem):
     module, network = torch_network(BASIC), flax_network(BASIC, stem=stem)
-    networks.put_stem(module, stem)
+    resnet.put_stem(module, stem)
     arrays = keys.to_flax(module.state_dict(), network)
     for size in (32, 33):
         images = np.random.default_rng(size).standard_normal((2, size, size, 3), np.float32)
-        theirs, their_logits = parity.torch_activations(module, images)
+        theirs, their_logits = parity.torch_activations(module, images, REFERENCE)
         ours, our_logits = parity.flax_activations(network, arrays, images)
         assert ours["stem"].shape == (2, size, size, 64)
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
