@@ -6,7 +6,6 @@ file's metadata say (mean, std, on the scale 0..1), the output `logits` float32 
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +64,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import trained
-    from sft_jax.errors import UserError
+    from sft_jax.runtime.files import written_whole
 
     found = trained.read(workdir, file)
     size, batches = found.size, ", ".join(map(str, BATCHES))
@@ -80,16 +79,9 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     )
     assert program is not None, "the dynamo exporter returns one"
     program.model.metadata_props.update(metadata(found))
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(output) as temporary:
         program.save(temporary, external_data=False)
         difference = max(largest_difference(temporary, found, batch) for batch in BATCHES)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     Console(markup=False, highlight=False, soft_wrap=True).print(
         f"wrote {output}: {found.arch}, {found.classes} classes; images float32 [batch, 3, {size}, {size}], "
         f"normalised; run by onnxruntime with batches of {batches}, logits within {difference:.1e} of Flax's"

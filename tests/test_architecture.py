@@ -1,6 +1,7 @@
 """The imports of the package flow one way, and torch stays out of it."""
 
 import ast
+import re
 
 import pytest
 
@@ -57,6 +58,13 @@ def test_the_package_does_not_import(package, pytestconfig):
         if path.match(MAY_IMPORT_TORCH):
             continue
         assert package not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_one_file_replaces_files(pytestconfig):
+    root = pytestconfig.rootpath
+    for path in [*(root / "sft_jax").rglob("*.py"), *(root / "convert").rglob("*.py")]:
+        if not path.match("runtime/files.py"):
+            assert not re.search(r"\.tmp\b|\bos\.(replace|rename)\b", path.read_text()), path
 
 
 def test_one_file_knows_about_devices(pytestconfig):
