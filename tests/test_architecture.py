@@ -60,6 +60,13 @@ def test_the_package_does_not_import(package, pytestconfig):
         assert package not in {name.split(".")[0] for name in imports(path)}, path
 
 
+@pytest.mark.parametrize("package", ["scipy", "sklearn"])
+def test_what_takes_a_second_is_imported_late(package, pytestconfig):
+    """Within functions: most commands can spare them."""
+    for path, _ in modules(pytestconfig.rootpath):
+        assert not re.search(rf"^(import|from) {package}\b", path.read_text(), re.MULTILINE), path
+
+
 def test_one_file_replaces_files(pytestconfig):
     root = pytestconfig.rootpath
     for path in [*(root / "sft_jax").rglob("*.py"), *(root / "convert").rglob("*.py")]:
