@@ -6,7 +6,6 @@ mean and std of the file's metadata (for pixels in 0..1); the output `logits` is
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +64,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import trained
-    from sft_jax.errors import UserError
+    from sft_jax.runtime.files import written_whole
 
     model = trained.read(workdir, file)
     size, batches = model.size, ", ".join(map(str, BATCHES))
@@ -80,16 +79,9 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     )
     assert program is not None, "the dynamo exporter returns a program"
     program.model.metadata_props.update(metadata(model))
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(output) as temporary:
         program.save(temporary, external_data=False)
         difference = max(largest_difference(temporary, model, batch) for batch in BATCHES)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     Console(markup=False, highlight=False, soft_wrap=True).print(
         f"wrote {output}: {model.arch}, {model.classes} classes; input float32 [batch, 3, {size}, {size}], "
         f"normalised; checked in onnxruntime with batches of {batches}: logits within {difference:.1e} of Flax's"

@@ -4,7 +4,7 @@ The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, o
 """
 
 import argparse
-import os
+import io
 import sys
 from pathlib import Path
 
@@ -83,19 +83,15 @@ def _save(state_dict: dict, metadata: dict[str, str], output: Path) -> None:
     import safetensors.torch
     import torch
 
-    from sft_jax.errors import UserError
+    from sft_jax.runtime.files import write_bytes
 
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".pth":
-            torch.save(state_dict, temporary)
-        else:
-            temporary.write_bytes(safetensors.torch.save(state_dict, metadata={"format": "pt"} | metadata))
-        os.replace(temporary, output)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{output} cannot be written: {error}") from None
+    if output.suffix == ".pth":
+        # Not to a file: torch raises RuntimeError for a full disk.
+        content = io.BytesIO()
+        torch.save(state_dict, content)
+        write_bytes(output, content.getvalue())
+    else:
+        write_bytes(output, safetensors.torch.save(state_dict, metadata={"format": "pt"} | metadata))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Writes a trained network as one file for jax.export: `python -m sft_jax.export --workdir RUN --output FILE`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -82,6 +81,7 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
     import sft_jax
     from sft_jax.inference.predictor import load, load_export
     from sft_jax.inference.stablehlo import save_exported
+    from sft_jax.runtime.files import written_whole
 
     classifier = load(source, checkpoint=checkpoint)
     preprocess = classifier.preprocess
@@ -91,8 +91,7 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         "preprocess": preprocess.to_json(),
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
-    temporary = output.with_name(output.name + ".tmp")
-    try:
+    with written_whole(output) as temporary:
         save_exported(temporary, classifier.program, preprocess.size, metadata)
         exported = load_export(temporary)
         shape = (max(BATCHES), preprocess.size, preprocess.size, 3)
@@ -105,9 +104,6 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
                 f"the exported program's logits differ by {difference:.1e} of the largest one from those of {source}, "
                 f"more than {TOLERANCE:.0e}; nothing was written"
             )
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return difference, jax.default_backend()
 
 

@@ -1,6 +1,7 @@
 """The imports of the package flow one way, and torch stays out of it."""
 
 import ast
+import re
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_the_package_does_not_import(package, pytestconfig):
         if path.match(MAY_IMPORT_TORCH):
             continue
         assert package not in {name.split(".")[0] for name in imports(path)}, path
+
+
+@pytest.mark.parametrize("package", ["scipy", "sklearn"])
+def test_what_takes_a_second_is_imported_late(package, pytestconfig):
+    """Within functions: most commands can spare them."""
+    for path, _ in modules(pytestconfig.rootpath):
+        assert not re.search(rf"^(import|from) {package}\b", path.read_text(), re.MULTILINE), path
+
+
+def test_one_file_replaces_files(pytestconfig):
+    root = pytestconfig.rootpath
+    for path in [*(root / "sft_jax").rglob("*.py"), *(root / "convert").rglob("*.py")]:
+        if not path.match("runtime/files.py"):
+            assert not re.search(r"\.tmp\b|\bos\.(replace|rename)\b", path.read_text()), path
 
 
 def test_one_file_knows_about_devices(pytestconfig):

@@ -109,6 +109,21 @@ def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, 
     assert list(output.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("jax"), OSError("No space left on device")])
+def test_an_interrupted_export_leaves_the_file_of_before(run, tmp_path, monkeypatch, error):
+    def interrupted(_):
+        raise error
+
+    monkeypatch.setattr("sft_jax.inference.predictor.load_export", interrupted)
+    output = tmp_path / "classifier.stablehlo"
+    output.write_bytes(b"before")
+    with pytest.raises(UserError if isinstance(error, OSError) else type(error)) as caught:
+        export_module.export(run.folder, "best", output)
+    if isinstance(error, OSError):
+        assert str(caught.value) == f"{output} cannot be written: No space left on device"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {output.name: b"before"}
+
+
 @pytest.mark.parametrize("place", [1000, -200, -20])
 def test_a_damaged_file_is_refused(exported, tmp_path, place):
     content = bytearray(exported.read_bytes())
@@ -179,6 +194,17 @@ class TestOnnx:
         with pytest.raises(UserError, match="the ONNX network differs: a logit is off by .*; nothing was written"):
             flax_to_onnx.convert(resnet18.folder, None, tmp_path / "r.onnx")
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_ends_it_leaves_the_file_of_before(self, resnet18, tmp_path, monkeypatch):
+        def ended(*_):
+            raise RuntimeError("onnxruntime")
+
+        monkeypatch.setattr(flax_to_onnx, "largest_difference", ended)
+        output = tmp_path / "r.onnx"
+        output.write_bytes(b"before")
+        with pytest.raises(RuntimeError, match="onnxruntime"):
+            flax_to_onnx.convert(resnet18.folder, None, output)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {output.name: b"before"}
 
     def test_wrong_usage(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["flax_to_onnx.py", "--workdir", "x", "--output", "r.pth"])

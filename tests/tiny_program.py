@@ -11,6 +11,7 @@ import collections
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,13 +54,11 @@ def moment(kind: str) -> None:
 
 
 def watch_files(event: str, arguments: tuple) -> None:
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree") and isinstance(
-        arguments[0], str | Path
-    ):
+    if event in EVENTS and isinstance(arguments[0], str | Path):
         path = Path(arguments[0])
         if "checkpoints" in path.parts:
             moment("save")
-        elif path.name.removesuffix(".tmp") in REPORTS or "tensorboard" in path.parts:
+        elif re.sub(r"\.\d+\.tmp$", "", path.name) in REPORTS or "tensorboard" in path.parts:
             moment("report")
 
 

@@ -34,19 +34,15 @@ def save_exported(
     """Writes `program`, float32 [batch, size, size, 3] -> logits [batch, classes], for batches of any size.
 
     Raises:
-      UserError: the file cannot be written.
+      OSError: the file cannot be written; a part of it may be left.
     """
     (batch,) = export.symbolic_shape("batch")
     inputs = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     serialized = export.export(jax.jit(program), platforms=PLATFORMS)(inputs).serialize()
     facts = {"format": FORMAT, "bytes": len(serialized), "sha256": hashlib.sha256(serialized).hexdigest()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(serialized)
-        with zipfile.ZipFile(path, "a") as archive:  # appended to a file that is no archive
-            archive.writestr(METADATA, json.dumps({**metadata, **facts}, indent=2))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+    path.write_bytes(serialized)
+    with zipfile.ZipFile(path, "a") as archive:  # appended to a file that is no archive
+        archive.writestr(METADATA, json.dumps({**metadata, **facts}, indent=2))
 
 
 def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Layers of torch: its names, initial values and rounding; leaves have JAX's names."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -67,14 +69,13 @@ class BatchNorm2d(nnx.Module):
         return ops.normalize(x, self.mean[...], self.var[...], scale, bias, residual=residual, relu=relu)
 
 
-class Linear(nnx.Module):
+class Linear(nnx.Linear):
     """`torch.nn.Linear`; kernel [in, out], initialised uniformly in +-1/sqrt(in) as torch does."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         bound = inputs**-0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [batch, in] of the parameters' dtype to [batch, out]."""
-        return jnp.matmul(x, self.kernel[...], precision="highest") + self.bias[...][None]
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+        super().__init__(inputs, outputs, precision="highest", kernel_init=uniform, bias_init=uniform, rngs=rngs)

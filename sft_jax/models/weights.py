@@ -1,10 +1,8 @@
 """Converted weights: one safetensors file, checked key by key before a network gets them."""
 
-import contextlib
 import dataclasses
 import difflib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import safetensors.numpy
 from sft_jax.config.shipped import CONVERTER
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
-from sft_jax.runtime.files import digest
+from sft_jax.runtime.files import digest, write_bytes
 
 FORMAT = "sft-jax 1"
 # Lines of an error that lists what does not fit.
@@ -63,16 +61,8 @@ def save_weights(path: Path, weights: Weights) -> None:
     arrays = {key: np.ascontiguousarray(array) for key, array in weights.arrays.items()}
     metadata = weights.metadata | facts
     metadata["digest"] = digest(arrays, metadata)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not save_file, which makes a file that nobody else may read.
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=metadata))
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path} cannot be written: {error}") from None
+    # Not save_file, which makes a file that nobody else may read.
+    write_bytes(path, safetensors.numpy.save(arrays, metadata=metadata))
 
 
 def load_weights(path: Path) -> Weights:

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_CENTRE = 4  # the only one of the 9 taps that is never padding
+# The taps of a window are numbered 0 to 8, row by row.
+_CENTRE = 4  # never padding
+_NO_TAP = 9  # in place of a row or column that is not in the window: with either one the number is above 8
+_NO_WINDOW = 255  # the winner in windows beyond the edge: no pixel's tap
+# Which row of taps the input rows 2r and 2r + 1 are in window r, and in window r + 1; columns alike.
+_TAPS = np.array([[1, 2], [_NO_TAP, 0]], np.uint8)
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Array:
@@ -48,15 +53,11 @@ def _backward(winner, dy):
     # comparing each of four window shifts with the taps that its pixels correspond to avoids a scatter.
     batch, out_height, out_width, channels = dy.shape
     after = ((0, 0), (0, 1), (0, 1), (0, 0))
-    dy, winner = jnp.pad(dy, after), jnp.pad(winner, after, constant_values=255)
-    none = 99
-    taps = ((1, 2), (none, 0))  # [window shift][q]
+    dy, winner = jnp.pad(dy, after), jnp.pad(winner, after, constant_values=_NO_WINDOW)
     total = jnp.zeros((batch, out_height, 2, out_width, 2, channels), dy.dtype)
     for down in (0, 1):
         for right in (0, 1):
-            pairs = [[(taps[down][q], taps[right][p]) for p in (0, 1)] for q in (0, 1)]
-            codes = np.array([[254 if none in pair else 3 * pair[0] + pair[1] for pair in row] for row in pairs])
-            codes = codes.astype(np.uint8)[None, None, :, None, :, None]
+            codes = (3 * _TAPS[down][:, None] + _TAPS[right])[None, None, :, None, :, None]
             window = (slice(None), slice(down, down + out_height), None, slice(right, right + out_width), None)
             total = total + jnp.where(winner[window] == codes, dy[window], jnp.zeros((), dy.dtype))
     return (total.reshape(batch, 2 * out_height, 2 * out_width, channels),)

@@ -1,7 +1,9 @@
 """Checkpoints on disk: the latest ones to resume from, and the best one, each verified when it is read.
 
 Orbax writes each to a temporary folder and renames it when it is complete, so a killed save leaves the earlier ones
-untouched. What is kept, and which one is valid, is decided here: Orbax's own keep-best policy removes the latest one.
+untouched. What is kept, and which one is valid, is decided here. Orbax's policies, AnyPreservationPolicy([LatestN(2),
+BestN(...)]), do not know what is damaged: where step 6 is, and a run that goes on from 3 saves 4, they keep 6 and
+remove 3. Its manager leaves 4 out unless forced to, and refuses to save a step that is there (0.11.20 and 0.12.8).
 """
 
 import dataclasses
@@ -125,8 +127,10 @@ class Checkpoints:
                 f"checkpoint {target} cannot be written, those before it are kept: {_reason(error)}"
             ) from error
         replaced = [path for found, _, path in earlier if found == step]
-        # Those after this step were passed over when the run was resumed: they go before the ones it came from.
-        others = [path for found, _, path in sorted(earlier, key=lambda entry: entry[0] < step) if found != step]
+        newer = [path for found, _, path in earlier if found > step]
+        older = [path for found, _, path in earlier if found < step]
+        # Newer ones were passed over when the run was resumed: they go before those it came from.
+        others = newer + older
         for stale in replaced + others[: max(0, len(others) + 1 - KEEP[name])]:
             shutil.rmtree(stale)
 

@@ -4,11 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from sft_jax.errors import UserError
 
@@ -46,14 +48,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, which takes its place when the block ends without an error.
+    """A temporary file beside `path`, NAME.PID.tmp, to write to: it takes the place of `path` when the block ends
+    without an error, and is removed otherwise. What killed processes left of the same file is removed too.
 
     Raises:
-      UserError: it cannot be written; what was at `path` before is still there.
+      UserError: an OSError in the block or in replacing the file; what was at `path` before is still there.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -61,3 +65,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    pattern = re.compile(re.escape(path.name) + r"\.([0-9]{1,9})\.tmp")
+    with contextlib.suppress(OSError):  # they do no harm
+        for sibling in path.parent.iterdir():
+            match = pattern.fullmatch(sibling.name)
+            if match and not psutil.pid_exists(int(match[1])):
+                sibling.unlink(missing_ok=True)

@@ -82,8 +82,8 @@ def all_gather_objects(value: Any) -> list[Any]:
         return [value]
     own = json.dumps(value).encode()
     sizes = multihost_utils.process_allgather(np.int32(len(own)))
-    # Of few lengths: each is a program to compile.
-    length = 256 << max(0, int(sizes.max() - 1).bit_length() - 8)
+    # A power of two: each length is a program to compile.
+    length = max(256, 1 << int(sizes.max() - 1).bit_length())
     rows = multihost_utils.process_allgather(np.frombuffer(own.ljust(length), np.uint8))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sft_jax.runtime.files import written_whole
 from sft_jax.search.results import DONE, Trial, best
 from sft_jax.search.space import Dimension
 
@@ -126,4 +127,5 @@ def _short(text: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

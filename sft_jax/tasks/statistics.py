@@ -7,8 +7,6 @@ import numpy as np
 
 # Bins of confidence of a reliability diagram.
 CALIBRATION_BINS = 15
-# Of a normal distribution, 95 % within.
-Z_95 = 1.959963984540054
 TEMPERATURES = (0.05, 20.0)
 # Rows of logits that are in double precision at the same time: 32 MiB with 1,000 classes.
 CHUNK = 4096
@@ -50,11 +48,11 @@ class Pair(NamedTuple):
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share of which `correct` of `total` were seen (Wilson, 1927, doi:10.2307/2276774)."""
-    share, weight = correct / total, Z_95**2 / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = Z_95 * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
-    # Exactly 0 and 1 at the ends, where rounding leaves 1e-17.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == total else centre + half)
+    # Imported late: it takes a second, which most commands can spare.
+    from scipy.stats import binomtest
+
+    low, high = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return low, high
 
 
 def class_figures(confusion: np.ndarray) -> list[ClassFigures]:
@@ -123,45 +121,40 @@ def reliability(confidences: np.ndarray, correct: np.ndarray, bins: int = CALIBR
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature T, within `TEMPERATURES`, with which softmax(logits / T) has the lowest cross-entropy (Guo et
-    al., 2017, arXiv:1706.04599).
-
-    The cross-entropy is convex in 1 / T: its slope's zero is found by Newton's method within a shrinking bracket.
+    al., 2017, arXiv:1706.04599); 1 where none has a lower one.
 
     Args:
       logits: [n, classes], of images that were not trained on.
       labels: int [n].
     """
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
-    inverse = 1.0
-    for _ in range(60):
-        slope, curvature = _slope(logits, labels, inverse)
-        if slope > 0:
-            high = inverse
-        else:
-            low = inverse
-        step = inverse - slope / curvature if curvature > 0 else inverse
-        new = step if low < step < high else math.sqrt(low * high)
-        if slope == 0 or abs(new - inverse) <= 1e-9 * inverse:
-            break
-        inverse = new
-    return 1 / inverse
+    # Imported late: it takes a second, which most commands can spare.
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return _cross_entropy(logits, labels, math.exp(-log_temperature))
+
+    # It has one minimum: the cross-entropy is convex in 1 / T.
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-9})
+    return math.exp(found.x) if found.fun < loss(0.0) else 1.0
 
 
-def _slope(logits: np.ndarray, labels: np.ndarray, inverse: float) -> tuple[float, float]:
-    """First and second derivative, in 1 / T, of the mean cross-entropy."""
-    slope = curvature = 0.0
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray, inverse: float) -> float:
+    """The mean, of logits times `inverse`."""
+    total = 0.0
     for part, own in zip(_chunks(logits), _chunks(labels), strict=True):
-        chances = _softmax(part, inverse)
-        mean = (chances * part).sum(1)
-        slope += float((mean - part[np.arange(len(part)), own]).sum())
-        curvature += float(((chances * (part - mean[:, None]) ** 2).sum(1)).sum())
-    return slope / len(logits), curvature / len(logits)
+        scaled = _scaled(part, inverse)
+        total += float((np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(part)), own]).sum())
+    return total / len(logits)
 
 
 def _softmax(logits: np.ndarray, inverse: float) -> np.ndarray:
-    scaled = (logits - logits.max(1, keepdims=True)).astype(np.float64) * inverse
-    np.exp(scaled, out=scaled)
-    return scaled / scaled.sum(1, keepdims=True)
+    chances = np.exp(_scaled(logits, inverse))
+    return chances / chances.sum(1, keepdims=True)
+
+
+def _scaled(logits: np.ndarray, inverse: float) -> np.ndarray:
+    """Logits times `inverse`, float64, of each row the largest 0."""
+    return (logits - logits.max(1, keepdims=True)).astype(np.float64) * inverse
 
 
 def _chunks(table: np.ndarray) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from sft_jax.errors import DivergedError, UserError
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
-from sft_jax.runtime.files import write_json
+from sft_jax.runtime.files import write_json, written_whole
 from sft_jax.runtime.signals import StopRequest
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
@@ -219,4 +219,5 @@ def _write(found: RangeTest, run: Run, config: ConfigDict) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(run.folder / "lr_find.png", dpi=120)
+    with written_whole(run.folder / "lr_find.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

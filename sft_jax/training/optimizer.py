@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
@@ -99,11 +100,14 @@ def eval_params(config: ConfigDict, opt_state: Any, params: dict[str, Any]) -> d
     if not config.name.startswith("schedule_free"):
         return params
     found = dict(params)
-    for part in opt_state.values() if isinstance(opt_state, dict) else [opt_state]:
-        b1 = optax.tree_utils.tree_get(part, "b1")
-        for key, average in optax.tree_utils.tree_get(part, "z").items():
-            found[key] = (params[key] - (1 - b1) * average) / b1
+    for part in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free):  # one, or one for each beginning
+        if _is_schedule_free(part):
+            found |= optax.contrib.schedule_free_eval_params(part, {key: params[key] for key in part.z})
     return found
+
+
+def _is_schedule_free(part: Any) -> bool:
+    return isinstance(part, optax.contrib.ScheduleFreeState)
 
 
 def _sgd(config: ConfigDict, schedule: optax.Schedule, architecture: Architecture) -> optax.GradientTransformation:

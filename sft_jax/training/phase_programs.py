@@ -41,7 +41,7 @@ class PhasePrograms:
       since: by the names of these, the step from which on they are.
       ready: whether `prepare` was called.
       train_steps: many steps in one call, see `steps.make_train_steps`; from `prepare` on.
-      train_feed, validation_feed: what the steps and the evaluation read: images, or features after `prepare`.
+      train_loader, validation_loader: what the steps and the evaluation read: images, or features after `prepare`.
       evaluate: of parameters and batch statistics on `validation_loader`.
 
     Raises:

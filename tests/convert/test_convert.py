@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import urllib.error
@@ -104,6 +105,21 @@ def test_there_and_back_is_bitwise_the_same(tmp_path, state_dict, suffix, counte
     found = torch.load(back) if suffix == ".pth" else safetensors.torch.load_file(back)
     assert_same(found, state_dict)
     torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(found, strict=True)
+
+
+@pytest.mark.parametrize("suffix", flax_to_resnet.SUFFIXES)
+def test_a_full_disk_leaves_the_file_of_before(tmp_path, state_dict, suffix):
+    """A limit on the size of files: the write fails half-way, as on a full disk."""
+    output = tmp_path / f"out{suffix}"
+    output.write_bytes(b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"^{output} cannot be written: \[Errno 27\] File too large$"):
+            flax_to_resnet._save(state_dict, {}, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {output.name: b"before"}
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])

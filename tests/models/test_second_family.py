@@ -100,11 +100,15 @@ def test_depth_orders_decay_and_unfreezing():
 
 def test_a_name_without_a_depth_is_an_error():
     unknown = dataclasses.replace(ARCHITECTURE, locate=lambda name: None)
-    net = Network.abstract(
-        dataclasses.replace(models.builder(complete({"model.name": "convnet"}).model, 5), architecture=unknown)
-    )
+    build = models.builder(complete({"model.name": "convnet"}).model, 5)
+    net = Network.abstract(dataclasses.replace(build, architecture=unknown))
     with pytest.raises(ValueError, match=r"convnet has no rule for the depth of 'blocks\.0\.bias'"):
         phases(complete({"epochs": 4}), net)
+
+
+def test_a_stem_that_it_does_not_have_is_refused():
+    with pytest.raises(UserError, match="model.stem='cifar': convnet has only imagenet"):
+        models.builder(complete({"model.name": "convnet", "model.stem": "cifar"}).model, 5)
 
 
 def test_decay_and_muon_take_its_kernels_and_leave_its_head():

@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("sft_jax.models.weights.os.replace", full)
+    monkeypatch.setattr("sft_jax.runtime.files.os.replace", full)
     message = one_line(lambda: save_weights(path, Weights(ARRAYS, "resnet34", None, {})))
     assert message == f"{path} cannot be written: No space left on device"
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]

@@ -1,6 +1,7 @@
 """What is kept between runs: found again, bounded, and never trusted blindly."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -84,6 +85,17 @@ def test_a_full_disk_leaves_nothing(folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     assert_same(kept(("key",), Reader(split_of(7))), split_of(7))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_no_reason_to_fail(folder):
+    """A limit on the size of files: the write fails half-way, and safetensors has an error of its own for that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        assert_same(kept(("key",), Reader(split_of(7))), split_of(7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(folder.iterdir()) == []
 
 

@@ -1,10 +1,12 @@
 """Every figure that the report states, against scikit-learn, scipy or the evaluator."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 import scipy.optimize
-import scipy.stats
+import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from report_records import figures_of
@@ -29,13 +31,31 @@ def cross_entropy(logits, labels, temperature):
     return metrics.log_loss(labels, scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1))
 
 
+def slope(logits, labels, inverse):
+    """The derivative of the mean cross-entropy in 1 / temperature, which is 0 where that is lowest."""
+    expected = (scipy.special.softmax(logits.astype(np.float64) * inverse, axis=1) * logits).sum(1)
+    return (expected - logits[np.arange(len(labels)), labels]).mean()
+
+
 @given(st.integers(1, 10_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
 def test_wilson_interval(counts):
     correct, total = counts
     low, high = statistics.wilson_interval(correct, total)
-    wanted = scipy.stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    share, weight = correct / total, scipy.special.ndtri(0.975) ** 2 / total
+    centre = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-14)
     assert 0 <= low <= correct / total <= high <= 1
+    assert (low == 0, high == 1) == (correct == 0, correct == total)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_of_newcombes_examples(correct, total, low, high):
+    """Newcombe, 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
+    assert statistics.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_precision_recall_f1():
@@ -89,10 +109,9 @@ def test_the_temperature_is_the_best_one(sharpness, monkeypatch):
     monkeypatch.setattr(statistics, "CHUNK", 1500)  # the last chunk is shorter
     logits, labels = drawn(sharpness=sharpness)
     found = statistics.fit_temperature(logits, labels)
-    best = scipy.optimize.minimize_scalar(
-        lambda temperature: cross_entropy(logits, labels, temperature), bounds=(0.05, 20), method="bounded"
-    )
-    assert found == pytest.approx(best.x, rel=1e-3)
+    best = 1 / scipy.optimize.brentq(lambda inverse: slope(logits, labels, inverse), 1 / 20, 20)
+    assert found == pytest.approx(best, rel=1e-7), "the rounding of logits in float32"
+    assert cross_entropy(logits, labels, found) == pytest.approx(cross_entropy(logits, labels, best), rel=1e-14)
     assert found == pytest.approx(sharpness, rel=0.1), "the labels were drawn with it"
 
 
@@ -101,6 +120,12 @@ def test_the_temperature_has_bounds():
     right, wrong = np.array([0, 1], np.int32), np.array([1, 0], np.int32)
     assert 0.05 <= statistics.fit_temperature(logits, right) < 0.1, "never wrong: it could not be too sure"
     assert statistics.fit_temperature(logits, wrong) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_where_no_temperature_is_better_it_is_one(value):
+    logits = np.full((6, 3), value, np.float32)
+    assert statistics.fit_temperature(logits, np.arange(6) % 3) == 1.0
 
 
 def test_a_temperature_changes_no_prediction_and_lowers_the_calibration_error():

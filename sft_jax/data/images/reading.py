@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sft_jax.data.images.formats import MAX_PIXELS
 from sft_jax.data.images.square import Square
 from sft_jax.errors import UserError
+from sft_jax.runtime.files import write_bytes
 
 # Fraction of free memory that decoded images may take.
 MEMORY_FRACTION = 0.5
@@ -89,11 +90,11 @@ def bad_images(reasons: Mapping[str, str], on_error: str) -> str:
 
 def _listed(reasons: Mapping[str, str]) -> Path:
     """Writes all of `reasons` to a file in the current folder or, if that is not writable, a temporary folder."""
-    text = "".join(f"{name}\t{why}\n" for name, why in reasons.items())
+    lines = "".join(f"{name}\t{why}\n" for name, why in reasons.items()).encode(errors="backslashreplace")
     try:
-        Path(LIST).write_text(text, errors="backslashreplace")
-        return Path(LIST)
-    except OSError:
+        path = Path(LIST)
+        write_bytes(path, lines)
+    except UserError:
         path = Path(tempfile.mkdtemp(prefix="sft_jax_"), LIST)
-        path.write_text(text, errors="backslashreplace")
-        return path
+        write_bytes(path, lines)
+    return path

@@ -10,8 +10,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sft_jax.errors import UserError
 from sft_jax.runtime.cache import cache_folder
-from sft_jax.runtime.files import digest
+from sft_jax.runtime.files import digest, written_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -68,15 +69,11 @@ def _load(path: Path) -> Arrays | None:
 
 
 def _store(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors has an error of its own for a full disk.
+    with contextlib.suppress(OSError, UserError, safetensors.SafetensorError):
+        with written_whole(path) as temporary:
             safetensors.numpy.save_file(arrays, temporary, metadata={"digest": digest(arrays, {})})
-            os.replace(temporary, path)
-            _bound(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _bound(path.parent)
 
 
 def _bound(folder: Path) -> None:
