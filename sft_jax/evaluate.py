@@ -115,6 +115,7 @@ def evaluate(
       UserError: no such run, checkpoint or split, data that are not the run's, or nothing can be written.
     """
     from sft_jax.config import complete, flatten
+    from sft_jax.data.sources.load import source_of
     from sft_jax.inference.predictor import check_evaluable
     from sft_jax.run.console import Console as Quiet
     from sft_jax.run.progress import Progress
@@ -129,7 +130,7 @@ def evaluate(
     latest = run.restored("latest")
     found = latest if checkpoint == "latest" else run.restored(checkpoint)
     if split not in SPLITS:
-        if not config.data.source.startswith("tfds:"):
+        if not source_of(config.data).has_splits:
             raise UserError(f"--split {split!r} must be train, validation or test: the run is on {config.data.source}")
         config = complete(flatten(config) | {"data.test": split})
     # The console says what is going on to standard output, which may be wanted for JSON alone.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.data.augment import preprocess, preprocess_unit
 from sft_jax.data.images.square import FITS, INTERPOLATIONS, Square
+from sft_jax.data.sources.load import source_of
 from sft_jax.errors import UserError
 
 RGB = tuple[float, float, float]
@@ -36,7 +37,7 @@ class Preprocess(Square):
           square: host-side preprocessing of the dataset, see `Dataset`; None for a run that recorded none.
         """
         if square is None:
-            square = Square(config.size, config.fit, keep_square=not config.source.startswith("folder:"))
+            square = Square(config.size, config.fit, keep_square=not source_of(config).of_files)
         return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std))
 
     @classmethod

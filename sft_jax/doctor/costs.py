@@ -14,6 +14,7 @@ from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.loader import StepsPerCall
+from sft_jax.data.sources.load import source_of
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops
 from sft_jax.training.experiment import Experiment
@@ -80,7 +81,7 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
     """Returns random images for `STEPS` batches, of the size in which `dataset` stores them."""
     shape: tuple[int, ...] = (size, size, 3)
     # Images of a folder are resized when they are read, others in the compiled step.
-    if isinstance(dataset.train, ArraySplit) and not config.data.source.startswith("folder:"):
+    if isinstance(dataset.train, ArraySplit) and not source_of(config.data).of_files:
         shape = dataset.train.images.shape[1:]
     count = STEPS * config.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import sft_jax
 from sft_jax.config import complete, flatten
 from sft_jax.data.sources.listing import Record
+from sft_jax.data.sources.load import SOURCES
 from sft_jax.errors import UserError
 from sft_jax.models.weights import Weights
 from sft_jax.run.checkpoints import Checkpoints, Restored
@@ -34,8 +35,6 @@ RESUMABLE_KEYS = {
     "regularization.early_stopping",
 }
 RESUMABLE_GROUPS = ("logging.", "evaluation.")
-# Sources that lie where they are named, and may be moved.
-PLACES = ("folder:", "csv:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +139,7 @@ class Run:
     def _may_change(self, key: str, old: Any, new: Any) -> bool:
         if key == "data.source":
             # Its files are held against the record.
-            return self.dataset_file.exists() and any(old.startswith(kind) and new.startswith(kind) for kind in PLACES)
+            return self.dataset_file.exists() and _is_path(old) and _is_path(new) and _kind(old) == _kind(new)
         return key in RESUMABLE_KEYS or key.startswith(RESUMABLE_GROUPS)
 
     def config(self) -> ConfigDict:
@@ -240,6 +239,15 @@ class Run:
         write_text(kept, self.config_file.read_text())
         self.write_config(config, **facts)
         return kept
+
+
+def _kind(source: str) -> str:
+    return source.partition(":")[0]
+
+
+def _is_path(source: str) -> bool:
+    """Whether a `data.source` is a path, which may be another one after a move."""
+    return _kind(source) in SOURCES and SOURCES[_kind(source)].is_path
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
 from sft_jax.data.sampling import class_draws
+from sft_jax.data.sources.load import source_of
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text
 from sft_jax.training import phases
@@ -34,7 +35,8 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     on_features = all(phase.on_features for phase in experiment.phases)
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
-    yield f"batch norm {used} (finetune.batch_norm={norm})"
+    if experiment.network.batch_stats:
+        yield f"batch norm {used} (finetune.batch_norm={norm})"
     parts = parts_line(experiment)
     if parts is not None:
         yield f"           {parts}"
@@ -104,7 +106,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
     yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
     where = f"{'held on' if experiment.train_loader.resident else 'streamed to'} the device"
-    if config.source.startswith("tfds:"):
+    if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from sft_jax import data
 from sft_jax.data.preprocess import Preprocess, recorded_square
 from sft_jax.data.sources.listing import counted, some
+from sft_jax.data.sources.load import kind_of, source_of
 from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
@@ -136,8 +137,8 @@ def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
 
 def _test_split_before(config: ConfigDict, before: ConfigDict, init: str) -> list[str]:
     """The same of a prepared set that both are on: whether the test split has records of the earlier training split."""
-    name = config.data.source.removeprefix("tfds:")
-    if name == config.data.source or before.data.source != config.data.source:
+    _, name = kind_of(config.data)
+    if not source_of(config.data).has_splits or before.data.source != config.data.source:
         return []
     splits = {"train": f"{before.data.train} of init={init}", "test": config.data.test}
     wanted = {"train": before.data.train, "test": config.data.test}

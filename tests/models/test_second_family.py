@@ -52,7 +52,8 @@ def trained(converted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy_runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "Devices", one_device)
-        results = run(folder, init=str(converted[1]), finetune__freeze=(r"blocks\.0\..*",), **CHANGES)
+        changes = {"epochs": 12, "optimizer__learning_rate": 0.3, "finetune__freeze": (r"blocks\.0\..*",)}
+        results = run(folder, init=str(converted[1]), **changes, **CHANGES)
     return folder, results
 
 

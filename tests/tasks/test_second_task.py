@@ -11,7 +11,6 @@ import sft_jax
 from sft_jax.config import complete
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate
-from sft_jax.models import Network
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
@@ -112,8 +111,3 @@ def test_its_weights_start_a_run_of_classification(trained, tmp_path):
     results = run(tmp_path / "run", init=str(folder), epochs=1)
     assert results["test_count"] == 61
     assert "with a new head" in (tmp_path / "run" / "train.log").read_text()
-
-
-def test_its_sums_need_no_field_of_classification():
-    assert not {"correct", "confusion"} & {*Regression.monitors}
-    assert Network is not None

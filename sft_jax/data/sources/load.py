@@ -1,8 +1,10 @@
 """Loads the `Dataset` that `config.data` describes."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -53,42 +55,10 @@ def load_dataset(
       UserError: the source is unknown or unreadable, or does not have the recorded images.
     """
     kind, rest = kind_of(config)
-    notices: list[str] = []
     reading = dataclasses.replace(Reading.of_config(config), square=square, check=not once)
     if progress is not None:
         reading = dataclasses.replace(reading, progress=progress)
-    if kind == "tfds":
-        splits = (config.train, config.validation, config.test)
-        directory = config.dir and _place(config.dir, recorded, notices)
-        dataset = load_tfds(
-            rest,
-            directory=directory,
-            download=config.download,
-            splits=splits,
-            size=config.size,
-            image_key=config.image_key,
-            label_key=config.label_key,
-            reading=reading,
-        )
-        named = dict(zip(PARTS, splits, strict=True))
-        records = {part: positions(rest, directory=directory, split=split) for part, split in named.items()}
-        # An existing run has already passed this check.
-        allowed = config.allow_overlap or once or recorded is not None
-        notices += check_positions(records, named, allow_overlap=allowed)
-        dataset = dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
-    elif kind in ("folder", "csv"):
-        dataset = load_listing(
-            list_files(kind, Path(_place(rest, recorded, notices)), config, notices),
-            config.size,
-            notices,
-            reading=dataclasses.replace(reading, memory_bytes=0) if once else reading,
-            recorded=recorded,
-            resuming=resuming,
-            old_seed=old_seed,
-            allow_overlap=config.allow_overlap,
-        )
-    else:
-        dataset = dataclasses.replace(load_digits(config.source), square=Square(config.size, keep_square=True))
+    dataset = SOURCES[kind].load(rest, config, Request(reading, once, recorded, resuming, old_seed))
     if dataset.record is None:
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
@@ -108,15 +78,18 @@ def load_dataset(
 def kind_of(config: ConfigDict) -> tuple[str, str]:
     """Splits `config.source` at its colon into kind and rest. Raises UserError if the kind is unknown."""
     kind, _, rest = config.source.partition(":")
-    if kind != "digits" and not (kind in ("tfds", "folder", "csv") and rest):
+    if kind not in SOURCES or (SOURCES[kind].is_named and not rest):
         path = Path(config.source)
         meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
         near = "" if ":" in config.source else f"; did you mean {meant}:{config.source}?"
-        raise UserError(
-            f"config.data.source={config.source!r} must be one of tfds:NAME, folder:PATH, csv:FILE, digits, "
-            f"digits:FIRST-LAST{near}"
-        )
+        forms = ", ".join(source.form for source in SOURCES.values())
+        raise UserError(f"config.data.source={config.source!r} must be one of {forms}{near}")
     return kind, rest
+
+
+def source_of(config: ConfigDict) -> "Source":
+    """Returns the kind of source that `config`, the section `data`, names. Raises UserError if it is unknown."""
+    return SOURCES[kind_of(config)[0]]
 
 
 def list_files(
@@ -145,17 +118,118 @@ def check_source(config: ConfigDict) -> tuple[bool, str]:
       UserError: the source is unknown or cannot be obtained.
     """
     kind, rest = kind_of(config)
-    if kind == "tfds":
-        return check_tfds(rest, directory=config.dir, download=config.download)
-    if kind == "digits":
-        return True, "comes with scikit-learn"
-    there, what = (Path(rest).is_dir(), "folder") if kind == "folder" else (Path(rest).is_file(), "table")
-    if not there:
-        raise UserError(f"no such {what}: {rest}")
-    return True, f"the {what} exists"
+    return SOURCES[kind].check(rest, config)
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:
     if limit is None or limit >= len(split):
         return split
     return split.take(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
+
+
+class Request(NamedTuple):
+    """What `load_dataset` asks of a source.
+
+    Attributes:
+      reading: how images are read.
+      once, recorded, resuming, old_seed: see `load_dataset`.
+    """
+
+    reading: Reading
+    once: bool
+    recorded: Record | None
+    resuming: bool
+    old_seed: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of source.
+
+    Attributes:
+      form: what `data.source` looks like.
+      load: (what follows the colon, the section `data`, request) -> the dataset. Raises UserError.
+      check: (the same first two) -> whether it is on this machine, and a description. Raises UserError.
+      is_named: whether something must follow the colon.
+      has_splits: whether `data.train`, `data.validation` and `data.test` are split expressions that it understands.
+      is_path: whether a path follows the colon, which may be moved between sessions of a run.
+      of_files: whether images are brought to `data.size` as their files are decoded.
+    """
+
+    form: str
+    load: Callable[[str, ConfigDict, Request], Dataset]
+    check: Callable[[str, ConfigDict], tuple[bool, str]]
+    is_named: bool = True
+    has_splits: bool = False
+    is_path: bool = False
+    of_files: bool = False
+
+
+def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    splits = (config.train, config.validation, config.test)
+    directory = config.dir and _place(config.dir, request.recorded, notices)
+    dataset = load_tfds(
+        name,
+        directory=directory,
+        download=config.download,
+        splits=splits,
+        size=config.size,
+        image_key=config.image_key,
+        label_key=config.label_key,
+        reading=request.reading,
+    )
+    named = dict(zip(PARTS, splits, strict=True))
+    records = {part: positions(name, directory=directory, split=split) for part, split in named.items()}
+    # An existing run has already passed this check.
+    allowed = config.allow_overlap or request.once or request.recorded is not None
+    notices += check_positions(records, named, allow_overlap=allowed)
+    return dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
+
+
+def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    return load_listing(
+        list_files(kind, Path(_place(path, request.recorded, notices)), config, notices),
+        config.size,
+        notices,
+        reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
+        recorded=request.recorded,
+        resuming=request.resuming,
+        old_seed=request.old_seed,
+        allow_overlap=config.allow_overlap,
+    )
+
+
+def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
+    return dataclasses.replace(load_digits(config.source), square=Square(config.size, keep_square=True))
+
+
+def _check_folder(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).is_dir():
+        raise UserError(f"no such folder: {path}")
+    return True, "the folder exists"
+
+
+def _check_table(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).is_file():
+        raise UserError(f"no such table: {path}")
+    return True, "the table exists"
+
+
+# By what stands before the colon of `data.source`.
+SOURCES: dict[str, Source] = {
+    "tfds": Source(
+        "tfds:NAME",
+        _load_tfds,
+        lambda name, config: check_tfds(name, directory=config.dir, download=config.download),
+        has_splits=True,
+    ),
+    "folder": Source(
+        "folder:PATH", functools.partial(_load_files, "folder"), _check_folder, is_path=True, of_files=True
+    ),
+    "csv": Source("csv:FILE", functools.partial(_load_files, "csv"), _check_table, is_path=True, of_files=True),
+    "digits": Source(
+        "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
+    ),
+}
