@@ -137,23 +137,27 @@ def test_images_in_folders_of_a_class_are_its_own(tmp_path):
     assert runpy.run_path("configs/folder.py")["count"](tmp_path) == round(0.8 * 30)
 
 
+def assert_same_batch(found, wanted):
+    assert found.keys() == wanted.keys() == {"image", "label"}
+    for name, column in wanted.items():
+        np.testing.assert_array_equal(found[name], column, strict=True)
+
+
 def test_streamed_images_are_those_in_memory(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     memory, streamed = load_folder(tmp_path, SIZE), load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1000))
     for data in (memory, streamed):
         for split in (data.train, data.validation.take(np.array([1, 0]))):
-            (images, _) = next(split.batches(np.arange(len(split))[None]))
+            images = next(split.batches(np.arange(len(split))[None]))["image"]
             for image, name in zip(images, split.names, strict=True):
                 np.testing.assert_array_equal(image, Square(SIZE).read(tmp_path / name), name)
     assert streamed.notices[-1] == "the images would need 0.0 GiB of memory: decoding them anew in each epoch"
     order = np.array([[3, 0, 13], [7, 7, 1]])
     for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
-        np.testing.assert_array_equal(found[0], wanted[0])
-        np.testing.assert_array_equal(found[1], wanted[1])
+        assert_same_batch(found, wanted)
     rows = np.array([4, 2])
     (found,), (wanted,) = (list(data.train.take(rows).batches(np.array([[1, 0]]))) for data in (streamed, memory))
-    np.testing.assert_array_equal(found[0], wanted[0])
-    np.testing.assert_array_equal(found[1], wanted[1])
+    assert_same_batch(found, wanted)
 
 
 def test_refusals(tmp_path):

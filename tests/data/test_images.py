@@ -303,7 +303,7 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
         left = sorted(path for path in (tmp_path / part).rglob("*.png") if path not in bad)
         assert split.names == [str(path.relative_to(tmp_path)) for path in left]
         assert split.labels.tolist() == [int("/b/" in name) for name in split.names]
-        (images, _) = next(split.batches(np.arange(len(split))[None]))
+        images = next(split.batches(np.arange(len(split))[None]))["image"]
         for image, path in zip(images, left, strict=True):
             np.testing.assert_array_equal(image, Square(SIZE).read(path))
 

@@ -128,10 +128,11 @@ def test_what_does_not_fit_into_memory_is_streamed(prepared):
     for one, other in zip(parts(streamed), parts(wanted), strict=True):
         np.testing.assert_array_equal(one.labels, other.labels)
         rows = np.arange(len(one))[None, ::-1]
-        np.testing.assert_array_equal(next(one.batches(rows))[0], next(other.batches(rows))[0])
+        np.testing.assert_array_equal(next(one.batches(rows))["image"], next(other.batches(rows))["image"])
     # Square images of one common size are left unchanged.
     as_stored = load("cifar100", prepared, 3 * ("test",), size=16, reading=Reading(memory_bytes=0)).test
-    (images, labels) = next(as_stored.batches(np.array([[7]])))
+    batch = next(as_stored.batches(np.array([[7]])))
+    images, labels = batch["image"], batch["label"]
     np.testing.assert_array_equal(images, np.full((1, 32, 32, 3), labels[0], np.uint8))
 
 
