@@ -106,6 +106,10 @@ class Loader:
         sharded = tuple(chunk if position == chunk_at else False for position in range(arguments))
         return self._devices.compile(program, sharded=sharded, donate=donate, gather=gather)
 
+    def gather(self, results: jax.Array) -> np.ndarray:
+        """Returns results with a leading axis of this process's devices from all devices, on every process's host."""
+        return processes.all_gather(results)
+
     def calls(
         self, order: np.ndarray, mask: np.ndarray | None = None, *, first: int = 0, steps_per_call: "StepsPerCall"
     ) -> Iterator[Call]:

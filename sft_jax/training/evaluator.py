@@ -11,7 +11,6 @@ from jax import lax
 from sft_jax.data.loader import Call, Chunk, Loader, StepsPerCall
 from sft_jax.data.sampling import eval_order
 from sft_jax.models import HeadNetwork, Network
-from sft_jax.runtime import processes
 from sft_jax.runtime.devices import AXIS
 from sft_jax.tasks.base import Batch, Preprocess, Task
 from sft_jax.training.step import make_eval_step
@@ -128,7 +127,7 @@ class PerExample:
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
         )
         for call, own in calls:
-            table = processes.all_gather(own[:, call.rows])
+            table = loader.gather(own[:, call.rows])
             # [devices, steps, local batch, ...] -> the examples in their order
             found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
         return np.concatenate(found)[: len(loader)]
