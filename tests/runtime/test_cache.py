@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.sources import cache as kept_module
-from sft_jax.data.sources.cache import kept, source_digest
+from sft_jax.data.sources.cache import cached, source_digest
 from sft_jax.runtime import cache
 
 
@@ -43,11 +43,11 @@ def assert_same(found, wanted):
 def test_a_split_is_decoded_once(folder):
     reader = Reader(split_of(7))
     for _ in range(3):
-        assert_same(kept(("source", "train"), reader), reader.split)
+        assert_same(cached(("source", "train"), reader), reader.split)
     assert reader.times == 1
     other = Reader(split_of(8))
     for key in (("source", "test"), ("other source", "train"), ("source", "train", "")):
-        assert_same(kept(key, other), other.split)
+        assert_same(cached(key, other), other.split)
     assert other.times == 3
     assert len(list(folder.iterdir())) == 4
 
@@ -63,11 +63,11 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_read_anew_and_mended(folder, damage):
     reader = Reader(split_of(7))
-    kept(("key",), reader)
+    cached(("key",), reader)
     (file,) = folder.iterdir()
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     for _ in range(2):
-        assert_same(kept(("key",), reader), reader.split)
+        assert_same(cached(("key",), reader), reader.split)
     assert reader.times == 2
 
 
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(folder, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     reader = Reader(split_of(7))
     for _ in range(2):
-        assert_same(kept(("key",), reader), reader.split)
+        assert_same(cached(("key",), reader), reader.split)
     assert reader.times == 2
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_nothing(folder, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert_same(kept(("key",), Reader(split_of(7))), split_of(7))
+    assert_same(cached(("key",), Reader(split_of(7))), split_of(7))
     assert list(folder.iterdir()) == []
 
 
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_is_no_reason_to_fail(folder):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
-        assert_same(kept(("key",), Reader(split_of(7))), split_of(7))
+        assert_same(cached(("key",), Reader(split_of(7))), split_of(7))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(folder.iterdir()) == []
@@ -105,16 +105,16 @@ def test_the_least_recently_used_go_first(folder, monkeypatch):
 
     readers = [Reader(split_of(value, 100)) for value in range(3)]
     for number, reader in enumerate(readers):
-        kept((str(number),), reader)
+        cached((str(number),), reader)
         for file in folder.iterdir():  # clocks of file systems are coarse
             os.utime(file, (file.stat().st_mtime - 10,) * 2)
         if number == 0:
             monkeypatch.setattr(kept_module, "TOTAL_BYTES", int(2.5 * size()))
         elif number == 1:
-            kept(("0",), readers[0])  # used again
+            cached(("0",), readers[0])  # used again
     assert len(list(folder.iterdir())) == 2
     for number in (0, 2, 1):
-        kept((str(number),), readers[number])
+        cached((str(number),), readers[number])
     assert [reader.times for reader in readers] == [1, 2, 1]
 
 
@@ -123,7 +123,7 @@ def test_it_can_be_switched_off(folder, monkeypatch, switch):
     monkeypatch.setenv("SFT_JAX_CACHE", switch)
     reader = Reader(split_of(7))
     for _ in range(2):
-        kept(("key",), reader)
+        cached(("key",), reader)
     assert reader.times == 2
     assert not folder.exists()
 
