@@ -5,12 +5,16 @@ import contextlib
 import importlib.util
 import json
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_jax.benchmark.turns import Side
 from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
 from sft_jax.runtime.allocator import SWITCH
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EXAMPLE = """example:
   python -m sft_jax.benchmark --batch 64 --size 64
@@ -38,6 +42,15 @@ PEAK_FLOPS = {
 }
 
 
+# What the table calls the workers.
+SIDES = {
+    "": "sft-jax",
+    "stock": "with XLA's convolutions",
+    "torch": "PyTorch",
+    "torch_allocator": "PyTorch, allocator set",
+}
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
     parser = make_parser(
@@ -60,8 +73,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs all workers; returns the figures by name, in milliseconds per step and images per second."""
+class Timing(NamedTuple):
+    """The median time of one side at one task.
+
+    Attributes:
+      side: a key of `SIDES`.
+      task: "train", "eval" or "epoch".
+      milliseconds: of a step; of an epoch, of all of it.
+    """
+
+    side: str
+    task: str
+    milliseconds: float
+
+    @property
+    def name(self) -> str:
+        """Its name in --json, where epochs are in seconds."""
+        prefix = f"{self.side}_" if self.side else ""
+        return f"{prefix}epoch_s" if self.task == "epoch" else f"{prefix}{self.task}_ms"
+
+    @property
+    def value(self) -> float:
+        """Its value in --json."""
+        return self.milliseconds / 1e3 if self.task == "epoch" else self.milliseconds
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
+    """Runs all workers; returns what our worker says of itself, and the timings of all."""
     arguments = [args.arch, str(args.batch), str(args.size)]
     with contextlib.ExitStack() as stack:
 
@@ -72,11 +110,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ours = side("jax_side", args.precision)
         sides = {"": ours}
         if args.stock:
-            sides["stock_"] = side("jax_side", args.precision, "stock")
+            sides["stock"] = side("jax_side", args.precision, "stock")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-            sides["torch_"] = side("torch_side", allocator=False)
+            sides["torch"] = side("torch_side", allocator=False)
             if ours.facts["allocator"]:
-                sides["torch_allocator_"] = side("torch_side")
+                sides["torch_allocator"] = side("torch_side")
         for each in sides.values():
             each.turn("train", 2, keep=False)
             each.turn("eval", 2, keep=False)
@@ -86,28 +124,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 each.turn("eval", 5)
         if args.epoch:
             for _ in range(args.rounds):
-                for name in {"", "torch_"} & sides.keys():
+                for name in {"", "torch"} & sides.keys():
                     sides[name].turn("epoch", 1)
-    return figures(args, sides)
+        return ours.facts, timings(sides)
 
 
-def figures(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, Any]:
-    """Computes the figures that --json prints from the measurements of `sides`, by name."""
-    ours = sides[""]
-    values: dict[str, Any] = {"arch": args.arch, "batch": args.batch, "size": args.size, "device": ours.facts["device"]}
-    for prefix, side in sides.items():
-        for task in side.times:
-            ms = side.median(task)
-            values |= {f"{prefix}epoch_s": ms / 1e3} if task == "epoch" else {f"{prefix}{task}_ms": ms}
+def timings(sides: Mapping[str, Side]) -> list[Timing]:
+    """Returns the timings of all sides, by the names of `SIDES`."""
+    return [Timing(name, task, side.median(task)) for name, side in sides.items() for task in side.times]
+
+
+def speedups(found: Sequence[Timing]) -> dict[tuple[str, str], float]:
+    """Returns how many times as fast sft-jax is, by (side, task) of all other sides."""
+    ours = {timing.task: timing.milliseconds for timing in found if not timing.side}
+    return {(timing.side, timing.task): timing.milliseconds / ours[timing.task] for timing in found if timing.side}
+
+
+def figures(args: argparse.Namespace, facts: Mapping[str, Any], found: Sequence[Timing]) -> dict[str, Any]:
+    """Computes the figures that --json prints from the timings and what our worker says of itself."""
+    values: dict[str, Any] = {"arch": args.arch, "batch": args.batch, "size": args.size, "device": facts["device"]}
+    values |= {timing.name: timing.value for timing in found}
     for task in ("train", "eval"):
         values[f"{task}_images_per_s"] = 1e3 * args.batch / values[f"{task}_ms"]
-    for prefix in sides.keys() - {""}:
-        for task in sides[prefix].times:
-            unit = "epoch_s" if task == "epoch" else f"{task}_ms"
-            values[f"{task}_speedup_vs_{prefix.removesuffix('_')}"] = values[prefix + unit] / values[unit]
-    values["train_flops"] = ours.facts["train_flops"]
-    values["train_flops_per_s"] = ours.facts["train_flops"] / values["train_ms"] * 1e3
-    count, _, kind = ours.facts["device"].partition(" x ")
+    values |= {f"{task}_speedup_vs_{side}": ratio for (side, task), ratio in speedups(found).items()}
+    values["train_flops"] = facts["train_flops"]
+    values["train_flops_per_s"] = facts["train_flops"] / values["train_ms"] * 1e3
+    count, _, kind = facts["device"].partition(" x ")
     peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
     values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak * int(count))
     return values
@@ -116,43 +158,41 @@ def figures(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark and prints the figures."""
     args = parse(sys.argv[1:])
-    values = measure(args)
+    facts, found = measure(args)
+    values = figures(args, facts, found)
     if args.json:
         print(json.dumps(values))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{values['arch']}, batch {values['batch']}, {values['size']} px, on {values['device']}")
-    tasks = ["train", "eval", *(["epoch"] if "epoch_s" in values else [])]
-    units = {task: "epoch_s" if task == "epoch" else f"{task}_ms" for task in tasks}
-    table.add_column("")
-    for task in tasks:
-        table.add_column(f"{task} ({units[task].rpartition('_')[2]})", justify="right")
-        table.add_column("sft-jax is", justify="right")
-    names = {
-        "": "sft-jax",
-        "stock_": "with XLA's convolutions",
-        "torch_": "PyTorch",
-        "torch_allocator_": "PyTorch, allocator set",
-    }
-    for prefix, name in names.items():
-        if f"{prefix}train_ms" not in values:
-            continue
-        cells = []
-        for task in tasks:
-            value = values.get(prefix + units[task])
-            speedup = values.get(f"{task}_speedup_vs_{prefix.removesuffix('_')}")
-            cells += ["" if value is None else f"{value:.1f}", "" if speedup is None else f"{speedup:.2f} x as fast"]
-        table.add_row(name, *cells)
     console = Console()
-    console.print(table)
+    console.print(_table(values, found))
     peak = "" if values["share_of_peak"] is None else f", {values['share_of_peak']:.1%} of peak"
     console.print(
         f"{values['train_images_per_s']:.0f} images/s in training, {values['eval_images_per_s']:.0f} in evaluation; "
         f"{values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
         highlight=False,
     )
+
+
+def _table(values: Mapping[str, Any], found: Sequence[Timing]) -> "Table":
+    """Returns a row for each side: its times, and how many times as fast sft-jax is."""
+    from rich.table import Table
+
+    table = Table(title=f"{values['arch']}, batch {values['batch']}, {values['size']} px, on {values['device']}")
+    tasks = list(dict.fromkeys(timing.task for timing in found))
+    table.add_column("")
+    for task in tasks:
+        table.add_column(f"{task} ({'s' if task == 'epoch' else 'ms'})", justify="right")
+        table.add_column("sft-jax is", justify="right")
+    by_place, ratios = {(timing.side, timing.task): timing.value for timing in found}, speedups(found)
+    for side in dict.fromkeys(timing.side for timing in found):
+        cells = []
+        for place in ((side, task) for task in tasks):
+            cells.append(f"{by_place[place]:.1f}" if place in by_place else "")
+            cells.append(f"{ratios[place]:.2f} x as fast" if place in ratios else "")
+        table.add_row(SIDES[side], *cells)
+    return table
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ def _requirements(package: str, extra: str) -> Iterator:
 
     for line in importlib.metadata.requires(package) or ():
         requirement = Requirement(line)
-        marker = requirement.marker
-        always = marker is None or marker.evaluate({"extra": ""})
-        if always if not extra else not always and marker is not None and marker.evaluate({"extra": extra}):
+        if _applies(requirement, extra) and (not extra or not _applies(requirement, "")):
             yield requirement
+
+
+def _applies(requirement, extra: str) -> bool:
+    """Returns whether a requirement holds on this machine if `extra` is installed ("" for none)."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sft_jax.benchmark.__main__ import figures, parse
+from sft_jax.benchmark.__main__ import figures, parse, timings
 from sft_jax.benchmark.turns import Side
 from sft_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def test_figures():
         {"device": "2 x Tesla T4", "train_flops": 13e12}, {"train": [9.0, 200, 100], "eval": [50.0], "epoch": [4000.0]}
     )
     torch = Measured({}, {"train": [150.0], "eval": [25.0], "epoch": [8000.0]})
-    found = figures(parse(["--batch", "10"]), {"": ours, "torch_": torch})
+    found = figures(parse(["--batch", "10"]), ours.facts, timings({"": ours, "torch": torch}))
     assert found["train_ms"] == 100, "the median"
     assert found["train_images_per_s"] == 100
     assert found["train_speedup_vs_torch"] == 1.5
