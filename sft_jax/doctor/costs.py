@@ -97,7 +97,9 @@ def _flops(experiment: Experiment, programs: PhasePrograms) -> float:
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
     image = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
+    batch = {"image": image}
+    for name, target in experiment.dataset.train.targets.items():
+        batch[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
     if programs.phase.on_features:
         network = models.HeadNetwork(full)
         batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, image)
