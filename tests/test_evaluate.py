@@ -66,7 +66,7 @@ def test_the_training_images(run, monkeypatch, capsys):
         ),
         (["--config.data.source=digits:5-9"], "the classes of digits:5-9 differ from those of "),
         (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),
-        (["--workdir", "nowhere"], "nowhere holds no run: there is no config.json in it"),
+        (["--workdir", "nowhere"], "nowhere contains no run: it has no config.json"),
     ],
 )
 def test_wrong_usage(run, monkeypatch, capsys, flags, message):
@@ -109,7 +109,10 @@ def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     run.write_config(complete(TINY))
     code, _, complaints = call(monkeypatch, capsys, run)
     assert code == 2
-    assert complaints == f"error: {tmp_path} has no latest checkpoint yet: its first epoch was not finished\n"
+    assert complaints == (
+        f"error: {tmp_path} has no latest checkpoint yet because its first epoch is not finished; "
+        "continue the run with --resume\n"
+    )
 
 
 def test_help(monkeypatch, capsys):

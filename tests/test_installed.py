@@ -78,7 +78,7 @@ def test_the_converter_without_a_checkout(installed):
     assert (done.returncode, done.stderr) == (2, "error: no such file: nothing.pth\n")
     done = installed("train", "cifar10", "--quiet")
     assert done.returncode == 2
-    assert "make them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
+    assert "create them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
 
 
 def test_a_path_wins_over_a_recipe_of_that_name(tmp_path, monkeypatch):

@@ -64,14 +64,14 @@ def test_help(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.epochz=3"], "unknown config key 'epochz'; the nearest one is 'epochs'"),
+        (["--config.epochz=3"], "unknown config key 'epochz'; did you mean 'epochs'"),
         (["--config.epochs=many"], "config.epochs='many' is not an integer"),
         (["--config.batch_size=100"], "batch_size=100 does not divide evenly over 8 devices"),
         (["--config.init=w.safetensors"], "python convert/resnet_to_flax.py --output w.safetensors"),
         (["--config.data.source=imagenet", "--config.init=scratch"], "must be one of tfds:NAME, folder:PATH, csv:FILE"),
         (["--config.data.source=folder:nowhere", "--config.init=scratch"], "nowhere"),
-        (["--config.model.name=resnet19", "--config.init=scratch"], "the nearest one is 'resnet18'"),
-        (["--config.init=."], "holds no run"),
+        (["--config.model.name=resnet19", "--config.init=scratch"], "did you mean 'resnet18'"),
+        (["--config.init=."], "contains no run"),
     ],
     ids=["key", "value", "batch", "weights", "source", "folder", "model", "run"],
 )

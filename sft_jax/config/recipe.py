@@ -123,7 +123,7 @@ def _line(error: Exception, path: str) -> int | None:
 def _key(name: str) -> Key:
     if name not in KEYS:
         near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown config key {name!r}; the nearest one is {near!r}")
+        raise UserError(f"unknown config key {name!r}; did you mean {near!r}?")
     return KEYS[name]
 
 

@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, in which order they are seen, and what is done to them on the device."""
+"""Labelled images: sources, sampling order, and augmentation and preprocessing on the device."""
 
 from sft_jax.data.augment import make_augment, make_preprocess, of_image
 from sft_jax.data.dataset import Dataset

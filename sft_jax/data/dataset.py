@@ -1,4 +1,4 @@
-"""Examples with their targets, in memory or decoded on demand, behind one interface."""
+"""Datasets and their splits, in memory or decoded on demand, behind one interface."""
 
 import dataclasses
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.listing import Record
 
-# Pictures are decoded outside Python's lock, so threads keep the cores busy; the buffer holds whole batches.
+# Images are decoded without holding the GIL, so that threads use all cores; the buffer holds whole batches.
 DECODING_THREADS = 16
 BUFFERED_BATCHES = 4
 
@@ -24,15 +24,15 @@ class Split(Protocol):
 
     @property
     def targets(self) -> Batch:
-        """What is to be learnt of all examples, by name, as `{"label": int32 [n]}`; always in memory."""
+        """Targets of all examples by name, e.g. `{"label": int32 [n]}`; always in memory."""
 
     @property
     def labels(self) -> np.ndarray:
-        """The classes of all examples, int32 [n]: the target "label"."""
+        """The target "label" of all examples, int32 [n]."""
 
     @property
     def names(self) -> Sequence[str] | None:
-        """The names of the examples' files, None where there are no files."""
+        """File names of all examples, None if they are not files."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +40,7 @@ class Split(Protocol):
         """Yields the examples of each row of `order` int [steps, batch]: inputs and targets by name."""
 
     def take(self, rows: np.ndarray) -> "Split":
-        """Returns the split of these rows only, in this order."""
+        """Returns a split of the examples at these indices, in this order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class ArraySplit:
     """A split in memory.
 
     Attributes:
-      inputs: what a network reads, by name, as `{"image": uint8 [n, height, width, 3]}`.
-      targets: what it learns, see `Split`.
-      names: the names of the examples' files, if there are any.
+      inputs: inputs of the network by name, e.g. `{"image": uint8 [n, height, width, 3]}`.
+      targets: see `Split`.
+      names: see `Split`.
     """
 
     inputs: Batch
@@ -62,7 +62,7 @@ class ArraySplit:
         """Makes a split of images uint8 [n, height, width, 3] and labels int32 [n].
 
         Raises:
-          TypeError: another dtype or shape.
+          TypeError: the dtypes or shapes are different.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise TypeError(f"images must be uint8 [n, height, width, 3], not {images.dtype} {images.shape}")
@@ -82,7 +82,7 @@ class ArraySplit:
 
     @property
     def nbytes(self) -> int:
-        """The size of all arrays in bytes."""
+        """Size of all arrays in bytes."""
         return sum(array.nbytes for array in (*self.inputs.values(), *self.targets.values()))
 
     def __len__(self) -> int:
@@ -100,13 +100,13 @@ class ArraySplit:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSplit:
-    """A split whose inputs are decoded when they are needed.
+    """A split whose inputs are decoded on demand.
 
     Attributes:
-      decode: row -> the inputs of one example by name, as `{"image": uint8 [size, size, 3]}`.
-      rows: the rows of this split, as `decode` counts them.
-      targets: of `rows`, see `Split`.
-      names: the names of their files, if there are any.
+      decode: index -> inputs of one example by name, e.g. `{"image": uint8 [size, size, 3]}`.
+      rows: indices of the examples, for `decode`.
+      targets: targets of `rows`, see `Split`.
+      names: file names of `rows`, see `Split`.
     """
 
     decode: Callable[[int], Batch]
@@ -122,7 +122,7 @@ class StreamedSplit:
         labels: np.ndarray,
         names: Sequence[str] | None = None,
     ) -> "StreamedSplit":
-        """Makes a split of images, which `decode` returns as uint8 [size, size, 3], and labels int32 [n]."""
+        """Makes a split of images, decoded by `decode` to uint8 [size, size, 3], and labels int32 [n]."""
         return cls(lambda row: {"image": decode(row)}, rows, {"label": labels}, names)
 
     @property
@@ -135,7 +135,7 @@ class StreamedSplit:
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         """See `Split`. The next batches are decoded in the background."""
-        # What Pillow warns of was reported, with the files' names, when the images were checked first.
+        # Pillow's warnings were reported with file names when the images were checked.
         warnings.filterwarnings("ignore", module=r"PIL\b")
         batch = order.shape[1]
         inputs = grain.MapDataset.source(self.rows[order.ravel()]).map(self.decode)
@@ -162,10 +162,10 @@ class Dataset:
 
     Attributes:
       train, validation, test: the splits.
-      class_names: label = position.
-      notices: what the user should be told about them.
-      square: what the images went through.
-      record: what a run records of them.
+      class_names: in label order.
+      notices: messages about the images for the user.
+      square: how the images were resized to squares.
+      record: a run's record of the images.
     """
 
     train: Split

@@ -1,4 +1,4 @@
-"""Brings the examples of a split to the devices: all at once where they fit, else in chunks as they are needed."""
+"""Moves the examples of a split to the devices: all at once if they fit, otherwise streamed in chunks."""
 
 import contextlib
 import dataclasses
@@ -13,20 +13,20 @@ from sft_jax.data.dataset import ArraySplit, Batch, Split
 from sft_jax.runtime import processes
 from sft_jax.runtime.devices import Devices
 
-# A split may take this fraction of the memory that is free on a device; activations and gradients need the rest.
+# Maximum fraction of a device's free memory for a split; activations and gradients need the rest.
 RESIDENT_FRACTION = 0.25
-# Steps whose examples travel together when a split is streamed.
+# Steps per chunk of a streamed split.
 STREAMED_STEPS = 8
 
 
 class Chunk(NamedTuple):
-    """Consecutive steps for one compiled call, on the devices.
+    """The arguments, on the devices, of a compiled call that runs consecutive steps.
 
     Attributes:
-      data: the whole split, or the examples of these steps alone: arrays by name, with the examples on the first axis.
-      order: int32 [steps, local batch], rows of `data`.
-      mask: bool [steps, local batch], false for the padding of a last batch; None where all batches are full.
-      start, stop: int32 [], the steps to run.
+      data: the whole split, or only the examples of these steps: arrays by name, with the examples on the first axis.
+      order: int32 [steps, local batch], indices into `data`.
+      mask: bool [steps, local batch], false for the padding of the last batch; None if all batches are full.
+      start, stop: int32 [], the range of steps to run.
     """
 
     data: dict[str, jax.Array]
@@ -38,21 +38,21 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A chunk, and which entries of the results by step belong to it."""
+    """A chunk, and the rows of per-step results that it computes."""
 
     chunk: Chunk
     rows: slice
 
     @property
     def steps(self) -> int:
-        """How many steps it runs."""
+        """Number of steps it runs."""
         return self.rows.stop - self.rows.start
 
 
 class StepsPerCall:
-    """How many steps a call should hold: about `seconds` of work, so that bars move and signals are heard.
+    """Adapts the number of steps per call to about `seconds` of work, for progress bars and responses to signals.
 
-    All processes keep the same pace.
+    It is the same in all processes.
     """
 
     def __init__(self, seconds: float = 1.0):
@@ -61,7 +61,7 @@ class StepsPerCall:
 
     @contextlib.contextmanager
     def timing(self, steps: int) -> Iterator[None]:
-        """Measures a call of `steps` steps made within. Grows at most fourfold at a time: first calls mislead."""
+        """Times a call of `steps` steps in the context. Grows at most fourfold at once, as the first calls mislead."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -70,10 +70,10 @@ class StepsPerCall:
 
 
 class Loader:
-    """A split as a sequence of `Call`s in any order of its examples.
+    """Iterates over the examples of a split in any order, as `Call`s.
 
     Attributes:
-      split: where the examples come from.
+      split: the split.
     """
 
     def __init__(self, split: Split, devices: Devices):
@@ -87,7 +87,7 @@ class Loader:
 
     @property
     def resident(self) -> bool:
-        """Whether all examples are on the devices."""
+        """Whether the whole split is on the devices."""
         return self._resident is not None
 
     def compile(
@@ -96,10 +96,10 @@ class Loader:
         """Compiles `program` for all devices.
 
         Args:
-          program: one of its arguments is a `Chunk` of this loader; the others are the same on all devices.
-          chunk_at: the position of that argument.
-          arguments: how many there are.
-          donate: positions of the arguments whose memory the results may take.
+          program: function with a `Chunk` of this loader as an argument; the other arguments are replicated.
+          chunk_at: position of the chunk among the arguments.
+          arguments: number of arguments.
+          donate: positions of the arguments whose memory the results may reuse.
           gather: see `Devices.compile`.
         """
         chunk = Chunk(data=not self.resident, order=True, mask=True, start=False, stop=False)  # type: ignore[arg-type]
@@ -116,10 +116,10 @@ class Loader:
         """Yields the steps from `first` on.
 
         Args:
-          order: int32 [steps, batch], rows of the split.
+          order: int32 [steps, batch], indices into the split.
           mask: bool [steps, batch], see `Chunk`.
           first: the first step to run.
-          steps_per_call: asked for the length of each chunk; a streamed split has chunks of a fixed length.
+          steps_per_call: gives the length of each chunk; chunks of a streamed split have a fixed length.
         """
         if self._resident is not None:
             return self._resident_calls(self._resident, order, mask, first, steps_per_call)
@@ -133,7 +133,7 @@ class Loader:
             first = stop
 
     def _streamed_calls(self, order, mask, first) -> Iterator[Call]:
-        # Within a chunk a device reads its own examples from the first to the last.
+        # Each device reads its part of a chunk in order.
         local = order.shape[1] // self._devices.count
         rows = np.arange(STREAMED_STEPS * local, dtype=np.int32).reshape(STREAMED_STEPS, local)
         chunk_order = self._devices.shard(np.tile(rows, (1, self._devices.count)))
@@ -155,6 +155,6 @@ class Loader:
 
 
 def _filled(table: np.ndarray) -> np.ndarray:
-    """Pads the steps of a last chunk with zeros, which are not run, so that it needs no compilation of its own."""
+    """Pads the last chunk with zeros, for steps that are not run, so that it needs no separate compilation."""
     missing = STREAMED_STEPS - len(table)
     return np.concatenate([table, np.zeros((missing, *table.shape[1:]), table.dtype)]) if missing else table

@@ -1,4 +1,4 @@
-"""Mixtures of images that keep a network from fitting its training set too well. Pure functions."""
+"""Mixup and CutMix, as pure functions."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ Batch = dict[str, jax.Array]
 
 
 class Mixture(NamedTuple):
-    """A batch, each image mixed with another one.
+    """A batch in which each image is mixed with another one.
 
     Attributes:
-      batch: the mixed images with the targets of the images themselves.
+      batch: the mixed images with their own targets.
       partners: the targets of the images mixed in.
-      lam: float32 [], the weight of an image's own targets; `partners` have the rest.
+      lam: float32 [], weight of an image's own targets; `partners` have weight 1 - lam.
     """
 
     batch: Batch
@@ -25,26 +25,26 @@ class Mixture(NamedTuple):
     lam: jax.Array
 
     def main_targets(self) -> Batch:
-        """The targets with the greater weight."""
+        """Returns the targets with the larger weight."""
         return {name: jnp.where(self.lam >= 0.5, self.batch[name], other) for name, other in self.partners.items()}
 
 
 def mix(
     batch: Batch, key: jax.Array, *, targets: tuple[str, ...], mixup: float, cutmix: float, axis_name: str | None = None
 ) -> Mixture:
-    """Mixes every image of the batch with the one at the same place from its end, as timm does.
+    """Mixes the batch with itself in reversed order, as in timm.
 
     mixup (Zhang et al., 2018, arXiv:1710.09412): x = lam * x_own + (1 - lam) * x_other, lam ~ Beta(mixup, mixup).
-    CutMix (Yun et al., 2019, arXiv:1905.04899): a rectangle of the other image, of the area 1 - lam before it is
-    clipped at the border. Where both are on, one of them is drawn for the batch.
+    CutMix (Yun et al., 2019, arXiv:1905.04899): pastes a rectangle of the other image, with relative area 1 - lam
+    before clipping at the border. If both are enabled, one of them is drawn for each batch.
 
     Args:
-      batch: this device's share: "image" [local batch, height, width, channels] and targets.
-      key: the same on every device.
-      targets: the names of the targets.
-      mixup: parameter of the Beta distribution; 0 for none.
-      cutmix: likewise.
-      axis_name: the mapped axis over which the batch is spread.
+      batch: this device's examples: "image" [local batch, height, width, channels] and targets.
+      key: random key, the same on every device.
+      targets: names of the targets.
+      mixup: parameter of the Beta distribution; 0 to disable.
+      cutmix: parameter of the Beta distribution; 0 to disable.
+      axis_name: the mapped axis over which the batch is sharded.
     """
     mix_key, cut_key, box_key, choice_key = jax.random.split(key, 4)
     images = batch["image"]
@@ -69,7 +69,7 @@ def _blend(lam: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _box(key: jax.Array, area: jax.Array, height: int, width: int) -> jax.Array:
-    """bool [height, width], true in a rectangle of the image's shape that covers `area` of it, less what sticks out."""
+    """Returns bool [height, width], true in a random box with the image's aspect ratio and relative `area`, clipped."""
     centres = jax.random.uniform(key, (2,))
     masks = []
     for centre, length in zip(centres, (height, width), strict=True):

@@ -1,4 +1,4 @@
-"""The networks, by the names that their reference implementation has for them."""
+"""The networks, under the names of their reference implementations."""
 
 import difflib
 
@@ -12,15 +12,15 @@ from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
 __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
 
-# By `model.name`.
+# model.name -> architecture.
 ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
 
 
 def architecture(name: str, *, said: str = "unknown config.model.name=") -> Architecture:
-    """Returns the architecture called `name`. Raises UserError, which begins with `said`, where there is none."""
+    """Returns the architecture called `name`. Raises UserError, which begins with `said`, if there is none."""
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
-        raise UserError(f"{said}{name!r}; the nearest one is {near!r}")
+        raise UserError(f"{said}{name!r}; did you mean {near!r}?")
     return ARCHITECTURES[name]
 
 
@@ -32,17 +32,17 @@ def builder(
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
 ) -> Builder:
-    """Returns the constructor of the network that `config` (the part `model` of the configuration) describes.
+    """Returns the constructor of the network that `config`, the group `model` of the configuration, describes.
 
     Args:
       config: `name` and `stem` are read.
       outputs: size of the head.
-      precision: dtype of activations and products, "float32" or "bfloat16".
+      precision: dtype of activations and matrix products, "float32" or "bfloat16".
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
-      stochastic_depth: rate at which the last block is skipped in training.
+      stochastic_depth: drop rate of the last block in training.
 
     Raises:
-      UserError: there is no such network, or it has no such stem.
+      UserError: the network or its stem is unknown.
     """
     found = architecture(config.name)
     stems = [stem for stem, *_ in found.stems] or ["imagenet"]

@@ -1,10 +1,9 @@
-"""What a family of networks says of its members: how one is built, where its head is, how deep a parameter lies, and
-how its names and layouts map to those of the reference implementation.
+"""Descriptions of networks: their constructor, head, parameter depths, and mapping to the reference implementation.
 
-A family is one file of this package, whose networks are registered in `models.ARCHITECTURES`. Its module has
-`features(images, train=, key=) -> Features`, `head(pooled)`, `__call__`, which is the one after the other, and
-`stages(images)`, which yields activations by name for comparisons with the reference. Randomness comes from `key` alone
-(there is no place for nnx's own streams, so not `nnx.Dropout`).
+Each family of networks is one file of this package and is registered in `models.ARCHITECTURES`. Its module has
+`features(images, train=, key=) -> Features`, `head(pooled)`, `__call__`, which composes these two, and
+`stages(images)`, which yields activations by name for comparison with the reference. All randomness comes from `key`;
+nnx's random streams, and so `nnx.Dropout`, are not supported.
 """
 
 import dataclasses
@@ -18,16 +17,16 @@ from flax import nnx
 
 from sft_jax.errors import UserError
 
-# Where a parameter lies: its stage, counted from the input, and its block in there.
+# Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
 
 
 class Features(NamedTuple):
-    """What a backbone makes of a batch. XLA drops what a task does not use.
+    """The output of a backbone for a batch. XLA eliminates what a task does not use.
 
     Attributes:
-      pooled: [n, channels], what a linear head sees.
-      maps: [n, height / stride, width / stride, channels] after each stage, finest first.
+      pooled: [n, channels], the input of a linear head.
+      maps: [n, height / stride, width / stride, channels] after each stage, highest resolution first.
     """
 
     pooled: jax.Array
@@ -36,13 +35,13 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """How images were prepared when the reference's weights were scored.
+    """The preprocessing with which the reference's weights were evaluated.
 
     Attributes:
-      size: side in pixels of the square that the network sees.
-      resize: the shorter side is brought to so many pixels before the centre is cropped.
+      size: side of the network's square input in pixels.
+      resize: size of the shorter side before the centre crop, in pixels.
       interpolation: "bilinear" or "bicubic".
-      mean, std: of each channel, on the scale 0..1.
+      mean, std: mean and standard deviation per channel, for values in 0..1.
     """
 
     size: int = 224
@@ -53,12 +52,12 @@ class Pretrained:
 
 
 class Rule(NamedTuple):
-    """How one kind of parameter maps to the reference where the common table (`convert/keys.py`) does not apply.
+    """Maps a kind of parameter to the reference if the common table (`convert/keys.py`) does not apply.
 
     Attributes:
-      ours: pattern of our whole name.
-      theirs: the reference's name, with \\1 and so on for groups of the pattern.
-      axes: permutation of the reference's axes that gives ours.
+      ours: pattern that matches our whole name.
+      theirs: the reference's name, with \\1 etc. for groups of the pattern.
+      axes: permutation from the reference's axes to ours.
     """
 
     ours: str
@@ -68,19 +67,19 @@ class Rule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One network of a family.
+    """A network of a family.
 
     Attributes:
-      name: as the config's `model.name` and the reference have it.
-      family: what the converters know it by.
+      name: its name in `model.name` and in the reference.
+      family: name of the family, for the converters.
       make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module.
-      head: path of the last layer, as "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
-      channels, strides: of `Features.maps`.
-      locate: (name of a parameter or statistic outside the head) -> its `Depth`, None for a name that it does not know.
+      head: path of the last layer, e.g. "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
+      channels, strides: channels and strides of `Features.maps`.
+      locate: (name of a parameter or statistic outside the head) -> its `Depth`, or None if the name is unknown.
       stems: the values of `model.stem`, each with the name and the kernel size of its first convolution.
-      pretrained: see `Pretrained`; assumed for weights that do not say how images were prepared.
-      pretrained_by: whose weights those are, for messages.
-      reference: the library whose names the parameters have.
+      pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
+      pretrained_by: name of those weights in messages.
+      reference: the library whose parameter names are used.
       rules: see `Rule`.
     """
 
@@ -98,70 +97,70 @@ class Architecture:
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
 
     def is_head(self, name: str) -> bool:
-        """Whether a parameter belongs to the head."""
+        """Returns whether a parameter belongs to the head."""
         return name.startswith(f"{self.head}.")
 
     def depth(self, name: str) -> Depth:
-        """Returns where a parameter lies; the head comes after all stages.
+        """Returns the depth of a parameter; the head comes after all stages.
 
         Raises:
-          ValueError: the family does not know the name. It must not be taken for anything else: layer-wise decay and
-            gradual unfreezing go by it.
+          ValueError: the name is unknown. There is no default, because layer-wise decay and gradual unfreezing depend
+            on the depth.
         """
         if self.is_head(name):
             return len(self.strides) + 1, 0
-        found = self.locate(name)
-        if found is None:
-            raise ValueError(f"{self.name} has no rule for the depth of {name!r}: mend `locate` of its family")
-        return found
+        depth = self.locate(name)
+        if depth is None:
+            raise ValueError(f"{self.name} has no rule for the depth of {name!r}: extend `locate` of its family")
+        return depth
 
     def rule(self, name: str) -> Rule | None:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
 
     def decays(self, name: str) -> bool:
-        """Whether weight decay applies to a parameter where it spares biases and the scales of norms."""
+        """Returns whether weight decay applies to a parameter if biases and normalisation scales are exempt."""
         return name.endswith(".kernel")
 
     def matrix_axes(self, name: str, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Returns the input and the output axes of a parameter that Muon orthogonalises as a matrix.
+        """Returns the input and output axes of a parameter that Muon orthogonalises as a matrix.
 
-        Of kernels only, and not of the head (https://kellerjordan.github.io/posts/muon/); None for all others.
+        These are kernels outside the head (https://kellerjordan.github.io/posts/muon/); None for all others.
         """
         if not name.endswith(".kernel") or self.is_head(name):
             return None
         return {4: ((0, 1, 2), (3,)), 2: ((0,), (1,))}.get(axes)
 
     def stem_of(self, arrays: Mapping[str, np.ndarray]) -> str:
-        """Returns the first of `stems` whose kernel size these weights have; the first of all where none has it."""
+        """Returns the first of `stems` whose kernel size fits these weights, or the first one if none fits."""
         sizes = {name: arrays[f"{path}.kernel"].shape[0] for name, path, _ in self.stems if f"{path}.kernel" in arrays}
         fitting = [name for name, _, size in self.stems if sizes.get(name) == size]
         return (fitting or [name for name, *_ in self.stems] or ["imagenet"])[0]
 
     def check_stem(self, arrays: Mapping[str, np.ndarray], stem: str, *, source: str) -> None:
-        """Raises UserError where a network with `model.stem` = `stem` has another kernel than the weights of `source`.
+        """Raises UserError if `model.stem` = `stem` has another kernel size than the weights of `source`.
 
-        Stems of one kernel size share their weights: pretrained kernels go into all of them.
+        Stems with the same kernel size accept the same weights.
         """
         if not self.stems:
             return
         kernels = {name: (f"{path}.kernel", size) for name, path, size in self.stems}
         key, wanted = kernels[stem]
-        found = arrays[key].shape[0] if key in arrays else None
-        if found in {size for _, size in kernels.values()} and found != wanted:
+        actual = arrays[key].shape[0] if key in arrays else None
+        if actual in {size for _, size in kernels.values()} and actual != wanted:
             raise UserError(
-                f"the weights of {source} have a {found}x{found} stem, but model.stem={stem} has one of "
+                f"the weights of {source} have a {actual}x{actual} stem, but model.stem={stem} is "
                 f"{wanted}x{wanted}; use --config.model.stem={self.stem_of(arrays)}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
-    """The constructor of a network: called with the streams of its initial weights, it returns the module.
+    """The constructor of a network.
 
     Attributes:
-      architecture: of the network.
-      outputs: of its head.
+      architecture: the architecture of the network.
+      outputs: size of its head.
       settings: further arguments of `Architecture.make`.
     """
 
@@ -170,12 +169,12 @@ class Builder:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Draws the initial weights from `rngs` and returns the module."""
+        """Returns the module with initial weights drawn from `rngs`."""
         return self.architecture.make(self.outputs, **self.settings, rngs=rngs)
 
 
 def located_by(patterns: Sequence[tuple[str, Callable[[re.Match], Depth]]]) -> Callable[[str], Depth | None]:
-    """Makes `Architecture.locate` of patterns for the beginnings of names; the first that matches counts."""
+    """Makes `Architecture.locate` from patterns that match the beginnings of names; the first match wins."""
     compiled = [(re.compile(pattern), depth) for pattern, depth in patterns]
 
     def locate(name: str) -> Depth | None:

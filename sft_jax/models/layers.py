@@ -1,4 +1,4 @@
-"""Layers of torch: its names, initial values and rounding; leaves have JAX's names."""
+"""Layers with torch's names, initialisation and rounding; their leaves have JAX's names."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from flax import nnx
 from sft_jax import ops
 from sft_jax.ops.conv import Layout
 
-# torch keeps 0.9 of the old running statistics ("momentum 0.1" in its words).
+# Decay of the running statistics; torch calls it a momentum of 0.1.
 KEEP_STATISTICS = 0.9
 
 
 class OneValueError(ValueError):
-    """Batch norm in training was given one value a channel: it would make a zero of whatever that is."""
+    """Batch norm in training got a single value per channel, which it would always normalise to zero."""
 
 
 class Conv2d(nnx.Module):
@@ -23,26 +23,26 @@ class Conv2d(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1, dtype, rngs
     ):
-        # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu"); its fan_out counts outputs per group.
+        # As torchvision's kaiming_normal_(mode="fan_out", nonlinearity="relu"), whose fan_out counts outputs per group.
         deviation = (2.0 / (size * size * outputs / groups)) ** 0.5
         shape = (size, size, inputs // groups, outputs)
         self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
         self.stride, self.padding, self.groups, self.dtype = stride, padding, groups, dtype
 
     def __call__(self, x: jax.Array, layout: Layout = "HWNC") -> jax.Array:
-        """Convolves x [height, width, batch, in] (or as `layout` says)."""
+        """Convolves x [height, width, batch, in], or in the given `layout`."""
         kernel = self.kernel[...].astype(self.dtype)
         return ops.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups, layout=layout)
 
 
 class BatchNorm2d(nnx.Module):
-    """`torch.nn.BatchNorm2d` over the last axis, with the addition and ReLU that follow it in a residual block.
+    """`torch.nn.BatchNorm2d` over the last axis, fused with the addition and ReLU that follow in a residual block.
 
-    In training the statistics are those of the batch over all devices of `axis_name`, and the running variance is the
-    unbiased one, as in torch. Statistics are float32 (or wider) whatever the input's dtype.
+    In training the statistics are those of the batch over all devices of `axis_name`, and the running variance is
+    unbiased, as in torch. Statistics are float32 or wider for any input dtype.
 
     Raises:
-      OneValueError: in training, of x with one value a channel.
+      OneValueError: in training, if x has a single value per channel.
     """
 
     def __init__(self, channels: int, *, axis_name: str | None = None):
@@ -55,12 +55,12 @@ class BatchNorm2d(nnx.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, relu: bool = False, residual: jax.Array | None = None
     ) -> jax.Array:
-        """Normalises x [..., channels]; with `train` the running statistics are updated."""
+        """Normalises x [..., channels]; updates the running statistics if `train` is set."""
         scale, bias = self.scale[...], self.bias[...]
         if train:
             count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             if count == 1:
-                raise OneValueError(f"batch norm in training needs more than one value a channel, not x {x.shape}")
+                raise OneValueError(f"batch norm in training needs more than one value per channel, got x {x.shape}")
             y, mean, var = ops.batch_norm(x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name)
             unbiased = var * (count / (count - 1))
             self.mean[...] = KEEP_STATISTICS * self.mean[...] + (1 - KEEP_STATISTICS) * mean
@@ -70,7 +70,7 @@ class BatchNorm2d(nnx.Module):
 
 
 class Linear(nnx.Linear):
-    """`torch.nn.Linear`; kernel [in, out], initialised uniformly in +-1/sqrt(in) as torch does."""
+    """`torch.nn.Linear`; kernel [in, out], initialised uniformly in +-1/sqrt(in) as in torch."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         bound = inputs**-0.5

@@ -1,4 +1,4 @@
-"""A network as a pure function of plain dictionaries, as the train step, checkpoints and weights files hold it."""
+"""A network as a pure function of flat dictionaries, the form used by the train step, checkpoints and weights files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,22 +12,21 @@ Arrays = dict[str, jax.Array]
 
 
 class Network:
-    """Splits an NNX network once into its structure and two flat dictionaries of arrays.
+    """An NNX network, split into its structure and two flat dictionaries of arrays.
 
-    Keys are attribute paths joined by dots, for instance "layer1.0.downsample.0.kernel".
+    Keys are attribute paths joined by dots, e.g. "layer1.0.downsample.0.kernel". Values are arrays, or
+    `jax.ShapeDtypeStruct`s if the network was built by `abstract`.
 
     Attributes:
-      architecture: of the network.
-      inputs: the names of what it reads of a batch.
-      params: what is trained.
+      architecture: the architecture of the network.
+      inputs: names of the batch's arrays that it reads.
+      params: parameters.
       batch_stats: running means and variances of batch norm.
-
-    The values are arrays, or `jax.ShapeDtypeStruct`s where the network was built by `abstract`.
     """
 
     @classmethod
     def abstract(cls, build: Builder, inputs: tuple[str, ...] = ("image",)) -> "Network":
-        """Builds a network with shapes in place of arrays: no random number is drawn."""
+        """Builds a network of shapes instead of arrays, without drawing random numbers."""
         return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))), build.architecture, inputs)
 
     def __init__(self, model: nnx.Module, architecture: Architecture, inputs: tuple[str, ...] = ("image",)):
@@ -38,7 +37,7 @@ class Network:
         self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}
 
     def is_head(self, name: str) -> bool:
-        """Whether a parameter belongs to the head."""
+        """Returns whether a parameter belongs to the head."""
         return self.architecture.is_head(name)
 
     def bind(self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array]) -> nnx.Module:
@@ -53,10 +52,10 @@ class Network:
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Arrays]:
-        """Runs the network on its inputs, as images [batch, height, width, 3], normalised.
+        """Runs the network on its inputs, e.g. normalised images [batch, height, width, 3].
 
         Returns:
-          outputs [batch, ...] and the batch statistics after the call: updated ones where `train` is set.
+          outputs [batch, ...] and the batch statistics, which are updated if `train` is set.
         """
         model = self.bind(params, batch_stats)
         outputs = model(*inputs, train=train, key=key)
@@ -65,7 +64,7 @@ class Network:
     def features(
         self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], *inputs: jax.Array
     ) -> jax.Array:
-        """Computes what the head sees of the inputs in evaluation mode: [batch, channels]."""
+        """Computes the head's inputs in evaluation mode: [batch, channels]."""
         model: Any = self.bind(params, batch_stats)
         return model.features(*inputs, train=False).pooled
 
@@ -74,7 +73,7 @@ class Network:
 
 
 class HeadNetwork:
-    """The last layer of `network` alone, with its interface: a function of features in place of images."""
+    """The head of `network`, with the same interface: a function of features instead of images."""
 
     inputs = ("feature",)
 
@@ -91,17 +90,15 @@ class HeadNetwork:
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Arrays]:
-        """Computes the outputs for features [batch, channels], as `Network.features` gives them; the batch statistics
-        stay as they are.
-        """
+        """Computes the outputs for features [batch, channels] of `Network.features`; keeps the batch statistics."""
         model: Any = self._network.bind(params, batch_stats)
         return model.head(features), dict(batch_stats)
 
 
 def initial_arrays(build: Callable[[nnx.Rngs], nnx.Module], seed: int, prefix: str = "") -> tuple[Arrays, Arrays]:
-    """Draws the initial parameters and batch statistics of the network that `build` constructs.
+    """Draws the initial parameters and batch statistics whose keys begin with `prefix`.
 
-    Only those whose key begins with `prefix`: a new head is drawn in a moment, all of ResNet-18 compiles for seconds.
+    Drawing only a new head takes a moment, while all of ResNet-18 takes seconds to compile.
     """
 
     @jax.jit

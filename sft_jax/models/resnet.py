@@ -1,6 +1,6 @@
-"""Residual networks (He et al., 2015, arXiv:1512.03385) as `torchvision.models.resnet` defines them.
+"""Residual networks (He et al., 2015, arXiv:1512.03385) as in `torchvision.models.resnet`.
 
-One file serves ResNet-18 to 152, wide ResNet and ResNeXt. Attribute paths are torchvision's state_dict keys; only the
+They include ResNet-18 to 152, wide ResNet and ResNeXt. Attribute paths are torchvision's state_dict keys; only the
 leaves have JAX's names (`kernel`, `scale`, `bias`, `mean`, `var`).
 """
 
@@ -40,7 +40,8 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and up, wide ResNet, ResNeXt).
 
-    The stride is in the 3x3 convolution, as in torchvision ("ResNet V1.5"), not in the first 1x1 as in the paper.
+    The stride is in the 3x3 convolution, as in torchvision ("ResNet V1.5"), not in the first 1x1 convolution as in the
+    paper.
     """
 
     expansion = 4
@@ -79,7 +80,7 @@ def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool) -> jax.
 
 
 def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bool, factor: jax.Array | None):
-    """ReLU of the normalised x, times `factor` [batch] where one is given (stochastic depth), and the shortcut."""
+    """Computes ReLU(norm(x) * factor + shortcut); `factor` [batch], of stochastic depth, may be None."""
     if factor is None:
         return norm(x, train=train, relu=True, residual=shortcut)
     branch = norm(x, train=train) * factor.astype(x.dtype)[None, None, :, None]
@@ -88,7 +89,7 @@ def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bo
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one member of the family from another: arguments of `torchvision.models.resnet.ResNet`."""
+    """The arguments of `torchvision.models.resnet.ResNet` that distinguish the networks."""
 
     block: type[BasicBlock] | type[Bottleneck]
     layers: tuple[int, int, int, int]
@@ -112,7 +113,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """A convolution of `size` x `size` pixels with `stride`, and perhaps a max-pool of stride 2."""
+    """A `size` x `size` convolution with `stride`, optionally followed by a max-pool of stride 2."""
 
     size: int
     stride: int
@@ -123,22 +124,22 @@ STEMS = {"imagenet": Stem(7, 2, pool=True), "cifar": Stem(7, 1, pool=False), "ci
 
 
 class ResNet(nnx.Module):
-    """A residual network: stem, four stages of blocks, global average, linear head.
+    """A residual network: stem, four stages of blocks, global average pooling, linear head.
 
-    Parameters are float32; activations and products are in `dtype`; batch-norm statistics, the features' average, the
-    head and its logits in float32: in bfloat16's 8 bits unlike logits become equal.
+    Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
+    and the logits are float32, because bfloat16 with its 8 bits makes different logits equal.
 
     Args:
       variant: a value of `VARIANTS`.
       num_classes: outputs of the head `fc`.
-      stem: a key of `STEMS`: "imagenet" (7x7 convolution of stride 2, then a max-pool of stride 2) or, for images of
-        about 32 pixels, "cifar": the same 7x7 convolution, so that pretrained kernels fit, at stride 1 and without the
-        max-pool, and "cifar3x3": a 3x3 convolution in its place, as networks made for CIFAR have it.
-      dtype: of the computation.
+      stem: a key of `STEMS`: "imagenet" (7x7 convolution with stride 2, then a max-pool with stride 2) or, for images
+        of about 32 pixels, "cifar" (7x7 convolution with stride 1, which fits pretrained kernels, and no max-pool) or
+        "cifar3x3" (a 3x3 convolution instead, as is usual on CIFAR).
+      dtype: dtype of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
-      stochastic_depth: rate at which the last block is skipped in training; it grows linearly from block to block
-        (Huang et al., 2016, arXiv:1603.09382).
-      rngs: `nnx.Rngs(params=seed)` for the initial weights, drawn as torchvision draws them.
+      stochastic_depth: drop rate of the last block in training; it increases linearly from block to block (Huang et
+        al., 2016, arXiv:1603.09382).
+      rngs: `nnx.Rngs(params=seed)` for the initial weights, which have torchvision's distributions.
     """
 
     layer1: nnx.List
@@ -176,21 +177,21 @@ class ResNet(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
 
-        With `train` batch norm uses the statistics of the batch and updates the running ones. `key` decides which
-        blocks each image skips; without it none is skipped.
+        With `train` batch norm uses batch statistics and updates the running ones. `key` draws the blocks that each
+        image skips; without it none is skipped.
         """
         return self.head(self.features(x, train=train, key=key).pooled)
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to what heads see; `pooled` has the parameters' dtype."""
-        # The last block of each stage.
+        """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
+        # Later blocks overwrite earlier ones, which leaves the last block of each stage.
         last = {name.partition(".")[0]: block for name, block in self._stages(x, train=train, key=key)}
         maps = [block for name, block in last.items() if name != "stem"]
         pooled = maps[-1].mean((0, 1), dtype=self.fc.kernel[...].dtype)
         return Features(pooled, tuple(block.transpose(2, 0, 1, 3) for block in maps))
 
     def head(self, features: jax.Array) -> jax.Array:
-        """Logits [batch, num_classes] of features [batch, channels]."""
+        """Maps features [batch, channels] to logits [batch, num_classes]."""
         return self.fc(features)
 
     def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
@@ -199,7 +200,7 @@ class ResNet(nnx.Module):
             yield name, activations.transpose(2, 0, 1, 3)
 
     def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
-        """`stages` with activations [height, width, batch, channels], which is what `ops.conv2d` is fast with."""
+        """Yields as `stages`, but activations [height, width, batch, channels], for which `ops.conv2d` is fast."""
         x = self.bn1(self.conv1(x.astype(self.dtype), layout="NHWC"), train=train, relu=True)
         if STEMS[self.stem].pool:
             x = ops.max_pool(x, window=3, stride=2, padding=1)
@@ -216,7 +217,7 @@ class ResNet(nnx.Module):
             yield name, x
 
     def _skips(self, key: jax.Array | None, position: int, blocks: int, batch: int) -> jax.Array | None:
-        """The factor [batch] of a block's branch: 0 where it is skipped, else what keeps its mean."""
+        """Returns the factor [batch] of a block's residual branch: 0 if skipped, otherwise 1 / survival probability."""
         if key is None or not self.stochastic_depth:
             return None
         survival = 1 - self.stochastic_depth * position / blocks
@@ -241,7 +242,7 @@ def architecture(name: str, variant: Variant) -> Architecture:
         make=functools.partial(ResNet, variant),
         head="fc",
         channels=tuple(64 * 2**stage * variant.block.expansion for stage in range(4)),
-        strides=(4, 8, 16, 32),  # with the stem "imagenet"
+        strides=(4, 8, 16, 32),  # for the stem "imagenet"
         locate=_locate,
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
     )

@@ -1,1 +1,1 @@
-"""The folder of a run, and what is said while it goes on."""
+"""The folder of a run, its checkpoints, console output and loggers."""

@@ -1,4 +1,4 @@
-"""What the user reads while a run goes on: log lines, kept in train.log too, and what moves on a terminal."""
+"""Console output of a run: lines, which are also written to train.log, and progress bars on a terminal."""
 
 import contextlib
 import datetime
@@ -16,15 +16,15 @@ from sft_jax.tasks import Monitor, Task
 
 
 class Console:
-    """Prints lines on standard output and, once a run's folder is known, appends them to its log.
+    """Prints lines on standard output and, once the run's folder is known, appends them to its log.
 
-    With `quiet` nothing is printed but, by `close`, the last conclusion; the log has every line. With `mute` there is
-    neither: of several processes one speaks.
+    With `quiet` only the last conclusion is printed, by `close`; the log still gets every line. With `mute` there is no
+    output at all, for all processes but one.
     """
 
     def __init__(self, *, quiet: bool = False, mute: bool = False) -> None:
-        # Lines are data ("[45000:]", paths): no markup, no emoji for names, no colouring of numbers, no wrapping.
-        # FORCE_COLOR, which notebooks and CI set, makes no terminal of a pipe: bars cannot be drawn over there.
+        # Lines contain data ("[45000:]", paths), so that markup, emoji, highlighting and wrapping are off. FORCE_COLOR,
+        # which notebooks and CI set, must not make rich draw bars into a pipe.
         terminal = sys.stdout.isatty()
         self._rich = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, force_terminal=terminal)
         self._quiet, self._mute, self._conclusion = quiet or mute, mute, ""
@@ -35,11 +35,11 @@ class Console:
 
     @property
     def moves(self) -> bool:
-        """Whether bars and spinners are drawn: on a terminal."""
+        """Whether progress bars and spinners are drawn, i.e. on a terminal."""
         return self._rich.is_terminal and not self._quiet
 
     def log_to(self, path: Path) -> None:
-        """Lines, those already printed included, go to this file from now on."""
+        """Writes all lines to this file from now on, including those already printed."""
         self._log = path
         for line in self._pending:
             self._append(line)
@@ -57,18 +57,18 @@ class Console:
             self._append(text)
 
     def conclude(self, text: str) -> None:
-        """A line that says what came of it all."""
+        """Prints a line that summarises the result of the command."""
         self.line(text)
         self._conclusion = text
 
     def close(self) -> None:
-        """To be called when all went well."""
+        """Prints the last conclusion if `quiet`; call it after success."""
         if self._quiet and not self._mute and self._conclusion:
             self._rich.print(self._conclusion)
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """While something takes seconds: a spinner with the time it takes, or one line where there is no terminal."""
+        """Shows a spinner with the elapsed time during a slow operation, or prints a line if there is no terminal."""
         if not self.moves:
             self.line(text)
             yield
@@ -81,11 +81,11 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, title: str, steps: int, done: int = 0) -> Iterator["Bar"]:
-        """A bar of `steps` steps, drawn only where standard output is a terminal."""
+        """Shows a progress bar of `steps` steps if standard output is a terminal."""
         columns = (
             SpinnerColumn(),
             TextColumn(title),
-            BarColumn(bar_width=None),  # what the text leaves
+            BarColumn(bar_width=None),  # the remaining width
             TaskProgressColumn(),
             TextColumn("{task.description}"),
         )
@@ -96,7 +96,7 @@ class Console:
 
     @contextlib.contextmanager
     def _shown(self, progress: RichProgress) -> Iterator[None]:
-        """Draws `progress`, meanwhile not what was drawn before: rich before 14.1 draws one at a time."""
+        """Draws `progress` and pauses the outer one, because rich before 14.1 draws only one at a time."""
         outer, self._drawn = self._drawn, progress
         if outer is not None:
             outer.stop()
@@ -115,37 +115,38 @@ class Console:
             with self._log.open("a") as log:
                 log.write(f"{stamp}  {text}\n")
         except OSError as error:
-            # Of a full disk the next checkpoint will tell; no run ends for its log.
+            # A run must not fail because of its log; if the disk is full, the next checkpoint fails.
             if not self._log_failed:
                 self._rich.print(f"notice: {self._log} cannot be written: {error}")
             self._log_failed = True
 
 
 class Bar:
-    """A progress bar under way."""
+    """An active progress bar."""
 
     def __init__(self, progress: RichProgress, task):
         self._progress, self._task = progress, task
 
     def set(self, done: int, total: int) -> None:
-        """`done` of `total` steps are done."""
+        """Sets the progress to `done` of `total` steps."""
         self._progress.update(self._task, completed=done, total=total)
 
     def advance(self, steps: int, note: str = "") -> None:
-        """`steps` more are done; `note` stands behind the bar."""
+        """Adds `steps` finished steps; shows `note` after the bar."""
         self._progress.update(self._task, advance=steps, description=note)
 
 
 def duration(seconds: float) -> str:
-    """12:03 or 1:12:03."""
+    """Formats a duration, e.g. 12:03 or 1:12:03."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: Monitor) -> str:
-    """Formats one finished epoch from its row of metrics.jsonl: the task's own monitor, and another one if that
-    chooses the best epoch.
+    """Formats the line of a finished epoch from its row of metrics.jsonl.
+
+    It shows the task's main metric, and also `monitor` if that is another one.
     """
     main = task.main()
     trained = row.get(f"train_{main.figure}")
@@ -160,10 +161,10 @@ def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: 
 
 
 def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, task: Task) -> str:
-    """What stands behind the bar of an unfinished epoch with at least one step done: the epoch's figures so far.
+    """Formats the metrics so far of an unfinished epoch with at least one step, to be shown after the progress bar.
 
-    The first eta is the epoch's, without its validation; the second one the run's, with the validation of the epochs to
-    come where one was seen.
+    The first eta is for the epoch, without validation; the second is for the run, including the validation of later
+    epochs if one epoch is finished.
     """
     done, seconds = progress.epoch_steps, progress.epoch_seconds
     images = done * config.batch_size
@@ -180,9 +181,9 @@ def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, tas
 
 
 def speed_line(progress: Progress, config: ConfigDict, steps_per_epoch: int) -> str:
-    """The time that training will take, from the steps of the first epoch so far, at least one."""
+    """Estimates the training time from the steps of the first epoch so far, at least one."""
     epoch_s = steps_per_epoch * progress.epoch_seconds / progress.epoch_steps
     return (
-        f"time       about {duration(epoch_s)} an epoch, {duration(config.epochs * epoch_s)} in all, validation not "
-        f"counted (from the first {progress.epoch_steps} steps)"
+        f"time       about {duration(epoch_s)} per epoch, {duration(config.epochs * epoch_s)} in total, without "
+        f"validation (from the first {progress.epoch_steps} steps)"
     )

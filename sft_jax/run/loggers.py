@@ -1,4 +1,4 @@
-"""Where the figures of a run go besides its folder: TensorBoard always, Weights & Biases and MLflow where asked for."""
+"""Loggers of a run's metrics: TensorBoard always, Weights & Biases and MLflow if configured."""
 
 import importlib
 import json
@@ -19,31 +19,31 @@ from sft_jax.runtime.files import write_json
 
 Row = Mapping[str, Any]
 
-# By which name each service knows the run: it is continued when the run is.
+# The run's identifiers at the services, with which a resumed run continues its logs.
 IDS_FILE = "loggers.json"
 
 
 class Logger(Protocol):
-    """A log under way.
+    """An open log.
 
     Attributes:
-      known: how many of the run's rows it has already.
+      known: number of the run's rows that it already contains.
     """
 
     known: int
 
     def row(self, row: Row) -> None:
-        """Takes one epoch's row of metrics.jsonl."""
+        """Logs an epoch's row of metrics.jsonl."""
 
     def results(self, results: Row) -> None:
-        """Takes what results.json holds."""
+        """Logs the contents of results.json."""
 
     def close(self, done: bool) -> None:
-        """The last call; `done` is whether the run came to its end."""
+        """Closes the log; `done` is whether the run was completed."""
 
 
 class TensorBoard:
-    """Event files, written without TensorFlow. They are written anew when a run is resumed: each point stands once."""
+    """TensorBoard event files, written without TensorFlow. A resumed run rewrites them to avoid duplicate points."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "tensorboard"
@@ -69,8 +69,8 @@ class TensorBoard:
             self._writer.close()
 
     def _add(self, values: Row) -> None:
-        # Where torch is installed tensorboardX imports it, for seconds: not before the first point.
-        # Not its SummaryWriter, which writes in a thread: nobody hears of its errors, and a flush does not wait.
+        # Imported at the first point, because tensorboardX imports torch if installed, which takes seconds. Its
+        # SummaryWriter writes in a thread, which hides errors and whose flush does not wait.
         from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
         from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboardX.summary import scalar  # type: ignore[import-untyped]
@@ -83,7 +83,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, in the project that WANDB_PROJECT names or else in sft-jax."""
+    """A run of Weights & Biases, in the project WANDB_PROJECT or by default sft-jax."""
 
     def __init__(self, module: ModuleType, folder: Path, config: Row):
         ids = _ids(folder)
@@ -97,7 +97,7 @@ class WandB:
             dir=str(folder),
             config=flatten(config),
         )
-        # The next step of a run that is continued; a row's step is its epoch.
+        # `step` is the next step of a continued run; rows are logged with their epochs as steps.
         self.known = max(0, self._run.step - 1)
 
     def row(self, row: Row) -> None:
@@ -114,7 +114,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI and in the experiment MLFLOW_EXPERIMENT_NAME."""
 
     def __init__(self, module: ModuleType, folder: Path, config: Row):
         self._module: Any = module
@@ -139,11 +139,10 @@ class MLflow:
 
 
 class Logs:
-    """All logs of a run, closed at the end of the `with` block: an observer, see `training.observer`. One that fails
-    is left out from then on.
+    """The observer (see `training.observer`) with all loggers of a run; a logger that fails is dropped.
 
     Raises:
-      UserError: a package that the configuration (its part `logging`) asks for is not installed.
+      UserError: a package required by the configuration, the group `logging`, is not installed.
     """
 
     def __init__(self, config: Mapping[str, bool]):
@@ -158,7 +157,7 @@ class Logs:
         self._each(lambda logger: logger.close(kind is None))
 
     def begin(self, experiment: object, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
-        """See `Observer`. Of several processes the first one logs."""
+        """See `Observer`. Only the primary process logs."""
         if processes.is_primary():
             self.open(run.folder, run.record()["config"], progress.rows, say)
 
@@ -174,9 +173,9 @@ class Logs:
         self._each(lambda logger: logger.results(results))
 
     def open(self, folder: Path, config: Row, rows: Sequence[Row], say: Callable[[str], None]) -> None:
-        """Opens the logs of the run in `folder` and gives them those of its `rows` that they lack.
+        """Opens the logs of the run in `folder` and adds those of its `rows` that they lack.
 
-        `say` is told, in one line, of a log that fails.
+        `say` gets a line for each logger that fails.
         """
         self._say = say
         makers: dict[str, Callable[[], Logger]] = {"tensorboard": lambda: TensorBoard(folder)}
@@ -204,7 +203,7 @@ class Logs:
                 self._failed(name, error)
 
     def _failed(self, name: str, error: Exception) -> None:
-        self._say(f"notice: the run goes on without {name}, which failed: {reason(error)}")
+        self._say(f"notice: {name} failed, the run continues without it: {reason(error)}")
 
 
 def _module(name: str) -> ModuleType:
@@ -212,7 +211,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"config.logging.{name}=True, but {name} cannot be imported ({error}); pip install {name}"
+            f"config.logging.{name}=True, but {name} cannot be imported ({error}); run pip install {name}"
         ) from None
 
 
@@ -222,11 +221,11 @@ def _ids(folder: Path) -> dict[str, str]:
 
 
 def _numbers(values: Row) -> dict[str, float]:
-    """Those of `values` that are numbers."""
+    """Returns the numeric entries of `values`."""
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _tag(name: str) -> str:
-    """train_loss -> loss/train: TensorBoard shows what is before the slash side by side."""
+    """Converts train_loss to loss/train, because TensorBoard groups charts by the part before the slash."""
     split, _, rest = name.partition("_")
     return f"{rest}/{split}" if split in ("train", "val", "test") else name

@@ -1,4 +1,4 @@
-"""How far a run has come: what a resumed run must know besides the arrays of its `TrainState`."""
+"""Progress of a run: what resuming needs in addition to the arrays of `TrainState`."""
 
 import dataclasses
 import math
@@ -12,15 +12,15 @@ from sft_jax.tasks import Monitor, Task
 
 @dataclasses.dataclass
 class Progress:
-    """Saved as JSON with every checkpoint.
+    """The progress of a run, saved as JSON with every checkpoint.
 
     Attributes:
-      epoch: finished epochs.
-      epoch_steps, epoch_loss, epoch_sums, epoch_seconds: steps done in the unfinished epoch, with the sums of their
-        losses, those of `Task.train_sums`, and the seconds they took.
-      best, best_epoch: the best value so far of what is monitored and its epoch, None before the first.
-      seconds: training and validation so far, over all sessions.
-      rows: the finished epochs as metrics.jsonl has them.
+      epoch: number of finished epochs.
+      epoch_steps, epoch_loss, epoch_sums, epoch_seconds: number of steps in the unfinished epoch, the sums of their
+        losses and of `Task.train_sums`, and their duration.
+      best, best_epoch: best value of the monitored metric so far and its epoch, None before the first.
+      seconds: training and validation time, over all sessions.
+      rows: the rows of metrics.jsonl, one per finished epoch.
     """
 
     epoch: int = 0
@@ -39,15 +39,15 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Makes the progress of what `to_json` returned."""
+        """Inverts `to_json`."""
         values = dict(values)
-        if "epoch_correct" in values:  # of versions whose only task was classification
+        if "epoch_correct" in values:  # from early versions, which only had classification
             values["epoch_sums"] = {"correct": values.pop("epoch_correct")}
         return cls(**values)
 
     def add(self, losses: np.ndarray, sums: Mapping[str, np.ndarray], seconds: float) -> None:
-        """Counts further steps of the unfinished epoch: their mean losses [steps] and sums, each [steps]."""
-        # One by one in double precision: the sum must not depend on how the epoch was cut into calls.
+        """Adds steps to the unfinished epoch: their mean losses [steps] and sums, each [steps]."""
+        # Added one by one, in double precision, so that the sum does not depend on the division into calls.
         for loss in losses.tolist():
             self.epoch_loss += loss
         for name, values in sums.items():
@@ -66,7 +66,7 @@ class Progress:
         validation_seconds: float,
         beside: dict[str, Any] | None = None,
     ) -> bool:
-        """Closes the epoch with its row of metrics, `beside` added; returns whether `monitor` is the best so far."""
+        """Finishes the epoch and appends its row, extended by `beside`; returns whether `monitor` is best so far."""
         self.epoch += 1
         value = validation[monitor.figure]
         is_best = better(monitor.score(value), None if self.best is None else monitor.score(self.best))
@@ -94,8 +94,10 @@ class Progress:
         return is_best
 
     def outcome(self, task: type[Task] | Task, monitor: Monitor) -> dict[str, Any]:
-        """Returns what results.json says of the training: best_epoch, epochs, steps, seconds, and of the best epoch the
-        value of the task's own monitor, as best_val_accuracy, and of another `monitor`, as best_val_loss.
+        """Returns the entries of results.json about training.
+
+        They are best_epoch, epochs, steps, seconds, and the best epoch's values of the task's main metric, e.g.
+        best_val_accuracy, and of `monitor` if that is another one, e.g. best_val_loss.
         """
         main = task.main().name
         return {
@@ -109,12 +111,12 @@ class Progress:
 
 
 def better(candidate: float, best: float | None) -> bool:
-    """Whether `candidate` beats `best` (None: nothing yet). A tie keeps the earlier one; NaN and inf never win."""
+    """Returns whether `candidate` beats `best` (None: none yet). Ties keep the earlier one; NaN and inf never win."""
     return math.isfinite(candidate) and (best is None or candidate > best)
 
 
 def waited(values: Iterable[float]) -> int:
-    """Epochs since the best of `values`, which are by epoch; their number where none is finite."""
+    """Returns the number of epochs since the best of `values`, one per epoch; all epochs if no value is finite."""
     best, since = None, 0
     for value in values:
         is_best = better(value, best)

@@ -1,7 +1,7 @@
-"""glibc's memory allocator, told to keep what it has instead of giving it back to the system after every step.
+"""Configures glibc's allocator to keep freed memory instead of returning it to the system after every step.
 
-XLA on a CPU allocates its temporary memory anew at every call, and glibc returns such large blocks to the system each
-time, so that every call pays the page faults again.
+XLA on CPUs allocates its temporary memory at every call, and glibc returns such large blocks to the system each time,
+so that every call pays for the page faults again.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ _SETTINGS = ((-8, 1), (-4, 0), (-1, -1), (-2, 64 * 1024 * 1024))
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for reuse; to be called before jax is imported.
+    """Makes this process keep freed memory for reuse. Call it before jax is imported.
 
-    The process then stays at its peak memory. Does nothing on systems without glibc, and where the environment variable
+    The process then stays at its peak memory. Does nothing on systems without glibc, or if the environment variable
     SFT_JAX_MALLOPT is 0.
 
     Returns:
-      whether the settings were made.
+      whether the settings were applied.
     """
     if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "0":
         return False

@@ -1,4 +1,4 @@
-"""The user's cache folder: what was compiled or decoded once serves the next run. Anything in it may be removed."""
+"""The user's cache folder, with compiled programs and decoded images for later runs. It may be deleted at any time."""
 
 import hashlib
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 import platformdirs
 
 SWITCH = "SFT_JAX_CACHE"
-# The least recently used programs go beyond this: training and evaluation of one network are about 10 MB.
+# Size above which the least recently used programs are evicted; one network's training and evaluation take about 10 MB.
 PROGRAM_BYTES = 1 << 30
-# What compiles in less is not worth a file.
+# Programs that compile faster are not cached.
 PROGRAM_SECONDS = 0.5
 
 
 def cache_folder(name: str) -> Path | None:
-    """The folder `name` below the user's cache folder, or below the one that SFT_JAX_CACHE names in the environment.
+    """Returns the subfolder `name` of the user's cache folder, or of the environment variable SFT_JAX_CACHE.
 
-    None where that variable is empty or "0": nothing is to be kept.
+    None if that variable is empty or "0", which disables caching.
     """
     chosen = os.environ.get(SWITCH)
     if chosen in ("", "0"):
@@ -26,9 +26,9 @@ def cache_folder(name: str) -> Path | None:
 
 
 def keep_compiled_programs() -> None:
-    """Makes jax keep what it compiles, so that a second run of a recipe starts at once.
+    """Enables jax's persistent compilation cache, so that a second run of a recipe starts at once.
 
-    A cache folder that was chosen for jax itself (JAX_COMPILATION_CACHE_DIR) is left as it is.
+    Does nothing if a cache folder is already set for jax (JAX_COMPILATION_CACHE_DIR).
     """
     import jax
 
@@ -41,7 +41,7 @@ def keep_compiled_programs() -> None:
 
 
 def _processor() -> str:
-    """Tells processors apart: machines that share a home folder must not run programs compiled for each other."""
+    """Identifies the processor, because machines with a shared home folder must not share compiled programs."""
     facts = [platform.system(), platform.machine(), platform.processor()]
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Data parallelism over all devices, other processes' included. The only file that says pmap, mesh or sharding."""
+"""Data parallelism over all devices of all processes. Only this module uses pmap, meshes and shardings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ AXIS = "data"
 
 
 class Devices:
-    """The devices of a run, and how arrays get to them and programs run on all of them at once.
+    """The devices of a run; moves arrays to them and compiles programs for all of them.
 
-    Of several processes each has arrays on its own devices only, and gives programs its own part of what is split.
+    With several processes, each holds arrays on its own devices only and passes its own part of sharded arguments.
     """
 
     def __init__(self, devices: list[jax.Device] | None = None):
-        # Those of one process side by side, as pmap wants them.
+        # Grouped by process, as pmap requires.
         self.devices = devices or sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.count = len(self.devices)
         self._own = [device for device in self.devices if device.process_index == jax.process_index()]
@@ -31,9 +31,9 @@ class Devices:
         self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def check_batch(self, batch_size: int, parts: int = 1) -> None:
-        """Raises UserError where the batch does not split evenly: pmap would run on fewer devices and say nothing.
+        """Raises UserError if the batch does not divide evenly; pmap would silently run on fewer devices.
 
-        `parts` are those in which each device computes its share.
+        `parts` is the number of micro-batches in which each device computes its part.
         """
         unit = self.count * parts
         if batch_size % unit:
@@ -41,36 +41,37 @@ class Devices:
             better = " or ".join(str(size) for size in (lower, lower + unit) if size)
             raise UserError(
                 f"batch_size={batch_size} does not divide evenly over {self.count} devices"
-                f"{f' in {parts} parts (optimizer.accumulate)' if parts > 1 else ''}; use --config.batch_size={better}"
+                f"{f' in {parts} micro-batches (optimizer.accumulate)' if parts > 1 else ''}; "
+                f"use --config.batch_size={better}"
             )
 
     def whole_batch(self, batch_size: int) -> int:
-        """The smallest batch of at least `batch_size` images that divides evenly over the devices."""
+        """Rounds `batch_size` up to a multiple of the number of devices."""
         return -(-batch_size // self.count) * self.count
 
     def replicate(self, tree: Any) -> Any:
-        """A whole copy of every array on each device of this process."""
+        """Copies every array to each device of this process."""
         return jax.device_put(tree, self._replicated)
 
     def local_batch(self, batches: np.ndarray) -> np.ndarray:
-        """[steps, batch, ...] -> [steps, part, ...]: what the devices of this process have of every batch."""
-        share = batches.shape[1] // self.count
-        return batches[:, self._first * share : (self._first + len(self._own)) * share]
+        """Returns this process's part of every batch: [steps, batch, ...] -> [steps, process batch, ...]."""
+        local = batches.shape[1] // self.count
+        return batches[:, self._first * local : (self._first + len(self._own)) * local]
 
     def shard(self, batches: np.ndarray) -> jax.Array:
-        """[steps, batch, ...] -> [own devices, steps, share, ...]: each device has its contiguous share of a batch."""
+        """Shards batches over devices, contiguously: [steps, batch, ...] -> [own devices, steps, local batch, ...]."""
         return self.shard_local(self.local_batch(batches))
 
     def shard_local(self, parts: np.ndarray, *, flat: bool = False) -> jax.Array:
-        """`shard` of what `local_batch` gives.
+        """Completes `shard` for the result of `local_batch`.
 
-        With `flat` the result is [own devices, steps * share, ...].
+        With `flat` the result is [own devices, steps * local batch, ...].
         """
         steps, part, *rest = parts.shape
         own = len(self._own)
-        shares = np.moveaxis(parts.reshape(steps, own, part // own, *rest), 1, 0)
+        by_device = np.moveaxis(parts.reshape(steps, own, part // own, *rest), 1, 0)
         leading = (own, -1) if flat else (own, steps, part // own)
-        return jax.device_put(shares.reshape(*leading, *rest), self._sharded)
+        return jax.device_put(by_device.reshape(*leading, *rest), self._sharded)
 
     def compile(
         self, program: Callable, *, sharded: tuple[Any, ...], donate: tuple[int, ...] = (), gather: bool = True
@@ -78,12 +79,12 @@ class Devices:
         """Compiles `program` for all devices.
 
         Args:
-          program: of one device's share.
-          sharded: for each argument, or each of its leaves, whether it has a leading axis of devices, which is taken
-            off; the others are replicated.
-          donate: positions of the arguments whose memory the results may take.
-          gather: results are replicated: the program has to make them equal on all devices. Without it they have a
-            leading axis of this process's devices instead.
+          program: the per-device program.
+          sharded: for each argument, or each of its leaves, whether it has a leading axis of devices, which the program
+            does not see; the others are replicated.
+          donate: positions of the arguments whose memory the results may reuse.
+          gather: whether results are replicated, i.e. the program makes them equal on all devices. Otherwise they have
+            a leading axis of this process's devices.
         """
         return jax.pmap(
             program,
@@ -95,10 +96,10 @@ class Devices:
         )
 
     def free_bytes(self) -> int:
-        """Memory left on the fullest device; for CPU devices, which share the machine's, their part of what is free."""
+        """Returns the free memory of the fullest device; for CPU devices, the machine's divided by their number."""
         statistics = [device.memory_stats() for device in self._own]
-        if all(found and "bytes_limit" in found for found in statistics):
-            free = min(found["bytes_limit"] - found["bytes_in_use"] for found in statistics if found)
+        if all(stats and "bytes_limit" in stats for stats in statistics):
+            free = min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in statistics if stats)
         else:
             free = psutil.virtual_memory().available // len(self._own)
         return min(processes.all_gather_objects(free))

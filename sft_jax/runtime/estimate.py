@@ -1,4 +1,4 @@
-"""What a compiled step costs, as XLA counts it: memory and floating-point operations."""
+"""XLA's estimates of the cost of a compiled step: memory and floating-point operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,25 +7,25 @@ import jax
 
 
 def compile_step(program: Callable, *arguments: Any) -> int | None:
-    """Compiles `program`, of `Devices.compile`, for `arguments`: the next call with the like runs at once.
+    """Compiles `program`, from `Devices.compile`, for `arguments`, so that a later call with such arguments does not.
 
     Returns:
-      bytes of memory that a call needs on each device, its arguments and results included; None where the device's
-      compiler does not tell.
+      bytes of memory per device that a call needs, including its arguments and results; None if the compiler does not
+      report it.
     """
-    found = program.lower(*arguments).compile().memory_analysis()  # type: ignore[attr-defined]  # pmap's
-    if found is None:
+    memory = program.lower(*arguments).compile().memory_analysis()  # type: ignore[attr-defined]  # pmap's
+    if memory is None:
         return None
-    # Results that take the place of donated arguments are counted among both.
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + results + found.temp_size_in_bytes
+    # Results in the memory of donated arguments are counted twice.
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
 def flops(function: Callable, *arguments: Any) -> float:
-    """Floating-point operations of one call of `function`, a multiply-add counted as two.
+    """Counts the floating-point operations of a call of `function`; a multiply-add counts as two.
 
-    They are those of plain convolutions, as an accelerator computes them, whatever the machine: convolutions made for
-    CPUs need fewer. Products with padding are not counted. `arguments` may be `jax.ShapeDtypeStruct`s.
+    On any machine, they are those of plain convolutions as on accelerators; convolutions optimised for CPUs need fewer.
+    Products with padding are not counted. `arguments` may be `jax.ShapeDtypeStruct`s.
     """
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     analysis = lowered.cost_analysis()
@@ -34,5 +34,5 @@ def flops(function: Callable, *arguments: Any) -> float:
 
 
 def size_text(count: float) -> str:
-    """Bytes in words: 171 MiB, 2.1 GiB."""
+    """Formats a number of bytes, e.g. 171 MiB or 2.1 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

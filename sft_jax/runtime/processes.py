@@ -1,8 +1,8 @@
-"""Several processes that train one run together: how they find each other, agree, and end when one of them is lost.
+"""Multi-process training: how the processes of a run connect, communicate, and end when one of them is lost.
 
-All of them compute the same; the first one alone touches the run's folder and prints. Whatever one process could decide
-by itself, by its clock, its memory or its disk, is decided for all of them here: they must make the same calls in the
-same order. With one process, which is the usual case, all of this comes for free.
+All processes compute the same; only the primary one accesses the run's folder and prints. They must make the same calls
+in the same order, so decisions that depend on one process's clock, memory or disk are made jointly with these
+functions. With a single process, the usual case, they cost nothing.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from jax.experimental import multihost_utils
 
 from sft_jax.errors import DivergedError, StoppedError, UserError
 
-# A process that was not heard of for so long is lost. Where it only hangs nothing else would tell.
+# Silence after which a process is considered lost; nothing else detects one that hangs.
 HEARTBEAT_SECONDS = 30
-# The others may be started by hand, on other machines.
+# Long enough to start the processes by hand, on several machines.
 JOIN_SECONDS = 300
-# A process that ends well waits so long for the others.
+# Time that a successful process waits for the others.
 LEAVE_SECONDS = 20
 
 
 def join(address: str | None, count: int | None, index: int | None) -> None:
-    """Makes this process the `index`-th of `count`; to be called before JAX's first use.
+    """Makes this process number `index` of `count`. Call it before the first use of JAX.
 
     Args:
-      address: host:port of the first process; all three None: as the cluster says (TPU pod slices, SLURM, Open MPI,
-        Kubernetes; see `jax.distributed.initialize`).
-      count: how many processes there are.
-      index: from 0.
+      address: host:port of process 0. If all three are None, they come from the cluster (TPU pod slices, SLURM, Open
+        MPI, Kubernetes; see `jax.distributed.initialize`).
+      count: number of processes.
+      index: counted from 0.
 
     Raises:
-      UserError: there is no such cluster, or the others cannot be reached.
+      UserError: no cluster is detected, or the other processes cannot be reached.
     """
     where = f"process {index} of {count}" if address is not None else "this process"
     _on_abort(
-        f"error: {where} and the others have not found each other within {JOIN_SECONDS} seconds; start all of them, "
-        f"with the same --coordinator-address, which all can reach",
+        f"error: {where} could not connect to the others within {JOIN_SECONDS} seconds; start all of them with the "
+        f"same --coordinator-address, which all must be able to reach",
         code=UserError.exit_code,
     )
     try:
@@ -59,61 +59,61 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if address is None:
             raise UserError(
-                f"--distributed finds no cluster here ({_first_line(error)}); name the processes with "
+                f"--distributed detects no cluster ({_first_line(error)}); specify the processes with "
                 f"--coordinator-address HOST:PORT --num-processes N --process-id I"
             ) from None
-        raise UserError(f"{where} cannot join the others at {address}: {_first_line(error)}") from None
+        raise UserError(f"{where} cannot connect to the others at {address}: {_first_line(error)}") from None
     _on_abort(_LOST, code=1)
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Returns whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def is_multiprocess() -> bool:
-    """Whether there is more than one process."""
+    """Returns whether there is more than one process."""
     return jax.process_count() > 1
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """What each process calls this with, in their order: anything that JSON can hold."""
+    """Gathers a JSON-serialisable value from every process, in process order."""
     if not is_multiprocess():
         return [value]
     own = json.dumps(value).encode()
     sizes = multihost_utils.process_allgather(np.int32(len(own)))
-    # A power of two: each length is a program to compile.
+    # Rounded to a few lengths, because each one compiles a program.
     length = max(256, 1 << int(sizes.max() - 1).bit_length())
     rows = multihost_utils.process_allgather(np.frombuffer(own.ljust(length), np.uint8))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def all_max(*values: float) -> tuple[float, ...]:
-    """Of each argument the largest that any process has."""
+    """Returns, for each argument, its maximum over all processes."""
     return tuple(max(each) for each in zip(*all_gather_objects(values), strict=True))
 
 
 def on_primary(call: Callable[[], Any]) -> Any:
-    """Calls `call` in the first process alone and returns in all what it returned: anything that JSON can hold.
+    """Calls `call` in the primary process only and returns its JSON-serialisable result in all processes.
 
     Raises:
-      UserError: in all processes, where it is raised there.
+      UserError: in all processes, if `call` raises it.
     """
-    found = None
+    result = None
     with all_or_none():
         if is_primary():
-            found = call()
-    return all_gather_objects(found)[0]
+            result = call()
+    return all_gather_objects(result)[0]
 
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """All processes get through the block, or none: a UserError in one of them is raised in all."""
+    """Raises a UserError that occurs in the block in any process in all of them."""
     error, message = None, None
     try:
         yield
-    except UserError as found:
-        error, message = found, str(found)
+    except UserError as raised:
+        error, message = raised, str(raised)
     messages = all_gather_objects(message)
     if error is not None:
         raise error
@@ -123,18 +123,20 @@ def all_or_none() -> Iterator[None]:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Raises UserError, which names them, where `facts` are not the same in all processes."""
+    """Raises UserError if `facts` differ between processes; the message lists the differences."""
     first, *others = all_gather_objects(dict(facts))
     for index, other in enumerate(others, 1):
         differing = [
             f"{name} ({first[name]!r} and {other.get(name)!r})" for name in first if first[name] != other.get(name)
         ]
         if differing:
-            raise UserError(f"process {index} is not at the work of process 0; they differ in {', '.join(differing)}")
+            raise UserError(
+                f"processes 0 and {index} differ in {', '.join(differing)}; start all of them with the same command"
+            )
 
 
 def broadcast(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The first process's arrays by name, on the host of every process; the others' argument is not read."""
+    """Copies the primary process's arrays to the host of every process; the argument of the others is ignored."""
     if not is_multiprocess():
         return dict(arrays)
     own = jax.device_get(dict(arrays)) if is_primary() else {}
@@ -144,24 +146,25 @@ def broadcast(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def all_gather(rows: Any) -> np.ndarray:
-    """The rows of all processes one after the other, on the host of every process."""
+    """Concatenates the rows of all processes, on the host of every process."""
     rows = np.asarray(rows)
     return multihost_utils.process_allgather(rows, tiled=True) if is_multiprocess() else rows
 
 
 def run_together(command: Callable[[], None]) -> None:
-    """Runs `command`, one of several processes, and ends this one at once where the others can no longer be reached:
-    leaving them in good order would wait for the lost one.
+    """Runs `command` in one of several processes, and exits at once if the others cannot be reached.
+
+    An orderly shutdown would wait for the lost process.
 
     Raises:
-      UserError, DivergedError, StoppedError: which all processes raise.
+      UserError, DivergedError, StoppedError: they are raised in all processes.
     """
     try:
         command()
     except (UserError, DivergedError, StoppedError):
         raise
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # What collectives raise once a connection is gone; XLA's CPU client has ValueError.
+        # Collectives raise these once a connection is lost; XLA's CPU client raises ValueError.
         if not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in str(error):
             _end_with_traceback()
         _end(f"{_LOST}: {_first_line(error)}")
@@ -189,13 +192,15 @@ def _end_with_traceback() -> None:
     os._exit(1)
 
 
-# Of handlers that C has, Python needs to know.
+# Keeps the C handlers alive.
 _handlers: list[Any] = []
 
 
 def _on_abort(line: str, code: int) -> None:
-    """From now on abort() ends the process with `line`. JAX's client calls it, in a thread of its own, when the others
-    cannot be reached or are no longer heard of; Python's own handlers run in the main thread only, which waits then.
+    """Makes abort() end the process with the message `line`.
+
+    JAX's client calls abort() in a background thread if the others cannot be reached or have been silent for too long.
+    Python's signal handlers would run in the main thread, which is blocked then.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)

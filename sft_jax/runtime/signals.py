@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a user."""
+"""Handles requests to stop: SIGTERM from a scheduler and Ctrl-C from a user."""
 
 import os
 import signal
@@ -6,9 +6,9 @@ from types import FrameType
 
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT is only noted, so that the step under way is finished and saved.
+    """A context that only records the first SIGTERM or SIGINT, so that the current step can be finished and saved.
 
-    The second one acts as it always does. Usable in the main thread only, as Python's signal handlers are.
+    A second signal has its usual effect. As with all Python signal handlers, it works in the main thread only.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        # Not print(): the handler may interrupt a print under way.
-        os.write(2, b"stopping after the step under way; once more to stop at once, without saving\n")
+        # Not print(), which the handler may have interrupted.
+        os.write(2, b"stopping after the current step; interrupt again to stop immediately without saving\n")
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+            signal.signal(number, handler)  # type: ignore[arg-type]  # returned by signal.signal
         self._previous.clear()

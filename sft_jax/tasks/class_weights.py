@@ -1,4 +1,4 @@
-"""Weights of the classes in the training loss: `regularization.class_weights`."""
+"""Class weights of the training loss: `regularization.class_weights`."""
 
 import csv
 import json
@@ -15,16 +15,16 @@ KEY = "regularization.class_weights"
 
 
 def class_weights(setting: str, labels: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...] | None:
-    """The weight of each class, None where all count alike.
+    """Returns the weight of each class; None if the loss is not weighted.
 
     Args:
-      setting: "none"; "balanced": images / (classes * images of the class), as scikit-learn, and 1 for a class without
-        images; or a file, see `_read`.
-      labels: int [n], of the training images.
-      class_names: label = position.
+      setting: "none"; "balanced": images / (classes * images of the class), as in scikit-learn, and 1 for classes
+        without images; or a file, see `_read`.
+      labels: int [n], labels of the training images.
+      class_names: in label order.
 
     Raises:
-      UserError: the file cannot be read, or does not give each class a number of 0 or more.
+      UserError: the file cannot be read, or does not give every class a weight of 0 or more.
     """
     if setting == "none":
         return None
@@ -32,36 +32,36 @@ def class_weights(setting: str, labels: np.ndarray, class_names: Sequence[str]) 
     if setting == "balanced":
         there = np.count_nonzero(counts)
         return tuple(len(labels) / (there * int(count)) if count else 1.0 for count in counts)
-    found = _read(setting)
+    by_name = _read(setting)
     unknown, missing = (
-        sorted(one - other) for one, other in ((found.keys(), set(class_names)), (set(class_names), found.keys()))
+        sorted(one - other) for one, other in ((by_name.keys(), set(class_names)), (set(class_names), by_name.keys()))
     )
     if unknown or missing:
         wrong = [f"no class is called {', '.join(unknown[:5])}"] if unknown else []
         wrong += [f"{', '.join(missing[:5])} is missing"] if missing else []
-        raise UserError(f"{KEY}={setting}: {'; '.join(wrong)}; it needs a weight for each of the classes")
-    for name, weight in found.items():
+        raise UserError(f"{KEY}={setting}: {'; '.join(wrong)}; give exactly one weight per class")
+    for name, weight in by_name.items():
         if not 0 <= weight < math.inf:
             raise UserError(f"{KEY}={setting}: the weight of {name} is {weight:g}; it must be 0 or more")
-    weights = tuple(found[name] for name in class_names)
+    weights = tuple(by_name[name] for name in class_names)
     if not np.dot(weights, counts):
-        raise UserError(f"{KEY}={setting}: no class with images has a weight above 0")
+        raise UserError(f"{KEY}={setting}: all classes with images have weight 0; give one of them a positive weight")
     return weights
 
 
 def _read(file: str) -> dict[str, float]:
-    """A JSON object {name: weight}, or lines name,weight below a header or none. Raises UserError."""
+    """Reads a JSON object {name: weight}, or CSV lines name,weight with or without a header. Raises UserError."""
     path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"{KEY}={file} is none of none and balanced, and no file that can be read: {reason}") from None
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{KEY}={file} must be none, balanced or a readable file: {reason}") from None
     try:
         return _of_json(text) if text.lstrip().startswith("{") else _of_csv(text)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'{KEY}={file} holds neither a JSON object {{"NAME": WEIGHT}} nor lines NAME,WEIGHT: {error}'
+            f'{KEY}={file} is neither a JSON object {{"NAME": WEIGHT}} nor CSV lines NAME,WEIGHT: {error}'
         ) from None
 
 
@@ -91,7 +91,7 @@ def _is_header(rows: list[list[str]]) -> bool:
 
 
 def _each_once(pairs: list[tuple[str, float]]) -> dict[str, float]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a class stands in it twice")
-    return found
+    by_name = dict(pairs)
+    if len(by_name) < len(pairs):
+        raise ValueError("it lists a class twice")
+    return by_name

@@ -1,4 +1,4 @@
-"""Classification: one label an example, cross-entropy, and the figures from accuracy to calibration."""
+"""Image classification: one label per image, cross-entropy loss, and metrics from accuracy to calibration."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ from sft_jax.tasks.linear_probe import solve_head
 from sft_jax.tasks.losses import cross_entropy, weight_scale
 from sft_jax.tasks.statistics import CALIBRATION_BINS, balanced_accuracy, class_figures, is_unequal, mean_f1
 
-# Up to so many classes results.json has the whole confusion matrix.
+# Maximum number of classes for which results.json contains the full confusion matrix.
 DENSE_CLASSES = 200
 
 
 class EvalSums(NamedTuple):
-    """Sums over evaluated images. Whole numbers add up exactly; `loss` and `calibration` are rounded.
+    """Sums over evaluated images. Integers are exact; `loss` and `calibration` are subject to rounding.
 
     Attributes:
-      total: int32, images counted.
+      total: int32, number of images.
       loss: float32, sum of cross-entropies.
       correct: int32, predictions equal to the label.
-      top5: int32, labels among the five highest logits (all of them where there are fewer classes).
-      confusion: int32 [classes, classes], rows are the truth.
-      calibration: float32 [3, CALIBRATION_BINS], per confidence bin: images, sum of confidences, correct ones
+      top5: int32, labels among the five highest logits (all images if there are at most five classes).
+      confusion: int32 [classes, classes], rows are true classes.
+      calibration: float32 [3, CALIBRATION_BINS], per confidence bin: images, sum of confidences, correct predictions
         (Guo et al., 2017, arXiv:1706.04599).
     """
 
@@ -44,15 +44,16 @@ class EvalSums(NamedTuple):
 
 
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalSums:
-    """The sums of one batch: logits [batch, classes], labels int [batch], mask bool [batch].
+    """Computes the sums of a batch: logits [batch, classes], labels int [batch], mask bool [batch].
 
-    Masked-out rows are left out by selection, not by a product: 0 * NaN is NaN.
+    Masked-out rows are excluded with `where` instead of a product, because 0 * NaN is NaN.
     """
     classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
     prediction = logits.argmax(-1)
     hit = mask & (prediction == labels)
-    # A label's rank counts the classes it does not beat; ties go to the earlier class, as in argmax. NaN beats nothing.
+    # A label's rank is the number of classes that it does not beat; ties go to the earlier class, as in argmax. NaN
+    # beats no class.
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     not_earlier = jnp.arange(classes)[None, :] >= labels[:, None]
     rank = classes - ((own > logits) | ((own == logits) & not_earlier)).sum(-1)
@@ -71,14 +72,14 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalSums
 
 
 def summarize(sums: EvalSums) -> dict[str, Any]:
-    """Figures of an evaluated split: loss (mean), accuracy, top5, count, balanced_accuracy, macro_f1,
-    per_class_accuracy, confusion, ece.
+    """Computes the metrics of a split.
 
-    Balanced accuracy is the mean of the accuracies of the classes that have images; macro F1 that of the F1 of those
-    that have images or were predicted. Both are scikit-learn's.
+    They are loss (mean), accuracy, top5, count, balanced_accuracy, macro_f1, per_class_accuracy, confusion and ece.
+    Balanced accuracy is the mean accuracy of the classes that have images; macro F1 is the mean F1 of the classes that
+    have images or were predicted. Both are as in scikit-learn.
 
-    The expected calibration error is the mean gap between confidence and accuracy over bins of confidence, weighted by
-    their images (Guo et al., 2017, arXiv:1706.04599). A class with no image has accuracy None.
+    ece, the expected calibration error, is the mean gap between confidence and accuracy over confidence bins, weighted
+    by their images (Guo et al., 2017, arXiv:1706.04599). The accuracy of a class without images is None.
     """
     total = int(sums.total)
     confusion = np.asarray(sums.confusion)
@@ -101,12 +102,12 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """The class of an image, "label" int32 [n].
+    """Image classification with the target "label", int32 [n].
 
     Attributes:
-      class_names: label = position.
-      label_smoothing, class_weights: of the training loss, see `cross_entropy`.
-      class_weights_file: the file that gives them, if one does.
+      class_names: in label order.
+      label_smoothing, class_weights: settings of the training loss, see `cross_entropy`.
+      class_weights_file: the file with the class weights, if there is one.
     """
 
     targets = ("label",)
@@ -115,7 +116,7 @@ class Classification(Task):
         for monitor in (
             Monitor("val_accuracy", "validation accuracy"),
             Monitor("val_balanced_accuracy", "balanced validation accuracy"),
-            Monitor("val_macro_f1", "macro F1 of the validation images"),
+            Monitor("val_macro_f1", "validation macro F1"),
             Monitor("val_loss", "validation loss", lower_is_better=True, percent=False),
         )
     }
@@ -135,7 +136,7 @@ class Classification(Task):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """One logit a class."""
+        """Number of classes."""
         return len(self.class_names)
 
     def with_settings(self, config: ConfigDict) -> "Classification":
@@ -143,7 +144,7 @@ class Classification(Task):
         return dataclasses.replace(self, label_smoothing=config.regularization.label_smoothing)
 
     def facts(self) -> dict[str, Any]:
-        """Returns the weights of the classes where they are a file's, which may change."""
+        """Returns the class weights if they come from a file, which may change."""
         return {} if self.class_weights_file is None else {"class_weights": self.class_weights}
 
     def check_facts(self, record: Mapping[str, Any], run: Path) -> None:
@@ -151,8 +152,8 @@ class Classification(Task):
         weights = record.get("class_weights")
         if weights is not None and tuple(weights) != self.class_weights:
             raise UserError(
-                f"regularization.class_weights={self.class_weights_file}: these are not the weights with which {run} "
-                f"began; put those back, or begin anew with a fresh --workdir"
+                f"regularization.class_weights={self.class_weights_file}: the weights have changed since {run} began; "
+                f"restore them, or start a new run with another --workdir"
             )
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -172,7 +173,7 @@ class Classification(Task):
         return {"correct": (outputs.argmax(-1) == batch["label"]).sum(dtype=jnp.int32)}
 
     def train_figures(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Returns the accuracy on the training examples as they were augmented."""
+        """Returns the accuracy on the augmented training examples."""
         return {"accuracy": sums["correct"] / examples}
 
     def sums(self, outputs: jax.Array, batch: Batch, mask: jax.Array) -> EvalSums:
@@ -180,14 +181,14 @@ class Classification(Task):
         return eval_sums(outputs, batch["label"], mask)
 
     def summarize(self, sums: EvalSums) -> dict[str, Any]:
-        """See the function of this name."""
+        """See the function `summarize`."""
         return summarize(sums)
 
     def results(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns `figures`, six of them with "test_" before their names, and the names of the classes.
+        """Returns `figures`, six of them with the prefix "test_", and the class names.
 
-        Of more than `DENSE_CLASSES` classes `confusion` would be mostly zeros: `confusion_counts` in its place has
-        [truth, prediction, images] for each pair of labels that occurred.
+        With more than `DENSE_CLASSES` classes `confusion` would be mostly zeros; it is replaced by `confusion_counts`,
+        [truth, prediction, images] for each pair of labels that occurs.
         """
         figures = dict(figures)
         names = ("accuracy", "top5", "loss", "count", "balanced_accuracy", "macro_f1")
@@ -200,7 +201,7 @@ class Classification(Task):
 
     @classmethod
     def conclusion(cls, results: Mapping[str, Any]) -> str:
-        """See `Task`; with figures that weigh classes alike where they have unequal numbers of images."""
+        """See `Task`; adds class-balanced metrics if the classes are imbalanced."""
         unequal = (
             f"balanced accuracy {results['test_balanced_accuracy']:.2%}, macro F1 {results['test_macro_f1']:.2%}, "
             if is_unequal(_confusion(results))
@@ -228,7 +229,7 @@ class Classification(Task):
 
 
 def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `Classification.results`: the figures of the test split as `summarize` gives them."""
+    """Inverts `Classification.results`: returns the test metrics in the form of `summarize`."""
     figures = {name.removeprefix("test_"): value for name, value in results.items()}
     if "confusion_counts" in figures:
         del figures["confusion_counts"]
@@ -237,7 +238,7 @@ def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confusion(results: Mapping[str, Any]) -> np.ndarray:
-    """The confusion matrix of results.json, int64 [classes, classes]."""
+    """Returns the confusion matrix of results.json, int64 [classes, classes]."""
     if "confusion" in results:
         return np.asarray(results["confusion"], np.int64)
     classes = len(results["class_names"])

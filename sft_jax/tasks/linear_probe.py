@@ -1,12 +1,12 @@
-"""A linear head on fixed features, in closed form: the start of training it further."""
+"""Closed-form solution for a linear head on fixed features, the starting point for training it."""
 
 import numpy as np
 
-# Of the mean eigenvalue of the features' covariance; the one that serves images it was not solved on best is taken.
+# Ridge penalties, relative to the mean eigenvalue of the features' covariance; selected on held-out images.
 PENALTIES = np.logspace(-6, 1, 15)
-# Least squares aims at 0 and 1, which as logits are far too close together: they are stretched by the best of these.
+# Least squares fits targets 0 and 1, which are too close together for logits; scale factors to choose from.
 STRETCHES = np.logspace(-1, 3, 81)
-# Parts of the training images, each of which is in turn not solved on, where there are no images to choose on.
+# Folds of the cross-validation on the training images.
 PARTS = 3
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -15,7 +15,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 def solve_head(
     features: np.ndarray, labels: np.ndarray, classes: int, chosen_on: Labelled | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ridge regression of the classes' indicators on the features, stretched to be logits.
+    """Solves a ridge regression of one-hot labels on the features, scaled to give logits.
 
     min over W, b of sum |x W + b - onehot(y)|^2 + penalty |W|^2 (Hoerl and Kennard, 1970), solved for all `PENALTIES`
     with one eigendecomposition in double precision.
@@ -24,8 +24,8 @@ def solve_head(
       features: [n, views, channels] of the training images.
       labels: int [n].
       classes: number of classes.
-      chosen_on: features [m, channels] and labels int [m] of the images that choose penalty and stretch; None to choose
-        by cross-validation on the training images.
+      chosen_on: features [m, channels] and labels int [m] of the images that select penalty and scale; None to select
+        them by cross-validation on the training images.
 
     Returns:
       kernel float32 [channels, classes] and bias float32 [classes].
@@ -35,7 +35,7 @@ def solve_head(
         rounds = [(whole, chosen_on)]
     else:
         parts = np.empty(len(labels), int)
-        parts[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % PARTS  # every class in all parts
+        parts[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % PARTS  # stratified folds
         rounds = [
             (
                 _Solutions(features[parts != part], labels[parts != part], classes),
@@ -46,7 +46,7 @@ def solve_head(
     hits = [
         sum(_hits(solutions.logits(held[0], penalty), held[1]) for solutions, held in rounds) for penalty in PENALTIES
     ]
-    # Of equally good ones the strongest penalty.
+    # Ties go to the strongest penalty.
     penalty = PENALTIES[len(hits) - 1 - int(np.argmax(hits[::-1]))]
     logits = np.concatenate([solutions.logits(held[0], penalty) for solutions, held in rounds])
     truth = np.concatenate([held[1] for _, held in rounds])
@@ -57,7 +57,7 @@ def solve_head(
 
 
 class _Solutions:
-    """The solutions for every penalty, see `solve_head`."""
+    """The solutions for all penalties, see `solve_head`."""
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
         wide = features.reshape(-1, features.shape[-1]).astype(np.float64)
@@ -69,13 +69,13 @@ class _Solutions:
         self._projected = self._vectors.T @ (wide.T @ (targets - self._mean) / len(wide))
 
     def solution(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel [channels, classes] and bias [classes]."""
+        """Returns kernel [channels, classes] and bias [classes]."""
         floor = np.finfo(np.float64).tiny
         kernel = self._vectors @ (self._projected / (self._values + penalty * self._values.mean() + floor)[:, None])
         return kernel, self._mean - self._centre @ kernel
 
     def logits(self, features: np.ndarray, penalty: float) -> np.ndarray:
-        """[m, classes] of features [m, channels]."""
+        """Computes logits [m, classes] for features [m, channels]."""
         kernel, bias = self.solution(penalty)
         return features.astype(np.float64) @ kernel + bias
 

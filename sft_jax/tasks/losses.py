@@ -1,4 +1,4 @@
-"""Losses of single examples."""
+"""Per-example losses."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from sft_jax.ops.collectives import all_mean
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float | jax.Array = 0.0, weights: jax.Array | None = None
 ) -> jax.Array:
-    """Of logits [batch, classes] against labels int [batch], per image [batch].
+    """Computes the cross-entropy of logits [batch, classes] and labels int [batch], per image: [batch].
 
-    `torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="none")`: that share of the target
-    is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567), and each class's part of the sum is multiplied
-    by its weight, of weights [classes]. For torch's mean see `weight_scale`.
+    It is `torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="none")`: a fraction
+    `smoothing` of the target is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567), and each class's term
+    is multiplied by its weight, from weights [classes]. See `weight_scale` for torch's mean.
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if weights is not None:
@@ -32,10 +32,10 @@ def cross_entropy(
 
 
 def weight_scale(weights: jax.Array, labels: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """What makes a plain mean of weighted losses torch's mean, which divides by the weights of the labels, not by their
-    number: the scale [] for the whole batch with labels [share of the batch] on each device of `axis_name`.
+    """Computes the factor [] that turns the plain mean of weighted losses into torch's mean.
 
-    A batch with no weight at all has a loss of 0.
+    torch divides by the sum of the labels' weights instead of their number. `labels` [local batch] are those of one
+    device of `axis_name`; the factor is for the global batch. It is 0 if all weights in the batch are 0.
     """
     mean = all_mean(weights[labels].mean(), axis_name)
     return jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1.0), 0.0)

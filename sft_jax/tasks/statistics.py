@@ -1,19 +1,19 @@
-"""Figures of classification: pure functions of confusion matrices and logits."""
+"""Classification metrics: pure functions of confusion matrices and logits."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-# Bins of confidence of a reliability diagram.
+# Confidence bins of a reliability diagram.
 CALIBRATION_BINS = 15
 TEMPERATURES = (0.05, 20.0)
-# Rows of logits that are in double precision at the same time: 32 MiB with 1,000 classes.
+# Rows of logits converted to double precision at a time: 32 MiB with 1,000 classes.
 CHUNK = 4096
 
 
 class ClassFigures(NamedTuple):
-    """Of one class: its images, how many images were taken for it, and shares (None: nothing to divide by)."""
+    """Metrics of a class: its images, predictions, precision, recall and F1 (None: division by zero)."""
 
     images: int
     predicted: int
@@ -23,14 +23,14 @@ class ClassFigures(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of each image: the predicted label, int [n], and its probability, float64 [n]."""
+    """Predicted labels, int [n], and their probabilities, float64 [n]."""
 
     labels: np.ndarray
     confidences: np.ndarray
 
 
 class Reliability(NamedTuple):
-    """Per bin of confidence: images, mean confidence and accuracy (0 in empty bins); and the calibration error."""
+    """Per confidence bin: images, mean confidence and accuracy (0 in empty bins); and the calibration error."""
 
     counts: np.ndarray
     confidences: np.ndarray
@@ -39,7 +39,7 @@ class Reliability(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Images of the class `truth` that were taken for `predicted`."""
+    """The number of images of class `truth` that were classified as `predicted`."""
 
     truth: int
     predicted: int
@@ -47,8 +47,8 @@ class Pair(NamedTuple):
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `correct` of `total` were seen (Wilson, 1927, doi:10.2307/2276774)."""
-    # Imported late: it takes a second, which most commands can spare.
+    """Returns the 95 % confidence interval of `correct` / `total` (Wilson, 1927, doi:10.2307/2276774)."""
+    # Imported late, because it takes a second and most commands do not need it.
     from scipy.stats import binomtest
 
     low, high = binomtest(correct, total).proportion_ci(0.95, method="wilson")
@@ -56,34 +56,34 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def class_figures(confusion: np.ndarray) -> list[ClassFigures]:
-    """Precision, recall and F1 of each class, from a confusion matrix int [classes, classes] (rows: truth)."""
+    """Computes precision, recall and F1 per class from a confusion matrix int [classes, classes] (rows: truth)."""
     images, predicted, hits = confusion.sum(1), confusion.sum(0), np.diag(confusion)
     return [
-        ClassFigures(int(own), int(said), _share(hit, said), _share(hit, own), _share(2 * hit, own + said))
-        for own, said, hit in zip(images, predicted, hits, strict=True)
+        ClassFigures(int(own), int(named), _ratio(hit, named), _ratio(hit, own), _ratio(2 * hit, own + named))
+        for own, named, hit in zip(images, predicted, hits, strict=True)
     ]
 
 
 def balanced_accuracy(confusion: np.ndarray) -> float:
-    """The mean, over the classes that have images, of the share of these that was recognised (recall)."""
+    """Computes the mean recall over the classes that have images."""
     images = confusion.sum(1)
     there = images > 0
     return float((np.diag(confusion)[there] / images[there]).mean())
 
 
 def is_unequal(confusion: np.ndarray) -> bool:
-    """Whether a class has twice as many images as another one that has some: accuracy says little of that one then."""
+    """Returns whether some class has at least twice as many images as another, so that accuracy neglects the latter."""
     images = confusion.sum(1)
     return bool(images.max() >= 2 * images[images > 0].min())
 
 
 def mean_f1(figures: list[ClassFigures]) -> float:
-    """The mean of F1 over the classes that have any (macro F1)."""
+    """Computes the mean F1 over the classes for which it is defined (macro F1)."""
     return float(np.mean([entry.f1 for entry in figures if entry.f1 is not None]))
 
 
 def confused_pairs(confusion: np.ndarray, top: int) -> list[Pair]:
-    """The `top` most frequent mistakes, the most frequent first, none that never happened."""
+    """Returns at most `top` confusions that occurred, the most frequent first."""
     errors = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-errors, axis=None, kind="stable")[:top]
     pairs = [Pair(*divmod(int(place), len(errors)), images=int(errors.flat[place])) for place in order]
@@ -91,26 +91,27 @@ def confused_pairs(confusion: np.ndarray, top: int) -> list[Pair]:
 
 
 def confused_classes(confusion: np.ndarray, top: int) -> list[int]:
-    """The `top` classes with the most mistakes, of their own images and of others taken for them, in their order."""
+    """Returns the `top` classes with the most errors (false negatives and false positives), in label order."""
     errors = confusion.sum(0) + confusion.sum(1) - 2 * np.diag(confusion)
     return sorted(int(label) for label in np.argsort(-errors, kind="stable")[:top])
 
 
 def predict(logits: np.ndarray, temperature: float = 1.0) -> Predictions:
-    """The most probable class of logits [n, classes], divided by `temperature`, and its probability."""
+    """Returns the most probable class of logits [n, classes] / `temperature`, and its probability."""
     labels = logits.argmax(1)
     confidences = np.concatenate([_softmax(part, 1 / temperature).max(1) for part in _chunks(logits)])
     return Predictions(labels, confidences)
 
 
 def reliability(confidences: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS) -> Reliability:
-    """Accuracy against confidence in `bins` equal bins, and the expected calibration error: the mean gap between the
-    two, weighted by images (Guo et al., 2017, arXiv:1706.04599).
+    """Computes accuracy against confidence in equal bins, and the expected calibration error.
+
+    That error is the mean gap between the two, weighted by images (Guo et al., 2017, arXiv:1706.04599).
 
     Args:
-      confidences: [n], of the predicted classes.
+      confidences: [n], probabilities of the predicted classes.
       correct: bool [n].
-      bins: how many.
+      bins: number of bins.
     """
     bin_of = np.clip((confidences * bins).astype(np.int64), 0, bins - 1)
     counts = np.bincount(bin_of, minlength=bins)
@@ -120,8 +121,8 @@ def reliability(confidences: np.ndarray, correct: np.ndarray, bins: int = CALIBR
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T, within `TEMPERATURES`, with which softmax(logits / T) has the lowest cross-entropy (Guo et
-    al., 2017, arXiv:1706.04599); 1 where none has a lower one.
+    """Finds the temperature T within `TEMPERATURES` that minimises the cross-entropy of softmax(logits / T); 1 if no
+    temperature is better (Guo et al., 2017, arXiv:1706.04599).
 
     Args:
       logits: [n, classes], of images that were not trained on.
@@ -161,5 +162,5 @@ def _chunks(table: np.ndarray) -> list[np.ndarray]:
     return [table[first : first + CHUNK] for first in range(0, len(table), CHUNK)]
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None

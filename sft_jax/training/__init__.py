@@ -1,1 +1,1 @@
-"""How a network is trained: the step, the phases and the loop."""
+"""Training: the step, the phases and the loop."""

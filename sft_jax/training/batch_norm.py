@@ -1,4 +1,4 @@
-"""What batch norm sees of a batch: whether its statistics can be taken, and whether they are any good."""
+"""Checks that batches are large enough for batch norm's statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,56 +8,56 @@ from sft_jax.models.layers import OneValueError
 from sft_jax.runtime.devices import AXIS
 from sft_jax.training.experiment import Experiment
 
-# Of fewer images the error of a network with batch norm rises (Wu and He, 2018, arXiv:1803.08494, figure 1).
+# With smaller batches the error of networks with batch norm rises (Wu and He, 2018, arXiv:1803.08494, figure 1).
 FEWEST_IMAGES = 16
 
 
 def check_values(experiment: Experiment) -> None:
-    """Raises UserError where batch norm would see one value a channel, which its own mean cancels, as torch does.
+    """Raises UserError if some batch norm would see a single value per channel, which its mean cancels, as torch does.
 
-    Statistics are those of all devices together, but of each part of `optimizer.accumulate` by itself.
+    Statistics are taken over all devices, but separately for each micro-batch of `optimizer.accumulate`.
     """
     config = experiment.config
     measured = config.finetune.batch_norm == "recalibrate"
-    # Measured statistics are those of whole batches.
+    # Recalibration uses whole batches.
     parts = 1 if measured else config.optimizer.accumulate
-    # Two images are two values a channel, however small they have become: nothing has to be traced.
+    # Two images give at least two values per channel, so that nothing has to be traced.
     if config.batch_size > parts:
         return
     for size in statistics_sizes(experiment):
         if _has_one_value(experiment, size):
-            in_parts = f" in {parts} parts (optimizer.accumulate)" if parts > 1 else ""
+            in_parts = f" in {parts} micro-batches (optimizer.accumulate)" if parts > 1 else ""
             raise UserError(
-                f"batch_size={config.batch_size}{in_parts} leaves batch norm one value a channel at {size} px: nothing "
-                f"would be learnt; use --config.batch_size={2 * parts} or more, or "
+                f"batch_size={config.batch_size}{in_parts} leaves batch norm one value per channel at {size} px, which "
+                f"trains nothing; use --config.batch_size={2 * parts} or more, or "
                 f"--config.finetune.batch_norm=freeze_statistics"
             )
 
 
 def parts_line(experiment: Experiment) -> str | None:
-    """What batch norm makes of `optimizer.accumulate`, None where that makes no difference to it."""
+    """Describes how `optimizer.accumulate` affects batch norm; None if it does not."""
     parts = experiment.config.optimizer.accumulate
     if parts == 1 or experiment.config.finetune.batch_norm != "train" or not statistics_sizes(experiment):
         return None
     images = experiment.config.batch_size // parts
-    line = f"each of the {parts} parts of a batch by itself (optimizer.accumulate): {images} images"
+    line = f"per micro-batch of {images} images (optimizer.accumulate={parts})"
     if images >= FEWEST_IMAGES:
         return line
     return (
-        f"{line}; warning: statistics of fewer than {FEWEST_IMAGES} are poor, use fewer parts, a larger batch_size or "
-        f"finetune.batch_norm=freeze_statistics"
+        f"{line}; warning: statistics of fewer than {FEWEST_IMAGES} images are noisy, use a lower optimizer.accumulate,"
+        f" a larger batch_size or finetune.batch_norm=freeze_statistics"
     )
 
 
 def statistics_sizes(experiment: Experiment) -> list[int]:
-    """Sizes in pixels of the training images of whose batches batch norm takes statistics."""
+    """Returns the image sizes, in pixels, at which batch norm computes batch statistics."""
     mode = experiment.config.finetune.batch_norm
-    found = {phase.size for phase in experiment.phases if mode == "recalibrate" or not phase.on_features}
-    return sorted(found) if mode in ("train", "recalibrate") else []
+    sizes = {phase.size for phase in experiment.phases if mode == "recalibrate" or not phase.on_features}
+    return sorted(sizes) if mode in ("train", "recalibrate") else []
 
 
 def _has_one_value(experiment: Experiment, size: int) -> bool:
-    """Whether an image of `size` pixels is a single one at some batch norm of the network."""
+    """Returns whether an image of `size` pixels has shrunk to a single value per channel at some batch norm."""
 
     network = experiment.network
 

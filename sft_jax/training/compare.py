@@ -1,4 +1,4 @@
-"""What pretraining is worth: the same recipe once more, from random weights."""
+"""Compares fine-tuning with training the same recipe from random weights."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ from sft_jax.training.trainer import train
 def train_and_compare(
     config: ConfigDict, run: Run, *, resume: bool, console: Console, command: list[str], observers: Observers = nobody
 ) -> dict[str, Any]:
-    """`train`; with `config.compare_with_scratch` also from random weights, in the folder `scratch` of the run.
+    """Calls `train`; with `config.compare_with_scratch` also from random weights, in the run's subfolder `scratch`.
 
-    The results then have the task's own figure of it too, as `scratch_test_accuracy`.
+    The results then also contain the task's main test metric from scratch, e.g. `scratch_test_accuracy`.
     """
     settings: dict[str, Any] = {"resume": resume, "console": console, "command": command, "observers": observers}
     results = train(config, run, **settings)
     if not config.compare_with_scratch or config.init == "scratch":
         return results
     values = flatten(config) | {"init": "scratch", "compare_with_scratch": False}
-    # Its folder exists already where an earlier session got that far: then it is continued.
+    # If an earlier session got this far, the folder exists and `resume` continues it.
     scratch = train(complete(values), Run(run.folder / "scratch"), **settings)
     main = task_class(config).main()
     ours, theirs = f"test_{main.figure}", f"scratch_test_{main.figure}"

@@ -1,4 +1,4 @@
-"""Passes over a split that train nothing: exact evaluation, and what a network says of each example."""
+"""Forward passes over a split: exact evaluation and per-example outputs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def map_split(
     *,
     steps_per_call: StepsPerCall,
 ) -> Iterator[tuple[Call, Any]]:
-    """Yields each call over a split with what `function` returned for its chunk, when that is computed."""
+    """Applies `function` to the chunk of every call over a split; yields (call, result) once the result is computed."""
     for call in loader.calls(order, mask, steps_per_call=steps_per_call):
         with steps_per_call.timing(call.steps):
             result = jax.block_until_ready(function(call.chunk))
@@ -35,10 +35,10 @@ def map_split(
 
 
 class Evaluator:
-    """The evaluation of a network at a task, `batch_size` examples at a time over all devices: every example counts
-    once, whatever the batch size and the number of devices.
+    """Evaluates a network on a task, with `batch_size` examples per step over all devices.
 
-    With `flips` the outputs for each image's mirror image are added to its own.
+    Every example counts exactly once, for any batch size and number of devices. With `flips` the outputs for the
+    mirror image are added to those for the image.
     """
 
     def __init__(
@@ -62,11 +62,10 @@ class Evaluator:
         loader: Loader,
         after_call: Callable[[int, int], None] = lambda done, steps: None,
     ) -> Any:
-        """Returns the sums over the whole split behind `loader`, see `Task.sums`, as numpy arrays; those in floating
-        point are float64.
+        """Returns `Task.sums` over the whole split of `loader` as numpy arrays; floating-point sums are float64.
 
-        They are the same bits however the steps are cut into calls, which is up to the clock.
-        `after_call(done, steps)` is called as the steps go by.
+        The result is bit-identical for any division of the steps into calls, which depends on timing.
+        `after_call(done, steps)` is called after each call.
         """
         if loader.resident not in self._compiled:
             self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3)
@@ -88,7 +87,7 @@ class Evaluator:
 
 
 def _added(*leaves: np.ndarray) -> np.ndarray:
-    """Adds integers over calls; numbers in floating point [steps, ...] over all steps at once, in float64."""
+    """Sums integers over calls, and floating-point numbers [steps, ...] over all steps at once, in float64."""
     if is_exact(leaves[0]):
         return np.sum(leaves, axis=0, dtype=leaves[0].dtype)
     return np.concatenate(leaves).astype(np.float64).sum(0)
@@ -99,7 +98,7 @@ Outputs = Callable[[Weights, Weights, Batch], jax.Array]
 
 
 class PerExample:
-    """A function of the weights and each example of a split; `batch_size` examples at a time over all devices."""
+    """Computes outputs for every example of a split, with `batch_size` examples per step over all devices."""
 
     def __init__(self, outputs: Outputs, batch_size: int):
         def program(params, batch_stats, chunk: Chunk):
@@ -117,24 +116,24 @@ class PerExample:
         self._compiled: dict[bool, Callable] = {}
 
     def __call__(self, params: Weights, batch_stats: Weights, loader: Loader) -> np.ndarray:
-        """Returns the outputs for all examples of the split behind `loader`, in its order: float32 [n, ...]."""
+        """Returns the outputs for all examples of the split of `loader`, in order: float32 [n, ...]."""
         if loader.resident not in self._compiled:
             self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
         program = self._compiled[loader.resident]
         order, _ = eval_order(len(loader), self._batch_size)
-        found = []
+        outputs = []
         calls = map_split(
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
         )
         for call, own in calls:
             table = loader.gather(own[:, call.rows])
-            # [devices, steps, local batch, ...] -> the examples in their order
-            found.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
-        return np.concatenate(found)[: len(loader)]
+            # [devices, steps, local batch, ...] -> [examples, ...] in order
+            outputs.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
+        return np.concatenate(outputs)[: len(loader)]
 
 
 def predict_all(network: Network, preprocess: Preprocess, batch_size: int) -> PerExample:
-    """Makes what computes the outputs of `network` for each example of a split: float32 [n, ...]."""
+    """Makes a `PerExample` that computes the outputs of `network`: float32 [n, ...]."""
 
     def outputs(params, batch_stats, batch: Batch) -> jax.Array:
         batch = preprocess(batch)

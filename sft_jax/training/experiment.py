@@ -1,4 +1,4 @@
-"""What a configuration trains on what: the network, the task, the data on the devices, their evaluation, the phases."""
+"""An experiment: the network, task, data, evaluation and phases that a configuration specifies."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,12 +20,12 @@ from sft_jax.training import phases
 from sft_jax.training.evaluator import Evaluator
 from sft_jax.training.state import Arrays
 
-# The seed's key with this is that of training. New weights have its keys with 0, 1, 2, ..., as nnx.Rngs counts.
+# Folded into the seed's key for training. New weights use 0, 1, 2, ..., the counts of nnx.Rngs.
 TRAINING = 1 << 31
 
 
 def fingerprint(config: ConfigDict, dataset: data.Dataset, task: Task) -> dict[str, Any]:
-    """Returns what all processes of a run must have in common; their places on disk need not be the same."""
+    """Returns what must be equal in all processes of a run; paths on disk may differ."""
     settings = {key: value for key, value in flatten(config).items() if key not in {"init", "data.dir"}}
     targets = {
         f"{target}s of the {name} images": digest({f"{target}s": getattr(dataset, name).targets[target]}, {})[:8]
@@ -40,20 +40,20 @@ def fingerprint(config: ConfigDict, dataset: data.Dataset, task: Task) -> dict[s
 
 
 class Experiment:
-    """One configuration on its data set and devices. Nothing here changes while it is trained.
+    """A configuration with its dataset and devices. It does not change during training.
 
     Attributes:
-      config, dataset, devices: as given.
-      task: what is learnt.
-      monitor: the figure that chooses the best epoch.
+      config, dataset, devices: the arguments.
+      task: the task to learn.
+      monitor: the metric that selects the best epoch.
       build: the network's constructor, see `models.builder`.
       network: the network as a function.
-      phases: of the training, see `phases.phases`.
-      steps_per_epoch: full batches of an epoch.
-      preprocess: from a batch of the data set to the network's inputs in evaluation.
-      evaluate: of parameters and batch statistics on a loader.
-      key: of all that is random in training, replicated.
-      scored_on_validation: whether the validation images score the settings, and may choose none of them.
+      phases: the training phases, see `phases.phases`.
+      steps_per_epoch: full batches per epoch.
+      preprocess: maps a batch of the dataset to the network's inputs for evaluation.
+      evaluate: evaluates parameters and batch statistics on a loader.
+      key: random key of training, replicated.
+      scored_on_validation: whether the validation images score the settings, and so must not select any of them.
 
     Raises:
       UserError: the configuration does not fit the data or the network.
@@ -81,26 +81,26 @@ class Experiment:
 
     @functools.cached_property
     def train_loader(self) -> Loader:
-        """The training split; it goes to the devices when it is first asked for."""
+        """Loader of the training split, moved to the devices on first use."""
         return Loader(self.dataset.train, self.devices)
 
     @functools.cached_property
     def validation_loader(self) -> Loader:
-        """The validation split, likewise."""
+        """Loader of the validation split, moved to the devices on first use."""
         return Loader(self.dataset.validation, self.devices)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Returns the rows of the training split in the order of an epoch, int32 [steps, batch]."""
+        """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
         config, train = self.config, self.dataset.train
         labels = train.targets.get("label", np.zeros(len(train), np.int32))
         return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance)
 
     def evaluator(self, *, flips: bool = False) -> Evaluator:
-        """Makes an evaluator of the whole network, see `Evaluator`."""
+        """Makes an `Evaluator` of the whole network."""
         return Evaluator(self.network, self.task, self.preprocess, self.config.batch_size, flips=flips)
 
     def weights(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
-        """Returns the parameters and batch statistics among a checkpoint's arrays, on the devices."""
+        """Returns the parameters and batch statistics of a checkpoint's arrays, replicated on the devices."""
         params, batch_stats = (
             self.devices.replicate({key: arrays[f"{part}/{key}"] for key in shapes})
             for part, shapes in (("params", self.network.params), ("batch_stats", self.network.batch_stats))
@@ -114,15 +114,15 @@ class Experiment:
         split: Split | None = None,
         after_call: Callable[[int, int], None] = lambda done, steps: None,
     ) -> dict[str, Any]:
-        """Returns the figures of weights on the test split under the names of results.json, see `Task.results`.
+        """Evaluates weights on the test split; returns metrics under the names of results.json, see `Task.results`.
 
         Args:
-          params: on the devices.
-          batch_stats: likewise.
-          split: another one in place of the test split.
+          params: parameters, replicated on the devices.
+          batch_stats: batch statistics, replicated on the devices.
+          split: a split to use instead of the test split.
           after_call: see `Evaluator`.
 
-        With `evaluation.flips` the task's own monitor is there for the flipped images too, as `test_accuracy_flips`.
+        With `evaluation.flips` they include the task's main metric with flips, e.g. `test_accuracy_flips`.
         """
         loader = Loader(self.dataset.test if split is None else split, self.devices)
         task, figure = self.task, self.task.main().figure

@@ -1,4 +1,4 @@
-"""What is computed of the data before training: features for a head, and batch norm's statistics."""
+"""Precomputation over the training data: features for the head, and batch norm's statistics."""
 
 from collections.abc import Mapping
 
@@ -25,10 +25,10 @@ def features(
     *,
     mirrored: bool,
 ) -> np.ndarray:
-    """Computes what the head sees of every example of the split behind `loader`, in its order.
+    """Computes the head's inputs for all examples of the split of `loader`, in order.
 
     Returns:
-      float32 [n, views, channels]: of the example and, with `mirrored`, of its mirror image.
+      float32 [n, views, channels]; the views are the example and, with `mirrored`, its mirror image.
     """
 
     def outputs(params, batch_stats, batch: Batch) -> jax.Array:
@@ -43,9 +43,9 @@ def features(
 
 
 def pick_view(batch: Batch, key: jax.Array, first: jax.Array | int, total: int) -> Batch:
-    """Picks one of the views of each example at random: "feature" [n, views, channels] -> [n, channels].
+    """Picks a random view of each example: "feature" [n, views, channels] -> [n, channels].
 
-    For `key`, `first` and `total` see `data.augment`.
+    See `data.augment` for `key`, `first` and `total`.
     """
     views = batch["feature"]
     draws = jax.random.randint(jax.random.fold_in(key, 0), (total,), 0, views.shape[1])
@@ -54,7 +54,7 @@ def pick_view(batch: Batch, key: jax.Array, first: jax.Array | int, total: int) 
 
 
 def first_view(batch: Batch) -> Batch:
-    """Picks the first of the views of each example, that of the example as it is."""
+    """Picks the first view of each example, which is not mirrored."""
     return {**batch, "feature": batch["feature"][:, 0]}
 
 
@@ -66,17 +66,17 @@ def recalibrate_batch_norm(
     preprocess: Preprocess,
     order: np.ndarray,
 ) -> dict[str, jax.Array]:
-    """Computes batch norm's statistics on a split: the mean of those of the batches of `order` [steps, batch].
+    """Re-estimates batch norm's statistics: their mean over the batches of `order` [steps, batch].
 
-    Adapting them to new images is AdaBN (Li et al., 2016, arXiv:1603.04779); that the mean over batches serves better
-    than a running mean, Wu and Johnson, 2021, arXiv:2105.07576.
+    Adapting them to new images is AdaBN (Li et al., 2016, arXiv:1603.04779). The mean over batches works better than a
+    running mean (Wu and Johnson, 2021, arXiv:2105.07576).
     """
 
     def program(params, sums, chunk: Chunk):
         def body(index, sums):
             batch = preprocess(rows_of(chunk, index))
             inputs = (batch[name] for name in network.inputs)
-            # From zero, one update is 1 - KEEP_STATISTICS of the batch's own statistics.
+            # Starting from zero, one update gives (1 - KEEP_STATISTICS) times the batch statistics.
             _, new = network.apply(params, jax.tree.map(jnp.zeros_like, sums), *inputs, train=True)
             return {key: sums[key] + new[key] / (1 - KEEP_STATISTICS) for key in sums}
 
@@ -86,7 +86,7 @@ def recalibrate_batch_norm(
     sums = jax.tree.map(jnp.zeros_like, dict(batch_stats))
 
     def add(chunk: Chunk) -> dict[str, jax.Array]:
-        # Each call adds to what those before it found: how the clock cuts them makes no difference.
+        # The sums are carried from call to call, so that the division into calls makes no difference.
         nonlocal sums
         sums = compiled(params, sums, chunk)
         return sums

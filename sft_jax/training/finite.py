@@ -1,4 +1,4 @@
-"""A run ends where its loss or its weights are no longer finite, before they are saved."""
+"""Stops a run whose loss or weights are no longer finite, before they are saved."""
 
 import jax
 import numpy as np
@@ -9,14 +9,14 @@ from sft_jax.training.state import TrainState
 
 
 def check_losses(losses: np.ndarray, *, first: int, epoch: int, run: Run) -> None:
-    """Raises DivergedError unless the losses [steps] of the steps from number `first` on, in `epoch`, are finite."""
+    """Raises DivergedError if a loss of `losses` [steps], which start at step `first` of `epoch`, is not finite."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
         raise _diverged(f"the loss is {losses[bad[0]]} at step {first + int(bad[0])} (epoch {epoch})", run)
 
 
 def check_state(state: TrainState, *, epoch: int, run: Run) -> None:
-    """Raises DivergedError where weights are not finite: the last update, in `epoch`, overflowed."""
+    """Raises DivergedError if weights are not finite because the last update, in `epoch`, overflowed."""
     weights_of = {**state.params, **state.batch_stats}
     bad = [key for key, leaf in jax.device_get(weights_of).items() if not np.isfinite(leaf).all()]
     if bad:
@@ -25,6 +25,6 @@ def check_state(state: TrainState, *, epoch: int, run: Run) -> None:
 
 def _diverged(what: str, run: Run) -> DivergedError:
     return DivergedError(
-        f"{what}; the checkpoints before it are kept in {run.folder / 'checkpoints'}; "
-        f"try a lower --config.optimizer.learning_rate with a fresh --workdir"
+        f"{what}; earlier checkpoints are in {run.folder / 'checkpoints'}; "
+        f"try a lower --config.optimizer.learning_rate with a new --workdir"
     )

@@ -1,7 +1,7 @@
-"""The learning-rate range test: the loss of a recipe while its learning rate grows from step to step.
+"""The learning-rate range test: measures the loss while the learning rate grows from step to step.
 
 Smith, 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with the exponential growth and
-the smoothed loss that became usual afterwards. Nothing is kept but the curve: no run begins, and none is touched.
+loss smoothing that later became standard. Only the curve is saved: it starts no run and changes none.
 """
 
 import itertools
@@ -27,26 +27,26 @@ from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.start import initial_weights, load_init, read_dataset
 
 LOWEST, HIGHEST, STEPS = 1e-7, 10.0, 100
-# Of the moving average that tells where the test ends; it is divided by the weights it has seen, as Adam's are.
+# Decay of the moving average that ends the test; it is bias-corrected as in Adam.
 KEPT = 0.9
-# The test ends where this average is so many times its lowest value, of those after the first steps.
+# The test ends when this average reaches DIVERGED times its minimum, ignoring the first SETTLING steps.
 DIVERGED, SETTLING = 4.0, 10
-# Standard deviation in steps of the weights of the lines that smooth the curve. They lie on both sides of each step: a
-# moving average would lag behind the loss.
+# Standard deviation, in steps, of the Gaussian weights of the local linear fit. They are centred on each step, because
+# a moving average would lag behind the loss.
 SMOOTHING = 4.0
-# The loss has to fall by so many standard deviations of its smoothed noise, and by this share, to suggest anything.
+# A suggestion needs a loss that falls by CERTAIN standard deviations of its smoothed noise and by this fraction.
 CERTAIN, WORTHWHILE = 6.0, 0.02
 
 
 class RangeTest(NamedTuple):
-    """A curve and what it suggests.
+    """The curve of a range test and the learning rate it suggests.
 
     Attributes:
-      key: the config key whose values the learning rates are.
-      learning_rates, losses, smoothed: by step, as far as the test went.
-      suggested: the learning rate at which the smoothed loss falls steepest; None where it does not fall.
-      lowest: the one at which it is lowest.
-      diverged: the one at which it left all bounds; None where it did not.
+      key: the config key that the learning rates are values of.
+      learning_rates, losses, smoothed: one value per step, up to the last finite loss.
+      suggested: the learning rate at which the smoothed loss falls most steeply; None if it does not fall.
+      lowest: the learning rate at which the smoothed loss is lowest.
+      diverged: the learning rate at which the loss diverged; None if it did not.
     """
 
     key: str
@@ -59,19 +59,22 @@ class RangeTest(NamedTuple):
 
 
 def find_learning_rate(config: ConfigDict, run: Run, console: Console) -> RangeTest:
-    """Makes the test for `config` and writes lr_find.json and lr_find.png in the folder of `run`.
+    """Runs the test for `config` and writes lr_find.json and lr_find.png to the folder of `run`.
 
-    The weights are those that a run begins with and the phase is its last one, which trains all there is to train; of
-    head_then_full the head is solved, as it is before its first epoch. There is no schedule.
+    It starts from a run's initial weights and uses the last phase, which trains all trainable parameters; for
+    head_then_full the head is solved first, as before the first epoch of a run. There is no schedule.
 
     Raises:
-      UserError: something given is wrong.
-      DivergedError: the loss is not finite from the first steps on.
+      UserError: the configuration, data or weights are invalid.
+      DivergedError: the loss is not finite in the first steps.
     """
     if config.optimizer.name.startswith("schedule_free"):
-        raise UserError(f"optimizer.name={config.optimizer.name} has one learning rate for all steps: no range test")
+        raise UserError(
+            f"optimizer.name={config.optimizer.name} uses a constant learning rate, which a range test cannot vary; "
+            f"choose another optimizer.name"
+        )
     if run.folder.exists() and not run.folder.is_dir():
-        raise UserError(f"--workdir {run.folder} is a file; name a folder")
+        raise UserError(f"--workdir {run.folder} is a file; give a folder")
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     init = load_init(config)
@@ -88,14 +91,14 @@ def find_learning_rate(config: ConfigDict, run: Run, console: Console) -> RangeT
                 break
     if stop:
         raise KeyboardInterrupt
-    found = judge(losses, *meaning(experiment))
-    _write(found, run, config)
-    console.conclude(f"learning rate: {_summary(found)}; {start}; see {run.folder / 'lr_find.png'}")
-    return found
+    result = judge(losses, *meaning(experiment))
+    _write(result, run, config)
+    console.conclude(f"learning rate: {_summary(result)}; {start}; see {run.folder / 'lr_find.png'}")
+    return result
 
 
 def meaning(experiment: Experiment) -> tuple[str, float]:
-    """The config key of the learning rate that is tested, and by what the run multiplies its value."""
+    """Returns the config key of the tested learning rate, and the factor that a run applies to its value."""
     config = experiment.config
     of_head = experiment.phases[-1].head_only and config.finetune.head_learning_rate is not None
     key = "finetune.head_learning_rate" if of_head else "optimizer.learning_rate"
@@ -104,9 +107,9 @@ def meaning(experiment: Experiment) -> tuple[str, float]:
 
 
 def rate(step: Any) -> jax.Array:
-    """The learning rate of the step after `step` others."""
-    share = jnp.asarray(step, jnp.float32) / (STEPS - 1)
-    return LOWEST * (HIGHEST / LOWEST) ** share
+    """Returns the learning rate of step `step`, counted from 0."""
+    fraction = jnp.asarray(step, jnp.float32) / (STEPS - 1)
+    return LOWEST * (HIGHEST / LOWEST) ** fraction
 
 
 def measured_losses(experiment: Experiment, params: Any, batch_stats: Any):
@@ -129,24 +132,24 @@ def measured_losses(experiment: Experiment, params: Any, batch_stats: Any):
 
 
 def running_average(losses: Sequence[float]) -> np.ndarray:
-    """The moving average of `losses`, each value divided by the weights it is made of."""
-    average, found = 0.0, []
+    """Returns the bias-corrected exponential moving average of `losses`, by step."""
+    average, averages = 0.0, []
     for step, loss in enumerate(losses, 1):
         average = KEPT * average + (1 - KEPT) * loss
-        found.append(average / (1 - KEPT**step))
-    return np.array(found)
+        averages.append(average / (1 - KEPT**step))
+    return np.array(averages)
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the last loss is not finite, or the moving average is `DIVERGED` times its lowest."""
+    """Returns whether the last loss is not finite, or the moving average exceeds `DIVERGED` times its minimum."""
     if not np.isfinite(losses[-1]):
         return True
-    found = running_average(losses)
-    return len(losses) > SETTLING and found[-1] > DIVERGED * found[SETTLING:].min()
+    averages = running_average(losses)
+    return len(losses) > SETTLING and averages[-1] > DIVERGED * averages[SETTLING:].min()
 
 
 def fitted_lines(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Value and slope at each step of a line through the losses around it, with weights from a normal distribution."""
+    """Returns value and slope, at each step, of a linear fit to the losses with Gaussian weights centred on it."""
     steps = np.arange(len(losses), dtype=np.float64)
     away = steps[None] - steps[:, None]
     weights = np.exp(-((away / SMOOTHING) ** 2) / 2)
@@ -157,64 +160,66 @@ def fitted_lines(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge(losses: Sequence[float], key: str = "optimizer.learning_rate", scale: float = 1.0) -> RangeTest:
-    """What the losses of the steps suggest.
+    """Derives a learning rate from the losses of a range test.
 
     Args:
-      losses: by step, the last one may be infinite.
+      losses: one per step; the last may be infinite or NaN.
       key: see `meaning`.
-      scale: likewise.
+      scale: see `meaning`.
 
     Raises:
-      DivergedError: there are too few that are finite.
+      DivergedError: too few losses are finite.
     """
     rates = np.array([float(rate(step)) for step in range(len(losses))]) / scale
     diverged = float(rates[-1]) if has_diverged(losses) else None
     finite = np.array([loss for loss in losses if np.isfinite(loss)])
     if len(finite) < SETTLING + 2:
-        raise DivergedError(f"the loss is {losses[-1]} at {key}={rates[-1]:.2g}: no learning rate will do")
+        raise DivergedError(
+            f"the loss is already {losses[-1]} at {key}={rates[-1]:.2g}; no learning rate can be suggested"
+        )
     curve, slopes = fitted_lines(finite)
     lowest = int(curve.argmin())
-    start = finite[:SETTLING].mean()  # of steps too small to change anything
+    start = finite[:SETTLING].mean()  # these steps are too small to change the loss
     fall = start - curve[lowest]
-    # Of what differs from step to step; its median, which a few steps that explode do not move.
+    # Estimated from differences between steps; the median is robust to a few exploding steps.
     noise = np.median(np.abs(np.diff(finite - curve))) / 0.954
-    # The mean under normal weights has the noise of 2 sqrt(pi) SMOOTHING independent steps' mean.
+    # Gaussian smoothing averages as many as 2 sqrt(pi) SMOOTHING independent steps.
     smoothed_noise = noise / np.sqrt(2 * np.sqrt(np.pi) * SMOOTHING)
     falls = lowest > SETTLING and fall > max(CERTAIN * smoothed_noise, WORTHWHILE * start)
-    # By the logarithm of the learning rate, whose steps are equal; behind the lowest loss nothing falls for long.
+    # The slope is per step, i.e. per log learning rate; falls beyond the lowest loss are noise.
     suggested = float(rates[SETTLING + int(slopes[SETTLING : lowest + 1].argmin())]) if falls else None
     return RangeTest(key, rates[: len(finite)], finite, curve, suggested, float(rates[lowest]), diverged)
 
 
-def _summary(found: RangeTest) -> str:
-    diverged = "it did not diverge" if found.diverged is None else f"it diverged at {found.diverged:.2g}"
-    if found.suggested is None:
+def _summary(result: RangeTest) -> str:
+    diverged = "it did not diverge" if result.diverged is None else f"it diverged at {result.diverged:.2g}"
+    if result.suggested is None:
         return (
-            f"nothing to suggest for {found.key}: the loss does not fall from {found.learning_rates[0]:.2g} to "
-            f"{found.learning_rates[-1]:.2g}, {diverged}"
+            f"no suggestion for {result.key}: the loss does not fall from {result.learning_rates[0]:.2g} to "
+            f"{result.learning_rates[-1]:.2g}, {diverged}"
         )
     return (
-        f"{found.key}={found.suggested:.2g} suggested, where the loss falls steepest; it is lowest at "
-        f"{found.lowest:.2g}, {diverged}"
+        f"{result.key}={result.suggested:.2g} suggested, where the loss falls most steeply; it is lowest at "
+        f"{result.lowest:.2g}, {diverged}"
     )
 
 
-def _write(found: RangeTest, run: Run, config: ConfigDict) -> None:
+def _write(result: RangeTest, run: Run, config: ConfigDict) -> None:
     values = {
         name: value.tolist() if isinstance(value, np.ndarray) else value
-        for name, value in zip(found._fields, found, strict=True)
+        for name, value in zip(result._fields, result, strict=True)
     }
     write_json(run.folder / "lr_find.json", {**values, "config": json.loads(json.dumps(config.to_dict()))})
     figure = Figure((7.5, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(found.learning_rates, found.losses, color="#c3c9ce", linewidth=1, label="loss of the batch")
-    axes.plot(found.learning_rates, found.smoothed, color="#33608c", linewidth=2, label="smoothed")
-    if found.suggested is not None:
-        axes.axvline(found.suggested, color="#c8402e", linestyle="--", label=f"suggested: {found.suggested:.2g}")
+    axes.plot(result.learning_rates, result.losses, color="#c3c9ce", linewidth=1, label="batch loss")
+    axes.plot(result.learning_rates, result.smoothed, color="#33608c", linewidth=2, label="smoothed")
+    if result.suggested is not None:
+        axes.axvline(result.suggested, color="#c8402e", linestyle="--", label=f"suggested: {result.suggested:.2g}")
     axes.set_xscale("log")
-    # Of a loss that left all bounds the rest of the curve would be a flat line.
-    axes.set_ylim(0, 1.05 * max(found.smoothed[0], found.smoothed.min() * DIVERGED))
-    axes.set_xlabel(found.key)
+    # A diverged loss would flatten the rest of the curve.
+    axes.set_ylim(0, 1.05 * max(result.smoothed[0], result.smoothed.min() * DIVERGED))
+    axes.set_xlabel(result.key)
     axes.set_ylabel("training loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

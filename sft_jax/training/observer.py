@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: logs, reports, and whatever else the caller of `train` hands in."""
+"""Observers of a run: loggers, reports, and any others passed to `train`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
@@ -10,11 +10,11 @@ from sft_jax.training.phase_programs import Variables
 
 
 class Observer(Protocol):
-    """Is told what happens in a run; this one does nothing about it.
+    """Receives the events of a run; the default methods ignore them.
 
-    It is entered as a context manager before `begin` and left when the run ends, by an exception where it does not come
-    to its end. Of several processes each has its own: all are told alike, one of them should write. None of its
-    methods may end a run: one that raises is left out from then on, and the console says so.
+    It is entered as a context manager before `begin` and exited when the run ends, with the exception if the run fails.
+    Every process has its own observers and calls all of them; only one should write. An observer cannot stop a run:
+    if a method raises, the observer is dropped and the console reports it.
     """
 
     def __enter__(self) -> Self:
@@ -24,26 +24,26 @@ class Observer(Protocol):
         return
 
     def begin(self, experiment: Experiment, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
-        """The run starts, or goes on from `progress`; `say` prints a line on the console."""
+        """Called when the run starts, or resumes from `progress`; `say` prints a line on the console."""
         return
 
     def epoch(self, progress: Progress) -> None:
-        """An epoch is done; its row of metrics.jsonl is the last of `progress.rows`."""
+        """Called after each epoch; its row of metrics.jsonl is the last of `progress.rows`."""
         return
 
     def best(self, weights: Variables, figures: Mapping[str, Any], progress: Progress) -> None:
-        """These weights are the best so far, with these figures of the validation split."""
+        """Called when `weights` are the best so far; `figures` are their validation metrics."""
         return
 
     def end(self, weights: Variables, results: Mapping[str, Any], progress: Progress) -> None:
-        """The run is done: its best weights, and what results.json holds."""
+        """Called at the end of the run with its best weights and the contents of results.json."""
         return
 
 
-# Of a configuration: those of its run. Raises UserError where one of them cannot do what the configuration asks for.
+# Maps a configuration to the observers of its run. Raises UserError if an observer cannot support the configuration.
 Observers = Callable[[Any], list[Observer]]
 
 
 def nobody(config: Any) -> list[Observer]:
-    """Returns no observers, as benchmarks want it."""
+    """Returns no observers, for benchmarks."""
     return []

@@ -1,4 +1,4 @@
-"""A phase of a run made ready: its optimizer, its compiled steps, and the examples or features they read."""
+"""The programs of a phase: its optimizer, its compiled steps, and the examples or features they read."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -32,20 +32,20 @@ class Variables(NamedTuple):
 
 
 class PhasePrograms:
-    """What the loop calls in one phase of a task, with `schedule` in place of the configuration's where it is given.
+    """The programs that the training loop runs in one phase; `schedule` replaces the configuration's schedule.
 
     Attributes:
-      task: of which it is a phase.
-      phase: which epochs, and what is trained in them.
-      optimizer: of the parameters that are trained.
-      since: by the names of these, the step from which on they are.
+      experiment: the experiment.
+      phase: the epochs, and the parameters trained in them.
+      optimizer: the optimizer of the trained parameters.
+      since: trained parameter -> the step at which its training began.
       ready: whether `prepare` was called.
-      train_steps: many steps in one call, see `steps.make_train_steps`; from `prepare` on.
-      train_loader, validation_loader: what the steps and the evaluation read: images, or features after `prepare`.
-      evaluate: of parameters and batch statistics on `validation_loader`.
+      train_steps: runs many steps in one call, see `steps.make_train_steps`; set by `prepare`.
+      train_loader, validation_loader: loaders of images, or of features after `prepare` if the phase uses them.
+      evaluate: evaluates parameters and batch statistics on `validation_loader`.
 
     Raises:
-      UserError: the optimizer, batch norm or the loss cannot work with these settings.
+      UserError: the optimizer, batch norm or the loss does not support these settings.
     """
 
     train_steps: Callable
@@ -55,12 +55,12 @@ class PhasePrograms:
         self.experiment, self.phase, self.ready = experiment, phase, False
         self.evaluate = experiment.evaluate
         self.train_loader, self.validation_loader = experiment.train_loader, experiment.validation_loader
-        # One schedule for the head alone; another one over all other epochs, whatever phases they are cut into.
+        # Training on features has its own schedule; all other phases share one.
         origin = 0 if phase.on_features else min(other.first for other in experiment.phases if not other.on_features)
         self._origin = origin * experiment.steps_per_epoch
         self._schedule = self._make_schedule() if schedule is None else schedule
         since = phases.trained_since(experiment.phases, phase)
-        # Of another schedule the first step is its own first one.
+        # A given schedule starts at the first step of this phase.
         steps = experiment.steps_per_epoch if schedule is None else 0
         self.since = {name: epoch * steps for name, epoch in since.items()}
         self.optimizer = make_staged_optimizer(
@@ -73,13 +73,13 @@ class PhasePrograms:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Of the step after `step` others."""
+        """Returns the learning rate of step `step`, counted from 0."""
         return float(self._schedule(step - self._origin))
 
     def first_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
-        """The state before the first step. Makes the programs ready.
+        """Returns the state before the first step, and calls `prepare`.
 
-        Batch norm's statistics are measured and the head is solved first where the configuration asks for it.
+        If the configuration asks for it, batch norm's statistics are recalibrated and the head is solved first.
         """
         experiment = self.experiment
         params, batch_stats = experiment.devices.replicate((params, batch_stats))
@@ -91,13 +91,13 @@ class PhasePrograms:
         return experiment.devices.replicate(self.new_state(params, batch_stats))
 
     def next_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
-        """The state with which the phase follows that of `before`. Makes the programs ready.
+        """Returns the initial state of this phase, which follows that of `before`, and calls `prepare`.
 
-        Parameters that go on being trained keep their part of the optimizer's state, and the moving averages go on.
+        Parameters that were already trained keep their optimizer state, and the moving averages continue.
         """
         if self._measures and self.phase.size != before.phase.size:
             measured = self.measured(state.params, state.batch_stats)
-            # The average takes them over as they are. In arrays of its own: the state is donated.
+            # The averages take them over unchanged, but as copies because the state is donated.
             averages = state.ema and {**state.ema, **jax.tree.map(jnp.copy, measured)}
             state = self.experiment.devices.replicate(state.replace(batch_stats=measured, ema=averages))
         self.prepare(state.params, state.batch_stats)
@@ -116,12 +116,12 @@ class PhasePrograms:
         )
 
     def fresh_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
-        """`next_state` with an optimizer that has seen no step."""
+        """Returns `next_state` with a freshly initialised optimizer."""
         followed = self.next_state(state, before)
         return self.experiment.devices.replicate(self.new_state(followed.params, followed.batch_stats))
 
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
-        """A state of the phase's structure, its optimizer's part as before the first step."""
+        """Returns a state with the structure of this phase and a freshly initialised optimizer."""
         regularization = self.experiment.config.regularization
         return TrainState.create(
             params,
@@ -137,7 +137,7 @@ class PhasePrograms:
         return self.experiment.config.finetune.batch_norm == "recalibrate"
 
     def measured(self, params: Arrays, batch_stats: Arrays) -> Arrays:
-        """Batch norm's statistics on the training images, of the size that the phase has."""
+        """Returns batch norm's statistics, recalibrated on the training images at the phase's size."""
         experiment, phase = self.experiment, self.phase
         preprocess = experiment.task.preprocess(experiment.config.data, phase.size)
         order = experiment.order(phase.first)
@@ -146,7 +146,7 @@ class PhasePrograms:
         )
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
-        """Makes `train_steps`; where the phase is trained on features, computes them with these weights."""
+        """Compiles `train_steps`; if the phase is trained on features, computes these first with the given weights."""
         if self.phase.on_features:
             self._read_features(params, batch_stats)
         self.train_steps = self.compiled()
@@ -157,7 +157,7 @@ class PhasePrograms:
         return self.train_loader.compile(self.program(), chunk_at=1, arguments=3, donate=(0,))
 
     def program(self) -> Callable:
-        """Makes the program of one device's share of many steps, see `steps.make_train_steps`."""
+        """Makes the per-device program of many steps, see `steps.make_train_steps`."""
         experiment, phase = self.experiment, self.phase
         network = HeadNetwork(experiment.network) if phase.on_features else experiment.network
         task = experiment.task.with_settings(experiment.config)
@@ -174,16 +174,16 @@ class PhasePrograms:
         steps_per_call: StepsPerCall,
         before_call: Callable[[TrainState, Call], None] = lambda state, call: None,
     ) -> Iterator[tuple[TrainState, Call, StepMetrics]]:
-        """Trains and yields, call by call, the state after it, the call and its metrics.
+        """Trains; yields after each call the new state, the call and its metrics.
 
-        A call is only queued when it is yielded: the devices are never idle while the host reads the metrics of the one
-        before, which is computed by then.
+        When a call is yielded it is only queued, while the previous one is finished. So the devices stay busy while the
+        host reads the metrics of the previous call.
 
         Args:
-          state: before the first step; it is donated.
-          order: int32 [steps, batch], rows of `train_loader`.
+          state: the state before the first step; it is donated.
+          order: int32 [steps, batch], indices into `train_loader`.
           first: the first step to run.
-          steps_per_call: times the calls.
+          steps_per_call: sets the number of steps per call, from their timing.
           before_call: called before each call.
         """
         before: StepMetrics | None = None
@@ -196,12 +196,12 @@ class PhasePrograms:
             yield state, call, metrics
 
     def candidates(self, state: TrainState) -> dict[str, Variables]:
-        """The weights to choose from after an epoch: "raw" and, where they are averaged, "ema"."""
+        """Returns the weights to evaluate after an epoch: "raw" and, if there is a moving average, "ema"."""
         params = optimizer.eval_params(self.experiment.config.optimizer, state.opt_state, state.params)
-        found = {"raw": Variables(params, state.batch_stats)}
+        weights = {"raw": Variables(params, state.batch_stats)}
         if state.ema:
-            found["ema"] = Variables(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
-        return found
+            weights["ema"] = Variables(*({key: state.ema[key] for key in part} for part in (params, state.batch_stats)))
+        return weights
 
     def _make_schedule(self) -> optax.Schedule:
         experiment, phase, config = self.experiment, self.phase, self.experiment.config
@@ -218,7 +218,7 @@ class PhasePrograms:
         )
 
     def settings(self) -> StepSettings:
-        """Of the steps of the phase."""
+        """Returns the settings of the phase's training step."""
         config, phase = self.experiment.config, self.phase
         regularization, on_images = config.regularization, not phase.on_features
         return StepSettings(
@@ -238,7 +238,7 @@ class PhasePrograms:
         config, devices = experiment.config, experiment.devices
         loaders = []
         for loader, mirrored in ((experiment.train_loader, config.data.flip), (experiment.validation_loader, False)):
-            found = features(
+            table = features(
                 experiment.network,
                 params,
                 batch_stats,
@@ -247,13 +247,13 @@ class PhasePrograms:
                 config.batch_size,
                 mirrored=mirrored,
             )
-            loaders.append(Loader(ArraySplit({"feature": found}, dict(loader.split.targets)), devices))
+            loaders.append(Loader(ArraySplit({"feature": table}, dict(loader.split.targets)), devices))
         self.train_loader, self.validation_loader = loaders
         head = HeadNetwork(experiment.network)
         self.evaluate = Evaluator(head, experiment.task, first_view, config.batch_size)
 
     def _solved_head(self) -> Arrays:
-        """The head's arrays in closed form; none where the task has no such solution."""
+        """Returns the head's closed-form solution; an empty dict if the task has none."""
         train, validation = self.train_loader.split, self.validation_loader.split
         assert isinstance(train, ArraySplit)
         assert isinstance(validation, ArraySplit)

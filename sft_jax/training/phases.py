@@ -1,4 +1,4 @@
-"""What is trained when: learning-rate multipliers by parameter, and the phases of a run."""
+"""The phases of a run and the learning-rate multipliers of its parameters."""
 
 import dataclasses
 import difflib
@@ -20,11 +20,11 @@ class Phase:
     Attributes:
       first: the first epoch, counted from 0.
       stop: the epoch after the last.
-      multipliers: of the learning rate, by the names of the parameters that are trained.
-      on_features: whether only the head is trained, on features of the rest that are computed once.
+      multipliers: learning-rate multipliers of the trained parameters, by name.
+      on_features: whether only the head is trained, on features that are computed once.
       size: side of the training images in pixels.
-      start: the first epoch that had these parameters: the optimizer's state is as old.
-      head_only: whether nothing but the head is trained.
+      start: the epoch since which exactly these parameters are trained, i.e. at which the optimizer started.
+      head_only: whether only the head is trained.
     """
 
     first: int
@@ -37,68 +37,69 @@ class Phase:
 
     @property
     def trained(self) -> frozenset[str]:
-        """The names of the parameters that are trained."""
+        """Names of the trained parameters."""
         return frozenset(self.multipliers)
 
 
 class _Stage(NamedTuple):
-    """What is trained from an epoch on: learning-rate multipliers by name, and whether features are enough."""
+    """What is trained from some epoch on: learning-rate multipliers by name, and whether on precomputed features."""
 
     multipliers: dict[str, float]
     on_features: bool
 
 
 def phases(config: ConfigDict, network: Network) -> tuple[Phase, ...]:
-    """Returns the phases of a run, one after the other, from its first epoch to its last.
+    """Returns the phases of a run in order, from its first epoch to its last.
 
     Args:
       config: the whole configuration; `epochs`, `finetune`, `data.size` and `data.size_schedule` are read.
-      network: its parameters' names, and where they lie.
+      network: the network, for the names and depths of its parameters.
 
     Raises:
-      UserError: a pattern matches no parameter, a parameter is matched by none, or nothing would be trained.
+      UserError: a pattern matches no parameter, no pattern matches some parameter, or nothing would be trained.
     """
     factors = multipliers(config.finetune, network)
     trained = {name: factor for name, factor in factors.items() if factor}
     head = {name: factor for name, factor in trained.items() if network.is_head(name)}
     if not trained or (config.finetune.method != "full" and not head):
-        raise UserError("finetune.freeze and finetune.learning_rates leave nothing to train")
+        raise UserError("nothing to train: finetune.freeze and finetune.learning_rates freeze every parameter")
     stages, sizes = _stages(config, network, trained, head), _sizes(config)
     boundaries = sorted(first for first in stages.keys() | sizes.keys() if first < config.epochs)
-    found = []
+    result = []
     for first, stop in itertools.pairwise([*boundaries, config.epochs]):
         start = _in_force(stages, first)
         stage = stages[start]
         size = config.data.size if stage.on_features else sizes[_in_force(sizes, first)]
         head_only = stage.multipliers.keys() <= head.keys()
-        found.append(Phase(first, stop, stage.multipliers, stage.on_features, size, start, head_only))
-    return tuple(found)
+        result.append(Phase(first, stop, stage.multipliers, stage.on_features, size, start, head_only))
+    return tuple(result)
 
 
 def _in_force(by_epoch: Mapping[int, Any], epoch: int) -> int:
-    """Returns the last of the epochs of `by_epoch` that is not after `epoch`."""
+    """Returns the last epoch of `by_epoch` that is not after `epoch`."""
     return max(first for first in by_epoch if first <= epoch)
 
 
 def phase_of(phases: Sequence[Phase], epoch: int) -> Phase:
-    """The phase of `epoch`, counted from 0; the last one of those behind the end."""
+    """Returns the phase of `epoch`, counted from 0; the last phase for epochs after the end."""
     return next((phase for phase in phases if epoch < phase.stop), phases[-1])
 
 
 def trained_since(phases: Sequence[Phase], phase: Phase) -> dict[str, int]:
-    """The first epoch of every parameter that `phase`, one of `phases`, trains: from it on it is trained all along."""
+    """Maps each parameter trained in `phase` to the first epoch of `phases` that trains it; none is frozen again."""
     return {name: min(other.first for other in phases if name in other.multipliers) for name in phase.multipliers}
 
 
 def _stages(config: ConfigDict, network: Network, trained: dict, head: dict) -> dict[int, _Stage]:
-    """Returns what is trained from which epoch on."""
+    """Maps the first epoch of each stage to the stage."""
     method, epochs = config.finetune.method, config.epochs
     if method == "head":
         return {0: _Stage(head, True)}
     if method == "head_then_full":
         if config.finetune.head_epochs >= epochs:
             raise UserError(
-                f"finetune.head_epochs={config.finetune.head_epochs} leaves none of the epochs={epochs} for the rest"
+                f"finetune.head_epochs={config.finetune.head_epochs} must be less than epochs={epochs}, or the rest of "
+                f"the network is never trained"
             )
         return {0: _Stage(head, True), config.finetune.head_epochs: _Stage(trained, False)}
     if method == "gradual":
@@ -113,22 +114,22 @@ def _stages(config: ConfigDict, network: Network, trained: dict, head: dict) -> 
 
 
 def _sizes(config: ConfigDict) -> dict[int, int]:
-    """First epoch -> size of the training images from then on."""
-    found, share = {}, 0.0
-    for pixels, part in config.data.size_schedule:
-        found[round(share * config.epochs)] = int(pixels)
-        share += part
-    return found | {round(share * config.epochs): config.data.size}
+    """Maps epochs to the size of the training images from that epoch on."""
+    sizes, elapsed = {}, 0.0
+    for pixels, fraction in config.data.size_schedule:
+        sizes[round(elapsed * config.epochs)] = int(pixels)
+        elapsed += fraction
+    return sizes | {round(elapsed * config.epochs): config.data.size}
 
 
 def multipliers(config: ConfigDict, network: Network) -> dict[str, float]:
-    """The learning rate's multiplier of every parameter, 0 where it is frozen.
+    """Returns the learning-rate multiplier of every parameter; 0 if it is frozen.
 
-    `freeze` comes first, then `learning_rates` (its first pattern that matches) times `layerwise_decay`. Patterns match
-    whole names, as in big_vision.
+    `freeze` takes precedence; otherwise it is the first match of `learning_rates` times `layerwise_decay`. Patterns
+    match whole names, as in big_vision.
 
     Args:
-      config: the part `finetune` of the configuration.
+      config: the group `finetune` of the configuration.
       network: see `phases`.
 
     Raises:
@@ -144,7 +145,7 @@ def multipliers(config: ConfigDict, network: Network) -> dict[str, float]:
             more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
             raise UserError(
                 f"finetune.learning_rates: no pattern matches {', '.join(missed[:5])}{more}; "
-                f"end with one for all the rest, as '.*=1'"
+                f"add '.*=1' at the end for all others"
             )
     norms = {name.removesuffix(".mean") for name in network.batch_stats if name.endswith(".mean")}
     depth = {name: network.architecture.depth(name) for name in params}
@@ -159,17 +160,17 @@ def multipliers(config: ConfigDict, network: Network) -> dict[str, float]:
 
 
 def _matches(key: str, patterns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Name -> the first pattern that matches all of it."""
-    found: dict[str, str] = {}
+    """Maps each name to the first pattern that matches all of it; names without a match are absent."""
+    first_match: dict[str, str] = {}
     for pattern in patterns:
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise UserError(f"finetune.{key}: {pattern!r} is no regular expression: {error}") from None
+            raise UserError(f"finetune.{key}: {pattern!r} is not a valid regular expression: {error}") from None
         matched = [name for name in names if compiled.fullmatch(name)]
         if not matched:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise UserError(f"finetune.{key}: {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
+            raise UserError(f"finetune.{key}: {pattern!r} matches no parameter; similar names: {', '.join(near)}")
         for name in matched:
-            found.setdefault(name, pattern)
-    return found
+            first_match.setdefault(name, pattern)
+    return first_match

@@ -1,4 +1,4 @@
-"""What a run is about to do, said before it does it."""
+"""The plan of a run, printed before it starts."""
 
 import copy
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import Phase
 
 BATCH_NORM = {
-    "train": "statistics of each batch",
-    "freeze_statistics": "frozen statistics, those of init",
-    "freeze": "frozen, statistics, scale and bias",
-    "recalibrate": "frozen statistics, measured on the training images first",
+    "train": "with batch statistics",
+    "freeze_statistics": "with frozen running statistics of init",
+    "freeze": "frozen: statistics, scale and bias",
+    "recalibrate": "with frozen statistics, re-estimated on the training images",
 }
 
 
 def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
-    """Lines for the console; `start` says what training starts from."""
+    """Yields the lines of the plan for the console; `start` describes the initial weights."""
     config, dataset = experiment.config, experiment.dataset
     yield from dataset.notices
     yield from _data(experiment)
@@ -50,7 +50,7 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     if config.data.balance != "none":
         yield f"           {_balance(experiment)}"
     elif left_out:
-        yield f"           {left_out} training images, others each time, are left out of an epoch: no full batch"
+        yield f"           {left_out} training images per epoch, different ones each time, are dropped: no full batch"
     yield f"optimizer  {_optimizer(config)}"
     yield f"images     {_augmentation(config, on_features)}"
     regularization = _changed(config, "regularization")
@@ -61,7 +61,7 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
 
 
 def change_lines(experiment: Experiment, before: ConfigDict, step: int) -> Iterator[str]:
-    """What a run that is resumed after `step` steps does otherwise than its configuration of `before` said."""
+    """Yields lines on how a run resumed after `step` steps deviates from its previous configuration, `before`."""
     old, new = flatten(before), flatten(experiment.config)
     yield "changed    " + ", ".join(f"{key} from {old[key]} to {new[key]}" for key in new if old[key] != new[key])
     if old["epochs"] == new["epochs"] or not step:
@@ -76,28 +76,28 @@ def change_lines(experiment: Experiment, before: ConfigDict, step: int) -> Itera
     )
     schedule = f"           learning rate (optimizer.schedule={experiment.config.optimizer.schedule})"
     if step >= steps:
-        yield f"{schedule}: {last:.3g} at the last step; no epoch is left"
+        yield f"{schedule}: {last:.3g} at the last step; no epochs remain"
     else:
-        yield f"{schedule}: {last:.3g} at the last step, {following:.3g} at the next one, {end:.3g} at the end"
+        yield f"{schedule}: {last:.3g} at the last step, {following:.3g} at the next, {end:.3g} at the end"
 
 
 def _learning_rate(experiment: Experiment, step: int) -> float:
-    """Of the step after `step` others."""
+    """Returns the learning rate of step `step`, counted from 0."""
     return PhasePrograms(
         experiment, phases.phase_of(experiment.phases, step // experiment.steps_per_epoch)
     ).learning_rate(step)
 
 
 def memory_line(needed: int, devices: Devices) -> str:
-    """What the compiled step needs on each device, in bytes; says so where that is more than is free."""
+    """Reports the bytes that the compiled step needs on each device; warns if that is more than is free."""
     free = devices.free_bytes()
-    warning = f"; only {size_text(free)} are free: a smaller batch_size needs less" if needed > free else ""
+    warning = f"; warning: only {size_text(free)} free, use a smaller batch_size" if needed > free else ""
     where = _on_each(devices)
-    return f"memory     {size_text(needed)}{where} for a step with weights and images (XLA's analysis){warning}"
+    return f"memory     {size_text(needed)}{where} for a step, including weights and images (XLA's estimate){warning}"
 
 
 def _on_each(devices: Devices) -> str:
-    return " on each" if devices.count > 1 else ""
+    return " per device" if devices.count > 1 else ""
 
 
 def _data(experiment: Experiment) -> Iterator[str]:
@@ -105,25 +105,25 @@ def _data(experiment: Experiment) -> Iterator[str]:
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
     yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
-    where = f"{'held on' if experiment.train_loader.resident else 'streamed to'} the device"
+    where = f"{'stored on' if experiment.train_loader.resident else 'streamed to'} the device"
     if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"
 
 
 def _balance(experiment: Experiment) -> str:
-    """How often images of the largest and of the smallest class are drawn."""
+    """Reports how often images of the largest and of the smallest class are drawn."""
     names = experiment.dataset.class_names
     labels, balance = experiment.dataset.train.labels, experiment.config.data.balance
     counts = np.bincount(labels)
     drawn = class_draws(labels, experiment.steps_per_epoch * experiment.config.batch_size, balance)
-    there = np.flatnonzero(counts)
-    largest, smallest = there[counts[there].argmax()], there[counts[there].argmin()]
-    said = (
-        f"{drawn[label] / counts[label]:.3g} times for {names[label]} ({counts[label]:,} images)"
+    present = np.flatnonzero(counts)
+    largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
+    frequencies = (
+        f"{drawn[label] / counts[label]:.3g} for {names[label]} ({counts[label]:,} images)"
         for label in (largest, smallest)
     )
-    return f"an image is drawn {', '.join(said)} in an epoch on average (data.balance={balance})"
+    return f"average draws of an image per epoch: {', '.join(frequencies)} (data.balance={balance})"
 
 
 def _phase(phase: Phase, experiment: Experiment) -> str:
@@ -133,7 +133,7 @@ def _phase(phase: Phase, experiment: Experiment) -> str:
     first, last = phase.first + 1, phase.stop
     epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
     epochs = "all epochs" if len(experiment.phases) == 1 else epochs
-    where = "the head alone, on features computed once" if phase.on_features else f"{phase.size} px"
+    where = "head only, on precomputed features" if phase.on_features else f"{phase.size} px"
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
     head_rate = experiment.config.finetune.head_learning_rate
@@ -143,30 +143,30 @@ def _phase(phase: Phase, experiment: Experiment) -> str:
 
 def _optimizer(config: ConfigDict) -> str:
     optimizer = config.optimizer
-    found = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"
+    summary = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"
     named = ("name", "learning_rate", "schedule", "momentum")
     if optimizer.name == "sgd":
         changed = _changed(config, "optimizer", leave_out=named)
-        return ", ".join(filter(None, [found, f"momentum {optimizer.momentum:g}", changed]))
+        return ", ".join(filter(None, [summary, f"momentum {optimizer.momentum:g}", changed]))
     changed = _changed(config, "optimizer", leave_out=(*named, "nesterov"))
     unused = _changed(config, "optimizer", only=("momentum", "nesterov"))
-    return ", ".join(filter(None, [found, changed, unused and f"{unused} not used: of sgd alone"]))
+    return ", ".join(filter(None, [summary, changed, unused and f"{unused} ignored (sgd only)"]))
 
 
 def _augmentation(config: ConfigDict, on_features: bool) -> str:
     data = config.data
     if on_features:
-        return "each as it is and mirrored" if data.flip else "not augmented"
-    found = [
+        return "original and mirrored" if data.flip else "not augmented"
+    augmentations = [
         f"random crops with {data.crop_padding} px of padding" if data.crop_padding else "",
-        "mirrored at random" if data.flip else "",
+        "random horizontal flips" if data.flip else "",
         _changed(config, "data", only=("auto_augment", "random_erasing")),
     ]
-    return ", ".join(filter(None, found)) or "not augmented"
+    return ", ".join(filter(None, augmentations)) or "not augmented"
 
 
 def _changed(config: ConfigDict, group: str, *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> str:
-    """The keys of a group that are not at their defaults, as "weight_decay=0.0005, nesterov=True"."""
+    """Returns a group's keys with non-default values, e.g. "weight_decay=0.0005, nesterov=True"."""
     return ", ".join(
         f"{name}={value}"
         for name, value in flatten(config[group]).items()

@@ -1,4 +1,4 @@
-"""The saves of a run under way: what stands in its checkpoints, when one is due, and how it goes on from the latest."""
+"""Saves the checkpoints of a running training, and resumes from the latest one."""
 
 import dataclasses
 import time
@@ -20,13 +20,13 @@ from sft_jax.training.state import TrainState, from_arrays, to_arrays
 
 @dataclasses.dataclass(frozen=True)
 class Continued:
-    """What a run goes on with.
+    """What a resumed run continues from.
 
     Attributes:
-      state: after the last step that was saved, on the host.
-      progress: how far the run had come.
-      programs: of the phase that the state belongs to; not yet ready.
-      notices: lines about checkpoints that had to be passed over.
+      state: the saved state, on the host.
+      progress: progress of the run at that state.
+      programs: programs of the phase that the state belongs to; `prepare` was not called yet.
+      notices: lines about checkpoints that had to be skipped.
     """
 
     state: TrainState
@@ -36,7 +36,7 @@ class Continued:
 
 
 class Saves:
-    """The checkpoints of `task` in the folder of `run`, which the first process alone writes and reads."""
+    """The checkpoints of `experiment` in the folder of `run`, which only the primary process writes and reads."""
 
     def __init__(self, experiment: Experiment, run: Run):
         self._experiment, self._checkpoints = experiment, run.checkpoints
@@ -44,11 +44,11 @@ class Saves:
 
     @property
     def overdue(self) -> bool:
-        """Whether the latest save is longer ago than `config.save_minutes`."""
+        """Whether the latest save is more than `config.save_minutes` ago."""
         return time.monotonic() - self._saved_at > 60 * self._experiment.config.save_minutes
 
     def save(self, name: str, step: int, what: Any, progress: Progress) -> None:
-        """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError."""
+        """Saves `what`, a state or weights after `step` steps, as "latest" or "best". Raises UserError if it cannot."""
         dataset = self._experiment.dataset
         metadata = {
             "class_names": list(dataset.class_names),
@@ -60,27 +60,25 @@ class Saves:
             self._saved_at = time.monotonic()
 
     def read(self, name: str) -> Restored | None:
-        """The newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
-        found: Restored | None = None
+        """Returns the newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
+        own: Restored | None = None
         with processes.all_or_none():
             if processes.is_primary():
-                found = self._checkpoints.restore(name)
-        facts = processes.all_gather_objects(found and [found.step, found.metadata, found.notices, str(found.folder)])[
-            0
-        ]
+                own = self._checkpoints.restore(name)
+        facts = processes.all_gather_objects(own and [own.step, own.metadata, own.notices, str(own.folder)])[0]
         if facts is None:
             return None
         step, metadata, notices, folder = facts
-        arrays = processes.broadcast(found.arrays if found else {})
+        arrays = processes.broadcast(own.arrays if own else {})
         return Restored(step, arrays, metadata, tuple(notices), Path(folder))
 
     def restore(self) -> Continued | None:
-        """From the latest checkpoint; None where there is none. Raises UserError where it does not fit the task."""
+        """Restores the latest checkpoint; None if there is none. Raises UserError if it does not fit the experiment."""
         restored = self.read("latest")
         if restored is None:
             return None
         progress = Progress.from_json(restored.metadata["progress"])
-        # Between two epochs the state is still of the phase of the one before.
+        # Between two epochs the state still belongs to the phase of the earlier one.
         epoch = progress.epoch - (progress.epoch > 0 and not progress.epoch_steps)
         network = self._experiment.network
         programs = PhasePrograms(self._experiment, phase_of(self._experiment.phases, epoch))

@@ -1,4 +1,4 @@
-"""The optimizer of parameters that came to be trained one after the other, as in LP-FT and gradual unfreezing."""
+"""An optimizer for parameters that are unfrozen at different steps, as in LP-FT and gradual unfreezing."""
 
 import math
 from collections.abc import Mapping
@@ -21,26 +21,26 @@ def make_staged_optimizer(
     clip_norm: float | None,
     multipliers: Mapping[str, float],
 ) -> optax.GradientTransformation:
-    """`make_optimizer` of parameters that came to be trained one after the other.
+    """Makes `make_optimizer` for parameters that are unfrozen at different steps.
 
-    Those that began at one step have an optimizer of their own, with its own count: torch's Adam counts the steps of
+    Parameters unfrozen at the same step share an optimizer with its own step count: torch's Adam counts the steps of
     each parameter, while optax's would correct the bias of all moments as if they were as old as the oldest.
 
     Args:
       config: see `make_optimizer`.
-      schedule: of the learning rate, by the steps of the run.
-      since: by name, the step of the run from which on the parameter is trained.
+      schedule: learning rate as a function of the run's steps.
+      since: parameter -> the step of the run at which its training began.
       architecture: see `make_optimizer`.
-      clip_norm: see `make_optimizer`; over all parameters.
-      multipliers: likewise; of all names in `since`.
+      clip_norm: maximum global norm over all parameters.
+      multipliers: see `make_optimizer`; for all names in `since`.
 
-    The state is that of `make_optimizer` where all began at once; else one by beginning, see `by_beginning`.
+    Its state is that of `make_optimizer` if all parameters began at the same step; otherwise see `by_beginning`.
     """
 
     def beginning_at(start: int, clip_norm: float | None) -> optax.GradientTransformation:
         return make_optimizer(
             config,
-            # As a float: optax's schedules divide the count.
+            # A float, because optax's schedules divide the count.
             lambda count: schedule(jnp.asarray(count + start, jnp.float32)),
             architecture=architecture,
             clip_norm=clip_norm,
@@ -50,7 +50,7 @@ def make_staged_optimizer(
     starts = sorted(set(since.values()))
     if len(starts) == 1:
         return beginning_at(starts[0], clip_norm)
-    # Gradients are clipped together; a clip at infinity keeps the form of the state.
+    # Gradients are clipped jointly; clipping at infinity keeps the structure of the state.
     optimizers = {str(start): beginning_at(start, clip_norm and math.inf) for start in starts}
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
 
@@ -62,17 +62,17 @@ def make_staged_optimizer(
 
     def update(updates, state, params=None):
         updates, _ = clip.update(updates, clip.init(params))
-        found: dict[str, Any] = {}
+        new_updates: dict[str, Any] = {}
         new_state: dict[str, Any] = {}
         for start, optimizer in optimizers.items():
             new, new_state[start] = optimizer.update(own(start, updates), state[start], own(start, params))
-            found |= new
-        return found, new_state
+            new_updates |= new
+        return new_updates, new_state
 
     return optax.GradientTransformation(init, update)
 
 
 def by_beginning(opt_state: Any, since: Mapping[str, int]) -> dict[str, Any]:
-    """The states of the optimizers of which `make_staged_optimizer` is made, by the step at which they began."""
+    """Splits the state of `make_staged_optimizer` into those of its optimizers, by the step at which they began."""
     starts = set(since.values())
     return opt_state if len(starts) > 1 else {str(start): opt_state for start in starts}

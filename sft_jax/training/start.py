@@ -1,4 +1,4 @@
-"""What training starts from: converted weights, an earlier run, or random weights."""
+"""Loads what training starts from: the dataset, and converted, earlier or random weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from sft_jax.training.state import Arrays
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What the run that is to be resumed, scored or reported on has recorded of its beginning.
+    """What an existing run, to be resumed, evaluated or reported on, recorded at its start.
 
     Attributes:
-      images: which is in which part; None where there is no run yet, or one of a version that recorded none.
+      images: its record of the images in each split; None without a run, or if its version did not record them.
       began: whether there is a run.
-      saved: whether it has a checkpoint to go on from.
-      preprocess: what its images went through, see `recorded_square`.
+      saved: whether it has a checkpoint to resume from.
+      preprocess: preprocessing of its images, see `recorded_square`.
     """
 
     images: data.Record | None = None
@@ -39,60 +39,60 @@ class Earlier:
     preprocess: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of `from_json`."""
+        """Returns a JSON-serialisable dict for `from_json`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, contents: dict[str, Any]) -> "Earlier":
-        """Of what `to_json` gave, from another process too."""
+        """Inverts `to_json`, also in another process."""
         images = contents["images"]
         return cls(**{**contents, "images": images and data.Record.from_json(images)})
 
 
 def earlier(run: Run) -> Earlier:
-    """That of `run`. Raises UserError where its record cannot be read."""
+    """Returns the `Earlier` of `run`. Raises UserError if its record cannot be read."""
     saved = run.checkpoints.holds("latest")
     preprocess = run.latest_metadata().get("preprocess") if saved else None
     return Earlier(run.dataset_record(), run.exists(), saved, preprocess)
 
 
 def load_init(config: ConfigDict) -> Weights | None:
-    """What `config.init` names: a converted file, the best checkpoint of a run, or nothing (scratch)."""
+    """Loads the weights that `config.init` names: a converted file or a run's best checkpoint; None for scratch."""
     if config.init == "scratch":
         return None
     path = Path(config.init)
     if not path.suffix and not path.exists():
         raise UserError(
-            f"init={config.init}: there is no such run yet; train it first, with --workdir {path} "
+            f"init={config.init}: there is no such run; train it first, with --workdir {path} "
             f"(configs/digits.py needs: python -m sft_jax.main --config configs/digits.py:source)"
         )
-    found = load_run_weights(path) if path.is_dir() else load_weights(path)
-    if found.arch != config.model.name:
+    weights = load_run_weights(path) if path.is_dir() else load_weights(path)
+    if weights.arch != config.model.name:
         raise UserError(
-            f"init={config.init} holds a {found.arch}, but model.name={config.model.name}; "
-            f"use --config.model.name={found.arch}"
+            f"init={config.init} contains a {weights.arch}, but model.name={config.model.name}; "
+            f"use --config.model.name={weights.arch}"
         )
-    return found
+    return weights
 
 
 def read_dataset(
     config: ConfigDict, console: Console, *, once: bool = False, before: Earlier | None = None, resuming: bool = False
 ) -> data.Dataset:
-    """What `config.data` names, less what the limits leave out, see `data.load_dataset`.
+    """Loads the dataset that `config.data` names, reduced to the limits, see `data.load_dataset`.
 
     Args:
       config: the whole configuration.
-      console: shows that it takes its time.
+      console: shows the progress.
       once: see `data.load_dataset`.
-      before: of a run that began earlier: its images are wanted.
-      resuming: that run goes on.
+      before: an existing run whose images are to be loaded.
+      resuming: whether that run is resumed.
 
     Raises:
       UserError: the images cannot be read, are not those of the run, or were trained on by the run that `init` names.
     """
     before = before or Earlier()
     square = recorded_square(before.preprocess)
-    if square is None and before.saved:  # the first runs
+    if square is None and before.saved:  # early versions did not record it
         square = Preprocess.of_config(config.data).square
     title = f"reading {config.data.source}"
     if not console.moves:
@@ -110,14 +110,17 @@ def read_dataset(
             square=square,
             progress=bar.set,
         )
-    found = [] if before.began else _trained_before(config, dataset)
+    notices = [] if before.began else _trained_before(config, dataset)
     if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:
-        found.append("the run began when runs recorded no images: which of them came or went since cannot be told")
-    return dataclasses.replace(dataset, notices=(*dataset.notices, *found))
+        notices.append(
+            "the run was started by a version that did not record its images: added or removed images since "
+            "then cannot be detected"
+        )
+    return dataclasses.replace(dataset, notices=(*dataset.notices, *notices))
 
 
 def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
-    """Lines about images that are to be scored and that the run `config.init`, or the one before it, trained on."""
+    """Returns notices about validation and test images that `config.init`, or a run it started from, trained on."""
     notices, seen, init = [], set(), config.init
     while init != "scratch" and Path(init).is_dir() and Path(init).resolve() not in seen:
         seen.add(Path(init).resolve())
@@ -125,7 +128,7 @@ def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
         record = run.dataset_record()
         if record is not None and dataset.record is not None:
             for part, names in trained_among(record, dataset.record).items():
-                line = f"{counted(len(names), f'{part} image')} were trained on by init={init}: {some(names)}"
+                line = f"init={init} was trained on {counted(len(names), f'{part} image')}: {some(names)}"
                 if part == "test" and not config.data.allow_overlap:
                     raise UserError(f"{line}; {ALLOW}")
                 notices.append(line)
@@ -136,23 +139,23 @@ def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
 
 
 def _test_split_before(config: ConfigDict, before: ConfigDict, init: str) -> list[str]:
-    """The same of a prepared set that both are on: whether the test split has records of the earlier training split."""
+    """Checks whether the test split contains records of the training split of `init`, if both use the same tfds set."""
     _, name = kind_of(config.data)
     if not source_of(config.data).has_splits or before.data.source != config.data.source:
         return []
-    splits = {"train": f"{before.data.train} of init={init}", "test": config.data.test}
-    wanted = {"train": before.data.train, "test": config.data.test}
-    found = {part: positions(name, directory=config.data.dir, split=split) for part, split in wanted.items()}
-    return check_positions(found, splits, allow_overlap=config.data.allow_overlap)
+    names = {"train": f"{before.data.train} of init={init}", "test": config.data.test}
+    splits = {"train": before.data.train, "test": config.data.test}
+    records = {part: positions(name, directory=config.data.dir, split=split) for part, split in splits.items()}
+    return check_positions(records, names, allow_overlap=config.data.allow_overlap)
 
 
 def initial_weights(
     config: ConfigDict, build: Callable, network: Network, init: Weights | None, class_names: tuple[str, ...]
 ) -> tuple[Arrays, Arrays, str]:
-    """The parameters and batch statistics before the first step, and in words where they come from.
+    """Returns the parameters and batch statistics before the first step, and a description of their origin.
 
-    With `init` the weights are its own, and so are the rows of the head whose classes have the same name among
-    `class_names`; the other rows are drawn with `config.seed`. Without it all weights are random.
+    With `init` they are its weights; in the head, rows of classes with the same name in `class_names` are kept and the
+    others are initialised with `config.seed`. Without `init` all weights are random.
 
     Raises:
       UserError: `init` does not fit the network.
@@ -161,6 +164,8 @@ def initial_weights(
         return *initial_arrays(build, config.seed), "random weights"
     network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
     head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
-    own, said = inherited_head(init, class_names, head)
-    params, batch_stats = initialise(network, init.arrays | own, source=config.init, head=None if own else head)
-    return params, batch_stats, f"weights of {config.init}{said}"
+    inherited, description = inherited_head(init, class_names, head)
+    params, batch_stats = initialise(
+        network, init.arrays | inherited, source=config.init, head=None if inherited else head
+    )
+    return params, batch_stats, f"weights of {config.init}{description}"

@@ -1,4 +1,4 @@
-"""What training changes, and its form on disk: one flat dictionary of arrays."""
+"""The training state, and its conversion to a flat dictionary of arrays for checkpoints."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,11 +17,11 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: int32, steps done so far.
-      params: flat dictionary of float32 parameters, those that are not trained included.
+      params: flat dictionary of all float32 parameters, including frozen ones.
       batch_stats: flat dictionary of batch norm's running means and variances.
-      opt_state: of the optax transformation, for the parameters that are trained.
-      ema: moving averages of `params` and `batch_stats` together; empty where none are kept.
-      anchor: the parameters that L2-SP pulls towards; empty without it.
+      opt_state: state of the optax transformation, for the trained parameters.
+      ema: exponential moving averages of `params` and `batch_stats`; empty if disabled.
+      anchor: the parameter values that L2-SP pulls towards; empty without L2-SP.
     """
 
     step: jax.Array
@@ -42,15 +42,15 @@ class TrainState(struct.PyTreeNode):
         ema: bool = False,
         anchored: Collection[str] = (),
     ) -> "TrainState":
-        """The state before the first step, in arrays of its own: the train step may then donate them.
+        """Makes the state before the first step, from copies so that the train step may donate it.
 
         Args:
           params: see above.
           batch_stats: see above.
-          optimizer: of the parameters named in `trained`.
-          trained: None for all.
-          ema: whether moving averages are kept.
-          anchored: the parameters whose values of now L2-SP pulls towards.
+          optimizer: the optimizer of the parameters in `trained`.
+          trained: names of the trained parameters, None for all.
+          ema: whether to keep moving averages.
+          anchored: names of the parameters that L2-SP pulls towards their current values.
         """
 
         def copies(arrays: Mapping[str, Any]) -> Arrays:
@@ -64,12 +64,12 @@ class TrainState(struct.PyTreeNode):
 
 
 def to_arrays(state: Any) -> Arrays:
-    """The leaves of `state` under their paths, as "params/fc.kernel" or "opt_state/1/0/trace/fc.kernel"."""
+    """Returns the leaves of `state` by path, e.g. "params/fc.kernel" or "opt_state/1/0/trace/fc.kernel"."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def from_arrays(like: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
-    """The inverse of `to_arrays`: a state of the structure of `like`."""
+    """Inverts `to_arrays`: returns a state with the structure of `like`."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], like)
 
 

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: pure functions of arrays, the same for jit, pmap and tests."""
+"""The training step and the evaluation step: pure functions of arrays, usable under jit, pmap or neither."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ from sft_jax.ops.collectives import all_mean, all_sum
 from sft_jax.tasks.base import Batch, Task
 from sft_jax.training.state import Arrays, TrainState
 
-# Of the random numbers of an update.
+# Folded into the random key of an update, one per purpose.
 MIXTURE, SKIPS = 0, 1
 
 
 class StepMetrics(NamedTuple):
-    """Of one training batch, over all devices: the mean loss, float32, and the sums of `Task.train_sums`."""
+    """Metrics of a training batch over all devices: the mean loss, float32, and the sums of `Task.train_sums`."""
 
     loss: jax.Array
     sums: dict[str, jax.Array]
@@ -29,18 +29,18 @@ class StepMetrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a training step does besides following the gradient of the task's loss. The default is the plain step.
+    """Options of the training step. With the defaults it only follows the gradient of the task's loss.
 
     Attributes:
-      trained: names of the parameters that are trained, None for all. The others cost no gradient and no update.
-      batch_statistics: whether batch norm uses the statistics of the batch, and keeps their running mean.
+      trained: names of the trained parameters, None for all. Gradients and updates of others are not computed.
+      batch_statistics: whether batch norm uses batch statistics and updates the running ones.
       mixup, cutmix: see `mix`.
       l2_sp: L2-SP (Li et al., 2018, arXiv:1802.01483): l2_sp * (weight - anchor) is added to the gradient.
-      sam_rho: sharpness-aware minimisation (Foret et al., 2021, arXiv:2010.01412): the gradient is taken where a step
-        of this length uphill leads.
+      sam_rho: sharpness-aware minimisation (Foret et al., 2021, arXiv:2010.01412): length of the ascent step after
+        which the gradient is taken.
       ema: decay of the moving averages, which warms up as (1 + steps) / (10 + steps); 0 for none.
       ema_start: the step at which they begin.
-      accumulate: parts in which a batch is computed, one after the other. Batch norm sees each part by itself.
+      accumulate: micro-batches per batch, computed sequentially. Batch norm sees one micro-batch at a time.
     """
 
     trained: frozenset[str] | None = None
@@ -61,10 +61,10 @@ def make_train_step(
     axis_name: str | None = None,
     settings: StepSettings = StepSettings(),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Makes the update (state, batch, key) -> (state, metrics), of a batch as `Task.augment` returns it.
+    """Makes the update (state, batch, key) -> (state, metrics) for a batch returned by `Task.augment`.
 
-    Inside a mapped axis `axis_name` each device gets an equal share of the batch, and all compute the same new state.
-    The key may be left out where nothing is random: without mixtures and stochastic depth.
+    Inside a mapped axis `axis_name` each device gets an equal part of the batch, and all compute the same new state.
+    The key is optional without mixup, CutMix and stochastic depth.
     """
     mixes = bool(settings.mixup or settings.cutmix)
 
@@ -83,7 +83,7 @@ def make_train_step(
                     cutmix=settings.cutmix,
                     axis_name=axis_name,
                 )
-        # Partners are the same targets in another order: one scale serves both.
+        # The partners are the same targets in another order, so that the scale is the same.
         scale = task.loss_scale(batch, axis_name)
 
         def mean_loss(trained, batch_stats, part: Mixture, key):
@@ -127,7 +127,7 @@ def _is_trained(name: str, settings: StepSettings) -> bool:
 
 
 class _Accumulated(NamedTuple):
-    """What the parts of a batch add up to: mean loss and gradient, the task's sums, and the last statistics."""
+    """Results accumulated over micro-batches: mean loss and gradient, the task's sums, and the latest statistics."""
 
     loss: jax.Array
     sums: dict[str, jax.Array]
@@ -136,7 +136,7 @@ class _Accumulated(NamedTuple):
 
 
 def _accumulated(value_and_gradient: Callable, trained, batch_stats, mixture: Mixture, key, settings: StepSettings):
-    """Computes ((loss, (sums, batch statistics)), gradients) of the whole batch, part after part."""
+    """Computes ((loss, (sums, batch statistics)), gradients) of the whole batch, one micro-batch after the other."""
     parts = settings.accumulate
     if parts == 1:
         return value_and_gradient(trained, batch_stats, mixture, key)
@@ -144,7 +144,7 @@ def _accumulated(value_and_gradient: Callable, trained, batch_stats, mixture: Mi
     def cut(batch: Batch) -> Batch:
         return {name: rows.reshape(parts, len(rows) // parts, *rows.shape[1:]) for name, rows in batch.items()}
 
-    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
+    @functools.partial(jax.jit, inline=True)  # traced once for both eval_shape and the loop
     def compute(batch_stats, index, batch: Batch, partners: Batch):
         own_key = None if key is None else jax.random.fold_in(key, index)
         return value_and_gradient(trained, batch_stats, Mixture(batch, partners, mixture.lam), own_key)
@@ -173,9 +173,9 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepS
 
 
 def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = False) -> Callable[..., Any]:
-    """Makes (params, batch_stats, batch, mask) -> `Task.sums` of a batch as `Task.preprocess` returns it.
+    """Makes the function (params, batch_stats, batch, mask) -> `Task.sums` for a batch returned by `Task.preprocess`.
 
-    With `flips` they are of the mean of the outputs for each image and for its mirror image.
+    With `flips` the outputs are averaged over each image and its mirror image.
     """
 
     def eval_step(params, batch_stats, batch: Batch, mask: jax.Array) -> Any:
@@ -183,9 +183,9 @@ def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = 
             inputs = (batch[name] for name in network.inputs)
             return network.apply(params, batch_stats, *inputs, train=False)[0]
 
-        found = outputs(batch)
+        predicted = outputs(batch)
         if flips:
-            found = (found + outputs({**batch, "image": batch["image"][:, :, ::-1]})) / 2
-        return task.sums(found, batch, mask)
+            predicted = (predicted + outputs({**batch, "image": batch["image"][:, :, ::-1]})) / 2
+        return task.sums(predicted, batch, mask)
 
     return eval_step

@@ -1,7 +1,7 @@
-"""Many steps in one compiled call: the examples stay on the device, the host only says which steps to run.
+"""Many steps per compiled call: the examples stay on the device, and the host only passes the range of steps to run.
 
-The number of steps is an argument, not a shape, so one program serves calls of any length and every step computes the
-same bits however an epoch is cut into calls.
+The number of steps is an argument rather than a shape, so that one program serves calls of any length and the result
+of a step is bit-identical for any division of an epoch into calls.
 """
 
 import functools
@@ -18,21 +18,21 @@ from sft_jax.tasks.base import Augment, Batch, Preprocess
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepMetrics
 
-# Of the random numbers of a step: each purpose has a key of its own.
+# Folded into the random key of a step, one per purpose.
 AUGMENTATION, UPDATE = 0, 1
-# A step is traced once, for the shapes of its results and in the loop; inlined, the loop's program is as without it.
+# Traces a step once for both eval_shape and the loop; inlining leaves the compiled program unchanged.
 traced_once = functools.partial(jax.jit, inline=True)
 
 
 def rows_of(chunk: Chunk, index: jax.Array) -> Batch:
-    """Returns the examples of the step `index` of a chunk."""
+    """Returns the examples of step `index` of a chunk."""
     return jax.tree.map(lambda column: column[chunk.order[index]], chunk.data)
 
 
 def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, devices: int) -> Callable:
-    """Makes the program of one device's share of the steps of a chunk.
+    """Makes the per-device program that runs the training steps of a chunk.
 
-    It maps (state, `Chunk`, key) to (state, `StepMetrics` of arrays [steps], zero for the steps not run).
+    It maps (state, `Chunk`, key) to (state, `StepMetrics` of arrays [steps]); metrics of steps not run are 0.
     """
 
     def train_steps(state: TrainState, chunk: Chunk, key: jax.Array) -> tuple[TrainState, StepMetrics]:
@@ -59,11 +59,11 @@ def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, dev
 
 
 def make_eval_steps(eval_step: Callable, preprocess: Preprocess, axis_name: str) -> Callable:
-    """Makes the program of one device's share of the evaluation steps of a chunk.
+    """Makes the per-device program that runs the evaluation steps of a chunk.
 
-    It maps (params, batch_stats, `Chunk`) to `Task.sums` over all devices. Integer leaves are sums over the steps;
-    those in floating point have an axis of steps in front, zero for the steps not run: rounded as they are, their sum
-    must not depend on how the steps were cut into calls.
+    It maps (params, batch_stats, `Chunk`) to `Task.sums` over all devices. Integer leaves are summed over the steps;
+    floating-point leaves get a leading axis of steps, 0 for steps not run, because the rounding of their sum would
+    depend on the division of the steps into calls.
     """
 
     def eval_steps(params, batch_stats, chunk: Chunk) -> Any:
@@ -89,5 +89,5 @@ def make_eval_steps(eval_step: Callable, preprocess: Preprocess, axis_name: str)
 
 
 def is_exact(leaf: Any) -> bool:
-    """Whether sums of arrays like `leaf` are exact: those of integers."""
+    """Returns whether sums of arrays like `leaf` are exact, i.e. integers."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.integer))

@@ -1,4 +1,4 @@
-"""The training run: prepare, then epoch by epoch train, evaluate and save, then score the best checkpoint once."""
+"""A training run: trains, evaluates and saves epoch by epoch, then tests the best checkpoint once."""
 
 import contextlib
 import time
@@ -32,7 +32,7 @@ from sft_jax.training.start import Earlier, earlier, initial_weights, load_init,
 from sft_jax.training.state import TrainState, from_arrays, to_arrays
 from sft_jax.training.step import StepMetrics
 
-# Steps of a first epoch are timed for this long before they are taken for all others.
+# Seconds of training in the first epoch before the speed is extrapolated.
 SPEED_SECONDS = 3.0
 
 
@@ -45,40 +45,40 @@ def train(
     command: list[str],
     observers: Observers = nobody,
 ) -> dict[str, Any]:
-    """Runs `config` in the folder of `run` to its end and returns what results.json holds.
+    """Trains `config` in the folder of `run` and returns the contents of results.json.
 
     Args:
-      config: complete and checked, as `load_config` gives it.
-      run: where everything is written.
-      resume: continue the run that is there, if there is one.
-      console: told what happens.
-      command: the command line, for the record.
-      observers: makes those that are told of the run.
+      config: a complete and valid configuration, as returned by `load_config`.
+      run: the folder that everything is written to.
+      resume: whether to continue an existing run, if there is one.
+      console: receives the output.
+      command: the command line, which is recorded.
+      observers: makes the observers of the run.
 
     Raises:
-      UserError: something given is wrong; nothing was written.
-      DivergedError: the loss is not finite; the checkpoints before it are kept.
-      StoppedError: a signal came; the state is saved.
+      UserError: the configuration, data or weights are invalid; nothing was written.
+      DivergedError: the loss is not finite; earlier checkpoints are kept.
+      StoppedError: a signal stopped the run; the state is saved.
     """
     with contextlib.ExitStack() as opened, StopRequest() as stop:
-        # What can fail goes first, the quickest of it before the rest; the folder is written to when all is well.
+        # Checks come first, the fastest ones at the start; the folder is written only after they have passed.
         with processes.all_or_none():
             tasks.monitor_of(config)
-            told = observers(config)
+            watching = observers(config)
             if processes.is_primary():
                 run.check_use(config, resume=resume)
             devices = Devices()
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
         before = Earlier.from_json(processes.on_primary(lambda: earlier(run).to_json())) if resume else Earlier()
         with processes.all_or_none():
-            # What a checkpoint goes on from needs no other weights, which may be gone.
+            # A run with a checkpoint does not need init, which may have been deleted.
             init = None if before.saved else load_init(config)
             dataset = read_dataset(config, console, before=before, resuming=resume)
             common = fingerprint(config, dataset, tasks.make(config, dataset))
         processes.check_same(common | {"--resume": resume})
-        trainer = Trainer(config, dataset, devices, run, console, stop, told)
+        trainer = Trainer(config, dataset, devices, run, console, stop, watching)
         processes.on_primary(lambda: opened.enter_context(run.claimed(config, resume=resume)))
-        for observer in told:
+        for observer in watching:
             opened.enter_context(observer)
         trainer.begin(init, resume=resume, command=command)
         trainer.fit()
@@ -86,7 +86,7 @@ def train(
 
 
 class Trainer:
-    """One run in one of its processes: its compiled programs, its state on the devices and its progress."""
+    """A run within one process: its compiled programs, its state on the devices and its progress."""
 
     def __init__(
         self,
@@ -110,8 +110,9 @@ class Trainer:
         self._compiled: PhasePrograms | None = None
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
-        """Continues the run's latest checkpoint if there is one and `resume` is set, else starts from `init`; says what
-        will be done, and records the run.
+        """Restores the latest checkpoint if `resume` is set and there is one, otherwise starts from `init`.
+
+        Prints the plan and records the run.
         """
         continued = self.saves.restore() if resume else None
         if continued is not None:
@@ -126,10 +127,10 @@ class Trainer:
                 self.config, self.experiment.build, self.experiment.network, init, self.dataset.class_names
             )
             features = self.programs.phase.on_features
-            with self.console.status("computing features of the images" if features else "preparing the weights"):
+            with self.console.status("computing image features" if features else "preparing the weights"):
                 state = self.programs.first_state(params, batch_stats)
             if processes.is_multiprocess():
-                # Another machine may have rounded otherwise.
+                # Rounding may differ between machines.
                 state = self.devices.replicate(from_arrays(state, processes.broadcast(to_arrays(state))))
             self.state = state
         processes.on_primary(lambda: self._record(resume=resume, command=command))
@@ -141,11 +142,11 @@ class Trainer:
         self._tell("begin", self.experiment, self.run, self.progress, self.console.line)
 
     def _record(self, *, resume: bool, command: list[str]) -> None:
-        """Writes config.json; of a run that goes on under another configuration, says what that changes."""
+        """Writes config.json; reports the changes if a run is resumed with another configuration."""
         facts: dict[str, Any] = {"devices": str(self.devices), "command": command} | self.experiment.task.facts()
         if not self.run.exists():
             if resume:
-                self.console.line(f"nothing to resume in {self.run.folder}: a fresh start")
+                self.console.line(f"nothing to resume in {self.run.folder}; starting a new run")
             if self.dataset.record is not None:
                 self.run.write_dataset_record(self.dataset.record)
             self.run.write_config(self.config, **facts)
@@ -156,10 +157,10 @@ class Trainer:
         if kept is not None:
             for line in change_lines(self.experiment, before, int(self.state.step)):
                 self.console.line(line)
-            self.console.line(f"           {self.run.config_file} says so now; the one before is kept as {kept.name}")
+            self.console.line(f"           {self.run.config_file} is updated; the old one is kept as {kept.name}")
 
     def fit(self) -> None:
-        """Trains, evaluates and saves until `config.epochs` epochs are done. Raises DivergedError, StoppedError."""
+        """Trains, evaluates and saves up to epoch `config.epochs`. Raises DivergedError or StoppedError."""
         while not self._done():
             self._enter_phase()
             title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
@@ -179,7 +180,7 @@ class Trainer:
                 beside=beside,
             )
             check_state(self.state, epoch=self.progress.epoch, run=self.run)
-            if is_best:  # before the latest, whose progress says that it exists
+            if is_best:  # saved before "latest", whose progress refers to it
                 self._save("best", weights)
             self._save("latest", self.state)
             processes.on_primary(self._write_rows)
@@ -192,17 +193,22 @@ class Trainer:
         if self.progress.epoch < self.config.epochs:
             since = self.progress.epoch - self._waited()
             what = self.experiment.monitor.words
-            self.console.line(f"stopped early: no better {what} since epoch {since}, see regularization.early_stopping")
+            self.console.line(
+                f"stopped early: {what} has not improved since epoch {since} (regularization.early_stopping)"
+            )
 
     def finish(self) -> dict[str, Any]:
-        """Scores the best checkpoint on the test split, writes results.json and returns what it holds.
+        """Evaluates the best checkpoint on the test split, writes results.json and returns its contents.
 
-        Raises StoppedError as long as nothing of it is written.
+        Raises StoppedError if a signal arrives before it is written.
         """
         best = self.saves.read("best")
         if best is None:
             what = self.experiment.monitor.words
-            raise UserError(f"no epoch of {self.run.folder} had a finite {what}: there is no best checkpoint")
+            raise UserError(
+                f"no epoch of {self.run.folder} had a finite {what}, so there is no best checkpoint; "
+                f"try a lower --config.optimizer.learning_rate with a new --workdir"
+            )
         weights = Variables(*self.experiment.weights(best.arrays))
         figures = self.experiment.test(*weights, after_call=lambda done, steps: self._obey())
         results = figures | self.progress.outcome(self.experiment.task, self.experiment.monitor)
@@ -218,18 +224,18 @@ class Trainer:
         write_rows(self.run.metrics_file, self.progress.rows)
 
     def _tell(self, event: str, *what: Any) -> None:
-        """Tells the observers; one that fails is left out from then on."""
+        """Notifies the observers; drops any that raises."""
         for observer in list(self.observers):
             try:
                 getattr(observer, event)(*what)
             except Exception as error:
                 self.observers.remove(observer)
                 self.console.line(
-                    f"notice: the run goes on without {type(observer).__name__}, which failed: {reason(error)}"
+                    f"notice: {type(observer).__name__} failed, the run continues without it: {reason(error)}"
                 )
 
     def _enter_phase(self) -> None:
-        """Makes the programs of the next epoch's phase ready, and the state theirs."""
+        """Switches to the programs of the next epoch's phase if necessary, and prepares them and the state."""
         before = self.programs
         if self.progress.epoch >= before.phase.stop:
             self.programs = PhasePrograms(
@@ -264,7 +270,7 @@ class Trainer:
             self._account(*pending, bar)
 
     def _compile(self, state: TrainState, call: Call) -> None:
-        """Compiles the phase's steps, unless that is done, and says what memory they need; the clock stands still."""
+        """Compiles the phase's steps once and reports their memory; the time is not counted as training time."""
         if self._compiled is self.programs:
             return
         start, self._compiled = time.perf_counter(), self.programs
@@ -275,15 +281,15 @@ class Trainer:
         self._clock += time.perf_counter() - start
 
     def _validate(self, bar: Bar) -> tuple[Variables, dict, dict]:
-        """Evaluates the weights and, where there is one, their moving average.
+        """Evaluates the weights and, if there is one, their moving average.
 
         Returns:
-          The better ones, their figures, and the further figures of the epoch's row.
+          the better weights, their metrics, and additional metrics for the epoch's row.
         """
 
         def after_call(done: int, steps: int) -> None:
             bar.set(done, steps)
-            # The epoch counts as unfinished then; a resumed run comes back to this evaluation at once.
+            # If stopped here, the epoch counts as unfinished; a resumed run starts with this evaluation.
             self._obey()
 
         candidates = self.programs.candidates(self.state)
@@ -295,8 +301,8 @@ class Trainer:
         }
         task, monitor = self.experiment.task, self.experiment.monitor
         beside = {
-            f"{name}_{each.name}": found[each.figure]
-            for name, found in figures.items()
+            f"{name}_{each.name}": own[each.figure]
+            for name, own in figures.items()
             for each in dict.fromkeys([task.main(), monitor])
             if len(figures) > 1
         }
@@ -304,7 +310,7 @@ class Trainer:
         return candidates[chosen], figures[chosen], beside
 
     def _account(self, call: Call, metrics: StepMetrics, bar: Bar) -> None:
-        """Waits for a call's metrics and counts them, and the time since the last ones."""
+        """Waits for a call's metrics and adds them, and the time since the previous ones, to the progress."""
         losses, sums = jax.tree.map(lambda values: np.asarray(values)[call.rows], tuple(metrics))
         first = self.progress.epoch * self.experiment.steps_per_epoch + self.progress.epoch_steps + 1
         check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
@@ -317,7 +323,7 @@ class Trainer:
             self.console.line(speed_line(self.progress, self.config, steps))
 
     def _obey(self) -> None:
-        """Saves and raises StoppedError where a stop was asked for."""
+        """Saves the state and raises StoppedError if a signal has requested a stop."""
         (number,) = processes.all_max(self.stop.signal or 0)
         if not number:
             return
@@ -331,12 +337,12 @@ class Trainer:
         self.saves.save(name, int(self.state.step), what, self.progress)
 
     def _done(self) -> bool:
-        """Whether no epoch is left, or enough of them brought nothing."""
+        """Returns whether all epochs are done, or early stopping applies."""
         patience = self.config.regularization.early_stopping
         return self.progress.epoch >= self.config.epochs or (patience is not None and self._waited() >= patience)
 
     def _waited(self) -> int:
-        """Epochs since the best one of the last phase; 0 before it: no phase ends early for those that follow."""
+        """Returns the epochs since the best one within the last phase; 0 in earlier phases, which never stop early."""
         monitor = self.experiment.monitor
         rows = self.progress.rows[self.experiment.phases[-1].first :]
         return waited(monitor.score(row[monitor.name]) for row in rows)

@@ -44,8 +44,8 @@ def test_a_recipe_may_set_only_some_keys(tmp_path):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("epoch", "3", "unknown config key 'epoch'; the nearest one is 'epochs'"),
-        ("optimizer.learning_rat", "3", "the nearest one is 'optimizer.learning_rate'"),
+        ("epoch", "3", "unknown config key 'epoch'; did you mean 'epochs'"),
+        ("optimizer.learning_rat", "3", "did you mean 'optimizer.learning_rate'"),
         ("data", "3", "unknown config key 'data'"),
         ("epochs", "x", "config.epochs='x' is not an integer"),
         ("epochs", "1.5", "is not an integer"),
@@ -77,7 +77,7 @@ def test_bad_recipes_are_refused(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="has no get_config"):
         load_config(str(tmp_path / "empty.py"))
-    with pytest.raises(UserError, match="unknown config key 'epoch'; the nearest one is 'epochs'"):
+    with pytest.raises(UserError, match="unknown config key 'epoch'; did you mean 'epochs'"):
         load_config(recipe(tmp_path, "    c = default_config(); c.epoch = 3; return c"))
     with pytest.raises(UserError, match="config.epochs='3' is not an integer"):
         load_config(recipe(tmp_path, "    return {'epochs': '3'}"))

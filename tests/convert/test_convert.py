@@ -176,7 +176,7 @@ def test_every_problem_is_listed_at_once(tmp_path, state_dict):
     ]
     assert refused(tmp_path / "w.pth").splitlines() == lines
     torch.save(broken | {"extra.weight": torch.zeros(2)}, tmp_path / "w.pth")
-    lines[2:] = ["  extra.weight is unknown", *lines[2:5], "  and 1 more like these"]
+    lines[2:] = ["  extra.weight is unknown", *lines[2:5], "  and 1 more"]
     assert refused(tmp_path / "w.pth").splitlines() == lines
 
 

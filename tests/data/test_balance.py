@@ -72,7 +72,7 @@ def test_what_is_drawn_how_often_is_said():
     config = complete(TINY | {"batch_size": 10, "data.balance": "full"})
     experiment = Experiment(config, Dataset(images, images, images, ("ant", "bee", "cat")), one_device())
     assert (
-        "           an image is drawn 0.55 times for ant (100 images), 5.5 times for cat (10 images) in an epoch on "
-        "average (data.balance=full)"
+        "           average draws of an image per epoch: 0.55 for ant (100 images), 5.5 for cat (10 images) "
+        "(data.balance=full)"
     ) in plan_lines(experiment, "random weights")
     assert (np.bincount(LABELS[experiment.order(2).ravel()]) == [55, 0, 55]).all()

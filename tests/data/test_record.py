@@ -79,7 +79,9 @@ def test_a_damaged_record_is_noticed(flowers, tmp_path, damage):
     kept = Run(tmp_path / "run")
     kept.write_dataset_record(recorded(flowers))
     kept.dataset_file.write_bytes(damage(kept.dataset_file.read_bytes()))
-    assert refusal(kept.dataset_record).startswith(f"{kept.dataset_file}, which says what is in which part, cannot be ")
+    assert refusal(kept.dataset_record).startswith(
+        f"{kept.dataset_file}, the record of the images in each split, cannot be "
+    )
 
 
 def test_added_images_go_to_no_part_and_are_said(flowers):
@@ -233,10 +235,10 @@ def test_test_images_that_init_was_trained_on_are_refused(trained, tmp_path):
         shutil.copy(path, target)
     values = {"init": str(trained / "one"), "data.source": f"folder:{tmp_path / 'parts'}", "data.size": 16}
     said = refusal(read_dataset, complete(values), Console())
-    assert said.startswith(f"{len(leaked)} test images were trained on by init={trained / 'one'}: test/ant/00")
+    assert said.startswith(f"init={trained / 'one'} was trained on {len(leaked)} test images: test/ant/00")
     assert said.endswith("allow it with --config.data.allow_overlap=True")
     allowed = read_dataset(complete(values | {"data.allow_overlap": True}), Console())
-    assert any(line.startswith(f"{len(leaked)} test images were trained on by init=") for line in allowed.notices)
+    assert any(f" was trained on {len(leaked)} test images: " in line for line in allowed.notices)
 
 
 def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
@@ -264,7 +266,7 @@ def test_a_run_of_before_goes_on_with_the_parts_that_it_had(trained, tmp_path, m
     train(tmp_path / "run", "flowers", epochs=2, resume=True)
     said = capsys.readouterr().out
     assert "chosen by the run's seed: 30 train, 3 val, 3 test" in said
-    assert "the run began when runs recorded no images" in said
+    assert "the run was started by a version that did not record its images" in said
 
 
 def test_the_seeded_draw_is_that_of_before(flowers):

@@ -228,10 +228,10 @@ def test_weights_that_are_not_those_to_evaluate(tmp_path):
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(UserError, match=f"there is no run, converted file or export {tmp_path}/no"):
         sft_jax.load(tmp_path / "no")
-    with pytest.raises(UserError, match="holds no run: there is no config.json in it"):
+    with pytest.raises(UserError, match="contains no run: it has no config.json"):
         sft_jax.load(tmp_path)
     (tmp_path / "w.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="is no .safetensors file; convert it first"):
+    with pytest.raises(UserError, match="is not a .safetensors file; convert it with"):
         sft_jax.load(tmp_path / "w.pth")
 
 

@@ -223,7 +223,7 @@ def test_runs_are_compared(finished, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "--compare", folder, tmp_path / "other", "--output", page) == 0
     assert EVIL.replace("/", "") in Parsed(page.read_text()).text
     assert command(monkeypatch, "--compare", tmp_path / "nothing") == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
 
 
 def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):

@@ -199,7 +199,7 @@ def test_a_full_disk(tmp_path, limit):
         said = message(lambda: checkpoints.save("latest", 2, large, {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert f"checkpoint {tmp_path}/latest/2 cannot be written, those before it are kept: " in said
+    assert f"checkpoint {tmp_path}/latest/2 cannot be written, earlier ones are kept: " in said
     assert "File too large" in said
     assert folders(tmp_path) == ["1"]
     assert_restored(checkpoints.restore("latest"), 1, ONE, {"step": 1})
@@ -280,13 +280,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
     restored = checkpoints.restore("latest")
     assert_restored(restored, 1, ONE, {"step": 1})
     (notice,) = restored.notices
-    assert notice.startswith(f"checkpoint {tmp_path}/latest/2 is damaged and was passed over: it")
+    assert notice.startswith(f"checkpoint {tmp_path}/latest/2 is damaged and was skipped: it")
     assert len(notice) < 1000
     assert sorted(tmp_path.rglob("*")) == before
 
     damage(tmp_path / "latest" / "1")
     said = message(lambda: checkpoints.restore("latest"))
-    assert said.startswith("no valid latest checkpoint is left; ")
+    assert said.startswith("there is no valid latest checkpoint; ")
     for step in (1, 2):
         assert f"checkpoint {tmp_path}/latest/{step} is damaged" in said
     saved(tmp_path, 3)
@@ -302,7 +302,7 @@ def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
     shutil.copytree(older, newer)
     restored = checkpoints.restore("latest")
     assert restored.step == 1
-    assert restored.notices[0].endswith("passed over: its contents are not what was saved")
+    assert restored.notices[0].endswith("skipped: its contents have changed since it was saved")
 
 
 def test_going_on_from_an_earlier_checkpoint_keeps_it(tmp_path):

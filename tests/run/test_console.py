@@ -40,7 +40,7 @@ def test_the_last_step_of_the_last_epoch():
 
 def test_the_time_from_the_first_steps():
     assert speed_line(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100) == (
-        "time       about 0:20 an epoch, 1:20 in all, validation not counted (from the first 20 steps)"
+        "time       about 0:20 per epoch, 1:20 in total, without validation (from the first 20 steps)"
     )
 
 

@@ -74,7 +74,7 @@ def test_the_disk_fills_up(whole, mounted):
     before = state_of(place)
 
     said = message(lambda: run(place, resume=True))
-    assert "cannot be written, those before it are kept: " in said
+    assert "cannot be written, earlier ones are kept: " in said
     assert "No space left on device" in said
     assert_same_arrays(state_of(place), before)
     assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
@@ -99,7 +99,7 @@ def test_a_quota_is_used_up(whole, rationed):
     limit(rationed, size_of(place / "checkpoints" / "latest") // 2)
 
     said = message(lambda: run(place, resume=True))
-    assert "cannot be written, those before it are kept: " in said
+    assert "cannot be written, earlier ones are kept: " in said
     assert "Disk quota exceeded" in said
     assert_same_arrays(state_of(place), before)
     assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
@@ -170,7 +170,7 @@ def claim(folder, *, resume=False):
 
 
 def test_two_runs_at_one_place(tmp_path):
-    refusal = f"another process trains in {tmp_path}; let it finish or stop it, or choose a fresh --workdir"
+    refusal = f"another process is training in {tmp_path}; wait for it, stop it, or use another --workdir"
     with Run(tmp_path).claimed(complete({}), resume=False):
         assert message(lambda: claim(tmp_path)) == refusal
         Run(tmp_path).write_config(complete({}))
@@ -184,7 +184,7 @@ def test_a_run_that_began_meanwhile(whole, tmp_path):
     """Both found an empty folder; the second one comes when the first has claimed it."""
     folder = tmp_path / "run"
     with Run(folder).claimed(complete({}), resume=False):
-        assert "another process trains in" in message(lambda: run(folder))
+        assert "another process is training in" in message(lambda: run(folder))
         assert {path.name for path in folder.iterdir()} == {".lock"}
     run(folder)
     assert_same_run(folder, whole[0])

@@ -58,7 +58,7 @@ def test_a_fresh_folder_may_be_used(tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("")
     said = message(lambda: Run(tmp_path / "run").check_use(complete({}), resume=False))
-    assert said == f"--workdir {tmp_path}/run is a file; name a folder"
+    assert said == f"--workdir {tmp_path}/run is a file; give a folder"
     said = message(lambda: Run(tmp_path / "run").write_config(complete({})))
     assert said.startswith(f"{tmp_path}/run/config.json cannot be written: ")
 
@@ -66,7 +66,7 @@ def test_a_file_is_no_folder(tmp_path):
 def test_a_used_folder_is_refused(run):
     assert run.exists()
     said = message(lambda: run.check_use(complete(CONFIG), resume=False))
-    assert said == f"{run.folder} already holds a run; add --resume to continue it, or choose a fresh --workdir"
+    assert said == f"{run.folder} already contains a run; add --resume to continue it, or use another --workdir"
 
 
 def test_the_same_config_resumes(run):
@@ -77,8 +77,8 @@ def test_another_config_does_not(run):
     changed = CONFIG | {"seed": 1, "data.mean": (0.1, 0.2, 0.4), "model.name": "resnet18", "epochs": 9}
     said = message(lambda: run.check_use(complete(changed), resume=True))
     assert said == (
-        f"{run.folder} was started with another config; resume it with the same one, or go on from its weights with "
-        f"--config.init={run.folder} and a fresh --workdir; "
+        f"{run.folder} was started with another config; resume it with the same one, or start a new run from its "
+        f"weights with --config.init={run.folder} and another --workdir; "
         "changed: data.mean (was (0.1, 0.2, 0.3), now (0.1, 0.2, 0.4)), "
         "model.name (was 'resnet34', now 'resnet18'), seed (was 0, now 1)"
     )
@@ -124,9 +124,7 @@ def test_a_record_that_cannot_be_read(run, content):
 def test_a_record_that_was_changed(run):
     """A network would be given other images than it was trained on."""
     run.config_file.write_text(run.config_file.read_text().replace("0.2", "0.4"))
-    assert message(run.config) == (
-        f"{run.config_file} was changed after it was written: it no longer says what was trained"
-    )
+    assert message(run.config) == (f"{run.config_file} was modified after it was written; restore the original file")
 
 
 def test_weights_of_a_run(run):
@@ -143,14 +141,15 @@ def test_weights_of_a_run(run):
 
 def test_no_weights_to_be_had(run, tmp_path):
     empty = tmp_path / "empty"
-    assert message(lambda: load_run_weights(empty)) == f"{empty} holds no run: there is no config.json in it"
+    assert message(lambda: load_run_weights(empty)) == f"{empty} contains no run: it has no config.json"
     assert message(lambda: load_run_weights(run.folder)) == (
-        f"{run.folder} has no best checkpoint yet: its first epoch was not finished"
+        f"{run.folder} has no best checkpoint yet because its first epoch is not finished; continue the run "
+        f"with --resume"
     )
     run.checkpoints.save("best", 5, ARRAYS, {"class_names": ["cat"]})
     (run.folder / "checkpoints" / "best" / "5" / "facts" / "metadata").unlink()
     assert message(lambda: load_run_weights(run.folder)).startswith(
-        f"no valid best checkpoint is left; checkpoint {run.folder}/checkpoints/best/5 is damaged"
+        f"there is no valid best checkpoint; checkpoint {run.folder}/checkpoints/best/5 is damaged"
     )
 
 

@@ -126,7 +126,7 @@ def test_not_the_same_work(pair):
     ends = pair.run("different", each=((), ("--config.optimizer.learning_rate=0.5",)))
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, error in ends:
-        assert "process 1 is not at the work of process 0; they differ in optimizer.learning_rate (" in error
+        assert "processes 0 and 1 differ in optimizer.learning_rate (" in error
     assert not (pair.place / "different").exists()
 
 
@@ -168,7 +168,7 @@ def test_nobody_else_comes():
     for index, process in enumerate(alone):
         _, error = process.communicate()
         assert process.returncode == 2
-        assert f"error: process {index} of 2 and the others have not found each other within 2 seconds" in error
+        assert f"error: process {index} of 2 could not connect to the others within 2 seconds" in error
 
 
 def test_no_cluster_here(pair):
@@ -176,4 +176,4 @@ def test_no_cluster_here(pair):
     program.start("nowhere", "--distributed")
     code, _, error = program.finish()
     assert code == 2
-    assert "error: --distributed finds no cluster here" in error
+    assert "error: --distributed detects no cluster" in error

@@ -240,9 +240,9 @@ def test_pruners_of_optuna(name):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--space", "epoch=int(1,2)"], "unknown config key 'epoch'; the nearest one is 'epochs'"),
+        (["--space", "epoch=int(1,2)"], "unknown config key 'epoch'; did you mean 'epochs'"),
         (["--space", "batch_size=choice(64,100)"], "batch_size=100 does not divide evenly over 8 devices"),
-        (["--space", "optimizer.name=choice(sgd,adamv)"], "the nearest one is 'adam"),
+        (["--space", "optimizer.name=choice(sgd,adamv)"], "did you mean 'adam"),
         (["--space", RATES, "--folds", "500"], "a class has only"),
         (["--space", "epochs=int(1,9)", "--sampler", "grid", "--trials", "4"], "use --trials 9 or more"),
     ],

@@ -40,7 +40,7 @@ def test_dimensions(text, form, ends):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optimizer.learning_rat=log(1e-4,1e-1)", "the nearest one is 'optimizer.learning_rate'"),
+        ("optimizer.learning_rat=log(1e-4,1e-1)", "did you mean 'optimizer.learning_rate'"),
         ("optimizer.learning_rate=lg(1e-4,1e-1)", "is none of KEY=log"),
         ("optimizer.learning_rate=log(0,1)", "wants 0 < LOW < HIGH"),
         ("optimizer.learning_rate=log(1,0.1)", "LOW < HIGH"),

@@ -140,17 +140,17 @@ def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ant,1\nbee,2\ncat,3", "no class is called cat; dög is missing; it needs a weight for each of the classes"),
+        ("ant,1\nbee,2\ncat,3", "no class is called cat; dög is missing; give exactly one weight per class"),
         ("ant,1\nbee,-2\ndög,3", "the weight of bee is -2; it must be 0 or more"),
         ("ant,1\nbee,nan\ndög,3", "the weight of bee is nan; it must be 0 or more"),
-        ("ant,0\nbee,0\ndög,0", "no class with images has a weight above 0"),
-        ("ant,1\nbee,much\ndög,3", "holds neither a JSON object"),
-        ("ant,1\nant,2\ndög,3", "a class stands in it twice"),
+        ("ant,0\nbee,0\ndög,0", "all classes with images have weight 0"),
+        ("ant,1\nbee,much\ndög,3", "is neither a JSON object"),
+        ("ant,1\nant,2\ndög,3", "it lists a class twice"),
         ("ant;1\nbee;2", "line 1 has 1 fields"),
         ("", "it is empty"),
-        ('{"ant": [1]}', "holds neither a JSON object"),
-        ('{"ant": 1,', "holds neither a JSON object"),
-        ('{"ant": 1, "ant": 2}', "a class stands in it twice"),
+        ('{"ant": [1]}', "is neither a JSON object"),
+        ('{"ant": 1,', "is neither a JSON object"),
+        ('{"ant": 1, "ant": 2}', "it lists a class twice"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(tmp_path, text, said):
@@ -164,10 +164,10 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, text, said):
 
 
 def test_a_word_that_is_no_setting_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="=balance is none of none and balanced, and no file that can be read: No such"):
+    with pytest.raises(UserError, match="=balance must be none, balanced or a readable file: No such"):
         class_weights("balance", LABELS, NAMES)
     (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match="no file that can be read: it is no text"):
+    with pytest.raises(UserError, match="or a readable file: not a text file"):
         class_weights(str(tmp_path / "picture"), LABELS, NAMES)
 
 
@@ -182,13 +182,13 @@ def test_nothing_is_written_before_they_are_read_and_a_resumed_run_has_the_same(
     monkeypatch.setattr(train_module, "Devices", one_device)
     file, folder = tmp_path / "weights.json", tmp_path / "run"
     settings = {"regularization__class_weights": str(file), "epochs": 1}
-    with pytest.raises(UserError, match="no file that can be read"):
+    with pytest.raises(UserError, match="or a readable file"):
         run(folder, **settings)
     assert not folder.exists()
     file.write_text(json.dumps(dict.fromkeys("01234", 1.0)))
     run(folder, **settings)
     assert Run(folder).record()["class_weights"] == [1.0] * 5
     file.write_text(json.dumps(dict.fromkeys("01234", 1.0) | {"3": 9.0}))
-    with pytest.raises(UserError, match="these are not the weights with which .* began; put those back"):
+    with pytest.raises(UserError, match="the weights have changed since .* began; restore them"):
         run(folder, resume=True, **settings | {"epochs": 2})
     assert Run(folder).config().epochs == 1

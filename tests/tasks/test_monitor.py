@@ -98,7 +98,7 @@ def test_it_is_the_tasks_own_where_none_is_named_and_others_are_refused():
     assert str(caught.value) == (
         "config.monitor='val_acc' must be one of val_accuracy, val_balanced_accuracy, val_macro_f1, val_loss, or none"
     )
-    with pytest.raises(UserError, match="unknown config.task='classify'; the nearest one is 'classification'"):
+    with pytest.raises(UserError, match="unknown config.task='classify'; did you mean 'classification'"):
         monitor_of(complete({"task": "classify"}))
 
 
@@ -149,7 +149,7 @@ def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
     assert [row["best"] for row in rows_of(tmp_path / "run")] == [0.5, 0.2, 0.2, 0.2]
     assert (results["best_epoch"], results["epochs"], results["best_val_loss"]) == (2, 4, 0.2)
     assert Run(tmp_path / "run").checkpoints.restore("best").step == 2 * state_of(tmp_path / "run").step // 4
-    assert "no better validation loss since epoch 2" in (tmp_path / "run" / "train.log").read_text()
+    assert "validation loss has not improved since epoch 2" in (tmp_path / "run" / "train.log").read_text()
 
 
 def fold(*losses, **settings):

@@ -55,10 +55,10 @@ def test_one_value_a_channel_is_refused_where_torch_refuses_it(noise, name, batc
 
 def test_the_smallest_batch_that_works_is_named(noise):
     assert refused(noise, batch_size=1) == (
-        "batch_size=1 leaves batch norm one value a channel at 32 px: nothing would be learnt; use "
+        "batch_size=1 leaves batch norm one value per channel at 32 px, which trains nothing; use "
         "--config.batch_size=2 or more, or --config.finetune.batch_norm=freeze_statistics"
     )
-    assert "batch_size=4 in 4 parts (optimizer.accumulate) leaves" in refused(
+    assert "batch_size=4 in 4 micro-batches (optimizer.accumulate) leaves" in refused(
         noise, batch_size=4, optimizer__accumulate=4
     )
     for batch, parts in ((2, 1), (4, 2)):

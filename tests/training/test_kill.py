@@ -29,7 +29,7 @@ def end_and_resume(program, ends, seed):
             assert error == ""
         else:
             first, second = error.splitlines()
-            assert first == "stopping after the step under way; once more to stop at once, without saving"
+            assert first == "stopping after the current step; interrupt again to stop immediately without saving"
             step = state_of(program.place / "ended").step
             assert second.startswith(f"stopped by {ending.name} after step {step}; the state is saved, add --resume")
     assert program.run("ended", "--resume") == (0, "")

@@ -164,7 +164,7 @@ def test_of_lp_ft_the_full_phase_is_tested_from_the_solved_head(monkeypatch):
 def test_nothing_is_suggested_where_nothing_falls(losses):
     found = judge(until_divergence(losses.tolist()))
     assert found.suggested is None
-    assert lr_find._summary(found).startswith("nothing to suggest for optimizer.learning_rate: the loss does not fall")
+    assert lr_find._summary(found).startswith("no suggestion for optimizer.learning_rate: the loss does not fall")
 
 
 def test_an_infinite_loss_ends_the_test_and_is_no_part_of_the_curve():
@@ -181,7 +181,8 @@ def test_one_that_never_diverged_says_so():
 
 def test_nothing_can_be_said_of_a_few_steps():
     with pytest.raises(
-        DivergedError, match="the loss is nan at optimizer.learning_rate=1.2e-07: no learning rate will do"
+        DivergedError,
+        match="the loss is already nan at optimizer.learning_rate=1.2e-07; no learning rate can be suggested",
     ):
         judge([1.0, float("nan")])
 
@@ -226,5 +227,5 @@ def test_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
 
 def test_an_optimizer_without_a_schedule_is_refused(tmp_path):
     config = complete(SETTINGS | {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"})
-    with pytest.raises(UserError, match="has one learning rate for all steps"):
+    with pytest.raises(UserError, match="uses a constant learning rate"):
         find_learning_rate(config, Run(tmp_path), Console())

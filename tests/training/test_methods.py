@@ -162,7 +162,7 @@ def test_early_stopping(source, tmp_path, capsys):
         finetune__batch_norm="freeze",
     )
     assert (results["best_epoch"], results["epochs"]) == (1, 3)
-    assert "stopped early: no better validation accuracy since epoch 1" in capsys.readouterr().out
+    assert "stopped early: validation accuracy has not improved since epoch 1" in capsys.readouterr().out
     transfer(
         tmp_path / "run",
         source,
@@ -190,7 +190,7 @@ def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, c
     patient = {"regularization__early_stopping": 1, "epochs": 8}
     results = transfer(tmp_path / "run", source, **still, **patient, **changes)
     assert results["epochs"] == epochs
-    assert "stopped early: no better validation accuracy since epoch 5" in capsys.readouterr().out
+    assert "stopped early: validation accuracy has not improved since epoch 5" in capsys.readouterr().out
 
 
 def test_sizes_that_grow(source, untrained, tmp_path):
@@ -229,7 +229,7 @@ def test_what_can_be_combined(source, untrained, tmp_path, changes):
 
 
 def test_odd_parts_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"over 8 devices in 3 parts \(optimizer\.accumulate\); .*=48 or 72"):
+    with pytest.raises(UserError, match=r"over 8 devices in 3 micro-batches \(optimizer\.accumulate\); .*=48 or 72"):
         run(tmp_path / "run", optimizer__accumulate=3)
 
 

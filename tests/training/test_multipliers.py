@@ -122,20 +122,21 @@ def test_sizes_change_within_what_is_trained():
 
 def test_what_cannot_be():
     assert message(finetune__freeze=("layer9.*",)).startswith(
-        "finetune.freeze: 'layer9.*' matches no parameter; the nearest are layer"
+        "finetune.freeze: 'layer9.*' matches no parameter; similar names: layer"
     )
     assert message(finetune__freeze=("layer1(",)).startswith(
-        "finetune.freeze: 'layer1(' is no regular expression: missing )"
+        "finetune.freeze: 'layer1(' is not a valid regular expression: missing )"
     )
     assert message(finetune__learning_rates=(("fc.*", 1),)).startswith(
         "finetune.learning_rates: no pattern matches bn1.bias, bn1.scale, conv1.kernel, layer1.0.bn1.bias, "
-        "layer1.0.bn1.scale and 55 more; end with one for all the rest, as '.*=1'"
+        "layer1.0.bn1.scale and 55 more; add '.*=1' at the end for all others"
     )
-    assert message(finetune__freeze=(".*",)) == "finetune.freeze and finetune.learning_rates leave nothing to train"
-    assert message(finetune__freeze=("fc.*",), finetune__method="head").endswith("leave nothing to train")
-    assert (
-        message(finetune__method="head_then_full")
-        == "finetune.head_epochs=10 leaves none of the epochs=10 for the rest"
+    assert message(finetune__freeze=(".*",)) == (
+        "nothing to train: finetune.freeze and finetune.learning_rates freeze every parameter"
+    )
+    assert message(finetune__freeze=("fc.*",), finetune__method="head").startswith("nothing to train: ")
+    assert message(finetune__method="head_then_full") == (
+        "finetune.head_epochs=10 must be less than epochs=10, or the rest of the network is never trained"
     )
 
 

@@ -28,17 +28,17 @@ def test_the_plan_of_a_plain_run():
     total = sum(leaf.size for leaf in experiment.network.params.values())
     assert lines[:-1] == [
         "data       digits:0-4: 541 / 61 / 61 train / validation / test images, 5 classes",
-        "           held on the device",
+        "           stored on the device",
         "model      tiny at 16 px, float32; random weights",
-        "batch norm statistics of each batch (finetune.batch_norm=train)",
+        "batch norm with batch statistics (finetune.batch_norm=train)",
         "training   4 epochs of 8 steps, batch 64 (finetune.method=full)",
         f"           all epochs: 16 px; {total:,} parameters trained, 0 frozen",
-        "           29 training images, others each time, are left out of an epoch: no full batch",
+        "           29 training images per epoch, different ones each time, are dropped: no full batch",
         "optimizer  sgd, learning rate 0.02 (constant), momentum 0.9",
         "images     random crops with 2 px of padding",
     ]
     assert lines[-1].startswith("devices    8 x cpu, ")
-    assert lines[-1].endswith(" of memory free on each")
+    assert lines[-1].endswith(" of memory free per device")
 
 
 def test_phases_and_what_is_frozen_in_them():
@@ -56,18 +56,17 @@ def test_phases_and_what_is_frozen_in_them():
     rest = f"{total - stem:,} parameters trained, {stem:,} frozen, learning rate times 0.1 to 1"
     start = lines.index("training   4 epochs of 8 steps, batch 64 (finetune.method=head_then_full)") + 1
     assert lines[start : start + 3] == [
-        f"           epoch 1: the head alone, on features computed once; {head:,} parameters trained, "
-        f"{total - head:,} frozen",
+        f"           epoch 1: head only, on precomputed features; {head:,} parameters trained, {total - head:,} frozen",
         f"           epoch 2: 8 px; {rest}",
         f"           epochs 3-4: 16 px; {rest}",
     ]
-    assert "batch norm frozen statistics, those of init (finetune.batch_norm=freeze_statistics)" in lines
+    assert "batch norm with frozen running statistics of init (finetune.batch_norm=freeze_statistics)" in lines
 
 
 def test_a_head_on_features_sees_no_crops_and_no_statistics_of_batches():
     _, lines = plan(finetune__method="head", data__flip=True)
-    assert "batch norm frozen statistics, those of init (finetune.batch_norm=train)" in lines
-    assert "images     each as it is and mirrored" in lines
+    assert "batch norm with frozen running statistics of init (finetune.batch_norm=train)" in lines
+    assert "images     original and mirrored" in lines
 
 
 def test_what_differs_from_the_defaults_is_named():
@@ -81,10 +80,10 @@ def test_what_differs_from_the_defaults_is_named():
         data__crop_padding=0,
     )
     assert "optimizer  adamw, learning rate 0.02 (cosine), weight_decay=0.01" in lines
-    assert "images     mirrored at random, auto_augment=trivial" in lines
+    assert "images     random horizontal flips, auto_augment=trivial" in lines
     assert "           mixup=0.2" in lines
     _, lines = plan(optimizer__name="lion", optimizer__nesterov=True, optimizer__momentum=0.5)
-    assert "optimizer  lion, learning rate 0.02 (constant), momentum=0.5, nesterov=True not used: of sgd alone" in lines
+    assert "optimizer  lion, learning rate 0.02 (constant), momentum=0.5, nesterov=True ignored (sgd only)" in lines
     _, lines = plan(data__crop_padding=0)
     assert "images     not augmented" in lines
 
@@ -94,12 +93,13 @@ def test_what_differs_from_the_defaults_is_named():
     [
         (
             {"optimizer__accumulate": 2},
-            "           each of the 2 parts of a batch by itself (optimizer.accumulate): 32 images",
+            "           per micro-batch of 32 images (optimizer.accumulate=2)",
         ),
         (
             {"optimizer__accumulate": 8},
-            "           each of the 8 parts of a batch by itself (optimizer.accumulate): 8 images; warning: statistics "
-            "of fewer than 16 are poor, use fewer parts, a larger batch_size or finetune.batch_norm=freeze_statistics",
+            "           per micro-batch of 8 images (optimizer.accumulate=8); warning: statistics of fewer than 16 "
+            "images are noisy, use a lower optimizer.accumulate, a larger batch_size or "
+            "finetune.batch_norm=freeze_statistics",
         ),
         ({"optimizer__accumulate": 8, "finetune__batch_norm": "freeze_statistics"}, None),
         ({"optimizer__accumulate": 8, "finetune__method": "head"}, None),
@@ -108,7 +108,7 @@ def test_what_differs_from_the_defaults_is_named():
 )
 def test_that_batch_norm_sees_each_part_is_said(changes, line):
     _, lines = plan(**changes)
-    assert [said for said in lines if "each of the" in said] == ([line] if line else [])
+    assert [said for said in lines if "per micro-batch" in said] == ([line] if line else [])
 
 
 def test_the_learning_rate_of_the_head_is_named_where_it_is_used():
@@ -132,10 +132,10 @@ def test_other_epochs_say_how_the_schedule_changes():
     assert changed(experiment, 32, optimizer__schedule="cosine") == [
         "changed    epochs from 4 to 6",
         f"           learning rate (optimizer.schedule=cosine): {last:.3g} at the last step, {following:.3g} at the "
-        f"next one, {end:.3g} at the end",
+        f"next, {end:.3g} at the end",
     ]
     assert changed(experiment, 48, epochs=9, optimizer__schedule="cosine")[1].endswith(
-        "at the last step; no epoch is left"
+        "at the last step; no epochs remain"
     )
 
 
@@ -143,7 +143,7 @@ def test_the_rate_of_the_phase_that_a_run_goes_on_with_is_told():
     phases = {"finetune__method": "head_then_full", "finetune__head_epochs": 3, "finetune__head_learning_rate": 0.5}
     experiment, _ = plan(epochs=5, **phases)
     (_, line) = changed(experiment, 24, **phases)
-    assert line.endswith("0.5 at the last step, 0.02 at the next one, 0.02 at the end")
+    assert line.endswith("0.5 at the last step, 0.02 at the next, 0.02 at the end")
 
 
 def test_what_changes_no_rate_says_no_more_than_itself():
@@ -154,9 +154,9 @@ def test_what_changes_no_rate_says_no_more_than_itself():
 def test_the_memory_of_a_step():
     devices = Devices()
     few, many = 3 << 20, devices.free_bytes() + (1 << 40)
-    line = "memory     3 MiB on each for a step with weights and images (XLA's analysis)"
+    line = "memory     3 MiB per device for a step, including weights and images (XLA's estimate)"
     assert memory_line(few, devices) == line
-    assert " are free: a smaller batch_size needs less" in memory_line(many, devices)
+    assert " free, use a smaller batch_size" in memory_line(many, devices)
 
 
 def test_a_step_is_compiled_once_and_its_memory_counted():

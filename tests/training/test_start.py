@@ -36,14 +36,14 @@ def test_the_same_classes_keep_everything():
     assert found.keys() == arrays.keys()
     for key, array in arrays.items():
         np.testing.assert_array_equal(found[key], array, strict=True)
-    assert said == "weights of w.safetensors with its own head"
+    assert said == "weights of w.safetensors with its head"
 
 
 @pytest.mark.parametrize(
     ("names", "kept", "words"),
     [
         (("dog", "eel", "fox", "gnu"), {}, " with a new head"),
-        (("ant", "bee", "bird", "cat"), {0: 0, 1: 1, 3: 2}, "; head: 3 of 4 classes keep their rows, new: bird"),
+        (("ant", "bee", "bird", "cat"), {0: 0, 1: 1, 3: 2}, "; head: 3 of 4 classes reused, new: bird"),
     ],
 )
 def test_other_classes_get_the_rows_that_a_new_head_would_have(names, kept, words):

@@ -92,9 +92,9 @@ def test_more_epochs_by_resuming(whole, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "changed    epochs from 1 to 2\n"
-        "           learning rate (optimizer.schedule=constant): 0.02 at the last step, 0.02 at the next one, 0.02 at "
-        "the end\n"
-        f"           {folder}/config.json says so now; the one before is kept as config.1.json\n"
+        "           learning rate (optimizer.schedule=constant): 0.02 at the last step, 0.02 at the next, 0.02 at the "
+        "end\n"
+        f"           {folder}/config.json is updated; the old one is kept as config.1.json\n"
     ) in printed
     assert "changed    epochs from 1 to 2" in (folder / "train.log").read_text()
     run(folder, resume=True)
@@ -111,7 +111,7 @@ def test_a_save_within_an_epoch_changes_nothing(whole, tmp_path):
 def test_resuming_nothing_is_a_fresh_start_that_says_so(whole, tmp_path, capsys):
     folder = tmp_path / "run"
     run(folder, resume=True)
-    assert f"nothing to resume in {folder}: a fresh start" in capsys.readouterr().out
+    assert f"nothing to resume in {folder}; starting a new run" in capsys.readouterr().out
     assert_same_run(folder, whole[0])
 
 
@@ -119,7 +119,7 @@ def test_a_used_folder_is_refused(whole):
     folder, _ = whole
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(
-        UserError, match="already holds a run; add --resume to continue it, or choose a fresh --workdir"
+        UserError, match="already contains a run; add --resume to continue it, or use another --workdir"
     ):
         run(folder)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -138,7 +138,7 @@ def test_an_odd_batch_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_diverging_loss_stops_the_run(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(DivergedError, match=r"at step \d+ \(epoch \d\); the checkpoints before it are kept in"):
+    with pytest.raises(DivergedError, match=r"at step \d+ \(epoch \d\); earlier checkpoints are in"):
         run(folder, optimizer__learning_rate=1e30)
     saved = Run(folder).checkpoints.restore("latest")
     if saved is not None:
