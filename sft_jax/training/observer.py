@@ -1,8 +1,9 @@
 """Observers of a run: loggers, reports, and any others passed to `train`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
+from sft_jax.errors import reason
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.training.experiment import Experiment
@@ -38,6 +39,22 @@ class Observer(Protocol):
     def end(self, weights: Variables, results: Mapping[str, Any], progress: Progress) -> None:
         """Called at the end of the run with its best weights and the contents of results.json."""
         return
+
+
+class Audience:
+    """The observers of a run. One that raises is dropped, and `say` is told."""
+
+    def __init__(self, observers: Sequence[Observer], say: Callable[[str], None]):
+        self._observers, self._say = list(observers), say
+
+    def tell(self, event: str, *what: Any) -> None:
+        """Calls the method `event` of every observer."""
+        for observer in list(self._observers):
+            try:
+                getattr(observer, event)(*what)
+            except Exception as error:
+                self._observers.remove(observer)
+                self._say(f"notice: {type(observer).__name__} failed, the run continues without it: {reason(error)}")
 
 
 # Maps a configuration to the observers of its run. Raises UserError if an observer cannot support the configuration.

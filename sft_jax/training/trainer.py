@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sft_jax import data, tasks
 from sft_jax.data.loader import Call, StepsPerCall
-from sft_jax.errors import StoppedError, UserError, reason
+from sft_jax.errors import StoppedError, UserError
 from sft_jax.models.weights import Weights
 from sft_jax.run.console import Bar, Console, epoch_line, epoch_note, speed_line
 from sft_jax.run.folder import Run
@@ -24,9 +24,10 @@ from sft_jax.runtime.files import write_json, write_rows
 from sft_jax.runtime.signals import StopRequest
 from sft_jax.training.experiment import Experiment, fingerprint
 from sft_jax.training.finite import check_losses, check_state
-from sft_jax.training.observer import Observer, Observers, nobody
+from sft_jax.training.observer import Audience, Observer, Observers, nobody
 from sft_jax.training.phase_programs import PhasePrograms, Variables
-from sft_jax.training.plan import change_lines, memory_line, plan_lines
+from sft_jax.training.plan import memory_line, plan_lines
+from sft_jax.training.record import record_run
 from sft_jax.training.resume import Saves
 from sft_jax.training.start import Earlier, earlier, initial_weights, load_init, read_dataset
 from sft_jax.training.state import TrainState, from_arrays, to_arrays
@@ -103,7 +104,7 @@ class Trainer:
         self.experiment = Experiment(config, dataset, devices)
         self.programs = PhasePrograms(self.experiment, self.experiment.phases[0])
         self.saves = Saves(self.experiment, run)
-        self.observers = list(observers)
+        self.audience = Audience(observers, console.line)
         self.steps_per_call = StepsPerCall()
         self.progress = Progress()
         self.state: TrainState
@@ -133,31 +134,16 @@ class Trainer:
                 # Rounding may differ between machines.
                 state = self.devices.replicate(from_arrays(state, processes.broadcast(to_arrays(state))))
             self.state = state
-        processes.on_primary(lambda: self._record(resume=resume, command=command))
+        step = int(self.state.step)
+        processes.on_primary(
+            lambda: record_run(self.experiment, self.run, self.console, step=step, resume=resume, command=command)
+        )
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.experiment, start):
             self.console.line(line)
         processes.on_primary(self._write_rows)
-        self._tell("begin", self.experiment, self.run, self.progress, self.console.line)
-
-    def _record(self, *, resume: bool, command: list[str]) -> None:
-        """Writes config.json; reports the changes if a run is resumed with another configuration."""
-        facts: dict[str, Any] = {"devices": str(self.devices), "command": command} | self.experiment.task.facts()
-        if not self.run.exists():
-            if resume:
-                self.console.line(f"nothing to resume in {self.run.folder}; starting a new run")
-            if self.dataset.record is not None:
-                self.run.write_dataset_record(self.dataset.record)
-            self.run.write_config(self.config, **facts)
-            return
-        before = self.run.config()
-        self.experiment.task.check_facts(self.run.record(), self.run.folder)
-        kept = self.run.update_config(self.config, **facts)
-        if kept is not None:
-            for line in change_lines(self.experiment, before, int(self.state.step)):
-                self.console.line(line)
-            self.console.line(f"           {self.run.config_file} is updated; the old one is kept as {kept.name}")
+        self.audience.tell("begin", self.experiment, self.run, self.progress, self.console.line)
 
     def fit(self) -> None:
         """Trains, evaluates and saves up to epoch `config.epochs`. Raises DivergedError or StoppedError."""
@@ -184,12 +170,12 @@ class Trainer:
                 self._save("best", weights)
             self._save("latest", self.state)
             processes.on_primary(self._write_rows)
-            self._tell("epoch", self.progress)
+            self.audience.tell("epoch", self.progress)
             row = self.progress.rows[-1]
             left = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
             self.console.line(epoch_line(row, self.config.epochs, left, self.experiment.task, self.experiment.monitor))
             if is_best:
-                self._tell("best", weights, validation, self.progress)
+                self.audience.tell("best", weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
             since = self.progress.epoch - self._waited()
             what = self.experiment.monitor.words
@@ -213,7 +199,7 @@ class Trainer:
         figures = self.experiment.test(*weights, after_call=lambda done, steps: self._obey())
         results = figures | self.progress.outcome(self.experiment.task, self.experiment.monitor)
         processes.on_primary(lambda: write_json(self.run.results_file, results))
-        self._tell("end", weights, results, self.progress)
+        self.audience.tell("end", weights, results, self.progress)
         page = self.run.report_file if self.run.report_file.exists() else self.run.folder
         self.console.conclude(
             f"best epoch {self.progress.best_epoch}: {self.experiment.task.conclusion(results)}; see {page}"
@@ -222,17 +208,6 @@ class Trainer:
 
     def _write_rows(self) -> None:
         write_rows(self.run.metrics_file, self.progress.rows)
-
-    def _tell(self, event: str, *what: Any) -> None:
-        """Notifies the observers; drops any that raises."""
-        for observer in list(self.observers):
-            try:
-                getattr(observer, event)(*what)
-            except Exception as error:
-                self.observers.remove(observer)
-                self.console.line(
-                    f"notice: {type(observer).__name__} failed, the run continues without it: {reason(error)}"
-                )
 
     def _enter_phase(self) -> None:
         """Switches to the programs of the next epoch's phase if necessary, and prepares them and the state."""
