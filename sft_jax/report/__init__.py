@@ -1,1 +1,1 @@
-"""What a run tells the user: console lines, metrics and results."""
+"""HTML reports of a run, or of several runs side by side."""

@@ -1,4 +1,4 @@
-"""Writes reports: `python -m sft_jax.report --workdir RUN`, and `--compare RUN RUN ...` for runs side by side."""
+"""Writes HTML reports: `python -m sft_jax.report --workdir RUN`, or `--compare RUN RUN ...` to compare runs."""
 
 import argparse
 import os
@@ -16,16 +16,18 @@ EXAMPLE = """examples:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
-    parser = make_parser("python -m sft_jax.report", "Writes a page on a run, or on several side by side.", EXAMPLE)
+    """Parses the flags."""
+    parser = make_parser(
+        "python -m sft_jax.report", "Writes an HTML report of a run, or a comparison of runs.", EXAMPLE
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--workdir", type=Path, metavar="RUN", help="write the report of this run once more")
-    what.add_argument("--compare", type=Path, metavar="RUN", nargs="+", help="put these runs side by side")
+    what.add_argument("--workdir", type=Path, metavar="RUN", help="write the report of this run again")
+    what.add_argument("--compare", type=Path, metavar="RUN", nargs="+", help="compare these runs")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page (default: RUN/report.html, and compare.html for --compare)",
+        help="output file (default: RUN/report.html, or compare.html with --compare)",
     )
     return parser.parse_args(argv)
 
@@ -33,7 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Parses the command line and writes the page."""
     args = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for jax.
+    # jax is imported after parsing, so that --help and usage errors are fast.
     keep_compiled_programs()
     if args.compare:
         output = compare(args.compare, args.output or Path("compare.html"))
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def compare(folders: list[Path], output: Path) -> Path:
-    """Writes the page on these runs and returns its path. Raises UserError."""
+    """Writes the comparison of these runs and returns its path. Raises UserError if a run cannot be read."""
     from sft_jax.report.comparison import comparison_page
     from sft_jax.report.reporter import records_of
     from sft_jax.run.folder import Run
@@ -55,16 +57,16 @@ def compare(folders: list[Path], output: Path) -> Path:
 
 
 def short_names(folders: list[Path]) -> dict[Path, str]:
-    """The folders without what is before all of them. Raises UserError where one is named twice."""
+    """Returns the folders relative to their common parent. Raises UserError if a folder is given twice."""
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
-        raise UserError("--compare names a run twice; name each once")
+        raise UserError("--compare got the same run twice; give each run once")
     parent = Path(os.path.commonpath([folder.parent for folder in resolved]))
     return {folder: str(whole.relative_to(parent)) for folder, whole in zip(folders, resolved, strict=True)}
 
 
 def rewrite(workdir: Path, output: Path | None) -> Path:
-    """Writes the page of a run's best checkpoint and returns its path. Raises UserError."""
+    """Writes the report of a run's best checkpoint and returns its path. Raises UserError if it cannot be read."""
     from sft_jax.config import complete, flatten
     from sft_jax.report.reporter import Reports
     from sft_jax.run.console import Console
@@ -75,7 +77,7 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
 
     run, devices = Run(workdir), Devices()
     values = flatten(run.config())
-    # Batches that divide over these devices: the run may have had others.
+    # The run may have had another number of devices.
     config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
     dataset = read_dataset(config, Console(), once=True, before=earlier(run))
     return Reports(Experiment(config, dataset, devices), run).write_from_disk(output)

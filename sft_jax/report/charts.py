@@ -1,24 +1,24 @@
-"""Line charts as numbers: what the templates draw as SVG, in the page's own colours."""
+"""Layout of line charts, which the templates draw as SVG."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-# Of the drawing within the 360 x 234 of its template.
+# Plotting area within the template's 360 x 234.
 LEFT, RIGHT, TOP, BOTTOM = 50, 348, 10, 196
-# Up to this many points of a line are marked and say their value when they are pointed at.
+# Lines with more points than this have no markers and so no tooltips.
 MARKED_POINTS = 40
 
 
 class Tick(NamedTuple):
-    """A mark on an axis."""
+    """A tick on an axis."""
 
     at: float
     text: str
 
 
 class Point(NamedTuple):
-    """A value of a line: where it lies and what it says."""
+    """A point of a line: its position and tooltip."""
 
     x: float
     y: float
@@ -29,9 +29,9 @@ class Line(NamedTuple):
     """A series of a chart.
 
     Attributes:
-      label: for the legend.
-      paths: coordinates of unbroken stretches, as SVG's polyline wants them.
-      marks: points to draw.
+      label: its label in the legend.
+      paths: coordinates of unbroken segments, for SVG's polyline.
+      marks: points to mark.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A line chart over epochs; `described` says in words what it shows."""
+    """A line chart over epochs; `described` is its text alternative."""
 
     title: str
     described: str
@@ -55,16 +55,16 @@ def line_chart(
     show: Callable[[float], str] = "{:.4g}".format,
     show_tick: Callable[[float], str] = "{:g}".format,
 ) -> Chart | None:
-    """A chart of `series`: label -> (epoch, value) in order. Values that are missing or not finite leave a gap.
+    """Lays out a line chart. Missing or non-finite values leave gaps.
 
     Args:
-      title: of the chart.
-      series: the lines.
-      show: a value as text.
-      show_tick: a round value as text, at the axis.
+      title: title of the chart.
+      series: label -> (epoch, value) in order.
+      show: formats a value.
+      show_tick: formats a tick.
 
     Returns:
-      None where there is not one value.
+      the chart, or None if there are no values.
     """
     drawn = {
         label: [(epoch, value if _finite(value) else None) for epoch, value in points]
@@ -89,9 +89,9 @@ def line_chart(
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) that enclose low..high.
+    """Returns at most `most` + 1 ticks that enclose low..high and are 1, 2 or 5 times a power of ten apart.
 
-    Where both are the same: that number.
+    If `low` equals `high`, that is the only tick.
     """
     if not high > low:
         return [low]

@@ -1,4 +1,4 @@
-"""The page on a run of classification: confusion matrix, classes, calibration and mistakes."""
+"""The report of a classification run: confusion matrix, metrics per class, calibration and mistakes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,18 +8,18 @@ import numpy as np
 from sft_jax.report.page import Tile, run_page
 from sft_jax.report.pictures import data_uris
 from sft_jax.report.records import Records, Scored
-from sft_jax.report.render import share
+from sft_jax.report.render import percent
 from sft_jax.tasks import statistics
 
-# Of more classes than these the table has the worst ones first.
+# With more classes, the table starts with the worst ones.
 TABLE_CLASSES = 25
 MISTAKES, PAIRS, PICTURES_A_PAIR = 25, 10, 5
-# Of more classes than these the matrix has the most confused ones only.
+# With more classes, the matrix only shows the most confused ones.
 MATRIX_CLASSES = 20
 
 
 class Picture(NamedTuple):
-    """An image that was taken for something else."""
+    """A misclassified image."""
 
     uri: str
     described: str
@@ -30,13 +30,13 @@ class Picture(NamedTuple):
 
 
 def report_page(records: Records, class_names: Sequence[str], scored: Scored, temperature: float) -> str:
-    """Returns the page, as HTML.
+    """Returns the report as HTML.
 
     Args:
-      records: of the run.
-      class_names: label = position.
-      scored: the test split of a finished run; before its end the validation split.
-      temperature: fitted on the validation split's logits.
+      records: the run's records.
+      class_names: in label order.
+      scored: the test split of a finished run, or the validation split of an unfinished one.
+      temperature: softmax temperature fitted on the validation split's logits.
     """
     confusion = np.asarray(scored.summary["confusion"], np.int64)
     per_class = statistics.class_figures(confusion)
@@ -58,18 +58,18 @@ def report_page(records: Records, class_names: Sequence[str], scored: Scored, te
         classes=classes,
         worst=worst if len(classes) > TABLE_CLASSES else [],
         temperature=temperature,
-        diagrams=[diagram("As trained", before), diagram(f"Divided by {temperature:.3f}", after)],
+        diagrams=[diagram("Uncalibrated", before), diagram(f"Temperature {temperature:.3f}", after)],
         mistakes=mistakes,
         pairs=pairs,
     )
 
 
 def tiles(scored: Scored, temperature: float, ece_after: float, mean_f1: float, classes: int) -> list[Tile]:
-    """Returns the figures of the scored split at the top of the page."""
+    """Returns the metrics at the top of the report."""
     summary, confusion = scored.summary, np.asarray(scored.summary["confusion"], np.int64)
     count = summary["count"]
     low, high = statistics.wilson_interval(round(summary["accuracy"] * count), count)
-    found = [
+    accuracies = [
         Tile(
             f"{scored.name.capitalize()} accuracy",
             f"{summary['accuracy']:.2%}",
@@ -77,35 +77,36 @@ def tiles(scored: Scored, temperature: float, ece_after: float, mean_f1: float, 
         )
     ]
     if classes > 5:
-        found.append(Tile("Top-5 accuracy", f"{summary['top5']:.2%}", "the truth among the five likeliest classes"))
+        note = "true class among the five most probable ones"
+        accuracies.append(Tile("Top-5 accuracy", f"{summary['top5']:.2%}", note))
     return [
-        *found,
+        *accuracies,
         Tile("Loss", f"{summary['loss']:.4f}", "mean cross-entropy"),
-        Tile("Balanced accuracy", share(statistics.balanced_accuracy(confusion)), "mean recall of the classes"),
-        Tile("Mean F1", share(mean_f1), f"over {classes} classes"),
-        Tile("Calibration error", share(summary["ece"]), f"{share(ece_after)} at temperature {temperature:.3f}"),
+        Tile("Balanced accuracy", percent(statistics.balanced_accuracy(confusion)), "mean recall over classes"),
+        Tile("Mean F1", percent(mean_f1), f"over {classes} classes"),
+        Tile("Calibration error", percent(summary["ece"]), f"{percent(ece_after)} at temperature {temperature:.3f}"),
     ]
 
 
 def pictured(
     class_names: Sequence[str], scored: Scored, confusion: np.ndarray, predictions: statistics.Predictions
 ) -> tuple[list[Picture], list[dict[str, Any]]]:
-    """The most confident mistakes, and the most confused pairs of classes with theirs."""
-    truth, said = scored.split.labels, predictions.labels
-    wrong = np.flatnonzero(said != truth)
+    """Returns the most confident mistakes, and the most confused pairs of classes with examples."""
+    truth, predicted = scored.split.labels, predictions.labels
+    wrong = np.flatnonzero(predicted != truth)
     wrong = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")]
     pairs = statistics.confused_pairs(confusion, PAIRS)
     of_pair = [
-        wrong[(truth[wrong] == pair.truth) & (said[wrong] == pair.predicted)][:PICTURES_A_PAIR] for pair in pairs
+        wrong[(truth[wrong] == pair.truth) & (predicted[wrong] == pair.predicted)][:PICTURES_A_PAIR] for pair in pairs
     ]
     uris = data_uris(scored.split, [row for rows in (wrong[:MISTAKES], *of_pair) for row in rows.tolist()])
 
     def picture(row: int) -> Picture:
-        true_name, name = class_names[truth[row]], class_names[said[row]]
+        true_name, name = class_names[truth[row]], class_names[predicted[row]]
         confidence = float(predictions.confidences[row])
         file = scored.split.names[row] if scored.split.names is not None else ""
         which = file or f"{scored.name} image {row}"
-        described = f"{which}: {true_name}, taken for {name} with {confidence:.0%} confidence"
+        described = f"{which}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
         return Picture(uris[row], described, true_name, name, confidence, file)
 
     images = confusion.sum(1)
@@ -122,41 +123,44 @@ def pictured(
 
 
 def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix int [classes, classes], or its rows and columns with the most mistakes."""
+    """Returns the confusion matrix int [classes, classes], or its rows and columns with the most mistakes."""
     labels = statistics.confused_classes(confusion, MATRIX_CLASSES)
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    worst = max(float((shares - np.diag(np.diag(shares))).max()), 1e-9)
+    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    worst = max(float((fractions - np.diag(np.diag(fractions))).max()), 1e-9)
 
-    def cell(truth: int, said: int) -> dict[str, Any]:
-        part = float(shares[truth, said])
+    def cell(truth: int, predicted: int) -> dict[str, Any]:
+        fraction, hit = float(fractions[truth, predicted]), truth == predicted
         text = (
-            f"{class_names[truth]} taken for {class_names[said]}" if truth != said else f"{class_names[truth]}: right"
+            f"{class_names[truth]}: correct" if hit else f"{class_names[truth]} predicted as {class_names[predicted]}"
         )
         return {
-            "count": int(confusion[truth, said]),
-            "hit": truth == said,
-            "weight": 0.7 * part if truth == said else 0.75 * (part / worst) ** 0.8,
-            "text": f"{text}, {confusion[truth, said]:,} of {confusion[truth].sum():,} images ({part:.1%})",
+            "count": int(confusion[truth, predicted]),
+            "hit": hit,
+            "weight": 0.7 * fraction if hit else 0.75 * (fraction / worst) ** 0.8,
+            "text": f"{text}, {confusion[truth, predicted]:,} of {confusion[truth].sum():,} images ({fraction:.1%})",
         }
 
     pairs = statistics.confused_pairs(confusion, 3)
-    often = "; ".join(f"{class_names[truth]} taken for {class_names[said]} {n:,} times" for truth, said, n in pairs)
+    often = "; ".join(
+        f"{class_names[truth]} predicted as {class_names[predicted]} ({n:,})" for truth, predicted, n in pairs
+    )
     return {
         "names": [class_names[label] for label in labels],
         "left_out": len(confusion) - len(labels),
-        "cells": [[cell(truth, said) for said in labels] for truth in labels],
-        "described": f"Confusion matrix of {len(labels)} classes. Most often {often or 'nothing was confused'}.",
+        "cells": [[cell(truth, predicted) for predicted in labels] for truth in labels],
+        "described": f"Confusion matrix of {len(labels)} classes. Most frequent confusions: {often or 'none'}.",
     }
 
 
-def diagram(title: str, found: statistics.Reliability) -> dict[str, Any]:
-    """A reliability diagram in the coordinates of its template: 290 x 212, and 36 for the images in each bin."""
-    bins, most = len(found.counts), found.counts.max()
+def diagram(title: str, reliability: statistics.Reliability) -> dict[str, Any]:
+    """Lays out a reliability diagram in its template's 290 x 212, and 36 high bars of the images per bin."""
+    bins, most = len(reliability.counts), reliability.counts.max()
     width = 290 / bins
     drawn = []
-    for index in np.flatnonzero(found.counts):
-        sure, right, count = found.confidences[index], found.accuracies[index], int(found.counts[index])
-        upper, lower = max(sure, right), min(sure, right)
+    for index in np.flatnonzero(reliability.counts):
+        confidence, accuracy = reliability.confidences[index], reliability.accuracies[index]
+        count = int(reliability.counts[index])
+        upper, lower = max(confidence, accuracy), min(confidence, accuracy)
         drawn.append(
             {
                 "x": round(50 + width * int(index) + 0.75, 2),
@@ -167,9 +171,9 @@ def diagram(title: str, found: statistics.Reliability) -> dict[str, Any]:
                 "gap_height": round(212 * (upper - lower), 2),
                 "count_y": round(266 - 36 * count / most, 2),
                 "count_height": round(36 * count / most, 2),
-                "text": f"{count:,} images: on average {sure:.1%} sure, {right:.1%} right",
+                "text": f"{count:,} images: mean confidence {confidence:.1%}, accuracy {accuracy:.1%}",
             }
         )
     words = "; ".join(str(entry["text"]) for entry in drawn)
-    described = f"Reliability diagram, {title.lower()}: calibration error {found.ece:.1%}. {words}"
-    return {"title": title, "ece": found.ece, "bins": drawn, "described": described}
+    described = f"Reliability diagram, {title.lower()}: calibration error {reliability.ece:.1%}. {words}"
+    return {"title": title, "ece": reliability.ece, "bins": drawn, "described": described}

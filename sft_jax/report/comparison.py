@@ -1,4 +1,4 @@
-"""Runs side by side: their curves in the same charts, what their configurations differ in, and their results."""
+"""The comparison of runs: their results, their curves in the same charts, and the differences of their settings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,20 +7,20 @@ from sft_jax.config import flatten
 from sft_jax.errors import UserError
 from sft_jax.report.page import curves
 from sft_jax.report.records import Records
-from sft_jax.report.render import render, share, text
+from sft_jax.report.render import percent, render, text
 from sft_jax.run.console import duration
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.statistics import wilson_interval
 
 
 def comparison_page(runs: Sequence[Records]) -> str:
-    """Returns the page, as HTML, of runs with different names.
+    """Returns the comparison of runs with different names as HTML.
 
     Raises:
-      UserError: they did not learn the same task.
+      UserError: their tasks differ.
     """
     if len({run.task for run in runs}) > 1:
-        raise UserError(f"runs of different tasks have no figures in common: {', '.join(run.name for run in runs)}")
+        raise UserError(f"runs of different tasks cannot be compared: {', '.join(run.name for run in runs)}")
     settings = [flatten(run.record["config"]) for run in runs]
     keys = sorted(set().union(*settings))
     values = {key: [text(part[key]) if key in part else "–" for part in settings] for key in keys}
@@ -36,9 +36,9 @@ def comparison_page(runs: Sequence[Records]) -> str:
 
 
 def _results(run: Records) -> dict[str, Any]:
-    """A row of the table of results."""
+    """Returns a row of the table of results."""
     best, main = run.best_row, run.task.main()
-    found = {
+    entries = {
         "epochs": f"{len(run.rows)} of {flatten(run.record['config'])['epochs']}",
         "time": duration(sum(row["epoch_s"] for row in run.rows)),
         "validation": main.shown(best[main.name]) if best else "–",
@@ -49,12 +49,12 @@ def _results(run: Records) -> dict[str, Any]:
     }
     if run.results is not None:
         value, count = run.results[f"test_{main.figure}"], run.results["test_count"]
-        found |= {
+        entries |= {
             "test": main.shown(value),
             "loss": f"{run.results['test_loss']:.4f}",
-            "ece": share(run.results.get("ece")),
+            "ece": percent(run.results.get("ece")),
         }
         if run.task is Classification:
             low, high = wilson_interval(round(value * count), count)
-            found["interval"] = f"{low:.1%} to {high:.1%}"
-    return found
+            entries["interval"] = f"{low:.1%} to {high:.1%}"
+    return entries

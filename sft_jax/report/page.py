@@ -1,4 +1,4 @@
-"""The page on one run: what all tasks have in common."""
+"""The report of a run: the parts common to all tasks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
 from sft_jax.report import charts
 from sft_jax.report.records import Records, Scored
-from sft_jax.report.render import render, share, text
+from sft_jax.report.render import percent, render, text
 from sft_jax.run.console import duration
 from sft_jax.tasks import Monitor, Task
 
 
 class Tile(NamedTuple):
-    """A figure at the top of the page."""
+    """A metric at the top of the report."""
 
     label: str
     value: str
@@ -30,14 +30,14 @@ def run_page(
     template: str = "report.html",
     **sections: Any,
 ) -> str:
-    """Returns the page, as HTML.
+    """Returns the report as HTML.
 
     Args:
-      records: of the run.
-      split: the one that is scored: "test" of a finished run, "validation" before its end.
-      tiles: the task's figures, those at the top of the page.
-      template: the task's own, which extends report.html.
-      sections: what that one shows.
+      records: the run's records.
+      split: the evaluated split: "test" for a finished run, otherwise "validation".
+      tiles: the task's metrics at the top of the report.
+      template: the task's template, which extends report.html.
+      sections: variables of that template.
     """
     values = flatten(records.record["config"])
     plain = {key: text(value) for key, value in values.items()}
@@ -64,7 +64,7 @@ def run_page(
 
 
 def plain_page(records: Records, scored: Scored) -> str:
-    """Returns the page of a task that has no sections of its own: the figures that it monitors."""
+    """Returns the report for a task without its own sections, with all metrics that it can monitor."""
     tiles = [
         Tile(
             f"{scored.name.capitalize()} {monitor.figure.replace('_', ' ')}",
@@ -77,20 +77,20 @@ def plain_page(records: Records, scored: Scored) -> str:
 
 
 def _tiles(records: Records) -> list[Tile]:
-    found, best, main = [], records.best_row, records.task.main()
+    tiles, best, main = [], records.best_row, records.task.main()
     if best is not None:
-        found.append(Tile("Best epoch", str(best["epoch"]), f"{main.words} {main.shown(best[main.name])}"))
+        tiles.append(Tile("Best epoch", str(best["epoch"]), f"{main.words} {main.shown(best[main.name])}"))
     if records.rows:
         seconds = sum(row["epoch_s"] for row in records.rows)
         speed = np.median([row["train_images_per_s"] for row in records.rows])
-        found.append(
+        tiles.append(
             Tile("Time", duration(seconds), f"for {len(records.rows)} epochs; {speed:,.0f} images/s in training")
         )
-    return found
+    return tiles
 
 
 class Panel(NamedTuple):
-    """A chart of columns of metrics.jsonl, by what they are called in it, and how values and ticks are shown."""
+    """A chart: label -> column of metrics.jsonl, and formatters of values and ticks."""
 
     title: str
     columns: dict[str, str]
@@ -99,8 +99,9 @@ class Panel(NamedTuple):
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], task: type[Task]) -> list[charts.Chart]:
-    """Draws loss, the task's own figure and the learning rate of the rows of runs by label: both splits in one chart
-    where it is one run.
+    """Lays out charts of loss, the task's main metric and learning rate, for `runs`: label -> rows.
+
+    For a single run, training and validation share a chart.
     """
     panels = [
         Panel("Loss", {"training": "train_loss", "validation": "val_loss"}, "{:.4f}".format, "{:g}".format),
@@ -109,27 +110,27 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], task: type[Task]) ->
     ]
     if len(runs) > 1:
         panels = [part for panel in panels for part in _apart(panel)]
-    found = []
+    laid_out = []
     for panel in panels:
         lines = {
             " ".join(filter(None, (run, label))): [(row["epoch"], row.get(column)) for row in rows]
             for run, rows in runs.items()
             for label, column in panel.columns.items()
         }
-        found.append(charts.line_chart(panel.title, lines, panel.show, panel.show_tick))
-    return [chart for chart in found if chart is not None]
+        laid_out.append(charts.line_chart(panel.title, lines, panel.show, panel.show_tick))
+    return [chart for chart in laid_out if chart is not None]
 
 
 def _of_figure(main: Monitor) -> Panel:
     columns = {"training": f"train_{main.figure}", "validation": main.name}
     title = main.figure.replace("_", " ").capitalize()
     if main.percent:
-        return Panel(title, columns, share, lambda value: f"{100 * value:g}%")
+        return Panel(title, columns, percent, lambda value: f"{100 * value:g}%")
     return Panel(title, columns, "{:.4f}".format, "{:g}".format)
 
 
 def _apart(panel: Panel) -> list[Panel]:
-    """The columns of a panel in panels of their own, whose lines are then runs."""
+    """Splits a panel into one per column, in which each line is a run."""
     several = len(panel.columns) > 1
     return [
         panel._replace(title=f"{panel.title}, {name}" if several else panel.title, columns={"": column})
@@ -140,5 +141,5 @@ def _apart(panel: Panel) -> list[Panel]:
 def _state(records: Records, epochs: int) -> str:
     done = len(records.rows)
     if records.results is None:
-        return f"in training, {done} of {epochs} epochs done: figures of the validation images; no test image was seen"
-    return f"finished after {done} epochs: figures of the test images, with the epoch that the validation images chose"
+        return f"in progress, {done} of {epochs} epochs done: validation metrics; no test image was used"
+    return f"finished after {done} epochs: test metrics of the epoch selected on the validation split"

@@ -1,4 +1,4 @@
-"""Images of a data set as they stand in the page: small, and inside it."""
+"""Converts images of a dataset to small ones embedded in the page."""
 
 import base64
 import io
@@ -9,12 +9,12 @@ from PIL import Image
 
 from sft_jax.data.dataset import Split
 
-# Larger images are reduced to this side in pixels; those above LOSSLESS are JPEG.
+# Larger images are reduced to this size in pixels; images above LOSSLESS are saved as JPEG.
 LARGEST, LOSSLESS = 160, 64
 
 
 def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:
-    """Row -> the image of that row of `split` as a data URI."""
+    """Maps each of `rows` to that image of `split` as a data URI."""
     wanted = np.array(sorted(set(rows)), np.int32)
     if not len(wanted):
         return {}
@@ -23,7 +23,7 @@ def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image uint8 [height, width, 3] as a data URI: PNG where it is small, else JPEG."""
+    """Encodes an image uint8 [height, width, 3] as a data URI: PNG if it is small, otherwise JPEG."""
     picture = Image.fromarray(image)
     picture.thumbnail((LARGEST, LARGEST))
     lossless = max(picture.size) <= LOSSLESS

@@ -1,4 +1,4 @@
-"""What a page is made of: what a run has written of itself, and what its network says of a split."""
+"""The data of a report: the files of a run, and the outputs of its network for a split."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ from sft_jax.tasks import Task, task_class
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A split and what the network says of it.
+    """A split with the network's outputs and metrics.
 
     Attributes:
       name: "test" or "validation".
       split: the images and labels.
-      summary: its figures as `Task.summarize` returns them.
-      outputs: of the network, float32 [n, ...]; logits [n, classes] of a classifier.
+      summary: metrics as returned by `Task.summarize`.
+      outputs: the network's outputs, float32 [n, ...]; logits [n, classes] for a classifier.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What a run has written of itself.
+    """The files of a run.
 
     Attributes:
-      name: of its folder.
+      name: name of its folder.
       record: config.json.
       rows: metrics.jsonl.
-      results: results.json, None before the end.
+      results: results.json, None before the run is finished.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Records:
 
     @property
     def task(self) -> type[Task]:
-        """What was learnt."""
+        """The task of the run."""
         return task_class(complete(flatten(self.record["config"])))
 
     @property
     def best_row(self) -> Mapping[str, Any] | None:
-        """The epoch that was kept: the first with the best value of what was monitored; None before there is one."""
+        """The row of the best epoch: the first with the best value of the monitored metric; None if there is none."""
         kept = self.rows[-1]["best"] if self.rows else None
         return None if kept is None else next(row for row in self.rows if row["best"] == kept)
 
     @property
     def command(self) -> str:
-        """The command line, as it is typed, a flag a line."""
+        """The command line as typed, with one flag per line."""
         program, *flags = [str(word) for word in self.record.get("command") or ["?"]]
         module = ".".join(PurePath(program).with_suffix("").parts[-2:])
         start = ["python", "-m", module] if module.startswith("sft_jax.") else [program]

@@ -1,4 +1,4 @@
-"""The report of a run: written at new bests while it trains, at its end, and from disk."""
+"""Writes the report of a run: at new best epochs, at its end, and later from disk."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,17 +23,17 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.observer import Observer
 from sft_jax.training.phase_programs import Variables
 
-# At most this fraction of a run's time goes into the reports of new bests, the first one aside.
+# Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.
 REPORT_FRACTION = 0.05
 
 
 def records_of(run: Run, name: str) -> Records:
-    """Returns what `run` has written of itself; pages call it `name`. Raises UserError."""
+    """Reads the records of `run`, which reports call `name`. Raises UserError if they cannot be read."""
     return Records(name, run.record(), run.rows(), run.results())
 
 
 class Reports:
-    """Writes report.html of an experiment in the folder of `run`; the first process writes, all of them compute."""
+    """Writes report.html of an experiment to the folder of `run`. All processes compute, the primary one writes."""
 
     def __init__(self, experiment: Experiment, run: Run):
         self._experiment, self._run = experiment, run
@@ -47,17 +47,17 @@ class Reports:
         results: Mapping[str, Any] | None = None,
         output: Path | None = None,
     ) -> Path:
-        """Writes the page, of the test images where there are `results`, else of the validation images.
+        """Writes the report, on the test split if there are `results`, otherwise on the validation split.
 
         Args:
-          weights: of the best epoch, on the devices.
-          rows: of metrics.jsonl.
-          validation: figures of the validation images, see `Task.summarize`; not read where there are `results`.
-          results: of results.json.
-          output: where; default: report.html of the run.
+          weights: weights of the best epoch, on the devices.
+          rows: rows of metrics.jsonl.
+          validation: validation metrics, see `Task.summarize`; ignored if there are `results`.
+          results: contents of results.json.
+          output: output file, by default report.html of the run.
 
         Returns:
-          where the page is.
+          the output file.
         """
         output = output or self._run.report_file
         name = self._run.folder.resolve().name
@@ -70,16 +70,16 @@ class Reports:
 
     def _classification_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
         dataset, loader = self._experiment.dataset, self._experiment.validation_loader
-        on_validation = found = self._outputs(*weights, loader)
+        on_validation = outputs = self._outputs(*weights, loader)
         if records.results is not None:
-            found = self._outputs(*weights, Loader(dataset.test, self._experiment.devices))
+            outputs = self._outputs(*weights, Loader(dataset.test, self._experiment.devices))
         if not processes.is_primary():
             return ""
         temperature = fit_temperature(on_validation, loader.split.labels)
         if records.results is None:
-            scored = Scored("validation", loader.split, validation, found)
+            scored = Scored("validation", loader.split, validation, outputs)
         else:
-            scored = Scored("test", dataset.test, summary_of(records.results), found)
+            scored = Scored("test", dataset.test, summary_of(records.results), outputs)
         return report_page(records, dataset.class_names, scored, temperature)
 
     def _plain_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ class Reports:
         return plain_page(records, Scored("test", dataset.test, figures, nothing))
 
     def write_from_disk(self, output: Path | None = None) -> Path:
-        """Calls `write` for the run's best checkpoint. Raises UserError where there is none."""
+        """Calls `write` for the run's best checkpoint. Raises UserError if there is none."""
         experiment = self._experiment
         weights = Variables(*experiment.weights(self._run.restored("best").arrays))
         results, validation = self._run.results(), {}
@@ -100,7 +100,7 @@ class Reports:
 
 
 class Reporter(Observer):
-    """Writes the report of a run at its end and, unless that would take long, at new bests; it never ends the run."""
+    """Writes the report at the end of a run and, if that is fast enough, at new best epochs; it never fails the run."""
 
     _reports: Reports
 
@@ -128,6 +128,6 @@ class Reporter(Observer):
             write()
         except Exception as error:
             self._say(
-                f"notice: no report was written: {reason(error)}; to try again once the run is done: "
+                f"notice: the report could not be written: {reason(error)}; after the run, try "
                 f"python -m sft_jax.report --workdir {self._run.folder}"
             )

@@ -1,1 +1,1 @@
-"""Hyper-parameter search: trials on the training images, several at once where that is faster."""
+"""Hyper-parameter search, which trains several trials at once if that is faster."""

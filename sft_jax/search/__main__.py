@@ -12,63 +12,64 @@ EXAMPLE = """example:
   python -m sft_jax.search --config configs/cifar10.py --space 'optimizer.learning_rate=log(1e-4,1e-1)' --trials 16
 
 Forms of --space, for any key of a recipe (see sft_jax/config/schema.py):
-  KEY=log(LOW,HIGH)         a number; its logarithm is drawn evenly
-  KEY=linear(LOW,HIGH)      a number
-  KEY=int(LOW,HIGH)         a whole number, LOW and HIGH included
-  KEY=choice(ONE,TWO,...)   one of these values, spelt as in --config.KEY=VALUE; of init, each with its own network
+  KEY=log(LOW,HIGH)         a number, log-uniform
+  KEY=linear(LOW,HIGH)      a number, uniform
+  KEY=int(LOW,HIGH)         an integer, including LOW and HIGH
+  KEY=choice(ONE,TWO,...)   one of these values, written as in --config.KEY=VALUE; init also sets the network
 
-The folder then holds best.py (a recipe for sft_jax.main), search.csv, search.json, dimensions.png, history.png,
-curves.png, search.log and search.db (Optuna's). A search that was stopped or killed goes on with --resume.
+The search writes best.py (a recipe for sft_jax.main), search.csv, search.json, dimensions.png, history.png,
+curves.png, search.log and search.db (Optuna's) to its folder. Continue an interrupted search with --resume.
 """
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
-    """The flags, and the overrides of the recipe's keys."""
+    """Parses the flags and the overrides of the recipe."""
     parser = make_parser(
-        "python -m sft_jax.search", "Searches the settings with the best validation accuracy.", EXAMPLE
+        "python -m sft_jax.search", "Searches the hyper-parameters with the best validation score.", EXAMPLE
     )
     add_config_flags(parser)
     parser.add_argument(
-        "--space", action="append", required=True, metavar="KEY=FORM", help="what to vary (may be repeated)"
+        "--space", action="append", required=True, metavar="KEY=FORM", help="a key to search over (repeatable)"
     )
-    parser.add_argument("--trials", type=_positive, default=16, help="how many settings to try (default: %(default)s)")
+    parser.add_argument("--trials", type=_positive, default=16, help="number of trials (default: %(default)s)")
     parser.add_argument(
         "--folds",
         type=_positive,
         default=1,
-        help="score by stratified cross-validation with so many folds of the training split; 1 scores on the "
+        help="score by stratified cross-validation with this many folds of the training split; 1: score on the "
         "validation split (default: %(default)s)",
     )
     parser.add_argument(
         "--sampler",
         choices=("tpe", "random", "grid"),
         default="tpe",
-        help="what is tried next: what earlier trials suggest, anything, or evenly spaced values "
-        "(default: %(default)s)",
+        help="how to choose trials: Tree-structured Parzen Estimator, at random, or on a grid (default: %(default)s)",
     )
     parser.add_argument(
         "--pruner",
         choices=("none", "median", "asha"),
         default="none",
-        help="give up trials that are behind others after as many epochs; a high learning rate under a falling "
-        "schedule often is, and wins in the end (default: %(default)s)",
+        help="stop trials early that lag behind others at the same epoch; with a decaying schedule, high learning "
+        "rates often lag at first but win in the end (default: %(default)s)",
     )
     parser.add_argument(
         "--at-once",
         type=_positive,
         metavar="N",
-        help="train N trials side by side where they differ in continuous settings only (default: 8 if that is "
-        "measured to be faster and fits into memory, else 1)",
+        help="train N trials simultaneously if they differ only in continuous settings (default: 8 if measured to be "
+        "faster and it fits into memory, otherwise 1)",
     )
-    parser.add_argument("--workdir", type=Path, metavar="RUN", help="folder (default: runs/search_<config name>)")
-    parser.add_argument("--resume", action="store_true", help="continue the search that is in the workdir")
+    parser.add_argument(
+        "--workdir", type=Path, metavar="RUN", help="output folder (default: runs/search_<config name>)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the search in the workdir")
     return parse_with_overrides(parser, argv)
 
 
 def main() -> None:
     """Parses the command line and searches."""
     args, overrides = parse(sys.argv[1:])
-    # After the flags, as in `main.py`.
+    # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.config import load_config

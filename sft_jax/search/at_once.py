@@ -1,4 +1,4 @@
-"""How many trials train side by side: measured, since it depends on the device whether that is faster."""
+"""Decides how many trials to train at once, by timing, because it depends on the device whether that is faster."""
 
 import dataclasses
 import time
@@ -12,26 +12,27 @@ from sft_jax.data import Dataset
 from sft_jax.data.loader import Call, StepsPerCall
 from sft_jax.search.vmapped import VmappedTrials
 
-# More at once would learn less from one another: a sampler chooses all of them before the first is done.
+# Limited because a sampler chooses all of them before the first is done, so that they cannot learn from one another.
 MOST = 8
-# Several at once have to take this share of the time of one after the other, or less: results that equal a run's up to
-# rounding only are not worth a gain that is hardly one.
+# Maximum time relative to sequential training; a smaller gain is not worth results that equal a run's only up to
+# rounding.
 WORTHWHILE = 0.9
-# Of the memory that is free on the device.
-MEMORY_SHARE = 0.8
-# A call that is timed takes about so long, after some that find out its number of steps; one and several take turns.
+# Maximum fraction of the device's free memory.
+MEMORY_FRACTION = 0.8
+# Seconds per timed call, calls that first adapt its number of steps, and timed calls, alternating between one trial and
+# several.
 CALL_S, WARM_UP, TURNS = 0.2, 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class AtOnce:
-    """How many trials train at once, and why.
+    """How many trials to train at once, and why.
 
     Attributes:
-      count: trials in one program.
-      reason: in words.
-      measured: trials at once that were timed; 1 where nothing was.
-      alone_s, together_s: seconds a step, of one trial and of `measured` at once; None where nothing was timed.
+      count: trials per program.
+      reason: explanation for the user.
+      measured: number of simultaneous trials that was timed; 1 if nothing was timed.
+      alone_s, together_s: seconds per step of one trial and of `measured` trials at once; None if nothing was timed.
     """
 
     count: int
@@ -41,10 +42,10 @@ class AtOnce:
     together_s: float | None = None
 
     def one_by_one(self, seconds: float, steps: int) -> float | None:
-        """What trials that took `seconds` would have taken one after the other; None where that was not measured.
+        """Estimates the time that trials, which took `seconds`, would have taken sequentially; None if not measured.
 
-        `steps` are those of all trials together. It would be more where features or statistics are computed first: once
-        for all that train at once, once for each of the others.
+        `steps` is the total over all trials. It is a lower bound if features or statistics are computed first, because
+        that is shared by trials that train at once.
         """
         if self.count == 1 or self.alone_s is None or self.together_s is None:
             return None
@@ -52,41 +53,41 @@ class AtOnce:
 
 
 def choose(together: VmappedTrials, configs: Sequence[ConfigDict], dataset: Dataset, *, asked: int | None) -> AtOnce:
-    """Times one trial and several at once, and takes the faster way.
+    """Times one trial and several at once, and chooses the faster option.
 
     Args:
-      together: of the trials.
+      together: the training of the trials.
       configs: as many as may train at once; two or more.
-      dataset: to train on.
-      asked: the number the user wants; None to decide.
+      dataset: the dataset to train on.
+      asked: the number requested by the user; None to decide.
     """
     experiment = together.experiment(dataset)
-    phase = len(experiment.phases) - 1  # the one without frozen parts, where there are several
+    phase = len(experiment.phases) - 1  # with several phases, the last one trains the whole network
     one = _Timed(together, configs[:1], dataset, phase)
     fitting = len(configs)
     if asked is None and one.bytes_needed:
-        fitting = min(fitting, max(1, int(MEMORY_SHARE * experiment.devices.free_bytes() / one.bytes_needed)))
+        fitting = min(fitting, max(1, int(MEMORY_FRACTION * experiment.devices.free_bytes() / one.bytes_needed)))
     if fitting == 1:
-        return AtOnce(1, "two would not fit into the memory that is free")
+        return AtOnce(1, "two do not fit into the free memory")
     several = _Timed(together, configs[:fitting], dataset, phase)
     for _ in range(TURNS):
         one.call()
         several.call()
     alone, at_once = (float(np.median(timed.seconds)) for timed in (one, several))
     figures = (
-        f"a step of a trial takes {1e3 * at_once / fitting:.3g} ms with {fitting} at once, {1e3 * alone:.3g} ms alone "
+        f"{1e3 * at_once / fitting:.3g} ms per step and trial with {fitting} at once, {1e3 * alone:.3g} ms with one, "
         f"on {experiment.devices}"
     )
     if fitting < len(configs):
-        figures += "; no more fit into the memory that is free"
+        figures += "; no more fit into the free memory"
     if asked is not None:
-        return AtOnce(fitting, f"as --at-once says; {figures}", fitting, alone, at_once)
+        return AtOnce(fitting, f"set by --at-once; {figures}", fitting, alone, at_once)
     worthwhile = at_once <= WORTHWHILE * fitting * alone
     return AtOnce(fitting if worthwhile else 1, figures, fitting, alone, at_once)
 
 
 class _Timed:
-    """A few steps of some trials, called again and again."""
+    """Runs and times a few steps of some trials."""
 
     def __init__(self, together: VmappedTrials, configs: Sequence[ConfigDict], dataset: Dataset, phase: int):
         experiment = together.experiment(dataset)
@@ -101,7 +102,7 @@ class _Timed:
         self.seconds.clear()
 
     def call(self) -> None:
-        """One call, timed."""
+        """Runs and times one call."""
         call = self._next()
         start = time.perf_counter()
         with self._steps_per_call.timing(call.steps):

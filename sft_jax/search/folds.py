@@ -1,4 +1,4 @@
-"""What trials are scored on: the validation split, or the parts of the training split in turn."""
+"""The data that trials are scored on: the validation split, or folds of the training split."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from sft_jax.data.sampling import folds as dealt
 
 
 class Folds:
-    """The data sets that a trial trains and is scored on, one after the other.
+    """The sequence of datasets that a trial is trained and scored on.
 
-    With `count` of 1 there is one: the whole data set with its own validation split. With more, the training split is
-    dealt out class by class; each fold is scored by a network trained on the others (Kohavi, 1995), and neither the
-    validation nor the test split is read.
+    With `count` of 1 it is the whole dataset with its validation split. With more it is a stratified cross-validation
+    on the training split: each fold is scored by a network trained on the others (Kohavi, 1995), and the validation and
+    test splits are not used.
 
     Raises:
       UserError: a class has fewer training images than there are folds.
@@ -28,7 +28,7 @@ class Folds:
             return self._dataset
         train = self._dataset.train
         rest = np.sort(np.concatenate([rows for other, rows in enumerate(self._rows) if other != index]))
-        # Of the same length for every fold, so that one compiled program serves all: an image less where they differ.
+        # Truncated to the same length for every fold, so that one compiled program serves all.
         shortest = len(train) - max(map(len, self._rows))
         kept = np.delete(rest, np.random.default_rng(index).permutation(len(rest))[: len(rest) - shortest])
         held_out = train.take(self._rows[index])

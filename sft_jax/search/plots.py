@@ -1,4 +1,4 @@
-"""Pictures of a search: the score along each dimension, and how it went."""
+"""Plots of a search: score by dimension, by trial and by epoch."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PLAIN, BEST, FADED = "#33608c", "#c8402e", "#9aa3ab"
 
 
 def draw(folder: Path, trials: Sequence[Trial], dimensions: Sequence[Dimension]) -> None:
-    """Writes dimensions.png, history.png and curves.png. `trials` in their order, at least one of them done."""
+    """Writes dimensions.png, history.png and curves.png. `trials` are in order, and at least one of them is done."""
     _save(_dimensions(trials, dimensions), folder / "dimensions.png")
     _save(_history(trials), folder / "history.png")
     _save(_curves(trials), folder / "curves.png")
@@ -36,7 +36,7 @@ def _dimensions(trials: Sequence[Trial], dimensions: Sequence[Dimension]) -> Fig
 
 
 def _along(axes: Axes, trials: Sequence[Trial], dimension: Dimension) -> None:
-    """The score of each trial over its value of one dimension; bars are standard deviations over folds."""
+    """Plots the score of each trial over its value of one dimension; bars are standard deviations over folds."""
     values = [trial.point[dimension.key] for trial in trials]
     places = [dimension.choices.index(str(value)) for value in values] if dimension.form == "choice" else values
     axes.errorbar(
@@ -97,7 +97,7 @@ def _curves(trials: Sequence[Trial]) -> Figure:
     assert winner is not None
     curve = _drawn(winner, winner.curve())
     axes.plot(range(1, len(curve) + 1), curve, color=BEST, linewidth=2, label=f"best, trial {winner.number}")
-    if not winner.stops_early:  # else each fold has its own
+    if not winner.stops_early:  # otherwise each fold has its own best epoch
         axes.plot(winner.epochs, curve[winner.epochs - 1], "o", color=BEST, label=f"its best epoch, {winner.epochs}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _dress(axes, "epoch", _label(trials[0]))
@@ -106,7 +106,7 @@ def _curves(trials: Sequence[Trial]) -> Figure:
 
 
 def _drawn(trial: Trial, value: Any) -> Any:
-    """A score of `trial` as its monitor has it, in per cent where it is a share."""
+    """Converts a score to the value of the monitor, in per cent if it is a fraction."""
     return (100 if trial.monitor.percent else 1) * trial.monitor.score(value)
 
 
@@ -122,7 +122,7 @@ def _dress(axes: Axes, horizontal: str, vertical: str) -> None:
 
 
 def _short(text: str) -> str:
-    """The end of a long choice, such as a path."""
+    """Shortens a long choice, e.g. a path, to its end."""
     return text if len(text) <= 18 else "…" + text[-17:]
 
 

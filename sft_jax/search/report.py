@@ -1,4 +1,4 @@
-"""What a search leaves: the table on the console, search.csv, search.json and best.py."""
+"""The output of a search: the table on the console, search.csv, search.json and best.py."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ from sft_jax.runtime.files import write_json, write_text
 from sft_jax.search.results import DONE, Trial
 from sft_jax.search.space import Point
 
-# As wide as a search with a dozen folds needs: lines are not wrapped.
+# Wide enough for a dozen folds without wrapping.
 TABLE_WIDTH = 240
 
 
 def table_lines(trials: Sequence[Trial], keys: Iterable[str], folds: int) -> list[str]:
-    """The table of `trials`, best first, with a column for each of the config keys `keys`."""
+    """Formats the table of `trials`, which are ranked, with a column for each of the config keys `keys`."""
     table = Table(box=None, pad_edge=False, header_style="")
     columns = ["rank", "trial", *(key.rpartition(".")[2] for key in keys), "mean"]
     columns += ["std", *(f"fold {fold + 1}" for fold in range(folds))] if folds > 1 else []
@@ -48,7 +48,7 @@ def table_lines(trials: Sequence[Trial], keys: Iterable[str], folds: int) -> lis
 
 
 def write_tables(folder: Path, trials: Sequence[Trial], folds: int, facts: Mapping[str, Any]) -> None:
-    """Writes search.csv, a line a trial, and search.json, with the curves and `facts`. Raises UserError."""
+    """Writes search.csv, with one line per trial, and search.json, with the curves and `facts`. Raises UserError."""
     rows = [{"rank": rank, **trial.row()} for rank, trial in enumerate(trials, 1)]
     text = io.StringIO()
     flat = []
@@ -67,10 +67,10 @@ def write_tables(folder: Path, trials: Sequence[Trial], folds: int, facts: Mappi
 
 
 def best_config(config: ConfigDict, trial: Trial) -> tuple[ConfigDict, bool]:
-    """The configuration of the best trial, and whether its `epochs` are those that cross-validation chose.
+    """Returns the configuration of the best trial, and whether its `epochs` were reduced to the trial's best number.
 
-    They are where a shorter run is the beginning of the longer one. A schedule that ends with the epochs does not allow
-    it: fewer would be another training. Nor does early stopping, which ends the run by itself.
+    That is only possible if a shorter run is identical to the start of the longer one, which is not the case for
+    schedules that depend on the number of epochs, and unnecessary with early stopping.
     """
     cut = (
         config.regularization.early_stopping is None
@@ -88,9 +88,9 @@ def best_config(config: ConfigDict, trial: Trial) -> tuple[ConfigDict, bool]:
 
 
 def recipe(config: ConfigDict, point: Point, *, summary: str, command: str) -> str:
-    """A config file, as those in configs/, with all settings of `config` that are not at their defaults.
+    """Returns a recipe, like those in configs/, with all non-default settings of `config`.
 
-    `summary` goes into its docstring with `command`, which runs it; the keys of `point` are marked.
+    Its docstring contains `summary` and `command`, which runs it; the keys of `point` are marked.
     """
     lines = [
         f'"""{_quoted(summary)}',
@@ -104,24 +104,24 @@ def recipe(config: ConfigDict, point: Point, *, summary: str, command: str) -> s
         "",
         "",
         'def get_config(arg: str = "") -> ConfigDict:',
-        '    """The best trial of the search; what it chose is marked."""',
+        '    """Returns the configuration of the best trial; tuned settings are marked."""',
         "    check_argument(arg)",
         "    config = default_config()",
     ]
     for key, value in flatten(config).items():
         if key in point or value != KEYS[key].default:
-            mark = "  # chosen" if key in point else ""
+            mark = "  # tuned" if key in point else ""
             lines.append(f"    config.{key} = {_literal(value)}{mark}")
     return "\n".join([*lines, "    return config", ""])
 
 
 def _literal(value: Any) -> str:
-    """Python for a config value. JSON's double quotes are those of the other recipes."""
+    """Returns a config value as Python code. Strings are quoted by JSON, for double quotes as in other recipes."""
     if isinstance(value, tuple):
         return f"({''.join(_literal(part) + ', ' for part in value).rstrip()})"
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _quoted(text: str) -> str:
-    """Text that may stand between triple quotes."""
+    """Escapes text for use between triple quotes."""
     return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

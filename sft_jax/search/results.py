@@ -1,4 +1,4 @@
-"""What trials came to: the score over folds, the number of epochs, and the order of merit."""
+"""Results of trials: the score over folds, the number of epochs, and the ranking."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +16,17 @@ DONE, PRUNED, DIVERGED = "done", "pruned", "diverged"
 
 @dataclasses.dataclass
 class Fold:
-    """One trial on one fold. Of a run that diverged or was pruned, the epochs before.
+    """The result of a trial on a fold; if it diverged or was pruned, of the epochs before.
 
     Attributes:
       val_loss, train_loss: by epoch.
-      score: by epoch, of the configuration's monitor, see `Monitor.score`.
-      figures: by name and epoch, the task's own monitor.
-      stops_early: whether a run of these settings ends by itself (regularization.early_stopping): the epoch that it
-        keeps is then its own best one, whatever the others' are.
+      score: score of the monitored metric by epoch, see `Monitor.score`.
+      figures: name -> values by epoch, of the task's main metric.
+      stops_early: whether early stopping is enabled (regularization.early_stopping), so that each fold has its own best
+        epoch.
       state: `DONE`, `PRUNED` or `DIVERGED`.
-      steps: of training.
-      seconds: of training and validation; of trials that trained at once, the trial's share.
+      steps: number of training steps.
+      seconds: training and validation time, divided by the number of trials that trained at once.
     """
 
     val_loss: list[float] = dataclasses.field(default_factory=list)
@@ -40,23 +40,23 @@ class Fold:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Fold":
-        """Makes the fold of what the study keeps of it."""
+        """Makes a fold from its record in the study."""
         names = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in record.items() if name in names}
-        if "val_accuracy" in record:  # of versions whose only task was classification; the first knew no other score
+        if "val_accuracy" in record:  # early versions had only classification, and at first no other score
             values["figures"] = {"val_accuracy": record["val_accuracy"]}
             values["score"] = record.get("score") or list(record["val_accuracy"])
         return cls(**values)
 
     def to_json(self, monitor: Monitor) -> dict[str, Any]:
-        """Returns what search.json says of it: the fields by name, each of `figures` by its own, and `monitor`."""
+        """Returns its entry in search.json: the fields by name, with `figures` flattened, and `monitor`."""
         values = dataclasses.asdict(self)
         return values.pop("figures") | values | {"monitor": monitor.name}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A finished trial, with its number counted from 1, and what it is scored by."""
+    """A finished trial with its number, counted from 1, and the monitor that scores it."""
 
     number: int
     point: Point
@@ -65,71 +65,71 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """`DIVERGED` or `PRUNED` where one of its folds is, else `DONE`."""
+        """`DIVERGED` or `PRUNED` if one of its folds is, otherwise `DONE`."""
         states = {fold.state for fold in self.folds}
         return DIVERGED if DIVERGED in states else PRUNED if PRUNED in states else DONE
 
     @property
     def epochs(self) -> int:
-        """The number of epochs with the best score on average over the folds: that of cross-validation.
+        """The number of epochs with the best mean score over the folds.
 
-        Of folds that stop early, the mean of their own best ones.
+        With early stopping, the mean of the folds' best epochs.
         """
         return round(float(np.mean(self.epochs_per_fold)))
 
     @property
     def stops_early(self) -> bool:
-        """Whether each fold has a best epoch of its own."""
+        """Whether each fold has its own best epoch."""
         return any(fold.stops_early for fold in self.folds)
 
     @property
     def epochs_per_fold(self) -> list[int]:
-        """After how many epochs each fold is scored."""
+        """The number of epochs after which each fold is scored."""
         if self.stops_early:
             return [int(np.argmax(fold.score)) + 1 for fold in self.folds]
         return [int(np.argmax(self.curve())) + 1] * len(self.folds)
 
     @property
     def per_fold(self) -> list[float]:
-        """The score after `epochs_per_fold` epochs, of each fold."""
+        """The score of each fold after `epochs_per_fold` epochs."""
         return self._scored("score")
 
     @property
     def mean(self) -> float:
-        """The mean of `per_fold`. The worst there is where a fold diverged: that run would end without a result."""
+        """The mean of `per_fold`; the worst score if a fold diverged, because such a run has no result."""
         if self.state == DIVERGED:
             return self.monitor.worst
         return float(np.mean(self.per_fold))
 
     def shown(self, value: float) -> str:
-        """Formats a score, or its standard deviation."""
+        """Formats a score or its standard deviation."""
         return self.monitor.shown(abs(value) if self.monitor.lower_is_better else value)
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation of `per_fold` (of a sample, divided by n - 1); None for one fold."""
+        """The sample standard deviation of `per_fold` (divisor n - 1); None for one fold."""
         return float(np.std(self.per_fold, ddof=1)) if len(self.folds) > 1 else None
 
     @property
     def loss(self) -> float:
-        """Mean validation loss of the same epochs: of two trials with one score the lower one is better."""
+        """Mean validation loss after the same epochs, which breaks ties in the score."""
         return float(np.mean(self._scored("val_loss")))
 
     @property
     def seconds(self) -> float:
-        """Of training and validation, over all folds."""
+        """Training and validation time, over all folds."""
         return sum(fold.seconds for fold in self.folds)
 
     def _scored(self, name: str) -> list[float]:
         return [getattr(fold, name)[epochs - 1] for fold, epochs in zip(self.folds, self.epochs_per_fold, strict=True)]
 
     def curve(self) -> np.ndarray:
-        """The score by epoch, the mean over the folds, as far as all of them got."""
+        """Returns the mean score over the folds by epoch, up to the shortest fold."""
         shortest = min(len(fold.score) for fold in self.folds)
         return np.mean([fold.score[:shortest] for fold in self.folds], axis=0)
 
     def row(self) -> dict[str, Any]:
-        """The trial's line of the table: JSON-like, in the order of the columns."""
+        """Returns the trial's row of the table, JSON-serialisable and in the order of the columns."""
         done = self.state == DONE
         return {
             "trial": self.number,
@@ -147,18 +147,18 @@ class Trial:
 def trial_of(
     kept: optuna.Trial | optuna.trial.FrozenTrial, number: int, space: Space, folds: int, monitor: Monitor
 ) -> Trial:
-    """Returns what is kept of a trial, under the number `number`."""
+    """Makes the trial with number `number` from its Optuna trial."""
     records = [record for fold in range(folds) if (record := fold_of(kept, fold)) is not None]
     return Trial(number, point_of(kept, space), tuple(map(Fold.from_json, records)), monitor)
 
 
 def finished(study: Study, space: Space, folds: int, monitor: Monitor) -> list[Trial]:
-    """Returns the trials that ended, in their order."""
+    """Returns the finished trials in order."""
     return [trial_of(kept, number, space, folds, monitor) for number, kept in enumerate(study.trials(), 1)]
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """From the best to the worst; those without a score come last, the pruned before the diverged."""
+    """Sorts trials from best to worst; those without a score come last, pruned before diverged ones."""
     order = [DONE, PRUNED, DIVERGED]
     return sorted(
         trials,
@@ -167,6 +167,6 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """The best one; None where none has a score."""
+    """Returns the best trial; None if none has a score."""
     first = ranked(trials)[:1]
     return first[0] if first and first[0].state == DONE else None

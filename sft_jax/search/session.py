@@ -1,4 +1,4 @@
-"""A search from start to end: choose trials, train them, keep what they came to, and write it all down."""
+"""A complete search: chooses trials, trains them, stores their results and writes the output."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from sft_jax.training import optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to search: the command's flags, see `__main__.py`."""
+    """Options of a search: the command's flags, see `__main__.py`."""
 
     trials: int
     folds: int
@@ -44,12 +44,12 @@ class Options:
 
 
 def search(config: ConfigDict, space: Space, folder: Path, options: Options, console: Console) -> Trial:
-    """Searches `space` around `config` in `folder` and returns the best trial.
+    """Searches `space` with `config` as the base, writes to `folder` and returns the best trial.
 
     Raises:
-      UserError: something given is wrong.
-      DivergedError: no trial came to a score.
-      StoppedError: a signal came; what is finished is kept.
+      UserError: the arguments, data or weights are invalid.
+      DivergedError: no trial has a score.
+      StoppedError: a signal stopped the search; finished trials and folds are kept.
     """
     stop = StopRequest()
     with contextlib.closing(Session(config, space, folder, options, console, stop)) as session:
@@ -60,7 +60,7 @@ def search(config: ConfigDict, space: Space, folder: Path, options: Options, con
 
 
 class Session:
-    """One search in one process."""
+    """A search within one process."""
 
     def __init__(
         self, config: ConfigDict, space: Space, folder: Path, options: Options, console: Console, stop: StopRequest
@@ -73,14 +73,14 @@ class Session:
         self._opened = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Closes the study, if `begin` came so far as to open it."""
+        """Closes the study if `begin` has opened it."""
         self._opened.close()
 
     def begin(self) -> None:
-        """Checks what can be wrong, opens the study and decides how many trials train at once."""
+        """Checks the arguments, opens the study and decides how many trials train at once."""
         options = self.options
         if Run(self.folder).exists():
-            raise UserError(f"{self.folder} holds a run; choose a fresh --workdir")
+            raise UserError(f"{self.folder} contains a run; use another --workdir")
         devices = Devices()
         corners = [self.space.config(self.config, point) for point in self.space.corners()]
         for corner in corners:
@@ -89,7 +89,7 @@ class Session:
             optimizer.make_optimizer(corner.optimizer, corner.epochs, architecture=network)
         self.trainer = Trainer(self.config, self.space, options.folds, devices, self.console)
         scored_on = self.trainer.data(corners[0])
-        scored_on[0]  # a fold that cannot be made, before anything is written
+        scored_on[0]  # raises if the folds cannot be made, before anything is written
         study = Study(
             self.folder,
             self.space,
@@ -111,22 +111,22 @@ class Session:
             self.console.line(
                 f"resumed after {done} trials"
                 if self.study.resumed
-                else f"nothing to resume in {self.folder}: a fresh start"
+                else f"nothing to resume in {self.folder}; starting a new search"
             )
         self.console.line(f"search     {self.folder}: {options.trials} trials over {self.space}")
         self.console.line(
-            f"           {options.sampler}, seed {self.config.seed}, pruning: {options.pruner}; each trial is scored "
-            f"by its {self.monitor.words} on {scored_on}"
+            f"           {options.sampler}, seed {self.config.seed}, pruning: {options.pruner}; trials are scored by "
+            f"{self.monitor.words} on {scored_on}"
         )
         self.at_once = self._decide(corners[0])
         self.trainer.traced = self._traced(self.at_once.count)
         self.console.line(f"at once    {_trials(self.at_once.count)}: {self.at_once.reason}")
 
     def run(self) -> None:
-        """Trains until there are as many trials as wanted. Raises StoppedError."""
+        """Trains until the requested number of trials is finished. Raises StoppedError."""
         while (done := len(self.study.trials())) < self.options.trials:
             left = self.options.trials - done
-            # In rounds of one size, if there are several: each size is a program of its own.
+            # Rounds have the same size if possible, because each size needs its own program.
             rounds = -(-left // self.at_once.count)
             batch = self.study.next(-(-left // rounds))
             if not batch:
@@ -135,7 +135,7 @@ class Session:
                 self._run_group(group)
 
     def finish(self) -> Trial:
-        """Writes the tables, pictures and best.py, prints the table, and returns the best trial."""
+        """Writes the tables, plots and best.py, prints the table, and returns the best trial."""
         trials = finished(self.study, self.space, self.options.folds, self.monitor)
         order = ranked(trials)
         winner = best(trials)
@@ -157,36 +157,36 @@ class Session:
             self.console.line(line)
         self.console.line(_time_line(len(trials), seconds, one_by_one, self.at_once))
         if winner is None:
-            raise DivergedError(f"no trial came to a score; see {self.folder}/search.csv and try lower learning rates")
+            raise DivergedError(f"no trial has a score; see {self.folder}/search.csv and try lower learning rates")
         plots.draw(self.folder, trials, self.space.dimensions)
         self._write_best(winner)
         return winner
 
     def _decide(self, corner: ConfigDict) -> AtOnce:
-        """How many trials train at once; as before, where the search is resumed."""
+        """Decides how many trials train at once; a resumed search keeps its decision."""
         asked = self.options.at_once
         most = min(asked or MOST, self.options.trials)
         if asked == 1:
-            return AtOnce(1, "as --at-once says")
+            return AtOnce(1, "set by --at-once")
         keys = self._traced(most)
         if not keys:
-            return AtOnce(1, f"no dimension is one that a program can have as an argument ({', '.join(TRACEABLE)})")
+            return AtOnce(1, f"only these keys may differ between trials in one program: {', '.join(TRACEABLE)}")
         if most == 1:
-            return AtOnce(1, "there is no other one")
+            return AtOnce(1, "there is only one trial")
         known = self.study.remembered("at_once")
         if known is not None and asked in (None, known["count"]):
             return AtOnce(**known)
         self.trainer.traced = keys
         together, dataset = self.trainer.together(corner), self.trainer.data(corner)[0]
-        with self.console.status(f"measuring one trial and {most} at once"):
-            found = choose(together, [corner] * most, dataset, asked=asked)
-        self.study.remember("at_once", dataclasses.asdict(found))
-        return found
+        with self.console.status(f"timing one trial and {most} at once"):
+            decision = choose(together, [corner] * most, dataset, asked=asked)
+        self.study.remember("at_once", dataclasses.asdict(decision))
+        return decision
 
     def _traced(self, count: int) -> tuple[str, ...]:
-        """The dimensions that are arguments of the program of `count` trials."""
+        """Returns the dimensions that a program of `count` trials takes as arguments."""
         keys = [dimension.key for dimension in self.space.dimensions]
-        # A single trial is to compute the same bits as a run of its own.
+        # A single trial must be bit-identical to a run.
         return tuple(key for key in keys if key in TRACEABLE and (count > 1 or key not in ROUNDED))
 
     def _run_group(self, group: list[optuna.Trial]) -> None:
@@ -224,7 +224,7 @@ class Session:
         elif winner.stops_early:
             epochs = f"with early stopping, after {winner.epochs} of {config.epochs} epochs on average"
         else:
-            epochs = f"after {winner.epochs} of {config.epochs} epochs (left as they are: the schedule ends with them)"
+            epochs = f"after {winner.epochs} of {config.epochs} epochs (unchanged, as the schedule depends on them)"
         summary = f"The best of {len(self.study.trials())} trials: {score} {epochs}."
         write_text(path, recipe(config, winner.point, summary=summary, command=command))
         self.console.line(f"best       trial {winner.number}: {describe(winner.point)}: {score} {epochs}")
@@ -245,7 +245,7 @@ def _trial_line(trial: Trial, trials: int, leader: Trial | None) -> str:
 def _time_line(count: int, seconds: float, one_by_one: float | None, at_once: AtOnce) -> str:
     line = f"time       {count} trials in {seconds:.1f} s, {at_once.count} at once"
     if one_by_one is not None:
-        return f"{line}; one after the other at least {one_by_one:.1f} s (estimated: {at_once.reason})"
+        return f"{line}; sequentially at least {one_by_one:.1f} s (estimated: {at_once.reason})"
     return line if at_once.alone_s is None else f"{line} ({at_once.reason})"
 
 

@@ -1,4 +1,4 @@
-"""What a search varies: config keys with the range or the choices that `--space` gives them."""
+"""The search space: config keys with the ranges or choices given by `--space`."""
 
 import dataclasses
 import itertools
@@ -20,19 +20,19 @@ from sft_jax.run.folder import Run
 
 FORMS = "KEY=log(LOW,HIGH), KEY=linear(LOW,HIGH), KEY=int(LOW,HIGH) or KEY=choice(ONE,TWO,...)"
 
-# A point of the space by config keys: numbers, and of choices the texts.
+# A point of the space: config key -> number, or string for a choice.
 Point = Mapping[str, float | int | str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """One config key that is varied.
+    """A config key to search over.
 
     Attributes:
       key: its dotted name.
       form: "log", "linear", "int" or "choice".
-      low, high: of the range, both included; 0 for choices.
-      choices: the texts, as the command line would have them.
+      low, high: inclusive bounds of the range; 0 for choices.
+      choices: the choices as strings, as on the command line.
     """
 
     key: str
@@ -42,15 +42,15 @@ class Dimension:
     choices: tuple[str, ...] = ()
 
     def value(self, entry: float | int | str) -> Any:
-        """The key's value for the entry of a point."""
+        """Converts the entry of a point to the key's value."""
         return parse_value(self.key, str(entry)) if self.form == "choice" else entry
 
     def ends(self) -> tuple[float | int | str, ...]:
-        """The entries that decide whether all are allowed: both ends of a range, every choice."""
+        """Returns the entries that need to be validated: both ends of a range, or every choice."""
         return self.choices if self.form == "choice" else (self._number(self.low), self._number(self.high))
 
     def grid(self, points: int) -> list[float | int | str]:
-        """Entries at equal distances: `points` of a continuous range, all of others."""
+        """Returns equally spaced entries: `points` of a continuous range, otherwise all."""
         if self.form == "choice":
             return list(self.choices)
         if self.form == "int":
@@ -60,7 +60,7 @@ class Dimension:
 
     @property
     def continuous(self) -> bool:
-        """Whether there is always another value between two."""
+        """Whether the range is continuous."""
         return self.form in ("log", "linear")
 
     def _number(self, value: float) -> float | int:
@@ -75,7 +75,7 @@ class Space:
     """All dimensions of a search.
 
     Raises:
-      UserError: one of `texts`, the values of `--space`, is misspelt, or its key does not take such values.
+      UserError: one of `texts`, the values of `--space`, is malformed, or invalid for its key.
     """
 
     def __init__(self, texts: Iterable[str]):
@@ -83,32 +83,32 @@ class Space:
         keys = [dimension.key for dimension in self.dimensions]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
-            raise UserError(f"--space {twice[0]} is given twice; name each key once")
+            raise UserError(f"--space {twice[0]} is given twice; give each key once")
         if {"init", "model.name"} <= set(keys):
-            raise UserError("--space model.name is not needed beside init: what init names brings its own network")
+            raise UserError("--space init already sets the network of each choice; remove --space model.name")
 
     def config(self, base: ConfigDict, point: Point) -> ConfigDict:
-        """`base` with the values of a point. Raises UserError."""
+        """Returns `base` with the values of a point. Raises UserError if they are invalid."""
         values = {dimension.key: dimension.value(point[dimension.key]) for dimension in self.dimensions}
         if values.get("init", "scratch") != "scratch":
             values["model.name"] = _network_of(values["init"])
         return complete(flatten(base) | values)
 
     def corners(self) -> Iterable[Point]:
-        """Points that together have every choice and both ends of every range: the first has all first ones."""
+        """Yields points that cover every choice and both ends of every range; the first has the first of each."""
         first = {dimension.key: dimension.ends()[0] for dimension in self.dimensions}
         yield first
         for dimension in self.dimensions:
             yield from (first | {dimension.key: entry} for entry in dimension.ends()[1:])
 
     def grid(self, trials: int) -> list[Point]:
-        """Every combination of equally spaced values, at most `trials`. Raises UserError where that is too few."""
+        """Returns the grid of equally spaced values, of at most `trials` points. Raises UserError if it is larger."""
         finite = math.prod(len(dimension.grid(0)) for dimension in self.dimensions if not dimension.continuous)
         open_ended = sum(dimension.continuous for dimension in self.dimensions)
         points = _root(trials // finite, open_ended) if open_ended else 1
         if finite > trials or (open_ended and points < 2):
             needed = finite * 2**open_ended
-            raise UserError(f"--trials {trials} is less than the grid has points; use --trials {needed} or more")
+            raise UserError(f"--trials {trials} is too few for the grid; use --trials {needed} or more")
         columns = [dimension.grid(points) for dimension in self.dimensions]
         keys = [dimension.key for dimension in self.dimensions]
         return [dict(zip(keys, entries, strict=True)) for entries in itertools.product(*columns)]
@@ -118,27 +118,27 @@ class Space:
 
 
 def parse(text: str) -> Dimension:
-    """The dimension that `KEY=FORM(...)` describes. Raises UserError."""
+    """Parses `KEY=FORM(...)`. Raises UserError if it is malformed, or invalid for the key."""
     match = re.fullmatch(r"\s*([\w.]+)\s*=\s*(log|linear|uniform|int|choice)\((.*)\)\s*", text)
     if match is None:
-        raise UserError(f"--space {text!r} is none of {FORMS}")
+        raise UserError(f"--space {text!r} is not of the form {FORMS}")
     key, form, inner = match[1], match[2].replace("uniform", "linear"), match[3]
     parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", inner) if part.strip()]
     if form == "choice":
         if len(set(parts)) < 2:
-            raise UserError(f"--space {text!r} wants two choices or more")
+            raise UserError(f"--space {text!r} needs at least two choices")
         dimension = Dimension(key, form, choices=tuple(parts))
     else:
         dimension = Dimension(key, form, *_bounds(text, form, parts))
     for entry in dimension.ends():
-        complete({key: dimension.value(entry)})  # a key that there is, a value of its type and within its limits
+        complete({key: dimension.value(entry)})  # raises if the key does not exist or the value is invalid
     if dimension.continuous and KEYS[key].kind is not float:
-        raise UserError(f"--space {text!r}: {key} takes no fractions; use int(LOW,HIGH) or choice(ONE,TWO,...)")
+        raise UserError(f"--space {text!r}: {key} is not a float; use int(LOW,HIGH) or choice(ONE,TWO,...)")
     return dimension
 
 
 def describe(point: Point) -> str:
-    """`optimizer.learning_rate=0.0123 optimizer.name=sgd`, of a point."""
+    """Formats a point, e.g. as `optimizer.learning_rate=0.0123 optimizer.name=sgd`."""
     return "  ".join(
         f"{key}={entry:.4g}" if isinstance(entry, float) else f"{key}={entry}" for key, entry in point.items()
     )
@@ -150,10 +150,10 @@ def _bounds(text: str, form: str, parts: Sequence[str]) -> tuple[float, float]:
         low, high = map(kind, parts)
     except ValueError:
         raise UserError(
-            f"--space {text!r} wants two {'whole ' if kind is int else ''}numbers: {form}(LOW,HIGH)"
+            f"--space {text!r} needs two {'integers' if kind is int else 'numbers'}: {form}(LOW,HIGH)"
         ) from None
     if not low < high < math.inf or (form == "log" and low <= 0):
-        raise UserError(f"--space {text!r} wants {'0 < ' if form == 'log' else ''}LOW < HIGH")
+        raise UserError(f"--space {text!r} needs {'0 < ' if form == 'log' else ''}LOW < HIGH")
     return low, high
 
 
@@ -163,7 +163,7 @@ def _network_of(init: str) -> str:
 
 
 def _root(number: int, degree: int) -> int:
-    """The largest whole number whose power of `degree` is at most `number`."""
+    """Returns the largest integer whose power `degree` is at most `number`."""
     root = round(number ** (1 / degree)) + 1
     while root**degree > number:
         root -= 1

@@ -1,4 +1,4 @@
-"""The trials of a search in Optuna's SQLite storage: which come next, and what is known of them after a kill."""
+"""The trials of a search in Optuna's SQLite storage: proposes trials, and keeps their results across kills."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,22 +19,22 @@ _RECORD, _FOLD = "record", "fold_{}"
 
 
 class Study:
-    """The trials in a folder's `search.db`, which is made where it is missing. To be closed.
+    """The trials in a folder's `search.db`, which is created if missing. Must be closed.
 
-    The sampler draws trial n with a seed made of the search's and n: a search that was killed and resumed proposes what
-    it would have proposed.
+    The sampler draws trial n with a seed derived from the search's seed and n, so that a search that is killed and
+    resumed proposes the same trials.
 
     Args:
-      folder: of the search.
-      space: its dimensions.
-      record: what must be the same when the search is resumed, JSON-like.
+      folder: folder of the search.
+      space: the search space.
+      record: settings that must not change when the search is resumed, JSON-serialisable.
       sampler, pruner: of `SAMPLERS` and `PRUNERS`.
-      seed: of the sampler.
-      trials: how many there are to be, for a grid.
-      resume: whether trials may be there.
+      seed: seed of the sampler.
+      trials: planned number of trials, for a grid.
+      resume: whether to continue an existing search.
 
     Raises:
-      UserError: the folder holds a search that must not or cannot be continued, or the grid has more points.
+      UserError: the folder contains a search that must not or cannot be continued, or the grid has more points.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Study:
         self.resumed = database.exists()
         if self.resumed and not resume:
             raise UserError(
-                f"{folder} already holds a search; add --resume to continue it, or choose a fresh --workdir"
+                f"{folder} already contains a search; add --resume to continue it, or use another --workdir"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -69,7 +69,7 @@ class Study:
                 pruner=_pruner(pruner),
                 load_if_exists=True,
             )
-        except Exception as error:  # of SQLAlchemy or the system: whatever it is, the file is the reason
+        except Exception as error:  # any error of SQLAlchemy or the system is about the file
             self.close()
             raise UserError(f"{database} cannot be used: {' '.join(str(error).split())[:200]}") from None
         try:
@@ -85,8 +85,8 @@ class Study:
             self._storage.engine.dispose()
 
     def next(self, count: int) -> list[optuna.Trial]:
-        """Up to `count` trials to run now; none where a grid is used up."""
-        found: list[optuna.Trial] = []
+        """Proposes up to `count` trials; none if a grid is exhausted."""
+        proposed: list[optuna.Trial] = []
         for _ in range(count):
             number = len(self.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
             if self._sampler == "grid" and not self.trials(TrialState.WAITING):
@@ -100,32 +100,32 @@ class Study:
                     trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high))
                 else:
                     trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.form == "log")
-            found.append(trial)
-        return found
+            proposed.append(trial)
+        return proposed
 
     def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
-        """The trials in these states; those that ended for good where none is given. In their order."""
+        """Returns the trials in these states in order, by default the finished ones."""
         return self._study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE, TrialState.PRUNED))
 
     def tell(self, trial: optuna.Trial, score: float | None) -> None:
-        """Ends a trial with its score, or as pruned where there is none."""
+        """Finishes a trial with its score, or as pruned if that is None."""
         if score is None:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, score)
 
     def remember(self, name: str, value: Any) -> None:
-        """Keeps something JSON-like with the study."""
+        """Stores a JSON-serialisable value with the study."""
         self._study.set_user_attr(name, value)
 
     def remembered(self, name: str) -> Any:
-        """What `remember` kept, None where there is nothing."""
+        """Returns a value stored by `remember`, None if there is none."""
         return self._study.user_attrs.get(name)
 
     def _begin(self, folder: Path, grid: Iterable[Point], record: Mapping[str, Any]) -> None:
-        """Records a new search with the points of its grid; of a resumed one checks the record. Raises UserError."""
+        """Records a new search and the points of its grid, or checks the record of a resumed one. Raises UserError."""
         known = self._study.user_attrs.get(_RECORD)
-        if known is None:  # none, or killed right here
+        if known is None:  # a new search, or one killed at this point
             for point in grid:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
             self._study.set_user_attr(_RECORD, dict(record))
@@ -134,7 +134,7 @@ class Study:
             self._retry()
 
     def _retry(self) -> None:
-        """Trials that were running when the search was killed come next, with the folds that they have finished."""
+        """Queues trials that were running when the search was killed, with the folds that they have finished."""
         running = self.trials(TrialState.RUNNING)
         waiting = [trial.params or trial.system_attrs.get("fixed_params") for trial in self.trials(TrialState.WAITING)]
         for trial in running:
@@ -149,22 +149,22 @@ class Study:
             return optuna.samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Trials that run at once are taken to be bad until they are told: the next one is sought elsewhere.
+            # constant_liar assumes a bad score for running trials, so that the next one is proposed elsewhere.
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 def fold_of(trial: optuna.Trial | optuna.trial.FrozenTrial, fold: int) -> dict[str, Any] | None:
-    """What `keep_fold` kept."""
+    """Returns a fold stored by `keep_fold`, None if there is none."""
     return trial.user_attrs.get(_FOLD.format(fold))
 
 
 def keep_fold(trial: optuna.Trial, fold: int, record: Mapping[str, Any]) -> None:
-    """Keeps what a fold of a trial came to, against a kill during the next one."""
+    """Stores the result of a fold, so that it survives a kill during the next one."""
     trial.set_user_attr(_FOLD.format(fold), dict(record))
 
 
 def point_of(trial: optuna.Trial | optuna.trial.FrozenTrial, space: Space) -> Point:
-    """The trial's point of the space."""
+    """Returns the trial's point of the space."""
     return {dimension.key: trial.params[dimension.key] for dimension in space.dimensions}
 
 
@@ -182,6 +182,6 @@ def _check_same(folder: Path, known: Mapping[str, Any], record: Mapping[str, Any
     ]
     if changed:
         raise UserError(
-            f"{folder} was started with other settings; resume it with the same ones or choose a fresh --workdir; "
+            f"{folder} was started with other settings; resume it with the same ones or use another --workdir; "
             f"changed: {', '.join(changed)}"
         )

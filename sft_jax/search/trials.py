@@ -1,4 +1,4 @@
-"""Trains trials: those that differ only in what one program has as arguments together, fold after fold."""
+"""Trains trials fold by fold, those together that differ only in settings that a program takes as arguments."""
 
 import dataclasses
 import functools
@@ -23,15 +23,15 @@ from sft_jax.training.start import read_dataset
 
 Values = tuple[tuple[str, Any], ...]
 
-# Networks and data sets that are kept in memory for the next trial; those least recently used go.
+# Networks and datasets kept in memory for the next trials (least recently used are dropped).
 KEPT_NETWORKS, KEPT_DATASETS = 4, 2
 
 
 class Trainer:
-    """What it takes to train trials of `space` around the configuration `base`.
+    """Trains trials of `space` with `base` as the base configuration.
 
     Attributes:
-      traced: the dimensions that are arguments of the programs; all trials that agree in the others share a program.
+      traced: the dimensions that programs take as arguments; trials that agree in all others share a program.
     """
 
     def __init__(self, base: ConfigDict, space: Space, folds: int, devices: Devices, console: Console):
@@ -41,33 +41,33 @@ class Trainer:
         self._networks = functools.lru_cache(KEPT_NETWORKS)(self._make)
 
     def data(self, config: ConfigDict) -> Folds:
-        """What a configuration is trained and scored on."""
+        """Returns the data that a configuration is trained and scored on."""
         values = flatten(config)
         limits = ("seed", "limit_train_examples", "limit_eval_examples")
         return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in limits))
 
     def together(self, config: ConfigDict) -> VmappedTrials:
-        """The training of `config` and all that differ from it in `traced` only."""
+        """Returns the training of `config` and of all configurations that differ from it only in `traced`."""
         return self._networks(self._static(config), tuple(self.traced))
 
     def groups(self, trials: Sequence[optuna.Trial], most: int) -> list[list[optuna.Trial]]:
-        """`trials` in groups of `most` at most that one program can train at once."""
-        found: dict[Values, list[optuna.Trial]] = {}
+        """Splits `trials` into groups of at most `most` that one program can train at once."""
+        compatible: dict[Values, list[optuna.Trial]] = {}
         for trial in trials:
-            found.setdefault(self._static(self.config(trial)), []).append(trial)
-        return [group[first : first + most] for group in found.values() for first in range(0, len(group), most)]
+            compatible.setdefault(self._static(self.config(trial)), []).append(trial)
+        return [group[first : first + most] for group in compatible.values() for first in range(0, len(group), most)]
 
     def config(self, trial: optuna.Trial) -> ConfigDict:
-        """The trial's configuration. Raises UserError."""
+        """Returns the trial's configuration. Raises UserError if it is invalid."""
         return self.space.config(self.base, point_of(trial, self.space))
 
     def train(self, trials: Sequence[optuna.Trial], title: str, check_stop: Callable[[], None]) -> None:
-        """Trains a group on the folds that it has not finished yet, and keeps with each trial what it came to.
+        """Trains a group on its unfinished folds, and stores the results in the trials.
 
-        `title` stands before the bar; `check_stop` is called every now and then, and may raise.
+        `title` is shown before the progress bar; `check_stop` is called regularly and may raise.
 
         Raises:
-          UserError: a configuration does not fit its data; the trial is named.
+          UserError: a configuration does not fit its data; the message names the trial.
         """
         try:
             for fold in range(self.folds):
@@ -114,8 +114,8 @@ class Trainer:
             keep_fold(trial, fold, dataclasses.asdict(record))
 
     def _pruned(self, trial: optuna.Trial, fold: int, record: Fold, epochs: int) -> bool:
-        """Reports the mean over the folds so far of the best score, and asks whether that is enough to go on."""
-        before = [max(Fold.from_json(found).score) for other in range(fold) if (found := fold_of(trial, other))]
+        """Reports the mean of the folds' best scores so far; returns whether the trial is pruned."""
+        before = [max(Fold.from_json(kept).score) for other in range(fold) if (kept := fold_of(trial, other))]
         value = (sum(before) + max(record.score)) / (fold + 1)
         trial.report(value, step=fold * epochs + len(record.score))
         if trial.should_prune():
@@ -144,5 +144,5 @@ def _add(record: Fold, row: Epoch, main: str) -> None:
 
 
 def _ended(trial: optuna.Trial, fold: int) -> bool:
-    """Whether an earlier fold was pruned or diverged."""
-    return any((found := fold_of(trial, other)) is not None and found["state"] != DONE for other in range(fold))
+    """Returns whether an earlier fold was pruned or diverged."""
+    return any((record := fold_of(trial, other)) is not None and record["state"] != DONE for other in range(fold))

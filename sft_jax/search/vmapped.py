@@ -1,4 +1,4 @@
-"""Trials that differ only in settings that a program takes as arguments: trained side by side in one program.
+"""Trains trials that differ only in settings that a program takes as arguments, with vmap in one program.
 
 The trials see the same images in the same order with the same augmentation, as separate runs with one seed do.
 """
@@ -27,18 +27,18 @@ from sft_jax.training.state import Arrays, TrainState
 
 # Traced key -> float32 [trials].
 Settings = Mapping[str, np.ndarray]
-# Where a `TrainState` of several trials has an axis of trials: the step and what L2-SP pulls towards are common to all.
+# Axes of trials in a `TrainState` of several trials; the step and L2-SP's anchor are common to all.
 AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0, ema=0, anchor=None)  # type: ignore[arg-type]
 
 
 class Epoch(NamedTuple):
-    """What an epoch of one trial came to.
+    """The result of an epoch of a trial.
 
     Attributes:
-      train_loss, val_loss: of the epoch.
-      main: the validation split's value of the task's own monitor.
-      score: of the configuration's monitor, see `Monitor.score`.
-      finite: False where a loss or a weight is no longer finite.
+      train_loss, val_loss: losses of the epoch.
+      main: validation value of the task's main metric.
+      score: score of the monitored metric, see `Monitor.score`.
+      finite: whether all losses and weights are finite.
     """
 
     train_loss: float
@@ -49,13 +49,13 @@ class Epoch(NamedTuple):
 
 
 class VmappedTrials:
-    """The training of trials whose configurations differ in nothing but the keys `traced`, of `TRACEABLE`.
+    """The training of trials whose configurations differ only in the keys `traced`, of `TRACEABLE`.
 
-    Compiled once for all of them and for all data sets of one size. With `folds` the validation images are those of a
-    fold, which the trial must not have seen in any way.
+    It is compiled once for all of them and for all datasets of the same size. With `folds` the validation split is a
+    held-out fold, which must not influence training in any way.
 
     Attributes:
-      traced: as given.
+      traced: the argument.
 
     Raises:
       UserError: the configuration does not fit the data, or its initial weights do not fit the network.
@@ -75,9 +75,9 @@ class VmappedTrials:
     def epochs(
         self, configs: Sequence[ConfigDict], dataset: Dataset, after_call: Callable[[int], None]
     ) -> Iterator[list[Epoch]]:
-        """Trains `configs` on a data set, side by side; yields, epoch by epoch, what each of them came to.
+        """Trains `configs` on a dataset simultaneously; yields, epoch by epoch, their results.
 
-        `after_call` is told how many steps were done since it was last called, and may raise.
+        `after_call` gets the number of steps since its previous call, and may raise.
         """
         experiment = self.experiment(dataset)
         programs = self.programs(experiment, 0, configs)
@@ -97,75 +97,76 @@ class VmappedTrials:
             yield [self._epoch(programs, state, index, loss) for index, loss in enumerate(np.hstack(losses))]
 
     def experiment(self, dataset: Dataset) -> Experiment:
-        """Returns the trials' experiment on a data set of the same size; all such share the network, its compiled
-        evaluation and the task. A class has an image more or less in other folds, but programs are kept: the weights of
-        the classes are those of the first one.
+        """Returns the trials' experiment on a dataset of the same size.
+
+        All of them share the network, its compiled evaluation and the task, and so the class weights of the first
+        dataset, although class counts may differ by an image between folds.
         """
         experiment = copy.copy(self._experiment)
         experiment.dataset = dataset
         return experiment
 
     def programs(self, experiment: Experiment, phase: int, configs: Sequence[ConfigDict]) -> "VmappedPrograms":
-        """Of the phase with number `phase`, for these trials."""
+        """Makes the programs of phase number `phase` for these trials."""
         flat = [flatten(config) for config in configs]
         settings = {key: np.array([values[key] for values in flat], np.float32) for key in self.traced}
         return VmappedPrograms(experiment, experiment.phases[phase], settings, len(configs), self._compiled)
 
     def first_state(self, programs: "VmappedPrograms") -> TrainState:
-        """Before the first step, see `PhasePrograms.first_state`."""
+        """Returns the state before the first step, see `PhasePrograms.first_state`."""
         return programs.first_state(*self._weights)
 
     def _epoch(self, programs: PhasePrograms, state: TrainState, index: int, losses: np.ndarray) -> Epoch:
-        """Of the trial `index`: scored as the training loop scores a run."""
+        """Evaluates trial `index` as the training loop evaluates a run."""
         own = _mapped(lambda leaf: leaf[index], AXES, state)
-        found = []
+        figures = []
         for candidate in programs.candidates(own).values():
             params, batch_stats = self._devices.replicate(candidate)
             sums = programs.evaluate(params, batch_stats, programs.validation_loader)
-            found.append(self._experiment.task.summarize(sums))
+            figures.append(self._experiment.task.summarize(sums))
         monitor = self._experiment.monitor
-        chosen = max(found, key=monitor.rank)
+        chosen = max(figures, key=monitor.rank)
         weights = jax.device_get([*own.params.values(), *own.batch_stats.values()])
         finite = np.isfinite(losses).all() and all(np.isfinite(leaf).all() for leaf in weights)
         main = chosen[self._experiment.task.main().figure]
-        # One by one in double precision, as `Progress` adds them.
+        # Added one by one in double precision, as in `Progress`.
         train_loss = sum(losses.tolist()) / len(losses)
         return Epoch(train_loss, chosen["loss"], main, monitor.rank(chosen), bool(finite))
 
 
 class VmappedPrograms(PhasePrograms):
-    """`PhasePrograms` of several trials: states and metrics have an axis of trials in front, see `AXES`."""
+    """`PhasePrograms` of several trials: states and metrics have a leading axis of trials, see `AXES`."""
 
     def __init__(
         self, experiment: Experiment, phase: Phase, settings: Settings, count: int, kept: dict[tuple, Callable]
     ):
-        """Of `count` trials with `settings`; `kept` has the compiled programs of the same configuration."""
+        """Makes the programs of `count` trials with `settings`; `kept` caches compiled ones of the configuration."""
         super().__init__(experiment, phase)
         self._settings, self._count, self._kept = experiment.devices.replicate(dict(settings)), count, kept
 
     def new_state(self, params: Arrays, batch_stats: Arrays) -> TrainState:
-        """See `PhasePrograms`. The arrays are those of one network, or already have an axis of trials."""
+        """See `PhasePrograms`. The arrays are those of one network or have an axis of trials."""
         stacked = 0 if self._stacked(params) else None
 
         def create(settings, params, batch_stats) -> TrainState:
             state = self._one(settings).new_state(params, batch_stats)
-            # Of a later phase the caller keeps the anchor of the first.
+            # In later phases the caller keeps the first phase's anchor.
             return state if stacked is None else state.replace(anchor={})
 
         return self._across(create, (0, stacked, stacked), AXES)(self._settings, params, batch_stats)
 
     def measured(self, params: Arrays, batch_stats: Arrays) -> Arrays:
-        """See `PhasePrograms`. Of each trial its own, once they differ."""
+        """See `PhasePrograms`. They are computed per trial if the weights differ."""
         if not self._stacked(params):
             return super().measured(params, batch_stats)
-        found = []
+        statistics = []
         for index in range(self._count):
             own = tuple({key: leaf[index] for key, leaf in part.items()} for part in (params, batch_stats))
-            found.append(super().measured(*self.experiment.devices.replicate(own)))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+            statistics.append(super().measured(*self.experiment.devices.replicate(own)))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *statistics)
 
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
-        """See `PhasePrograms`. Features are made by what no trial has trained: the first one's weights serve."""
+        """See `PhasePrograms`. Features come from layers that no trial has trained, so the first trial's weights do."""
         if self._stacked(params):
             params, batch_stats = ({key: leaf[0] for key, leaf in part.items()} for part in (params, batch_stats))
         super().prepare(params, batch_stats)
@@ -180,11 +181,11 @@ class VmappedPrograms(PhasePrograms):
         return functools.partial(self._program, self._settings)
 
     def bytes_needed(self, *arguments: Any) -> int | None:
-        """Memory that a call of `train_steps` needs on each device, see `estimate.compile_step`."""
+        """Returns the memory per device that a call of `train_steps` needs, see `estimate.compile_step`."""
         return compile_step(self._program, self._settings, *arguments)
 
     def _stacked(self, params: Arrays) -> bool:
-        """Whether the arrays of a network have an axis of trials."""
+        """Returns whether the arrays have an axis of trials."""
         name, one = next(iter(self.experiment.network.params.items()))
         return params[name].ndim > one.ndim
 
@@ -195,17 +196,17 @@ class VmappedPrograms(PhasePrograms):
         return self._across(one, (0, AXES), (AXES, 0))(settings, state)
 
     def _one(self, settings: Mapping[str, jax.Array]) -> PhasePrograms:
-        """The programs of one trial, whose settings may be traced."""
+        """Makes the programs of one trial, whose settings may be traced."""
         experiment = copy.copy(self.experiment)
         experiment.config = with_traced(experiment.config, settings)
         return PhasePrograms(experiment, self.phase)
 
     def _across(self, function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
-        """`function` of one trial for all of them."""
+        """Maps `function` over the trials."""
         if self._count > 1:
             return jax.vmap(function, in_axes, out_axes)
 
-        # Not vmap, for a single trial: this computes the same bits as a run without an axis of trials.
+        # A single trial does not use vmap, so that it is bit-identical to a run.
         def alone(*arguments):
             bare = _mapped(lambda leaf: leaf[0], in_axes, arguments)
             return _mapped(lambda leaf: leaf[None], out_axes, function(*bare))
@@ -214,7 +215,7 @@ class VmappedPrograms(PhasePrograms):
 
 
 def _mapped(change: Callable, axes: Any, values: Any) -> Any:
-    """`change` of all leaves of `values` that have an axis of trials; `axes` as jax.vmap takes them."""
+    """Applies `change` to all leaves of `values` that have an axis of trials; `axes` is as for jax.vmap."""
 
     def below(axis, part):
         return part if axis is None else jax.tree.map(change, part)

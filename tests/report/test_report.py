@@ -50,7 +50,7 @@ def test_what_stands_in_the_page():
     assert "python -m sft_jax.main \\ --config 'my recipe.py' \\ --config.epochs=3" in page.text
     assert "jax==0.10.2" in page.text
     mistakes = [
-        image for image in page.all("img") if re.match(r"test image \d+: class \d, taken for class \d", image["alt"])
+        image for image in page.all("img") if re.match(r"test image \d+: class \d, predicted as class \d", image["alt"])
     ]
     assert len(mistakes) == len(page.all("img")) > 25
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
@@ -88,10 +88,10 @@ def test_mistakes_have_the_names_of_their_files():
     page = Parsed(report_page(records(), ["cat", "dog", "cow"], found, 1.0))
     said = found.outputs.argmax(-1)
     for image in page.all("img"):
-        row, truth, taken = re.match(r"test/cat/(\d+)\.jpg: (\w+), taken for (\w+) with", image["alt"]).groups()
+        row, truth, taken = re.match(r"test/cat/(\d+)\.jpg: (\w+), predicted as (\w+) with", image["alt"]).groups()
         assert (truth, taken) == tuple(("cat", "dog", "cow")[label[int(row)]] for label in (found.split.labels, said))
         assert image["title"] == image["alt"]
-    assert len(set(re.findall(r"truth: \w+test/cat/\d+\.jpg", page.text))) == 25
+    assert len(set(re.findall(r"label: \w+test/cat/\d+\.jpg", page.text))) == 25
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 100, 1000])
@@ -104,7 +104,7 @@ def test_any_number_of_classes(classes):
     cells = [rectangle for rectangle in parsed.all("rect") if rectangle.get("class") == "cell"]
     assert len(cells) == shown**2
     if classes > 20:
-        assert f"{classes - 20} others are left out" in parsed.text
+        assert f"{classes - 20} others are omitted" in parsed.text
         assert f"The 25 classes with the lowest F1 of {classes}" in parsed.text
         assert f"All {classes} classes" in parsed.text
     assert len(page) < 2_000_000
@@ -127,7 +127,7 @@ def test_in_training_it_is_about_the_validation_images():
     page = Parsed(
         report_page(run, list("abc"), Scored("validation", found.split, found.summary, found.outputs), 1.0)
     ).text
-    assert "in training, 2 of 3 epochs done: figures of the validation images; no test image was seen" in page
+    assert "in progress, 2 of 3 epochs done: validation metrics; no test image was used" in page
     assert "Validation accuracy" in page
     assert "Test accuracy" not in page
 
@@ -162,7 +162,7 @@ def test_names_of_compared_runs(tmp_path):
     folders = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
     assert list(short_names(folders).values()) == ["x/run", "y/run"]
     assert list(short_names([tmp_path / "x", tmp_path / "y"]).values()) == ["x", "y"]
-    with pytest.raises(UserError, match="names a run twice"):
+    with pytest.raises(UserError, match="got the same run twice"):
         short_names([tmp_path / "x", tmp_path / "x" / ".." / "x"])
 
 
@@ -193,7 +193,7 @@ def test_a_run_writes_its_report(finished):
     bests = sum(row["best"] == row["val_accuracy"] for row in rows)
     assert len(written) == bests + 1
     for text in written[:-1]:
-        assert "no test image was seen" in text
+        assert "no test image was used" in text
     assert f"{Run(folder).results()['test_accuracy']:.2%}" in written[-1]
     assert "finished after 2 epochs" in written[-1]
     assert (folder / "tensorboard").is_dir()
@@ -235,8 +235,8 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
     results = run(folder)
     assert Run(folder).results() == results
     assert not (folder / "report.html").exists()
-    lines = [line for line in capsys.readouterr().out.splitlines() if "no report" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "report could not" in line]
     assert set(lines) == {
-        f"notice: no report was written: RuntimeError: out of paint; to try again once the run is done: "
+        f"notice: the report could not be written: RuntimeError: out of paint; after the run, try "
         f"python -m sft_jax.report --workdir {folder}"
     }

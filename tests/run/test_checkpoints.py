@@ -381,7 +381,7 @@ def test_a_later_format_is_named(tmp_path):
     checkpoints = saved(tmp_path, 1, 2)
     rewrite_facts(lambda facts: facts | {"format": 2})(tmp_path / "latest" / "2")
     assert message(lambda: checkpoints.restore("latest")) == (
-        f"checkpoint {tmp_path}/latest/2 has format 2, this version reads format 1; "
+        f"checkpoint {tmp_path}/latest/2 has format 2, but this version reads format 1; "
         f"use the version of sft-jax that wrote it"
     )
 

@@ -177,7 +177,7 @@ def test_two_runs_at_one_place(tmp_path):
         # As soon as it has a record, the other one is refused before it reads any data.
         assert message(lambda: Run(tmp_path).check_use(complete({}), resume=True)) == refusal
     claim(tmp_path, resume=True)
-    assert "already holds a run" in message(lambda: claim(tmp_path))
+    assert "already contains a run" in message(lambda: claim(tmp_path))
 
 
 def test_a_run_that_began_meanwhile(whole, tmp_path):

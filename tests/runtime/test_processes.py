@@ -134,7 +134,7 @@ def test_a_used_folder_is_refused_by_all(pair, whole):
     ends = pair.run("whole")
     assert [code for code, _, _ in ends] == [2, 2]
     assert "process 0: " in ends[1][2]
-    assert all("already holds a run; add --resume" in error for _, _, error in ends)
+    assert all("already contains a run; add --resume" in error for _, _, error in ends)
 
 
 @pytest.mark.parametrize(

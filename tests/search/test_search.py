@@ -153,14 +153,14 @@ class OneEpoch:
 
 def test_a_used_folder_is_refused(cross_validated, tmp_path):
     folder, _ = cross_validated
-    with pytest.raises(UserError, match="already holds a search; add --resume to continue it, or choose a fresh"):
+    with pytest.raises(UserError, match="already contains a search; add --resume to continue it, or use another"):
         run(folder, folds=2)
     with pytest.raises(UserError, match=r"changed: folds \(was 2, now 1\)"):
         run(folder, resume=True)
     with pytest.raises(UserError, match="changed: space"):
         run(folder, "optimizer.learning_rate=log(0.002,0.06)", folds=2, resume=True)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds a run; choose a fresh --workdir"):
+    with pytest.raises(UserError, match="contains a run; use another --workdir"):
         run(tmp_path)
 
 
@@ -175,8 +175,9 @@ def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
 def test_several_at_once_say_what_it_took(tmp_path, capsys):
     run(tmp_path / "search", sampler="grid", trials=2, at_once=2)
     printed = capsys.readouterr().out
-    assert "at once    2 trials: as --at-once says; a step of a trial takes" in printed
-    assert "2 at once; one after the other at least" in printed
+    assert "at once    2 trials: set by --at-once; " in printed
+    assert " ms per step and trial with 2 at once, " in printed
+    assert "2 at once; sequentially at least" in printed
     found = whole_of(tmp_path / "search")
     assert sorted(trial["optimizer.learning_rate"] for trial in found) == pytest.approx([0.002, 0.05])
 
@@ -210,7 +211,7 @@ def test_pruned_trials(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "_pruner", lambda name: Merciless())
     folder = tmp_path / "search"
-    with pytest.raises(DivergedError, match="no trial came to a score"):
+    with pytest.raises(DivergedError, match="no trial has a score"):
         run(folder, trials=1, pruner="median")
     (found,) = json.loads((folder / "search.json").read_text())["trials"]
     assert found["state"] == PRUNED

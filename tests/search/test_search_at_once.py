@@ -98,7 +98,7 @@ def test_what_is_faster_is_chosen():
     together = VmappedTrials(config, ["optimizer.learning_rate"], dataset, one_device())
     found = choose(together, [config] * 2, dataset, asked=None)
     assert found.count == (2 if found.together_s <= WORTHWHILE * 2 * found.alone_s else 1)
-    assert f"{1e3 * found.alone_s:.3g} ms alone on 1 x cpu" in found.reason
+    assert f"{1e3 * found.alone_s:.3g} ms with one, on 1 x cpu" in found.reason
     assert choose(together, [config] * 2, dataset, asked=2).count == 2
     # 40 steps of each of four trials took 50 ms in place of 100 ms, and 22 s went elsewhere.
     assert AtOnce(4, "", 4, alone_s=0.1, together_s=0.2).one_by_one(30.0, 160) == pytest.approx(38.0)

@@ -41,14 +41,14 @@ def test_dimensions(text, form, ends):
     ("text", "message"),
     [
         ("optimizer.learning_rat=log(1e-4,1e-1)", "did you mean 'optimizer.learning_rate'"),
-        ("optimizer.learning_rate=lg(1e-4,1e-1)", "is none of KEY=log"),
-        ("optimizer.learning_rate=log(0,1)", "wants 0 < LOW < HIGH"),
+        ("optimizer.learning_rate=lg(1e-4,1e-1)", "is not of the form KEY=log"),
+        ("optimizer.learning_rate=log(0,1)", "needs 0 < LOW < HIGH"),
         ("optimizer.learning_rate=log(1,0.1)", "LOW < HIGH"),
-        ("optimizer.learning_rate=log(1)", "wants two numbers"),
+        ("optimizer.learning_rate=log(1)", "needs two numbers"),
         ("optimizer.momentum=linear(0.5,1.5)", "must be at least 0 and less than 1"),
-        ("epochs=int(1,2.5)", "wants two whole numbers"),
+        ("epochs=int(1,2.5)", "needs two integers"),
         ("epochs=linear(1,9)", "is not an integer"),
-        ("optimizer.name=choice(sgd)", "two choices or more"),
+        ("optimizer.name=choice(sgd)", "at least two choices"),
         ("precision=choice(float32,float16)", "must be one of float32, bfloat16"),
         ("epochs=choice(1,two)", "is not an integer"),
     ],
@@ -72,7 +72,7 @@ def test_init_brings_its_network(tmp_path):
     space = Space([f"init=choice({','.join(files)},scratch)"])
     found = [space.config(complete(TINY), {"init": name}).model.name for name in (*files, "scratch")]
     assert found == ["resnet18", "resnet34", "tiny"]
-    with pytest.raises(UserError, match="init names brings its own network"):
+    with pytest.raises(UserError, match="init already sets the network of each choice"):
         Space(["init=choice(a,b)", "model.name=choice(resnet18,resnet34)"])
 
 
@@ -194,4 +194,4 @@ def test_a_recipe_has_every_setting(tmp_path):
     path.write_text(recipe(complete(values), {"epochs": 7}, summary='So """well""" \\ done.', command="run it"))
     assert flatten(load_config(str(path))) == flatten(complete(values))
     assert 'So """well""" \\ done.' in runpy.run_path(str(path))["__doc__"]
-    assert "    config.epochs = 7  # chosen\n" in path.read_text()
+    assert "    config.epochs = 7  # tuned\n" in path.read_text()

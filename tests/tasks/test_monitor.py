@@ -181,5 +181,5 @@ def test_a_search_by_the_loss(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "search.json").read_text())["trials"]
     assert found[0]["mean"] == found[0]["folds"][0]["val_loss"][0] > 0
     printed = capsys.readouterr().out
-    assert "each trial is scored by its validation loss on" in printed
+    assert "trials are scored by validation loss on" in printed
     assert f"validation loss {found[0]['mean']:.4f} after 1 epochs" in printed
