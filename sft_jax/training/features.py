@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sft_jax.data.dataset import ArraySplit, Split
 from sft_jax.data.loader import Chunk, Loader, StepsPerCall
 from sft_jax.models import Network
 from sft_jax.models.layers import KEEP_STATISTICS
 from sft_jax.tasks.base import Batch, Preprocess
 from sft_jax.training.evaluator import PerExample, map_split
+from sft_jax.training.experiment import Experiment
+from sft_jax.training.state import Arrays
 from sft_jax.training.steps import rows_of
 
 
@@ -40,6 +43,43 @@ def features(
         return jnp.stack([network.features(params, batch_stats, *view).astype(jnp.float32) for view in inputs], 1)
 
     return PerExample(outputs, batch_size)(params, batch_stats, loader)
+
+
+def feature_loaders(
+    experiment: Experiment, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array]
+) -> tuple[Loader, Loader]:
+    """Computes the features of the training split, also of its mirror images if `data.flip` is set, and of the
+    validation split.
+    """
+    config, loaders = experiment.config, []
+    for loader, mirrored in ((experiment.train_loader, config.data.flip), (experiment.validation_loader, False)):
+        table = features(
+            experiment.network,
+            params,
+            batch_stats,
+            loader,
+            experiment.preprocess,
+            config.batch_size,
+            mirrored=mirrored,
+        )
+        split = ArraySplit({"feature": table}, dict(loader.split.targets))
+        loaders.append(Loader(split, experiment.devices))
+    train, validation = loaders
+    return train, validation
+
+
+def solved_head(experiment: Experiment, train: Split, validation: Split) -> Arrays:
+    """Returns the head's arrays in closed form, from splits of features; an empty dict if the task has no solution."""
+    assert isinstance(train, ArraySplit)
+    assert isinstance(validation, ArraySplit)
+    chosen_on = None
+    if not experiment.scored_on_validation:
+        chosen_on = validation.inputs["feature"][:, 0], validation.targets
+    solution = experiment.task.closed_form_head(train.inputs["feature"], train.targets, chosen_on)
+    if solution is None:
+        return {}
+    head = experiment.network.architecture.head
+    return {f"{head}.{leaf}": jnp.asarray(array) for leaf, array in zip(("kernel", "bias"), solution, strict=True)}
 
 
 def pick_view(batch: Batch, key: jax.Array, first: jax.Array | int, total: int) -> Batch:

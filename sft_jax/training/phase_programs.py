@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sft_jax.data.dataset import ArraySplit
-from sft_jax.data.loader import Call, Loader, StepsPerCall
+from sft_jax.data.loader import Call, StepsPerCall
 from sft_jax.models import HeadNetwork
 from sft_jax.runtime.devices import AXIS
 from sft_jax.training import optimizer, phases
 from sft_jax.training.batch_norm import check_values
 from sft_jax.training.evaluator import Evaluator
 from sft_jax.training.experiment import Experiment
-from sft_jax.training.features import features, first_view, pick_view, recalibrate_batch_norm
+from sft_jax.training.features import feature_loaders, first_view, pick_view, recalibrate_batch_norm, solved_head
 from sft_jax.training.phases import Phase
 from sft_jax.training.staged_optimizer import by_beginning, make_staged_optimizer
 from sft_jax.training.state import Arrays, TrainState
@@ -87,7 +86,7 @@ class PhasePrograms:
             batch_stats = self.measured(params, batch_stats)
         self.prepare(params, batch_stats)
         if self.phase.on_features:
-            params = params | self._solved_head()
+            params = params | solved_head(self.experiment, self.train_loader.split, self.validation_loader.split)
         return experiment.devices.replicate(self.new_state(params, batch_stats))
 
     def next_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
@@ -148,7 +147,10 @@ class PhasePrograms:
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
         """Compiles `train_steps`; if the phase is trained on features, computes these first with the given weights."""
         if self.phase.on_features:
-            self._read_features(params, batch_stats)
+            self.train_loader, self.validation_loader = feature_loaders(self.experiment, params, batch_stats)
+            head = HeadNetwork(self.experiment.network)
+            batch_size = self.experiment.config.batch_size
+            self.evaluate = Evaluator(head, self.experiment.task, first_view, batch_size)
         self.train_steps = self.compiled()
         self.ready = True
 
@@ -232,36 +234,3 @@ class PhasePrograms:
             ema_start=self._origin,
             accumulate=config.optimizer.accumulate,
         )
-
-    def _read_features(self, params: Arrays, batch_stats: Arrays) -> None:
-        experiment = self.experiment
-        config, devices = experiment.config, experiment.devices
-        loaders = []
-        for loader, mirrored in ((experiment.train_loader, config.data.flip), (experiment.validation_loader, False)):
-            table = features(
-                experiment.network,
-                params,
-                batch_stats,
-                loader,
-                experiment.preprocess,
-                config.batch_size,
-                mirrored=mirrored,
-            )
-            loaders.append(Loader(ArraySplit({"feature": table}, dict(loader.split.targets)), devices))
-        self.train_loader, self.validation_loader = loaders
-        head = HeadNetwork(experiment.network)
-        self.evaluate = Evaluator(head, experiment.task, first_view, config.batch_size)
-
-    def _solved_head(self) -> Arrays:
-        """Returns the head's closed-form solution; an empty dict if the task has none."""
-        train, validation = self.train_loader.split, self.validation_loader.split
-        assert isinstance(train, ArraySplit)
-        assert isinstance(validation, ArraySplit)
-        chosen_on = None
-        if not self.experiment.scored_on_validation:
-            chosen_on = validation.inputs["feature"][:, 0], validation.targets
-        solved = self.experiment.task.closed_form_head(train.inputs["feature"], train.targets, chosen_on)
-        if solved is None:
-            return {}
-        head = self.experiment.network.architecture.head
-        return {f"{head}.{leaf}": jnp.asarray(array) for leaf, array in zip(("kernel", "bias"), solved, strict=True)}
