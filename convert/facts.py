@@ -96,7 +96,8 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
     if fitted.stem == "imagenet" and channels == 3:
         architecture = ARCHITECTURES[fitted.arch]
         guess = f"assuming the preprocessing of {architecture.pretrained_by}; if that is wrong, use"
-        usual = dataclasses.asdict(architecture.pretrained) | {"fit": "crop"}
+        # Lists, as JSON has them.
+        usual = json.loads(json.dumps(dataclasses.asdict(architecture.pretrained))) | {"fit": "crop"}
         return {name: usual[name] for name in KEYS} | flags, [f"{guess} {wanted}"] if wanted else []
     if not wanted:
         return {"interpolation": "bilinear", "fit": "crop"} | flags, []
