@@ -13,6 +13,7 @@ from sft_jax.data.augment import preprocess, preprocess_unit
 from sft_jax.data.images.square import FITS, INTERPOLATIONS, Square
 from sft_jax.data.sources.load import source_of
 from sft_jax.errors import UserError
+from sft_jax.models.architecture import Pretrained
 
 RGB = tuple[float, float, float]
 
@@ -39,6 +40,11 @@ class Preprocess(Square):
         if square is None:
             square = Square(config.size, config.fit, keep_square=not source_of(config).of_files)
         return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std))
+
+    @classmethod
+    def of_pretrained(cls, pretrained: Pretrained) -> "Preprocess":
+        """Returns the preprocessing of an architecture's pretrained weights."""
+        return cls(**dataclasses.asdict(pretrained))
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str], otherwise: "Preprocess") -> "Preprocess":
@@ -82,7 +88,3 @@ class Preprocess(Square):
 def recorded_square(facts: Mapping[str, Any] | None) -> Square | None:
     """Returns the host-side preprocessing that a run recorded as `facts`; None for early runs, which recorded none."""
     return None if facts is None else Preprocess.from_json(facts).square
-
-
-# Preprocessing of torchvision's IMAGENET1K_V1 weights.
-IMAGENET = Preprocess(224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

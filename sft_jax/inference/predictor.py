@@ -19,7 +19,7 @@ from sft_jax.config import default_config
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.given import Given, one_by_one
-from sft_jax.data.preprocess import IMAGENET, Preprocess
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.models.weights import Weights, initialise, load_weights
@@ -172,7 +172,8 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         )
     config = default_config()
     config.model.name, config.model.stem = weights.arch, weights.stem
-    return _of_weights(weights, config.model, config.precision, IMAGENET, str(path))
+    usual = Preprocess.of_pretrained(models.architecture(weights.arch).pretrained)
+    return _of_weights(weights, config.model, config.precision, usual, str(path))
 
 
 def check_evaluable(config: ConfigDict, checkpoint: str) -> None:

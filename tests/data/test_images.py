@@ -14,9 +14,12 @@ from sft_jax.data.images import formats
 from sft_jax.data.images.files import find_images
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
-from sft_jax.data.preprocess import IMAGENET, Preprocess
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.data.sources.folder import load_folder
 from sft_jax.errors import UserError
+from sft_jax.models.architecture import Pretrained
+
+USUAL = Preprocess.of_pretrained(Pretrained())
 
 
 def drawn(seed=0, width=12, height=10):
@@ -371,10 +374,11 @@ def test_what_images_go_through_is_recorded_and_read_back():
         "mean": [0.1, 0.2, 0.3],
         "std": [1, 1, 1],
     }
-    found = Preprocess.of_metadata({"preprocess": json.dumps(facts)}, IMAGENET)
+    found = Preprocess.of_metadata({"preprocess": json.dumps(facts)}, USUAL)
     assert found == Preprocess(224, resize=256, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
     assert Preprocess.from_json(found.to_json()) == found
-    assert Preprocess.of_metadata({}, IMAGENET) is IMAGENET
+    assert Preprocess.of_metadata({}, USUAL) is USUAL
+    assert Preprocess(224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) == USUAL
     first = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": False}
     assert Preprocess.from_json(first) == Preprocess(32, keep_square=True, mean=(0.5,) * 3, std=(0.5,) * 3)
     for wrong in ({"fit": "stretch"}, {"interpolation": "cubic"}, {"pad": True}):
