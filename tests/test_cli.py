@@ -45,7 +45,7 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, ca
     [
         ("cifar10", "no config file 'cifar10'; recipes are Python files such as cifar10.py"),
         ("other.py", "no config file 'other.py'; recipes are Python files such as configs/cifar10.py"),
-        ("epochs=3", "--config epochs=3 is no file; a key of a recipe is set with --config.epochs=3 (a dot after it)"),
+        ("epochs=3", "--config epochs=3 is not a file; to set a key of the recipe, use --config.epochs=3 (with a dot)"),
     ],
 )
 def test_what_is_no_recipe(recipe, message, tmp_path, monkeypatch):

@@ -59,10 +59,10 @@ def test_the_training_images(run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--split", "train[:5]"], "--split 'train[:5]' must be train, validation or test: the run is on digits:0-4"),
+        (["--split", "train[:5]"], "--split 'train[:5]' must be train, validation or test for a run on digits:0-4"),
         (
             ["--config.data.size=8"],
-            "config.data.size is the run's and stays; only data.source, data.dir, data.download",
+            "config.data.size cannot be changed for evaluation; only data.source, data.dir, data.download",
         ),
         (["--config.data.source=digits:5-9"], "the classes of digits:5-9 differ from those of "),
         (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),

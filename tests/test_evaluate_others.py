@@ -211,7 +211,7 @@ def test_images_that_the_run_was_trained_on_are_counted(run, tmp_path, monkeypat
     _, _, said = call(
         monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}", "--json"
     )
-    assert f"{len(parts['train'])} images of folder:{tmp_path / 'flowers'} were trained on by the run: " in said
+    assert f"the run was trained on {len(parts['train'])} images of folder:{tmp_path / 'flowers'}: " in said
 
 
 def test_mirror_images_count_where_the_run_counts_them(tmp_path, monkeypatch, capsys):
@@ -238,8 +238,11 @@ def test_what_cannot_be_read_is_named(run, tmp_path, monkeypatch, capsys, conten
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--weights", "tiny.safetensors"], "--weights FILE has no images of its own: name some with --data SOURCE"),
-        (["--data", "digits", "--config.data.size=8"], "config.data.size is the run's and stays; only data.dir, "),
+        (["--weights", "tiny.safetensors"], "--weights FILE needs images to evaluate; give them with --data SOURCE"),
+        (
+            ["--data", "digits", "--config.data.size=8"],
+            "config.data.size cannot be changed for evaluation; only data.dir, ",
+        ),
         (["--data", "flowers"], "config.data.source='flowers' must be one of tfds:NAME, folder:PATH, csv:FILE"),
         (["--data", "folder:nowhere"], "data.source=folder:nowhere: no such folder"),
     ],

@@ -195,5 +195,7 @@ def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_what_is_not_installed_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; pip install"):
+    with pytest.raises(
+        UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; run pip install"
+    ):
         Logs(NONE | {name: True})

@@ -140,13 +140,13 @@ def test_a_used_folder_is_refused_by_all(pair, whole):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-processes", "2"], "--coordinator-address, --num-processes and --process-id go together"),
+        (["--num-processes", "2"], "--coordinator-address, --num-processes and --process-id must be given together"),
         (
             ["--coordinator-address", "a:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2 is not one of 0 to 1",
+            "--process-id 2 must be between 0 and 1",
         ),
         (["--coordinator-address", "a", "--num-processes", "2", "--process-id", "0"], "a is not HOST:PORT"),
-        (["--distributed", "--lr-find"], "--lr-find is for one process"),
+        (["--distributed", "--lr-find"], "--lr-find supports only one process"),
     ],
 )
 def test_wrong_usage(flags, message, capsys):
