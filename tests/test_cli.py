@@ -1,4 +1,4 @@
-"""What the command lines have in common: overrides, and errors that say what to do."""
+"""Tests of the shared parts of the command lines: overrides and error messages."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_a_source_without_its_kind(source, meant, tmp_path, monkeypatch):
 
 
 def test_a_tilde_is_the_home_folder_in_any_path(tmp_path, monkeypatch):
-    """Shells leave it as it is after an equals sign or a colon."""
+    """Shells do not expand it after an equals sign or a colon."""
     monkeypatch.setenv("HOME", str(tmp_path))
     parser = make_parser("python -m sft_jax.report", "Reports.", "")
     parser.add_argument("--compare", type=Path, nargs="+")

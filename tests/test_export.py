@@ -1,4 +1,4 @@
-"""Exports give the logits of what they were made from, or nothing is written."""
+"""Tests that exports give the logits of their source, or are not written."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def pixels(count, height=32, width=32):
 
 
 def call(monkeypatch, capsys, *words):
-    """Exit code, standard output and standard error."""
+    """Runs the command; returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
     code = run_command(main)
     return code, *capsys.readouterr()
@@ -191,7 +191,7 @@ class TestOnnx:
     "SFT_JAX_TEST_DATA" not in os.environ, reason="SFT_JAX_TEST_DATA names no folder with weights/, tfds/"
 )
 def test_ten_thousand_predictions_are_the_same_everywhere(tmp_path):
-    """A fine-tuned run, in PyTorch, through jax.export and in onnxruntime; logits closer than rounding may tie."""
+    """Compares a fine-tuned run in PyTorch, jax.export and onnxruntime; logits may tie up to rounding."""
     real = Path(os.environ["SFT_JAX_TEST_DATA"])
     source, weights = real / "weights" / "resnet18-imagenet-stage123.pth", tmp_path / "weights.safetensors"
     resnet_to_flax.convert("resnet18", source, "", weights)

@@ -1,4 +1,4 @@
-"""configs/README.md is what the schema says, and what it says can be typed."""
+"""Tests that configs/README.md matches the schema, and that its values can be typed."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`sft_jax.load`: what it opens, and that images go through just what they go through in evaluation."""
+"""Tests of `sft_jax.load`, and that it preprocesses images exactly as evaluation does."""
 
 import functools
 import subprocess
@@ -139,7 +139,7 @@ def test_pictures_of_different_sizes_at_once(classifier):
 
 @pytest.mark.parametrize("source", ["digits", "folder:somewhere"])
 def test_paths_pillows_images_arrays_and_lists_of_them_are_predicted_alike(tmp_path, source):
-    """As people have images at hand, without a conversion of their own."""
+    """Images in common formats need no conversion."""
     classifier = sft_jax.load(make_run(tmp_path / "run", data__source=source).folder)
     image = pixels(1, 20, 30)[0]
     path = tmp_path / "image.png"
@@ -183,7 +183,7 @@ def test_warnings_of_pillow_name_the_file(classifier, tmp_path):
 
 
 def test_a_network_with_one_output_is_refused(tmp_path, run):
-    """Softmax of one number is 1: it would be 100% sure of class 0 whatever it sees."""
+    """The softmax of one number is 1, so that class 0 would have 100% confidence for any image."""
     arrays = dict(load_run_weights(run.folder).arrays)
     arrays |= {"fc.kernel": arrays["fc.kernel"][:, :1], "fc.bias": arrays["fc.bias"][:1]}
     save_weights(tmp_path / "w.safetensors", Weights(arrays, "tiny", None, {}))
@@ -208,7 +208,7 @@ def test_a_converted_file_is_used_as_torchvision_does(tmp_path, run, classifier,
 
 
 def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(tmp_path, run):
-    """One with a 3x3 stem, say: to prepare its images as ImageNet's would be silently wrong."""
+    """E.g. with a 3x3 stem; ImageNet's preprocessing would be silently wrong."""
     weights = Weights(load_run_weights(run.folder).arrays, "tiny", NAMES, {"stem": "imagenet"})
     save_weights(tmp_path / "weights.safetensors", weights)
     with pytest.raises(UserError, match="convert it again with --size, --mean and --std"):

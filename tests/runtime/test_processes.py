@@ -1,4 +1,4 @@
-"""Two processes over loopback that train one run, and what each of them does when the other one is lost."""
+"""Tests of two processes that train one run over loopback, and of the loss of either."""
 
 import contextlib
 import socket
@@ -52,14 +52,14 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(pair):
-    """What a run that nothing ends printed."""
+    """The output of an uninterrupted run."""
     ends = pair.run("whole")
     assert [code for code, _, _ in ends] == [0, 0], ends
     return ends
 
 
 def test_two_are_one(pair, whole):
-    """Of one process with as many devices: bit by bit. That these do what one device does, test_devices.py says."""
+    """They are bit-identical to one process with as many devices; test_devices.py compares these with one device."""
     program = pair.programs[0]
     program.start("alone", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     code, _, error = program.finish()

@@ -1,4 +1,4 @@
-"""Batches that batch norm cannot work with."""
+"""Tests the refusal of batches that are too small for batch norm."""
 
 import jax
 import numpy as np
@@ -23,13 +23,13 @@ from sft_jax.training.lr_find import find_learning_rate
 
 @pytest.fixture(scope="module")
 def noise():
-    """A data set of 4 images in 2 classes."""
+    """A dataset of 4 images in 2 classes."""
     split = ArraySplit.of_images(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4, dtype=np.int32) % 2)
     return Dataset(split, split, split, ("a", "b"))
 
 
 def refused(dataset, devices=1, **changes):
-    """What is said, None where nothing is."""
+    """Returns the error message, None if there is no error."""
     values = {"epochs": 4} | {key.replace("__", "."): value for key, value in changes.items()}
     try:
         check_values(Experiment(complete(values), dataset, Devices(jax.devices()[:devices])))
