@@ -55,7 +55,7 @@ def test_one_value_a_channel_is_refused_where_torch_refuses_it(noise, name, batc
 
 def test_the_smallest_batch_that_works_is_named(noise):
     assert refused(noise, batch_size=1) == (
-        "batch_size=1 leaves batch norm one value per channel at 32 px, which trains nothing; use "
+        "batch_size=1 leaves batch norm one value per channel at 32 px, which it normalises to 0; use "
         "--config.batch_size=2 or more, or --config.finetune.batch_norm=freeze_statistics"
     )
     assert "batch_size=4 in 4 micro-batches (optimizer.accumulate) leaves" in refused(
