@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `Classifier`, imported when they are first asked for: jax and flax take seconds."""
+    """Imports `load` and `Classifier` on first access, because importing jax and flax takes seconds."""
     if name in ("Classifier", "load"):
         return getattr(importlib.import_module("sft_jax.inference.predictor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

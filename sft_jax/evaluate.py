@@ -1,4 +1,4 @@
-"""Scores a run on a split, or a network on new images: `python -m sft_jax.evaluate --workdir runs/cifar10`."""
+"""Evaluates a run on a split, or a network on other images: `python -m sft_jax.evaluate --workdir runs/cifar10`."""
 
 import argparse
 import json
@@ -26,53 +26,55 @@ EXAMPLE = """example:
   python -m sft_jax.evaluate --workdir runs/flowers --data folder:new_flowers
   python -m sft_jax.evaluate --weights weights/resnet18.safetensors --data csv:photos.csv
 
-The figures have the names of results.json, whatever the split, and go to RUN/evaluations/<split>_<checkpoint>.json;
-the run's results.json is left as it is. With --data all images that the source holds are scored, each once, whatever
-their part; classes are matched by name and may be missing. These figures go to
-RUN/evaluations/<source>_<checkpoint>.json, those of a file to <its name>_<source>.json beside it.
+The metrics have the same names as in results.json for any split, and are written to
+RUN/evaluations/<split>_<checkpoint>.json; the run's results.json is not changed. With --data, all images of the source
+are evaluated once, from all of its splits; classes are matched by name and may be missing. These metrics are written
+to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<source>.json next to the file.
 """
 SPLITS = ("train", "validation", "test")
-# Where the data lie, which may have changed since the run.
+# Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
-# Where other data lie, and what is what in them.
+# Keys of the location and structure of other data.
 OTHER_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
-    """The flags, and the overrides of the run's settings."""
+    """Parses the flags and the overrides of the run's settings."""
     parser = make_parser(
         "python -m sft_jax.evaluate",
-        "Scores the checkpoint of a run on one of its splits, or a network on other images, every image once.",
+        "Evaluates a checkpoint of a run on one of its splits, or a network on other images.",
         EXAMPLE,
     )
     add_network_flags(parser, workdir="folder of the run")
     parser.add_argument(
         "--data",
         metavar="SOURCE",
-        help="score all images of this source instead: folder:PATH, csv:FILE, tfds:NAME, digits",
+        help="evaluate all images of this source instead: folder:PATH, csv:FILE, tfds:NAME, digits",
     )
     parser.add_argument(
         "--split",
-        help="train, validation or test as the run has them, or of a run on tfds what tfds understands, as "
-        "'train[:100]' (default: test; with --data: all)",
+        help="train, validation or test of the run, or for tfds any split expression, e.g. 'train[:100]' "
+        "(default: test; with --data: all)",
     )
-    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the metrics as a JSON object")
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        help=f"where the data are now; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHER_KEYS)}",
+        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHER_KEYS)}",
     )
     args, overrides = parse_with_overrides(parser, argv)
     if args.weights is not None and args.data is None:
-        parser.error("--weights FILE has no images of its own: name some with --data SOURCE")
+        parser.error("--weights FILE needs images to evaluate; give them with --data SOURCE")
     return args, overrides
 
 
 def main() -> None:
-    """Evaluates and prints."""
+    """Evaluates and prints the metrics."""
     args, overrides = parse(sys.argv[1:])
-    # After the flags, as in `main.py`.
+    # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.run.console import Console
@@ -93,26 +95,26 @@ def main() -> None:
         return
     task = task_class(Run(args.workdir).config()) if args.workdir else Classification
     console.line(f"{what}: {task.details(results)}")
-    console.line(f"per class and more: {file}")
+    console.line(f"all metrics, also per class: {file}")
 
 
 def evaluate(
     run: "Run", split: str, checkpoint: str, overrides: Overrides, console: "Console"
 ) -> tuple[dict[str, Any], Path]:
-    """Scores the "best" or "latest" checkpoint of `run`.
+    """Evaluates a checkpoint of `run`.
 
     Args:
       run: the run.
-      split: train, validation, test, or an expression that tfds understands.
-      checkpoint: which.
-      overrides: of `LOCATION_KEYS`.
-      console: draws a bar.
+      split: train, validation, test, or a split expression of tfds.
+      checkpoint: "best" or "latest".
+      overrides: overrides of `LOCATION_KEYS`.
+      console: shows a progress bar.
 
     Returns:
-      the figures under the names of results.json, and the file to which they were written.
+      the metrics under the names of results.json, and the file they were written to.
 
     Raises:
-      UserError: no such run, checkpoint or split, data that are not the run's, or nothing can be written.
+      UserError: the run, checkpoint or split does not exist, the data differ from the run's, or writing fails.
     """
     from sft_jax.config import complete, flatten
     from sft_jax.data.sources.load import source_of
@@ -128,22 +130,25 @@ def evaluate(
     config = _settings(run.config(), overrides, devices)
     check_evaluable(config, checkpoint)
     latest = run.restored("latest")
-    found = latest if checkpoint == "latest" else run.restored(checkpoint)
+    restored = latest if checkpoint == "latest" else run.restored(checkpoint)
     if split not in SPLITS:
         if not source_of(config.data).has_splits:
-            raise UserError(f"--split {split!r} must be train, validation or test: the run is on {config.data.source}")
+            raise UserError(f"--split {split!r} must be train, validation or test for a run on {config.data.source}")
         config = complete(flatten(config) | {"data.test": split})
-    # The console says what is going on to standard output, which may be wanted for JSON alone.
+    # Muted, because standard output may be reserved for JSON.
     dataset = read_dataset(config, Quiet(mute=True), once=True, before=earlier(run))
     _tell(dataset.notices)
-    if tuple(found.metadata["class_names"]) != dataset.class_names:
-        raise UserError(f"the classes of {config.data.source} are not those of {run.folder}; name the data of the run")
+    if tuple(restored.metadata["class_names"]) != dataset.class_names:
+        raise UserError(
+            f"the classes of {config.data.source} differ from those of {run.folder}; "
+            f"set --config.data.source to the data of the run"
+        )
     experiment = Experiment(config, dataset, devices)
     with console.progress(f"{checkpoint} on {split}", 1) as bar:
         figures = experiment.test(
-            *experiment.weights(found.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
+            *experiment.weights(restored.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
         )
-    # The latest save knows of the whole run.
+    # Only the latest checkpoint has the progress of the whole run.
     results = figures | Progress.from_json(latest.metadata["progress"]).outcome(experiment.task, experiment.monitor)
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"
     write_json(file, results)
@@ -151,7 +156,7 @@ def evaluate(
 
 
 def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Console") -> tuple[dict[str, Any], Path]:
-    """Scores the network of `args` on all images of `args.data`, with the results and errors of `evaluate`."""
+    """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
     from sft_jax.config import complete, default_config, flatten
     from sft_jax.config.recipe import parse_value
     from sft_jax.data.sources.everything import load_everything
@@ -175,7 +180,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     record = run.dataset_record() if run else None
     if record is not None and images.record is not None:
         for names in trained_among(record, images.record).values():
-            notices.append(f"{counted(len(names))} of {args.data} were trained on by the run: {some(names)}")
+            notices.append(f"the run was trained on {counted(len(names))} of {args.data}: {some(names)}")
     _tell(notices)
     with console.progress(args.data, 1) as bar:
         results = score(classifier, images, flips=run is not None and config.evaluation.flips, after=bar.set)
@@ -191,7 +196,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
 
 
 def _tell(notices: Iterable[str]) -> None:
-    """On standard error: standard output may be wanted for JSON alone."""
+    """Prints notices on standard error, because standard output may be reserved for JSON."""
     for notice in notices:
         print(notice, file=sys.stderr)
 
@@ -199,11 +204,11 @@ def _tell(notices: Iterable[str]) -> None:
 def _check_keys(overrides: Overrides, known: tuple[str, ...]) -> None:
     for name, _ in overrides:
         if name not in known:
-            raise UserError(f"config.{name} is the run's and stays; only {', '.join(known)} can be set here")
+            raise UserError(f"config.{name} cannot be changed for evaluation; only {', '.join(known)} can be set")
 
 
 def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":
-    """The run's configuration with the data where they are now, and batches that divide over these devices."""
+    """Returns the run's configuration with the current data location, and a batch size that fits these devices."""
     from sft_jax.config import complete, flatten
     from sft_jax.config.recipe import parse_value
 

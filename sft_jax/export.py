@@ -1,4 +1,4 @@
-"""Writes a trained network as one file for jax.export: `python -m sft_jax.export --workdir RUN --output FILE`."""
+"""Exports a trained network with jax.export: `python -m sft_jax.export --workdir RUN --output FILE`."""
 
 import argparse
 import sys
@@ -12,8 +12,8 @@ from sft_jax.runtime.cache import keep_compiled_programs
 EXAMPLE = """example:
   python -m sft_jax.export --workdir runs/cifar10 --output classifier.stablehlo
 
-The file holds a StableHLO program with the weights, for CPUs, NVIDIA GPUs and TPUs and for any number of images. It is
-opened with sft_jax.load(FILE), or without this package:
+The file contains a StableHLO program with the weights, for CPUs, NVIDIA GPUs and TPUs and any batch size. Load it with
+sft_jax.load(FILE), or without this package:
 
   program = jax.export.deserialize(bytearray(pathlib.Path("classifier.stablehlo").read_bytes()))
   program.call(inputs)  # normalised float32 [n, size, size, 3] -> logits
@@ -21,9 +21,9 @@ opened with sft_jax.load(FILE), or without this package:
 Its end is a zip archive: `unzip -p classifier.stablehlo metadata.json` prints size, mean, std and the class names.
 For torch and ONNX see convert/flax_to_resnet.py and convert/flax_to_onnx.py.
 """
-# Of a logit, relative to the largest one, as in convert/parity.py.
+# Maximum difference of logits relative to the largest one, as in convert/parity.py.
 TOLERANCE = 1e-4
-# Numbers of images with which the program is tried.
+# Batch sizes with which the program is verified.
 BATCHES = (1, 3, 8)
 ELSEWHERE = {
     ".onnx": "convert/flax_to_onnx.py",
@@ -33,24 +33,28 @@ ELSEWHERE = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = make_parser(
         "python -m sft_jax.export",
-        "Writes a trained network as one program, and proves that its logits are the same.",
+        "Exports a trained network as a program, and verifies that its logits are the same.",
         EXAMPLE,
     )
     add_network_flags(parser, workdir="folder of a run")
-    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .stablehlo or .jax")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="output file, ending in .stablehlo or .jax"
+    )
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    """Exports, compares, and says what was written."""
+    """Exports and verifies the network, and prints a summary."""
     args = parse(sys.argv[1:])
     suffix = args.output.suffix
     if suffix in ELSEWHERE:
-        raise UserError(f"--output {args.output}: a {suffix} file is written by python {ELSEWHERE[suffix]}")
+        raise UserError(f"--output {args.output}: to write a {suffix} file, use python {ELSEWHERE[suffix]}")
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.inference.stablehlo import PLATFORMS, SUFFIXES
@@ -60,20 +64,20 @@ def main() -> None:
     source = args.workdir or args.weights
     difference, platform = export(source, args.checkpoint, args.output)
     print(
-        f"wrote {args.output} ({args.output.stat().st_size / 1e6:.0f} MB) for {', '.join(PLATFORMS)}: tried on "
-        f"{platform} with batches of {', '.join(map(str, BATCHES))}, logits within {difference:.1e} of those of "
-        f'{source}; open it with sft_jax.load("{args.output}")'
+        f"wrote {args.output} ({args.output.stat().st_size / 1e6:.0f} MB) for {', '.join(PLATFORMS)}: verified on "
+        f"{platform} with batch sizes {', '.join(map(str, BATCHES))}, logits within {difference:.1e} of those of "
+        f'{source}; load it with sft_jax.load("{args.output}")'
     )
 
 
 def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
-    """Writes the network of `source` (see `sft_jax.load`) to `output`, once it was run and gave the same logits.
+    """Exports the network of `source` (see `sft_jax.load`) to `output`, if the program gives the same logits.
 
     Returns:
-      the largest difference of a logit relative to the largest one, and the platform on which it was measured.
+      the maximum difference of logits relative to the largest one, and the platform on which it was measured.
 
     Raises:
-      UserError: nothing to export, the program's logits differ, or it cannot be written; nothing is left then.
+      UserError: `source` cannot be loaded, the program's logits differ, or writing fails; nothing is written then.
     """
     import jax
     import numpy as np
@@ -101,17 +105,17 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         )
         if not difference <= TOLERANCE:  # NaN must fail too
             raise UserError(
-                f"the exported program's logits differ by {difference:.1e} of the largest one from those of {source}, "
+                f"the exported program's logits differ from those of {source} by {difference:.1e} of the largest one, "
                 f"more than {TOLERANCE:.0e}; nothing was written"
             )
     return difference, jax.default_backend()
 
 
-def relative_difference(found, wanted) -> float:
-    """The largest difference of two arrays relative to the largest value of `wanted`."""
+def relative_difference(actual, wanted) -> float:
+    """Computes the maximum difference of two arrays relative to the largest absolute value of `wanted`."""
     import numpy as np
 
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    return float(np.abs(actual - wanted).max() / np.abs(wanted).max())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains: `python -m sft_jax.main --config configs/cifar10.py`."""
+"""Trains a network: `python -m sft_jax.main --config configs/cifar10.py`."""
 
 import argparse
 import re
@@ -22,52 +22,56 @@ EXAMPLE = """example:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
-    """The flags, and the overrides of the recipe's keys."""
-    parser = make_parser("python -m sft_jax.main", "Fine-tunes an image classifier as a recipe says.", EXAMPLE)
+    """Parses the flags and the overrides of the recipe."""
+    parser = make_parser("python -m sft_jax.main", "Fine-tunes an image classifier according to a recipe.", EXAMPLE)
     add_config_flags(parser)
     parser.add_argument("--workdir", type=Path, metavar="RUN", help="folder of the run (default: runs/<config name>)")
-    parser.add_argument("--resume", action="store_true", help="continue the run that is in the workdir")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
     parser.add_argument(
         "--lr-find",
         action="store_true",
-        help="only test learning rates, on a copy of the weights: lr_find.png in the workdir shows the loss at each",
+        help="only run a learning-rate range test, which plots the loss to lr_find.png in the workdir",
     )
-    parser.add_argument("--platform", choices=PLATFORMS, help="run on this or not at all (default: the best there is)")
+    parser.add_argument(
+        "--platform", choices=PLATFORMS, help="require this platform (default: the fastest one available)"
+    )
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="this is one of several processes, as the cluster says: TPU pod slice, SLURM, Open MPI, Kubernetes",
+        help="join the processes of the cluster: TPU pod slice, SLURM, Open MPI, Kubernetes",
     )
-    parser.add_argument("--coordinator-address", metavar="HOST:PORT", help="one of several processes: of the first one")
-    parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
-    parser.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
-    parser.add_argument("--quiet", action="store_true", help="print errors and the last line only")
+    parser.add_argument(
+        "--coordinator-address", metavar="HOST:PORT", help="without a cluster: address of process 0, for all processes"
+    )
+    parser.add_argument("--num-processes", type=int, metavar="N", help="without a cluster: number of processes")
+    parser.add_argument("--process-id", type=int, metavar="I", help="without a cluster: index of this process, from 0")
+    parser.add_argument("--quiet", action="store_true", help="print only errors and the last line")
     args, overrides = parse_with_overrides(parser, argv)
     _check_processes(parser, args)
     return args, overrides
 
 
 def _check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exits with 2 unless the flags for several processes go together; sets `distributed` where there are any."""
+    """Exits with code 2 if the flags for several processes are inconsistent; sets `distributed` if there are any."""
     named = (args.coordinator_address, args.num_processes, args.process_id)
     if named != (None, None, None):
         if None in named or args.distributed:
             parser.error(
-                "--coordinator-address, --num-processes and --process-id go together, and without --distributed"
+                "--coordinator-address, --num-processes and --process-id must be given together, without --distributed"
             )
         if not 0 <= args.process_id < args.num_processes:
-            parser.error(f"--process-id {args.process_id} is not one of 0 to {args.num_processes - 1}")
+            parser.error(f"--process-id {args.process_id} must be between 0 and {args.num_processes - 1}")
         if not re.fullmatch(r".+:\d{1,5}", args.coordinator_address):
             parser.error(f"--coordinator-address {args.coordinator_address} is not HOST:PORT")
         args.distributed = True
     if args.distributed and args.lr_find:
-        parser.error("--lr-find is for one process")
+        parser.error("--lr-find supports only one process")
 
 
 def main() -> None:
     """Parses the command line and trains."""
     args, overrides = parse(sys.argv[1:])
-    # After the flags: --help and wrong usage need not wait for jax, and the allocator has to be set before it comes.
+    # jax is imported after parsing, so that --help and usage errors are fast, and after configuring the allocator.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.config import load_config
@@ -82,7 +86,7 @@ def main() -> None:
 
 
 def train(config: "ConfigDict", args: argparse.Namespace) -> None:
-    """What the flags `args` ask for, in one process or as one of several that have found each other."""
+    """Trains, or tests learning rates, according to the flags, in one process or one of several connected ones."""
     from sft_jax.config.recipe import config_name
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
@@ -103,7 +107,7 @@ def train(config: "ConfigDict", args: argparse.Namespace) -> None:
 
 
 def observers_of(config: "ConfigDict") -> "list[Observer]":
-    """Returns those that are told of a run: logs and the report. Raises UserError where a package is missing."""
+    """Returns the observers of a run: loggers and the report. Raises UserError if a package is missing."""
     from sft_jax.report.reporter import Reporter
     from sft_jax.run.loggers import Logs
 

@@ -25,8 +25,8 @@ EXAMPLE = """example:
   find . -name '*.png' | python -m sft_jax.predict --workdir runs/cifar10 --json -
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --output holiday.csv
 
-JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and what else Pillow reads, HEIC where pillow-heif is installed; turned as their
-EXIF data say. Files that cannot be read are named on standard error and left out; the exit code is 2 then.
+Reads JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and all other formats of Pillow, and HEIC if pillow-heif is installed; EXIF
+orientation is applied. Unreadable files are reported on standard error and skipped; the exit code is then 2.
 """
 PIPE_WIDTH = 10_000
 HEADS = ("picture", "class", "sure", "next")
@@ -35,41 +35,43 @@ Answer = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
-    parser = make_parser("python -m sft_jax.predict", "Classifies pictures with a trained network.", EXAMPLE)
+    """Parses the flags."""
+    parser = make_parser("python -m sft_jax.predict", "Classifies images with a trained network.", EXAMPLE)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
-    source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export in place of a run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export, instead of a run")
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, a folder (with those below it), or - for paths on stdin"
+        "images", nargs="+", metavar="IMAGE", help="a file, a folder (searched recursively), or - for paths on stdin"
     )
-    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="(default: %(default)s)")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a picture (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default: %(default)s)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form.add_argument("--json", action="store_true", help="print one JSON object per line")
     form.add_argument(
         "--output",
         type=Path,
         metavar="FILE.csv",
-        help="write a table: file, label, probability, then label_2, probability_2 and so on",
+        help="write a table with columns file, label, probability, label_2, probability_2, ...",
     )
     parser.add_argument(
         "--max-pixels",
         type=int,
         metavar="N",
-        help="refuse images with more pixels, as a small file may claim to have (default: that of data.max_pixels)",
+        help="reject images with more pixels, which may be decompression bombs (default: that of data.max_pixels)",
     )
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    """Predicts and prints, batch after batch."""
+    """Classifies images and prints the predictions batch by batch."""
     args = parse(sys.argv[1:])
     if args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
     if args.output is not None and args.output.suffix != ".csv":
         raise UserError(f"--output {args.output} must end in .csv")
-    # After the flags, as in `main.py`.
+    # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
@@ -100,47 +102,47 @@ def main() -> None:
     if args.output is not None:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
-        raise UserError(f"{len(problems)} named above could not be read; {answered} images were classified")
+        raise UserError(f"unreadable inputs: {len(problems)}, see above; images classified: {answered}")
 
 
 def predictions(
     classifier: "Classifier", paths: Iterable[Path], top: int, tell: Callable[[str], None], max_pixels: int
 ) -> Iterator[list[Answer]]:
-    """What `--json` prints of each image, a list a batch. `tell` is called with a line about each unreadable one."""
+    """Yields the predictions of each batch, as printed by `--json`; calls `tell` with a line per unreadable image."""
     from sft_jax.data.images.named import decoded
     from sft_jax.inference.predictor import BATCH
 
     readable = decoded(paths, functools.partial(classifier.preprocess.read, max_pixels=max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):
-        found = classifier.ranked(classifier.square_logits([square for _, square in block]), top)
-        labels, probabilities = (values.tolist() for values in found)
+        ranked = classifier.ranked(classifier.square_logits([square for _, square in block]), top)
+        labels, probabilities = (values.tolist() for values in ranked)
         yield [
             {
                 "file": str(path),
                 "label": names[0],
-                "probability": shares[0],
-                "top": [list(pair) for pair in zip(names, shares, strict=True)],
+                "probability": chances[0],
+                "top": [list(pair) for pair in zip(names, chances, strict=True)],
             }
-            for (path, _), names, shares in zip(block, labels, probabilities, strict=True)
+            for (path, _), names, chances in zip(block, labels, probabilities, strict=True)
         ]
 
 
 def print_json(answers: Iterable[Answer]) -> None:
-    """One object a line."""
+    """Prints one object per line."""
     for answer in answers:
         print(json.dumps(answer))
     sys.stdout.flush()
 
 
 class CsvTable:
-    """A new CSV file with a row for each image and `top` classes in it. Raises UserError where it cannot be written."""
+    """A new CSV file with one row per image and `top` classes. Raises UserError if it cannot be written."""
 
     def __init__(self, path: Path, top: int) -> None:
         self._path = path
         heads = [f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability")]
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Names that are no UTF-8 stay the names of their files.
+            # File names that are not valid UTF-8 are preserved.
             self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
         self._add([["file", "label", "probability", *heads[2:]]])
@@ -150,7 +152,7 @@ class CsvTable:
         self._add([answer["file"], *itertools.chain(*answer["top"])] for answer in answers)
 
     def close(self) -> None:
-        """After the last row."""
+        """Closes the file."""
         self._file.close()
 
     def _add(self, rows: Iterable[list[Any]]) -> None:
@@ -167,18 +169,18 @@ class CsvTable:
 
 
 class Table:
-    """A table that grows batch after batch; its head is printed once, and its columns never get narrower."""
+    """A table printed batch by batch; its header is printed once, and its columns never get narrower."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self._console = Console(markup=False, emoji=False, highlight=False)
         if not self._console.is_terminal:
-            self._console.width = PIPE_WIDTH  # nothing is folded for want of room
+            self._console.width = PIPE_WIDTH  # wide enough not to wrap
         self._widths: dict[str, int] = {}
 
     def show(self, answers: Iterable[Answer]) -> None:
-        """Prints further rows."""
+        """Prints rows."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -189,17 +191,17 @@ class Table:
             room = min(self._widths[head], self._console.width // len(HEADS))
             table.add_column(head, justify="right" if head == "sure" else "left", overflow="fold", min_width=room)
         for row in rows:
-            table.add_row(*map(Text, row))  # as they are: a file may be called [red]
+            table.add_row(*map(Text, row))  # Text, because a file name may look like markup, e.g. [red]
         self._console.print(table)
 
 
 def _row(answer: Answer) -> tuple[str, ...]:
-    following = ", ".join(f"{label} {share:.1%}" for label, share in answer["top"][1:])
+    following = ", ".join(f"{label} {probability:.1%}" for label, probability in answer["top"][1:])
     return _printable(answer["file"]), answer["label"], f"{answer['probability']:.1%}", following
 
 
 def _printable(name: str) -> str:
-    """A file's name with a mark for each byte that is no UTF-8."""
+    """Replaces bytes of a file name that are not valid UTF-8."""
     return os.fsencode(name).decode(errors="replace")
 
 

@@ -1,4 +1,4 @@
-"""Strict settings for every test: 8 virtual CPU devices, no silent rank or dtype promotion."""
+"""Strict settings for all tests: 8 virtual CPU devices, no implicit rank or dtype promotion."""
 
 import ctypes
 import gc
@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Many runs compile the same programs: the first one's serve the others, also those of pytest-xdist's workers."""
+    """Shares compiled programs between runs, also across the workers of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
@@ -33,7 +33,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny():
-    """The network that recipes of tests name "tiny"."""
+    """Registers the network "tiny" for recipes in tests."""
     # Imported late: with pytest's settings in force, among them that warnings are errors.
     from tiny_runs import TINY_VARIANT
 
@@ -45,7 +45,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, compiled_once, tiny):
-    """The folder of a run of `TINY` that nothing interrupted, to be left as it is, and what it returned."""
+    """The folder and results of an uninterrupted run of `TINY`; it must not be modified."""
     from tiny_runs import run
 
     folder = tmp_path_factory.mktemp("runs") / "whole"
@@ -60,7 +60,7 @@ MEMORY = 2 << 30
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten_in_time():
-    """Programs are kept for the files of tests that come, as long as there is room for more."""
+    """Keeps compiled programs for the next test files while there is enough memory."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_bytes().splitlines()) > MAPPINGS:
@@ -69,14 +69,14 @@ def forgotten_in_time():
 
 @pytest.fixture(autouse=True)
 def within_memory():
-    """Programs are kept for the next tests, as long as they take no more than their share of memory."""
+    """Keeps compiled programs for the next tests while they do not exceed their part of the memory."""
     yield
     if psutil.Process().memory_info().rss > MEMORY:
         forget_programs()
 
 
 def forget_programs():
-    """Drops compiled programs, and gives their memory back to the system."""
+    """Drops compiled programs and returns their memory to the system."""
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""How many times a test does what it is about; `python tests/counted.py` writes the sums into README.md."""
+"""Counts how many times tests do what they test; `python tests/counted.py` writes the sums to README.md."""
 
 import importlib
 import math
@@ -11,7 +11,7 @@ ROW = re.compile(r"^(\| (\w+) \|[^|]+\|)[\d, ]+\|[\d, ]+\|(.*)\|$", re.MULTILINE
 
 
 def counts(**numbers: int):
-    """Each case of a test does so many things of these kinds, in place of one of any kind."""
+    """Declares how many things of each kind a test case does, instead of one."""
 
     def mark(test):
         test.counted = numbers
@@ -21,13 +21,13 @@ def counts(**numbers: int):
 
 
 def count(test, kind: str) -> int:
-    """How many things of a kind a test does, in all its cases."""
+    """Returns how many things of a kind all cases of a test do."""
     cases = [len(list(mark.args[1])) for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
     return math.prod(cases) * getattr(test, "counted", {}).get(kind, 1)
 
 
 def counted(row: re.Match) -> str:
-    """A row of the table with what its tests do by default, and what those marked slow do."""
+    """Returns a row of the table with updated counts of its default tests and of those marked slow."""
     from fuzzing import TIMES
 
     start, kind, names = row.groups()

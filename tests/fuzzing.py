@@ -1,4 +1,4 @@
-"""What the fuzz tests share: how many inputs they try, how files are damaged, and what a refusal is."""
+"""Shared parts of the fuzz tests: number of inputs, damaging of files, and checks of error messages."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ FACTOR = int(os.environ.get("SFT_JAX_FUZZ", "1"))
 
 
 def tries(count: int):
-    """So many inputs, the same ones every time; fixtures serve all of them."""
+    """Makes a test try this many inputs, the same ones every time; fixtures are shared by all of them."""
     settings = hypothesis.settings(
         max_examples=count * FACTOR,
         deadline=None,
@@ -30,7 +30,7 @@ def tries(count: int):
 
 @st.composite
 def damages(draw, names=("delete", "empty", "truncate", "flip", "insert", "swap")):
-    """A function that damages bytes, the first of which is what becomes of the file; None: it is gone."""
+    """Draws a function that damages the contents of a file; it returns None to delete the file."""
     name, place, value = draw(st.sampled_from(names)), draw(st.floats(0, 1)), draw(st.integers(1, 255))
 
     def damage(data: bytes) -> bytes | None:
@@ -51,7 +51,7 @@ def damages(draw, names=("delete", "empty", "truncate", "flip", "insert", "swap"
 
 @contextlib.contextmanager
 def refusals() -> Iterator[list[str]]:
-    """Collects the message where what is done within is refused; it must be short enough to be read."""
+    """Collects the message if the block raises a UserError, and checks that it is short."""
     said: list[str] = []
     try:
         yield said
@@ -62,7 +62,7 @@ def refusals() -> Iterator[list[str]]:
 
 
 def write(path, data: bytes | None) -> None:
-    """`data` in place of what is at `path`; None: nothing."""
+    """Replaces the file `path` by `data`, or deletes it if that is None."""
     if data is None:
         path.unlink()
     else:
@@ -70,5 +70,5 @@ def write(path, data: bytes | None) -> None:
 
 
 def contents(folder) -> dict[str, bytes]:
-    """All files below a folder."""
+    """Returns all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

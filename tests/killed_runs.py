@@ -1,4 +1,4 @@
-"""Training processes that tests end in the middle of whatever they do."""
+"""Runs training processes that tests kill at any moment."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SETTINGS = TINY | {"epochs": 5, "limit_train_examples": 192, "limit_eval_example
 
 
 class Program:
-    """The program on one recipe, whose folders lie in `place`."""
+    """Runs the program with one recipe, in folders below `place`."""
 
     def __init__(self, place, epochs):
         self.place, self.epochs = place, epochs
@@ -34,22 +34,22 @@ class Program:
         self._server.communicate()
 
     def start(self, name, *flags, **environment):
-        """Starts it; `finish` is to be called before the next start."""
+        """Starts the program; `finish` must be called before the next start."""
         arguments = ["--config", str(self.place / "recipe.py"), "--workdir", str(self.place / name), *flags]
         print(json.dumps([arguments, environment]), file=self._server.stdin, flush=True)
 
     def finish(self):
-        """Waits for its end: exit code, stdout, stderr."""
+        """Waits for its end; returns exit code, stdout and stderr."""
         return json.loads(self._server.stdout.readline())
 
     def run(self, name, *flags, **environment):
-        """Its exit code and what it printed on stderr."""
+        """Runs it; returns the exit code and stderr."""
         self.start(name, *flags, **environment)
         code, _, error = self.finish()
         return code, error
 
     def whole(self):
-        """A run that nothing ends; returns how many moments of each kind it has an epoch."""
+        """Runs without interruption; returns the number of moments of each kind per epoch."""
         counts = self.place / "moments.json"
         assert self.run("whole", MOMENTS=str(counts)) == (0, "")
         return {kind: count // self.epochs for kind, count in json.loads(counts.read_text()).items()}

@@ -1,4 +1,4 @@
-"""Finished runs without the training: random weights in a run's folder."""
+"""Makes finished runs without training: random weights in a run's folder."""
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ def make_run(folder, seed=0, preprocess=None, **changes):
 
 
 def _drawn(key, shape, generator):
-    """Values of about the size that training leaves, drawn here because a network's own ones compile for seconds."""
+    """Draws values of realistic size; the network's own initialisation takes seconds to compile."""
     if key.endswith("kernel"):
         values = generator.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5
     elif key.endswith(("scale", "var")):

@@ -1,4 +1,4 @@
-"""Records of runs that never were, for the tests of the report."""
+"""Makes records of imaginary runs, for the tests of the report."""
 
 import json
 
@@ -14,12 +14,12 @@ EVIL = "<script>alert('x')</script> & \"quoted\""
 
 
 def figures_of(logits, labels):
-    """What the evaluator says of logits [n, classes]."""
+    """Returns the evaluator's metrics for logits [n, classes]."""
     return summarize(jax.jit(eval_sums)(logits, labels, np.ones(len(labels), bool)))
 
 
 def scored(classes, n=200, size=8, seed=0, names=None):
-    """A split of noise and logits that are right for about half of it."""
+    """Returns a split of noise with logits that are correct for about half of it."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, n).astype(np.int32)
     logits = generator.normal(size=(n, classes)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The imports of the package flow one way, and torch stays out of it."""
+"""Tests that imports between the package's folders are acyclic, and that it does not import torch."""
 
 import ast
 import re
@@ -33,7 +33,7 @@ def imports(path):
 
 
 def modules(root):
-    """Each file of the package, and its folder; of a file at the root its own name, of the package itself none."""
+    """Returns the package's files with their folders; for a file at the root, its name, and none for the package."""
     for path in sorted((root / "sft_jax").rglob("*.py")):
         first = path.relative_to(root / "sft_jax").with_suffix("").parts[0]
         yield path, "" if first == "__init__" else first

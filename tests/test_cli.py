@@ -1,4 +1,4 @@
-"""What the command lines have in common: overrides, and errors that say what to do."""
+"""Tests of the shared parts of the command lines: overrides and error messages."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, ca
     [
         ("cifar10", "no config file 'cifar10'; recipes are Python files such as cifar10.py"),
         ("other.py", "no config file 'other.py'; recipes are Python files such as configs/cifar10.py"),
-        ("epochs=3", "--config epochs=3 is no file; a key of a recipe is set with --config.epochs=3 (a dot after it)"),
+        ("epochs=3", "--config epochs=3 is not a file; to set a key of the recipe, use --config.epochs=3 (with a dot)"),
     ],
 )
 def test_what_is_no_recipe(recipe, message, tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_source_without_its_kind(source, meant, tmp_path, monkeypatch):
 
 
 def test_a_tilde_is_the_home_folder_in_any_path(tmp_path, monkeypatch):
-    """Shells leave it as it is after an equals sign or a colon."""
+    """Shells do not expand it after an equals sign or a colon."""
     monkeypatch.setenv("HOME", str(tmp_path))
     parser = make_parser("python -m sft_jax.report", "Reports.", "")
     parser.add_argument("--compare", type=Path, nargs="+")

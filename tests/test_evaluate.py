@@ -1,4 +1,4 @@
-"""`python -m sft_jax.evaluate` on a run that was trained: its figures are those of the run, for every split."""
+"""Tests that `python -m sft_jax.evaluate` gives the metrics of a run, for every split."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def run(whole, tmp_path_factory):
 
 
 def call(monkeypatch, capsys, run, *flags):
-    """Exit code, standard output and standard error."""
+    """Runs the command; returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run.folder), *flags])
     code = run_command(main)
     return code, *capsys.readouterr()
@@ -59,10 +59,10 @@ def test_the_training_images(run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--split", "train[:5]"], "--split 'train[:5]' must be train, validation or test: the run is on digits:0-4"),
+        (["--split", "train[:5]"], "--split 'train[:5]' must be train, validation or test for a run on digits:0-4"),
         (
             ["--config.data.size=8"],
-            "config.data.size is the run's and stays; only data.source, data.dir, data.download",
+            "config.data.size cannot be changed for evaluation; only data.source, data.dir, data.download",
         ),
         (["--config.data.source=digits:5-9"], "the classes of digits:5-9 differ from those of "),
         (["--config.data.download=maybe"], "config.data.download='maybe' is not true or false"),
@@ -77,7 +77,7 @@ def test_wrong_usage(run, monkeypatch, capsys, flags, message):
 
 
 def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, capsys):
-    """Of a large folder the training images would take longer than all the rest."""
+    """In a large folder, reading the training images would take longest."""
     for part in ("train", "val", "test"):
         fill(tmp_path / part, NAMES, 2)
     broken = tmp_path / "train" / "bee" / "001.png"
@@ -91,7 +91,7 @@ def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, caps
 
 
 def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):
-    """Evaluated where there are other devices than the run was trained on."""
+    """Evaluates on other devices than the run was trained on."""
     record = json.loads(run.config_file.read_text())
     record["config"]["batch_size"] = 60
     del record["digest"]

@@ -1,4 +1,4 @@
-"""`python -m sft_jax.evaluate --data`: a network is scored on all that a source holds, not on a random tenth of it."""
+"""Tests that `python -m sft_jax.evaluate --data` evaluates all images of a source, not a random tenth."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """A folder of tensorflow_datasets."""
+    """Returns a data directory of tensorflow_datasets."""
     directory = tmp_path_factory.mktemp("tfds")
     Pictures(3, (SIZE, SIZE, 3)).prepare("few", directory, train=9, test=6)
     return directory
@@ -45,14 +45,14 @@ def run(trained, tmp_path):
 
 
 def call(monkeypatch, capsys, *flags):
-    """Exit code, standard output and standard error."""
+    """Runs the command; returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
     code = run_command(main)
     return code, *capsys.readouterr()
 
 
 def expected(folder, paths):
-    """Accuracy and mean loss by the public interface, image by image."""
+    """Computes accuracy and mean loss with the public API, image by image."""
     classifier = sft_jax.load(folder)
     logits = np.concatenate([classifier.square_logits([classifier.preprocess.read(path)]) for path in paths])
     labels = np.array([NAMES.index(path.parent.name) for path in paths])
@@ -123,7 +123,7 @@ def test_converted_weights_without_a_run(trained, tmp_path, monkeypatch, capsys)
 
 
 def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
-    """Some may be missing; their order in the folder does not matter."""
+    """Some classes may be missing, and their order in the folder does not matter."""
     fill(tmp_path / "two", ("fox", "bee"), 3)
     flags = ("--workdir", run.folder, "--json", "--data")
     code, printed, said = call(monkeypatch, capsys, *flags, f"folder:{tmp_path / 'two'}")
@@ -180,7 +180,7 @@ def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_sets_that_are_no_files(run, few, tmp_path, monkeypatch, capsys, source, split, count):
-    """All their splits, or one; their classes are called 0, 1, 2 and so on, as the network's are here."""
+    """Evaluates all splits or one; the classes are called 0, 1, 2 etc., as those of the network are here."""
     Pictures(3, (SIZE, SIZE, 3)).prepare("few", tmp_path / "tfds", train=9, test=6)
     flags = (
         "--data",
@@ -211,7 +211,7 @@ def test_images_that_the_run_was_trained_on_are_counted(run, tmp_path, monkeypat
     _, _, said = call(
         monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}", "--json"
     )
-    assert f"{len(parts['train'])} images of folder:{tmp_path / 'flowers'} were trained on by the run: " in said
+    assert f"the run was trained on {len(parts['train'])} images of folder:{tmp_path / 'flowers'}: " in said
 
 
 def test_mirror_images_count_where_the_run_counts_them(tmp_path, monkeypatch, capsys):
@@ -238,8 +238,11 @@ def test_what_cannot_be_read_is_named(run, tmp_path, monkeypatch, capsys, conten
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--weights", "tiny.safetensors"], "--weights FILE has no images of its own: name some with --data SOURCE"),
-        (["--data", "digits", "--config.data.size=8"], "config.data.size is the run's and stays; only data.dir, "),
+        (["--weights", "tiny.safetensors"], "--weights FILE needs images to evaluate; give them with --data SOURCE"),
+        (
+            ["--data", "digits", "--config.data.size=8"],
+            "config.data.size cannot be changed for evaluation; only data.dir, ",
+        ),
         (["--data", "flowers"], "config.data.source='flowers' must be one of tfds:NAME, folder:PATH, csv:FILE"),
         (["--data", "folder:nowhere"], "data.source=folder:nowhere: no such folder"),
     ],

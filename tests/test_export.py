@@ -1,4 +1,4 @@
-"""Exports give the logits of what they were made from, or nothing is written."""
+"""Tests that exports give the logits of their source, or are not written."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def pixels(count, height=32, width=32):
 
 
 def call(monkeypatch, capsys, *words):
-    """Exit code, standard output and standard error."""
+    """Runs the command; returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
     code = run_command(main)
     return code, *capsys.readouterr()
@@ -65,7 +65,7 @@ def test_the_logits_of_any_number_of_images(run, exported):
     np.testing.assert_allclose(found.logits(x_ray), found.logits((x_ray / 4095).astype(np.float32)), atol=0.05)
     assert found.class_names == source.class_names == NAMES
     assert found.preprocess == source.preprocess
-    with pytest.raises(AttributeError, match="an export holds no NNX module"):
+    with pytest.raises(AttributeError, match="an export contains no NNX module"):
         _ = found.model
 
 
@@ -86,7 +86,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     code, printed, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", output)
     assert (code, complaints) == (0, "")
     assert printed.startswith(f"wrote {output} (")
-    assert "for cpu, cuda, tpu: tried on cpu with batches of 1, 3, 8, logits within " in printed
+    assert "for cpu, cuda, tpu: verified on cpu with batch sizes 1, 3, 8, logits within " in printed
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 
 
@@ -105,7 +105,7 @@ def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, 
     output = tmp_path / "out" / "classifier.stablehlo"
     code, printed, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", output)
     assert (code, printed) == (2, "")
-    assert complaints.startswith("error: the exported program's logits differ by ")
+    assert complaints.startswith("error: the exported program's logits differ from those of ")
     assert list(output.parent.iterdir()) == []
 
 
@@ -138,15 +138,15 @@ def test_a_damaged_file_is_refused(exported, tmp_path, place):
 @pytest.mark.parametrize("content", [b"", b"hello, world"])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "d.jax").write_bytes(content)
-    with pytest.raises(UserError, match=r"d\.jax is no export of sft-jax's, or damaged"):
+    with pytest.raises(UserError, match=r"d\.jax is not an export of sft-jax, or damaged"):
         sft_jax.load(tmp_path / "d.jax")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.onnx", "a.onnx: a .onnx file is written by python convert/flax_to_onnx.py"),
-        ("a.pth", "a.pth: a .pth file is written by python convert/flax_to_resnet.py"),
+        ("a.onnx", "a.onnx: to write a .onnx file, use python convert/flax_to_onnx.py"),
+        ("a.pth", "a.pth: to write a .pth file, use python convert/flax_to_resnet.py"),
         ("a.txt", "a.txt must end in .stablehlo or .jax"),
     ],
 )
@@ -217,7 +217,7 @@ class TestOnnx:
     "SFT_JAX_TEST_DATA" not in os.environ, reason="SFT_JAX_TEST_DATA names no folder with weights/, tfds/"
 )
 def test_ten_thousand_predictions_are_the_same_everywhere(tmp_path):
-    """A fine-tuned run, in PyTorch, through jax.export and in onnxruntime; logits closer than rounding may tie."""
+    """Compares a fine-tuned run in PyTorch, jax.export and onnxruntime; logits may tie up to rounding."""
     real = Path(os.environ["SFT_JAX_TEST_DATA"])
     source, weights = real / "weights" / "resnet18-imagenet-stage123.pth", tmp_path / "weights.safetensors"
     resnet_to_flax.convert("resnet18", source, "", weights)

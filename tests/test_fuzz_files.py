@@ -1,4 +1,4 @@
-"""Damaged, hostile and foreign files of weights and checkpoints: refused, or read exactly, and never harmed."""
+"""Tests that damaged, malicious and foreign weights and checkpoints are rejected or read exactly, and not modified."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def state_dict(network):
 
 
 def broken(tensor, kind):
-    """A tensor that is another one."""
+    """Draws a changed tensor."""
     return {
         "double": lambda: tensor.double(),
         "half": lambda: tensor.bfloat16(),
@@ -154,7 +154,7 @@ BROKEN = ("double", "half", "float8", "integers", "complex", "sparse", "quantize
 @given(seed=st.integers(0, 2**32 - 1), place=st.floats(0, 1), change=st.sampled_from(["drop", "rename", *BROKEN]))
 @tries(40)
 def test_state_dicts_that_do_not_fit(network, state_dict, seed, place, change):
-    """Keys in any order are the same; any other difference is named."""
+    """The order of keys does not matter; any other difference is reported."""
     shuffled = {key: state_dict[key] for key in np.random.default_rng(seed).permutation(list(state_dict)).tolist()}
     assert keys.problems(shuffled, network) == []
     needed = [key for key in state_dict if not key.endswith(keys.COUNTER)]
@@ -217,7 +217,7 @@ def test_no_pickle_is_run(tmp_path, form, wrap):
 
 
 def test_zip_bombs(tmp_path):
-    """A gigabyte of zeros in a megabyte: torch never compresses, so nothing compressed is read."""
+    """A gigabyte of zeros in a megabyte is rejected: torch never compresses, so no compressed file is read."""
     torch.save({"a": torch.zeros(10)}, tmp_path / "small.pth")
     with zipfile.ZipFile(tmp_path / "small.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w") as new:
         for name in old.namelist():
@@ -239,7 +239,7 @@ def test_zip_bombs(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run's folder with two latest checkpoints and the best one."""
+    """The folder of a run with two latest checkpoints and the best one."""
     run = Run(tmp_path_factory.mktemp("runs") / "run")
     run.write_config(complete({}), devices="1 x cpu", command=[])
     for step in (1, 2):
@@ -252,7 +252,7 @@ def saved(tmp_path_factory):
 @given(damage=damages(names=("delete", "empty", "flip", "truncate")), data=st.data())
 @tries(60)
 def test_damaged_runs(saved, tmp_path, damage, data):
-    """Any file deleted, emptied, cut or with one byte changed: all or nothing, and what is there is left alone."""
+    """With any file deleted, emptied, truncated or with a byte changed: all or nothing, and no file is modified."""
     folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(saved, folder)
@@ -276,7 +276,7 @@ def test_damaged_runs(saved, tmp_path, damage, data):
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/../../../b", ".."])
 def test_names_do_not_lead_out_of_the_folder(tmp_path, name):
-    """Neither those of arrays nor of classes."""
+    """Neither the order of arrays nor of classes."""
     folder = tmp_path / "in" / "run"
     checkpoints = Checkpoints(folder)
     checkpoints.save("latest", 1, {name: np.ones(3, np.float32)}, {"class_names": [name]})

@@ -1,4 +1,4 @@
-"""Without a checkout: what a wheel holds, and that its command does what the modules do."""
+"""Tests of an installed wheel: its files, and that its command works like the modules."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ QUICK = ["--config.epochs=1", "--config.limit_train_examples=100", "--config.bat
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A wheel, made from the sdist as package indexes do."""
+    """A wheel, built from the sdist as package indexes do."""
     folder = tmp_path_factory.mktemp("built")
     build(ROOT, "sdist", folder)
     (sdist,) = folder.glob("*.tar.gz")
@@ -33,7 +33,7 @@ def build(source, target, folder):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """(arguments) -> the finished `sft-jax`, run in an empty folder with the wheel in the place of the checkout."""
+    """Returns a function that runs `sft-jax` in an empty folder, with the wheel instead of the checkout."""
     site, here = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
     with zipfile.ZipFile(built) as wheel:
         wheel.extractall(site)

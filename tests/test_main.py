@@ -1,4 +1,4 @@
-"""The command line: flags, exit codes, and one clear line on stderr for what a user got wrong."""
+"""Tests of the command line: flags, exit codes, and one-line errors for usage mistakes."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from sft_jax.main import main, parse
 
 
 def run_main(monkeypatch, capsys, *flags):
-    """The exit code, and what was printed on stderr."""
+    """Runs the command; returns the exit code and stderr."""
     monkeypatch.setattr(sys, "argv", ["main", *flags])
     code = run_command(main)
     return code, capsys.readouterr().err
@@ -117,7 +117,7 @@ def test_a_bug_shows_its_traceback():
 
 @pytest.fixture
 def unread():
-    """Runs Python's `body` as a command whose standard output nobody reads; its exit code and standard error."""
+    """Runs Python code as a command with a closed standard output; returns its exit code and stderr."""
 
     def run(body):
         code = f"import rich.console, sys\nfrom sft_jax import cli, errors\ndef command():\n    {body}\n"
@@ -144,7 +144,7 @@ def unread():
     ids=["much", "little", "rich", "exit", "a refusal"],
 )
 def test_nobody_reads_the_output(body, said, unread):
-    """As after `| head`, which has read enough."""
+    """As after `| head` has exited."""
     assert unread(body) == (128 + signal.SIGPIPE, said)
 
 

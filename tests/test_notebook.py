@@ -1,4 +1,4 @@
-"""The notebook: clean in the repository, and executed from top to bottom on scikit-learn's digits."""
+"""Tests that the notebook has no outputs, and runs from top to bottom on scikit-learn's digits."""
 
 import importlib.util
 import json
@@ -67,7 +67,7 @@ def test_it_runs_from_top_to_bottom(pytestconfig, tmp_path, monkeypatch):
 
 
 def _text(cell) -> str:
-    """What a cell printed or displayed."""
+    """Returns what a cell printed or displayed."""
     parts = []
     for output in cell["outputs"]:
         parts.append(output.get("text", ""))

@@ -1,4 +1,4 @@
-"""`python -m sft_jax.predict`: which files are read, what is printed, and what is said of those that cannot be read."""
+"""Tests of `python -m sft_jax.predict`: files it reads, its output, and messages about unreadable files."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, runs):
     def call(*words, run="folder"):
-        """Exit code, standard output and standard error."""
+        """Runs the command; returns exit code, standard output and standard error."""
         monkeypatch.setattr(sys, "argv", ["predict", "--workdir", str(runs[run]), *map(str, words)])
         code = run_command(main)
         return code, *capsys.readouterr()
@@ -100,7 +100,7 @@ def test_more_than_a_batch_with_broken_ones_between(tmp_path, call):
     assert f"{tmp_path}/none.png cannot be read: No such file or directory" in lines
     assert "http://host/a.png is a URL; download it and pass the file" in lines
     assert f"{tmp_path}/folder/030.png cannot be read: not an image, or damaged" in lines
-    assert lines[-1] == f"error: 5 named above could not be read; {len(left)} images were classified"
+    assert lines[-1] == f"error: unreadable inputs: 5, see above; images classified: {len(left)}"
     alone = answers(call("--json", tmp_path / "folder" / "036.png")[1])[0]
     assert alone["label"] == found[-1]["label"]
     np.testing.assert_allclose(alone["probability"], found[-1]["probability"], rtol=1e-4)
@@ -132,7 +132,7 @@ def test_the_table(tmp_path, call):
 
 
 def test_memory_stays_the_same():
-    """A long list is read as far as it is needed."""
+    """A long list is read lazily."""
     asked = []
 
     def paths():
@@ -153,7 +153,7 @@ def test_an_empty_folder_is_said(tmp_path, call):
 
 
 def test_what_a_folder_has_besides_images_is_named_and_the_exit_code_is_2(tmp_path, call):
-    """HEIC files of a phone among others: 60 of 96 files were left out without a word."""
+    """With HEIC files of a phone among others, 60 of 96 files used to be skipped silently."""
     image = save(tmp_path / "a.tif")
     for name in ("b.HEIC", "c.HEIC", "notes.txt"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
@@ -162,7 +162,7 @@ def test_what_a_folder_has_besides_images_is_named_and_the_exit_code_is_2(tmp_pa
     assert complaints.splitlines() == [
         f"{tmp_path}: 3 files skipped, not readable as images: 2 .heic (e.g. {tmp_path}/b.HEIC; "
         f"pip install pillow-heif), 1 .txt (e.g. {tmp_path}/notes.txt)",
-        "error: 1 named above could not be read; 1 images were classified",
+        "error: unreadable inputs: 1, see above; images classified: 1",
     ]
 
 

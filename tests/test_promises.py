@@ -1,4 +1,4 @@
-"""The tables in tests/README.md name tests that exist."""
+"""Tests that all tests named in the tables of tests/README.md exist."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ def table(pytestconfig):
 
 
 def names_in(path):
-    """The names of the test functions in a file, those of classes as "Class::name"."""
+    """Returns the names of the test functions in a file; methods are "Class::name"."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
             yield node.name

@@ -1,4 +1,4 @@
-"""What images go through is recorded in a run and done again: by evaluation, `sft_jax.load`, exports and the report."""
+"""Tests that evaluation, `sft_jax.load`, exports and reports use the preprocessing that a run has recorded."""
 
 import base64
 import dataclasses
@@ -39,7 +39,7 @@ REAL = os.environ.get("SFT_JAX_TEST_DATA")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of one epoch on 12-bit images that are not square, brighter in the class "b"; and its test images."""
+    """Returns a run of one epoch on non-square 12-bit images, brighter in class "b", and its test images."""
     root = tmp_path_factory.mktemp("trained")
     for part, count in {"train": 8, "val": 4, "test": 6}.items():
         for label, name in enumerate(("a", "b")):
@@ -86,7 +86,7 @@ def loss(logits, labels):
     ids=["many sizes", "oblong", "square"],
 )
 def test_predictions_of_tfds_sets_are_those_of_evaluation(tmp_path, shape, draw, square):
-    """Arrays and files, each as evaluation had them: the same loss on them."""
+    """Arrays and files are preprocessed as in evaluation, and give the same loss."""
     run, figures, images, labels = made(tmp_path, shape, draw)
     classifier = sft_jax.load(run.folder)
     assert classifier.preprocess.square == square
@@ -98,7 +98,7 @@ def test_predictions_of_tfds_sets_are_those_of_evaluation(tmp_path, shape, draw,
 
 
 def test_predictions_of_a_folder_are_those_of_evaluation(trained):
-    """The loss that the run had on its test images."""
+    """Returns the run's test loss."""
     run, paths = trained
     labels = [int(path.parent.name == "b") for path in paths]
     classifier = sft_jax.load(run.folder)
@@ -107,7 +107,7 @@ def test_predictions_of_a_folder_are_those_of_evaluation(trained):
 
 
 def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
-    """Training images that were made brighter since must not change how the test images are seen."""
+    """Training images that have become brighter must not change the preprocessing of test images."""
     run, paths = trained
     for path in (paths[0].parents[2] / "train").rglob("0.png"):
         Image.fromarray(np.full((20, 31), 9000, np.uint16)).save(path)
@@ -117,7 +117,7 @@ def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
 
 
 def test_a_resumed_run_sees_its_images_as_before(trained):
-    """By its record; one of a version that recorded nothing is not given a range of gray values in the middle."""
+    """Uses the record; a run without a record must not get a range of gray values when resumed."""
     run, _ = trained
     resumed = read_dataset(run.config(), Console(), before=earlier(run), resuming=True)
     assert resumed.square == Square(16, "pad", integers=(0, 4095))
@@ -126,7 +126,7 @@ def test_a_resumed_run_sees_its_images_as_before(trained):
 
 
 def test_the_report_shows_what_the_network_saw(trained):
-    """The mistakes with what the fit made of them."""
+    """The mistakes are shown as preprocessed."""
     run, paths = trained
     assert "centre crop" not in run.log_file.read_text()
     assert "pad: 35% of the input is black padding on average" in run.log_file.read_text()
@@ -138,7 +138,7 @@ def test_the_report_shows_what_the_network_saw(trained):
 
 
 def photos(folder):
-    """Generated ones and, where there are any, real ones."""
+    """Returns generated images and, if available, real ones."""
     generated = []
     for seed, (width, height) in enumerate([(400, 300), (256, 256), (260, 530), (224, 224), (180, 200)]):
         path = folder / f"{seed}.png"
@@ -150,7 +150,7 @@ def photos(folder):
 
 
 def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
-    """Not 224 from 224, but from 256 or 232: the same pixels within one grey level, the same logits within 1e-4."""
+    """With 224 px crops of 256 or 232 px: pixels agree within one grey level, logits within 1e-4."""
     torch.manual_seed(0)
     module = torchvision.models.resnet18().eval()
     first = tmp_path / "first.safetensors"
@@ -178,7 +178,7 @@ def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
 
 
 def test_runs_of_before_are_read_as_they_were(tmp_path):
-    """Their checkpoints say nothing of it."""
+    """Their checkpoints do not record it."""
     fill(tmp_path / "images", ["a"], 1)
     (path,) = (tmp_path / "images").rglob("*.png")
     for source, square in {"folder:x": Square(16), "tfds:x": Square(16, keep_square=True)}.items():

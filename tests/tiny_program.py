@@ -63,7 +63,7 @@ def watch_files(event: str, arguments: tuple) -> None:
 
 
 def after(function, kind: str):
-    """`function`, and then a moment."""
+    """Wraps `function` so that a moment follows it."""
 
     def watched(*arguments, **named):
         result = function(*arguments, **named)
@@ -74,7 +74,7 @@ def after(function, kind: str):
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> int:
-    """In a process of its own: the program."""
+    """Runs the program in a forked process."""
     os.environ.update(environment)
     sys.argv[1:] = arguments
     train_module.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
@@ -89,7 +89,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> int:
 
 
 def serve() -> None:
-    """Runs one process after the other."""
+    """Runs the processes one after the other."""
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             pid = os.fork()

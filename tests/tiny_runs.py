@@ -1,4 +1,4 @@
-"""Runs that take seconds: the network "tiny" on scikit-learn's digits at 16 px, and what is asked of them."""
+"""Runs of a few seconds: the network "tiny" on scikit-learn's digits at 16 px, and helpers to inspect them."""
 
 import json
 import signal
@@ -36,12 +36,12 @@ TINY = {
 
 
 def builder(outputs, **settings):
-    """The constructor of the network "tiny"."""
+    """Returns the constructor of the network "tiny"."""
     return Builder(architecture("tiny", TINY_VARIANT), outputs, settings)
 
 
 def network(outputs, **settings):
-    """The network "tiny" with random weights."""
+    """Returns the network "tiny" with random weights."""
     build = builder(outputs, **settings)
     return Network(build(nnx.Rngs(params=0)), build.architecture)
 
@@ -79,7 +79,7 @@ def assert_same_run(folder, other):
 
 
 class StopAt:
-    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
+    """Replaces `StopRequest`; imitates a SIGTERM that arrives at its `calls`-th query."""
 
     def __init__(self, calls):
         self._left, self._asked = calls, False

@@ -1,4 +1,4 @@
-"""What a recipe may say: its keys and their rules, and how a recipe is read."""
+"""The configuration: keys, their constraints, and reading of recipes."""
 
 from sft_jax.config.recipe import check_argument, complete, default_config, flatten, load_config
 

@@ -1,4 +1,4 @@
-"""The configuration: how recipes and the command line set the keys of `schema`."""
+"""The configuration: sets the keys of `schema` from recipes and the command line."""
 
 import difflib
 import os
@@ -15,64 +15,64 @@ from sft_jax.config.schema import KEYS, KIND_WORDS, Key
 from sft_jax.config.shipped import recipe_file
 from sft_jax.errors import UserError
 
-# Settings that are paths, or have one after a colon.
+# Keys whose values are paths, or contain one after a colon.
 PATHS = ("init", "data.source", "data.dir")
 
 
 def default_config() -> ConfigDict:
-    """A configuration with every key at its default, for a recipe to change."""
+    """Returns a configuration with the defaults of all keys, for recipes to change."""
     return _nested({name: key.default for name, key in KEYS.items()})
 
 
 def check_argument(arg: str, *known: str) -> None:
-    """For a recipe: raises UserError where its argument (`--config FILE:ARG`) is neither empty nor one of `known`."""
+    """Raises UserError if a recipe's argument (`--config FILE:ARG`) is neither empty nor one of `known`."""
     if arg and arg not in known:
         wanted = f"only {', '.join(map(repr, known))}" if known else "none"
-        raise UserError(f"unknown argument {arg!r} after the recipe's colon; it knows {wanted}")
+        raise UserError(f"unknown argument {arg!r} after the recipe's colon; this recipe accepts {wanted}")
 
 
 def load_config(recipe: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """Reads a recipe and applies overrides.
 
     Args:
-      recipe: path of a Python file with `get_config(arg="")`, or the name of one of ours, as "cifar10"; and optionally
-        ":ARG" after it.
-      overrides: (dotted key, text) pairs, as `--config.KEY=VALUE` gives them.
+      recipe: path of a Python file with `get_config(arg="")` or name of a built-in recipe, e.g. "cifar10", optionally
+        followed by ":ARG".
+      overrides: (dotted key, text) pairs of `--config.KEY=VALUE`.
 
     Returns:
-      The complete, checked, locked configuration.
+      the complete, valid, locked configuration.
 
     Raises:
-      UserError: no such file, unknown keys (with the nearest known one), values of a wrong type or range.
+      UserError: the file does not exist, a key is unknown, or a value has the wrong type or range.
     """
     path, _, arg = map(_home, recipe.partition(":"))
     path = str(recipe_file(path))
     if not Path(path).is_file():
         if "=" in path:
             raise UserError(
-                f"--config {path} is no file; a key of a recipe is set with --config.{path} (a dot after it)"
+                f"--config {path} is not a file; to set a key of the recipe, use --config.{path} (with a dot)"
             )
         example = f"{path}.py" if Path(f"{path}.py").is_file() else "configs/cifar10.py"
         raise UserError(f"no config file {path!r}; recipes are Python files such as {example}")
     try:
         get_config = runpy.run_path(path).get("get_config")
-        found = None if get_config is None else get_config(arg)
+        config = None if get_config is None else get_config(arg)
     except UserError:
         raise
-    except Exception as error:  # a recipe is Python: anything may be wrong with it
+    except Exception as error:  # a recipe is arbitrary Python code
         first = next(iter(str(error).splitlines()), "")
         raise UserError(f"{path}, line {_line(error, path)}: {type(error).__name__}: {first}") from error
-    if not isinstance(found, ConfigDict | Mapping):
+    if not isinstance(config, ConfigDict | Mapping):
         raise UserError(
             f"{path} has no get_config(arg='') that returns a config; see configs/cifar10.py for an example"
         )
-    values = flatten(found)
+    values = flatten(config)
     values.update((name, parse_value(name, text)) for name, text in overrides)
     return complete(values)
 
 
 def complete(values: Mapping[str, Any]) -> ConfigDict:
-    """The locked configuration of dotted keys `values`; the others have their defaults. Raises UserError."""
+    """Returns the locked configuration with `values` by dotted key, and defaults for the others. Raises UserError."""
     checked = {name: key.default for name, key in KEYS.items()}
     for name, value in values.items():
         key = _key(name)
@@ -88,14 +88,14 @@ def complete(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _home(text: str) -> str:
-    """`text` with the user's home folder for a ~ that begins its path, after "folder:" too: no shell puts it there."""
+    """Expands a leading ~, also after e.g. "folder:", which shells do not expand."""
     return re.sub(
         r"^(\w+:)?(~.*)", lambda match: (match[1] or "") + os.path.expanduser(match[2]), text, flags=re.DOTALL
     )
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys -> values."""
+    """Returns the values by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | Mapping):
@@ -106,14 +106,14 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_name(recipe: str) -> str:
-    """The recipe's name for a run's folder: configs/digits.py:source -> digits_source."""
+    """Derives the name of a run's folder from a recipe: configs/digits.py:source -> digits_source."""
     path, _, arg = recipe.partition(":")
-    # The argument may hold slashes, which would lead elsewhere.
+    # Slashes in the argument would create subfolders.
     return "_".join(part for part in (Path(path).stem, re.sub(r"[/\\]", "_", arg)) if part)
 
 
 def _line(error: Exception, path: str) -> int | None:
-    """The last line of the file at `path` that led to `error`."""
+    """Returns the number of the last line of the file `path` in the traceback of `error`."""
     if isinstance(error, SyntaxError):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -128,7 +128,7 @@ def _key(name: str) -> Key:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The value of the key `name` that `text`, from the command line, stands for. Raises UserError."""
+    """Parses a value of the key `name` from the command line. Raises UserError if it is invalid."""
     key = _key(name)
     try:
         return key.parse(text)
@@ -137,13 +137,13 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """`value` for a message, which stays one line that can be read."""
+    """Formats a value for a message, shortened if necessary."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def _nested(values: Mapping[str, Any]) -> ConfigDict:
-    # Types are the schema's business: ConfigDict would refuse a recipe's tuple where the default is a `Pairs`.
+    # The schema checks types; ConfigDict would reject a recipe's tuple if the default is a `Pairs`.
     config = ConfigDict(type_safe=False)
     for name, value in values.items():
         *groups, leaf = name.split(".")

@@ -1,4 +1,4 @@
-"""Settings that are arguments of a compiled program: one program then serves every value, or several at once."""
+"""Settings that can be arguments of a compiled program, so that one program serves all values, or several at once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-# Config keys that only scale something: a program does not depend on their values.
+# Config keys that only scale something, so that the program does not depend on their values.
 TRACEABLE = (
     "optimizer.learning_rate",
     "optimizer.momentum",
     "optimizer.weight_decay",
     "regularization.label_smoothing",
 )
-# XLA folds it into other constants: as an argument it gives the same numbers up to rounding, not the same bits.
+# XLA folds it into other constants; as an argument it gives results that are equal only up to rounding.
 ROUNDED = frozenset({"regularization.label_smoothing"})
 
 
 def with_traced(config: ConfigDict, values: Mapping[str, jax.Array]) -> ConfigDict:
-    """A copy of `config` in which the dotted keys of `values`, of `TRACEABLE`, are these scalars."""
+    """Returns a copy of `config` with the scalars `values`, whose dotted keys are in `TRACEABLE`."""
     changed = config.copy_and_resolve_references().unlock()
     with changed.ignore_type():
         changed.update_from_flattened_dict(values)
@@ -26,5 +26,5 @@ def with_traced(config: ConfigDict, values: Mapping[str, jax.Array]) -> ConfigDi
 
 
 def is_on(setting: Any) -> bool:
-    """Whether a setting does anything: all but 0, False and None. An array's value is not known yet: it may."""
+    """Returns whether a setting is not 0, False or None. Arrays count as on, because their values may be traced."""
     return isinstance(setting, jax.Array) or bool(setting)

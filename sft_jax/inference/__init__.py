@@ -1,1 +1,1 @@
-"""What a trained network is used for."""
+"""Inference with trained networks."""

@@ -1,4 +1,4 @@
-"""A trained classifier, opened from whatever holds one: `sft_jax.load("runs/cifar10")`."""
+"""Loads a trained classifier from a run, a converted file or an export: `sft_jax.load("runs/cifar10")`."""
 
 import concurrent.futures
 import functools
@@ -27,17 +27,17 @@ from sft_jax.run.folder import Run, load_run_weights
 from sft_jax.tasks import task_class
 from sft_jax.tasks.classification import Classification
 
-# Images of one call of the network: enough to keep the cores busy.
+# Images per call of the network: enough to use all cores.
 BATCH = 32
 
 
 class Classifier:
-    """A network with what its images go through and what its outputs mean.
+    """A network with its preprocessing and class names.
 
     Attributes:
-      program: normalised float32 [n, size, size, 3] -> logits [n, classes]; compiled, pure.
-      preprocess: what images go through; `preprocess.size`, `.mean` and `.std` among it.
-      class_names: of the outputs.
+      program: normalised float32 [n, size, size, 3] -> logits [n, classes]; compiled and pure.
+      preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
+      class_names: class names of the outputs.
     """
 
     def __init__(
@@ -57,35 +57,35 @@ class Classifier:
         """The NNX module: `model(x, train=False)` with x normalised, float32 [n, height, width, 3].
 
         Raises:
-          AttributeError: an export holds a compiled program and no module.
+          AttributeError: the classifier is an export, which only contains a compiled program.
         """
         if self._make_model is None:
-            raise AttributeError("an export holds no NNX module, only its program: load the run it was made from")
+            raise AttributeError("an export contains no NNX module, only a program; load the run it was made from")
         return self._make_model()
 
     def logits(self, images: Any) -> np.ndarray:
-        """The logits of images, float32 [n, classes].
+        """Computes the logits of images, float32 [n, classes].
 
         Args:
-          images: files by their paths, images of Pillow's, or arrays, one or a list of them; an array may be
-            [n, height, width, 3] too. RGB or gray, uint8 or floating point in 0..1, of any size. They are brought to
-            `preprocess.size` and normalised here, exactly as in the run's evaluation.
+          images: paths, Pillow images or arrays, one or a list of them; an array may also be [n, height, width, 3].
+            Images are RGB or gray, uint8 or floating point in 0..1, of any size. They are resized to `preprocess.size`
+            and normalised exactly as in the run's evaluation.
 
         Raises:
-          TypeError, ValueError: another dtype, another shape, or values outside 0..1.
+          TypeError, ValueError: an invalid dtype or shape, or values outside 0..1.
           UserError: a file cannot be read.
         """
         given = one_by_one(images)
-        found = []
+        logits = []
         with FileWarnings() as warned, concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
             for first in range(0, len(given), BATCH):
-                found.append(self.square_logits(list(pool.map(self._squared, given[first : first + BATCH]))))
+                logits.append(self.square_logits(list(pool.map(self._squared, given[first : first + BATCH]))))
         for line in warned.lines:
             warnings.warn(line, stacklevel=2)
-        return np.concatenate(found) if found else np.zeros((0, len(self.class_names)), np.float32)
+        return np.concatenate(logits) if logits else np.zeros((0, len(self.class_names)), np.float32)
 
     def square_logits(self, squares: Sequence[np.ndarray]) -> np.ndarray:
-        """`logits` of at most `BATCH` images as `preprocess.read` gives them, which may differ in size."""
+        """Computes the logits of at most `BATCH` images returned by `preprocess.read`, which may differ in size."""
         if len({(square.shape, square.dtype) for square in squares}) == 1:
             return self._run(self._inputs(np.stack(squares)))
         return self._run(jnp.concatenate([self._inputs(square[None]) for square in squares]))
@@ -101,24 +101,24 @@ class Classifier:
             raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
     def predict(self, images: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The most probable classes of images, the first one first.
+        """Predicts the most probable classes of images, in descending order.
 
         Args:
           images: see `logits`.
-          top: classes an image.
+          top: number of classes per image, limited to the number of classes.
 
         Returns:
-          their names [n, top] and probabilities, float32 [n, top]; `top` is the number of classes at most.
+          class names [n, top] and probabilities, float32 [n, top].
 
         Raises:
-          TypeError, ValueError, UserError: as `logits`; ValueError where `top` is below 1, UserError where there is
-            one class only.
+          TypeError, ValueError, UserError: as for `logits`; also ValueError if `top` is less than 1 and UserError if
+            there is only one class.
         """
         self.check_classes()
         return self.ranked(self.logits(images), top)
 
     def ranked(self, logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """`predict` of logits [n, classes]. Equal ones stay in the order of the classes."""
+        """Returns `predict` for logits [n, classes]. Ties are in the order of the classes."""
         if top < 1:
             raise ValueError(f"top={top} must be 1 or more")
         order = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
@@ -126,17 +126,17 @@ class Classifier:
         return np.array(self.class_names)[order], probabilities
 
     def check_classes(self) -> None:
-        """Raises UserError where the network has one output: its class would be certain whatever the image."""
+        """Raises UserError if the network has a single output, whose softmax is 1 for any image."""
         if len(self.class_names) == 1:
             raise UserError(
-                "the network has one output, which is a score and no choice of classes; sigmoid of `logits` is its "
-                "probability, and a head with two outputs, 0 and that score, predicts the same with names"
+                "the network has a single output, which cannot be ranked as classes; use sigmoid of `logits` as its "
+                "probability, or convert it to two outputs, 0 and that logit, for predictions with class names"
             )
 
     def _run(self, inputs: jax.Array) -> np.ndarray:
-        """The network on at most `BATCH` inputs, filled up to a number of images that it was compiled for."""
+        """Runs the network on at most `BATCH` inputs, padded to a compiled batch size."""
         count = len(inputs)
-        # The next power of two: few compilations in all, and no other one for the last batch of many.
+        # Otherwise the next power of two, which limits the number of compilations.
         size = min((known for known in self._compiled if known >= count), default=1 << (count - 1).bit_length())
         self._compiled.add(size)
         filled = jnp.pad(inputs, ((0, size - count), (0, 0), (0, 0), (0, 0)))
@@ -144,18 +144,18 @@ class Classifier:
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
-    """Opens a trained classifier.
+    """Loads a trained classifier.
 
     Args:
       path: the folder of a run, a converted file (.safetensors), or an export (.stablehlo, .jax).
-      checkpoint: of a run, "best" or "latest" (the weights after the last step, not their moving average).
+      checkpoint: for a run, "best" or "latest" (the weights after the last step, not their moving average).
 
     Raises:
-      UserError: nothing there, or nothing that can be used.
+      UserError: `path` does not exist or cannot be used.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no run, converted file or export {path}")
+        raise UserError(f"{path} does not exist; give a run, a converted file or an export")
     if path.is_dir():
         config = Run(path).config()
         if task_class(config) is not Classification:
@@ -166,9 +166,9 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
     if path.suffix in SUFFIXES:
         return load_export(path)
     weights = load_weights(path)
-    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # the first files had neither
+    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
         raise UserError(
-            f"{path} does not say how its images are to be prepared; convert it anew with --size, --mean and --std"
+            f"{path} does not specify the preprocessing of images; convert it again with --size, --mean and --std"
         )
     config = default_config()
     config.model.name, config.model.stem = weights.arch, weights.stem
@@ -177,22 +177,22 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
 
 
 def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
-    """Raises UserError where the checkpoint "latest" of such a run holds other weights than those to evaluate."""
+    """Raises UserError if the run's checkpoint "latest" does not contain the weights to evaluate."""
     if checkpoint == "latest" and config.optimizer.name.startswith("schedule_free"):
         raise UserError(
-            f"the latest checkpoint of {config.optimizer.name} holds the weights that it trains, not their average, "
-            f"which is what it evaluates; use --checkpoint best"
+            f"the latest checkpoint of {config.optimizer.name} does not contain the averaged weights, which are needed "
+            f"for evaluation; use --checkpoint best"
         )
 
 
 def load_export(path: Path) -> Classifier:
-    """Opens what `python -m sft_jax.export` wrote. Raises UserError."""
+    """Loads a file written by `python -m sft_jax.export`. Raises UserError if it cannot be read."""
     program, metadata = load_exported(path)
     return Classifier(jax.jit(program), Preprocess.from_json(metadata["preprocess"]), metadata["class_names"])
 
 
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
-    """The classifier of `weights`, with `otherwise` where they do not say what images go through."""
+    """Makes the classifier of `weights`; `otherwise` is the preprocessing if they do not specify it."""
     classes = len(weights.class_names or ()) or weights.outputs or 1000
     network = models.Network.abstract(models.builder(config, classes, precision=precision))
     params, batch_stats = jax.device_put(initialise(network, weights.arrays, source=source))
@@ -204,7 +204,7 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
     return Classifier(
         lambda inputs: run(params, batch_stats, inputs),
         Preprocess.of_metadata(weights.metadata, otherwise),
-        # Of a file of somebody's own the classes have no names.
+        # Users' own files may lack class names.
         weights.class_names or [str(label) for label in range(classes)],
         lambda: network.bind(params, batch_stats),
     )

@@ -1,4 +1,4 @@
-"""Scores a network on images that are not its run's."""
+"""Evaluates a network on images of other sources than its run's."""
 
 import hashlib
 import itertools
@@ -18,9 +18,9 @@ from sft_jax.errors import UserError
 from sft_jax.inference.predictor import BATCH, Classifier
 from sft_jax.tasks.classification import Classification, EvalSums, eval_sums
 
-# Images whose logits become sums at a time.
+# Images whose logits are summed at a time.
 CHUNK = 4096
-# A file's name may have 255 bytes.
+# File names are limited to 255 bytes.
 LONGEST_NAME = 150
 
 Scored = tuple[list[np.ndarray], np.ndarray]
@@ -29,13 +29,13 @@ Scored = tuple[list[np.ndarray], np.ndarray]
 def score(
     classifier: Classifier, images: Everything, *, flips: bool, after: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """The figures of a network on all of `images`, each once, under the names of results.json.
+    """Evaluates a network on all of `images`, each once; returns metrics under the names of results.json.
 
     Args:
-      classifier: the network, and what images go through before it: the same as in `predict`.
-      images: with labels.
-      flips: also with the logits of the mirror images added.
-      after: called with the number of images done, and of all.
+      classifier: the network and its preprocessing, which is the same as in `predict`.
+      images: images with labels.
+      flips: whether to report accuracy also with the logits of the mirror images added.
+      after: called with the number of images done and the total.
 
     Raises:
       UserError: images cannot be read.
@@ -47,9 +47,9 @@ def score(
         for mirrored in (False, True)[: 1 + flips]:
             mean = np.mean(logits[: 1 + mirrored], axis=0)
             arguments = (mean, labels, np.ones(len(labels), bool))
-            found = jax.device_get(eval_sums(*map(jnp.asarray, arguments)))
-            found = found._replace(loss=found.loss.astype(np.float64), calibration=found.calibration.astype(np.float64))
-            totals[mirrored] = jax.tree.map(np.add, totals[mirrored], found) if mirrored in totals else found
+            sums = jax.device_get(eval_sums(*map(jnp.asarray, arguments)))
+            sums = sums._replace(loss=sums.loss.astype(np.float64), calibration=sums.calibration.astype(np.float64))
+            totals[mirrored] = jax.tree.map(np.add, totals[mirrored], sums) if mirrored in totals else sums
         done += len(labels)
         after(done, len(images))
     task = Classification(tuple(classifier.class_names))
@@ -60,7 +60,7 @@ def score(
 
 
 def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
-    """Of at most `BATCH` images at a time: their logits, and those of their mirror images, and their labels."""
+    """Yields, for at most `BATCH` images at a time, their logits, those of their mirror images, and their labels."""
     problems: list[str] = []
     label = dict(zip(images.paths, images.labels, strict=True))
     readable = decoded(images.paths, classifier.preprocess.read, problems.append)
@@ -74,7 +74,7 @@ def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[
         yield [classifier.square_logits(view) for view in views], labels
     if problems:
         more = " and perhaps more" if len(problems) > NAMED else ""
-        raise UserError(f"{'; '.join(problems[:NAMED])}{more}; mend or remove what cannot be read")
+        raise UserError(f"{'; '.join(problems[:NAMED])}{more}; repair or remove unreadable files")
 
 
 def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
@@ -93,7 +93,7 @@ def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:
 
 
 def file_name(source: str, split: str | None) -> str:
-    """What a source is called in the name of a file."""
+    """Returns a source and split as part of a file name."""
     text = urllib.parse.quote(source if split is None else f"{source}_{split}", safe="")
     if len(text) > LONGEST_NAME:
         text = f"{hashlib.sha256(text.encode()).hexdigest()[:8]}_{text[-LONGEST_NAME:]}"

@@ -1,12 +1,12 @@
-"""A network as one file that runs without this package: a program of jax.export with its weights inside.
+"""Exports of a network as one file that runs without this package: a jax.export program including its weights.
 
-The file begins with the program as jax.export serialises it (StableHLO), and ends with a zip archive whose only entry,
-metadata.json, has the class names and what images go through. Readers of the one do not see the other:
+The file begins with the program as serialised by jax.export (StableHLO) and ends with a zip archive whose only entry,
+metadata.json, contains the class names and the preprocessing. Readers of each part ignore the other:
 
     jax.export.deserialize(bytearray(Path("classifier.stablehlo").read_bytes())).call(inputs)
     unzip -p classifier.stablehlo metadata.json
 
-Nothing in it is a pickle.
+It contains no pickle.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ METADATA = "metadata.json"
 def save_exported(
     path: Path, program: Callable[[jax.Array], jax.Array], size: int, metadata: Mapping[str, Any]
 ) -> None:
-    """Writes `program`, float32 [batch, size, size, 3] -> logits [batch, classes], for batches of any size.
+    """Writes `program`, float32 [batch, size, size, 3] -> logits [batch, classes], for any batch size.
 
     Raises:
       OSError: the file cannot be written; a part of it may be left.
@@ -46,10 +46,10 @@ def save_exported(
 
 
 def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[str, Any]]:
-    """The program, and the metadata that `save_exported` was given.
+    """Reads the program and the metadata that were passed to `save_exported`.
 
     Raises:
-      UserError: no such file, another kind of file, or a damaged one.
+      UserError: the file is missing, damaged or of another kind.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -58,15 +58,17 @@ def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[st
             serialized = bytearray(file.read(metadata["bytes"]))
         version, expected = metadata["format"], metadata["sha256"]
     except FileNotFoundError:
-        raise UserError(f"there is no export {path}; make one with: python -m sft_jax.export --output {path}") from None
+        raise UserError(
+            f"{path} does not exist; create it with: python -m sft_jax.export --workdir RUN --output {path}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no export of sft-jax's, or damaged ({error})") from None
+        raise UserError(f"{path} is not an export of sft-jax, or damaged ({error}); export it again") from None
     if version != FORMAT:
-        raise UserError(f"{path} has the format {version!r}, this version of sft-jax reads {FORMAT!r}")
+        raise UserError(f"{path} has format {version!r}, but this version of sft-jax reads {FORMAT!r}; export it again")
     if hashlib.sha256(serialized).hexdigest() != expected:
-        raise UserError(f"{path} is damaged: its program is not the one that was written; export it anew")
+        raise UserError(f"{path} is damaged (its program has changed since it was written); export it again")
     try:
         return export.deserialize(serialized).call, metadata
-    except ValueError as error:  # a version of the serialisation that this jax no longer, or not yet, reads
+    except ValueError as error:  # a serialisation version that this jax does not support
         reason = str(error).partition("\n")[0]
-        raise UserError(f"jax {jax.__version__} cannot read {path} ({reason}); export it anew") from None
+        raise UserError(f"jax {jax.__version__} cannot read {path} ({reason}); export it again") from None

@@ -64,9 +64,9 @@ class Progress:
         batch_size: int,
         validation: dict[str, Any],
         validation_seconds: float,
-        beside: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> bool:
-        """Finishes the epoch and appends its row, extended by `beside`; returns whether `monitor` is best so far."""
+        """Finishes the epoch and appends its row, extended by `extra`; returns whether `monitor` is best so far."""
         self.epoch += 1
         value = validation[monitor.figure]
         is_best = better(monitor.score(value), None if self.best is None else monitor.score(self.best))
@@ -86,7 +86,7 @@ class Progress:
                 "best": self.best,
                 "train_images_per_s": examples / self.epoch_seconds,
                 "epoch_s": self.epoch_seconds + validation_seconds,
-                **(beside or {}),
+                **(extra or {}),
             }
         )
         self.seconds += self.epoch_seconds + validation_seconds

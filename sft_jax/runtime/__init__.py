@@ -1,1 +1,1 @@
-"""The machine: devices, processes, signals, files and caches; nothing here knows of learning."""
+"""The machine: devices, processes, signals, files and caches, independent of training."""

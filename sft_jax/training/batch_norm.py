@@ -29,7 +29,7 @@ def check_values(experiment: Experiment) -> None:
             in_parts = f" in {parts} micro-batches (optimizer.accumulate)" if parts > 1 else ""
             raise UserError(
                 f"batch_size={config.batch_size}{in_parts} leaves batch norm one value per channel at {size} px, which "
-                f"trains nothing; use --config.batch_size={2 * parts} or more, or "
+                f"it normalises to 0; use --config.batch_size={2 * parts} or more, or "
                 f"--config.finetune.batch_norm=freeze_statistics"
             )
 

@@ -42,7 +42,7 @@ class Phase:
 
 
 class _Stage(NamedTuple):
-    """What is trained from some epoch on: learning-rate multipliers by name, and whether on precomputed features."""
+    """A stage of training: learning-rate multipliers by name, and whether it uses precomputed features."""
 
     multipliers: dict[str, float]
     on_features: bool

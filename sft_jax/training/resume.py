@@ -20,7 +20,7 @@ from sft_jax.training.state import TrainState, from_arrays, to_arrays
 
 @dataclasses.dataclass(frozen=True)
 class Continued:
-    """What a resumed run continues from.
+    """The point that a resumed run continues from.
 
     Attributes:
       state: the saved state, on the host.

@@ -24,7 +24,7 @@ from sft_jax.training.state import Arrays
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What an existing run, to be resumed, evaluated or reported on, recorded at its start.
+    """The records of an existing run that is to be resumed, evaluated or reported on.
 
     Attributes:
       images: its record of the images in each split; None without a run, or if its version did not record them.

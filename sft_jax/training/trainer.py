@@ -154,7 +154,7 @@ class Trainer:
                 self._train_epoch(bar)
             start = time.perf_counter()
             with self.console.progress(f"{title}  validation", 1) as bar:
-                weights, validation, beside = self._validate(bar)
+                weights, validation, extra = self._validate(bar)
             seconds = time.perf_counter() - start
             is_best = self.progress.finish_epoch(
                 self.experiment.task,
@@ -163,7 +163,7 @@ class Trainer:
                 batch_size=self.config.batch_size,
                 validation=validation,
                 validation_seconds=seconds,
-                beside=beside,
+                extra=extra,
             )
             check_state(self.state, epoch=self.progress.epoch, run=self.run)
             if is_best:  # saved before "latest", whose progress refers to it
@@ -275,14 +275,14 @@ class Trainer:
             for name, weights in candidates.items()
         }
         task, monitor = self.experiment.task, self.experiment.monitor
-        beside = {
+        extra = {
             f"{name}_{each.name}": own[each.figure]
             for name, own in figures.items()
             for each in dict.fromkeys([task.main(), monitor])
             if len(figures) > 1
         }
         chosen = max(figures, key=lambda name: monitor.rank(figures[name]))
-        return candidates[chosen], figures[chosen], beside
+        return candidates[chosen], figures[chosen], extra
 
     def _account(self, call: Call, metrics: StepMetrics, bar: Bar) -> None:
         """Waits for a call's metrics and adds them, and the time since the previous ones, to the progress."""

@@ -107,9 +107,11 @@ def test_every_recipe_is_a_config(pytestconfig, tmp_path):
 def test_unknown_arguments_of_a_recipe():
     check_argument("")
     check_argument("source", "source")
-    with pytest.raises(UserError, match="^unknown argument 'sorce' after the recipe's colon; it knows only 'source'$"):
+    with pytest.raises(
+        UserError, match="^unknown argument 'sorce' after the recipe's colon; this recipe accepts only 'source'$"
+    ):
         check_argument("sorce", "source")
-    with pytest.raises(UserError, match="^unknown argument 'x' after the recipe's colon; it knows none$"):
+    with pytest.raises(UserError, match="^unknown argument 'x' after the recipe's colon; this recipe accepts none$"):
         check_argument("x")
 
 

@@ -1,4 +1,4 @@
-"""configs/README.md is what the schema says, and what it says can be typed."""
+"""Tests that configs/README.md matches the schema, and that its values can be typed."""
 
 import sys
 
@@ -34,7 +34,7 @@ def test_the_command_writes_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["config_docs"])
     monkeypatch.chdir(tmp_path)
     assert run_command(main) == 2
-    assert "run this in the project's folder" in capsys.readouterr().err
+    assert "run this in the root of the repository" in capsys.readouterr().err
     (tmp_path / "configs").mkdir()
     assert run_command(main) == 0
     assert (tmp_path / PATH).read_text() == document()

@@ -1,4 +1,4 @@
-"""Settings of every kind: what is accepted means what it says and is read back the same from config.json."""
+"""Tests that accepted settings of every kind survive a round trip through config.json."""
 
 import json
 import string
@@ -42,7 +42,7 @@ VALUE = st.recursive(
 
 
 def assert_kept(config):
-    """config.json gives a resumed run the settings that it was started with."""
+    """A resumed run gets its original settings from config.json."""
     assert complete(flatten(json.loads(json.dumps(config.to_dict())))) == config
     for name, value in flatten(config).items():
         assert type(value) in (KEYS[name].kind, type(None)), name
@@ -71,7 +71,7 @@ def test_values_of_a_recipe(values):
 @given(text=st.text(max_size=60))
 @tries(50)
 def test_recipes_that_are_no_python(tmp_path, text):
-    """A mistake in a recipe is the user's: one line that says where."""
+    """A mistake in a recipe is reported in one line with its location."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(f"def get_config(arg=''): return {{}}\n\n{text}", encoding="utf-8", errors="surrogatepass")
     with refusals() as said:
@@ -143,7 +143,7 @@ def test_mistakes_in_recipes(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "x y"])
 def test_a_runs_folder_stays_in_runs(tmp_path, name):
-    """The default workdir of a recipe and its argument."""
+    """The default workdir is named after a recipe and its argument."""
     folder = (tmp_path / "runs" / config_name(f"configs/digits.py:{name}")).resolve()
     assert folder.parent == tmp_path / "runs"
 

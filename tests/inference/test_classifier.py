@@ -1,4 +1,4 @@
-"""`sft_jax.load`: what it opens, and that images go through just what they go through in evaluation."""
+"""Tests of `sft_jax.load`, and that it preprocesses images exactly as evaluation does."""
 
 import functools
 import subprocess
@@ -139,7 +139,7 @@ def test_pictures_of_different_sizes_at_once(classifier):
 
 @pytest.mark.parametrize("source", ["digits", "folder:somewhere"])
 def test_paths_pillows_images_arrays_and_lists_of_them_are_predicted_alike(tmp_path, source):
-    """As people have images at hand, without a conversion of their own."""
+    """Images in common formats need no conversion."""
     classifier = sft_jax.load(make_run(tmp_path / "run", data__source=source).folder)
     image = pixels(1, 20, 30)[0]
     path = tmp_path / "image.png"
@@ -183,12 +183,14 @@ def test_warnings_of_pillow_name_the_file(classifier, tmp_path):
 
 
 def test_a_network_with_one_output_is_refused(tmp_path, run):
-    """Softmax of one number is 1: it would be 100% sure of class 0 whatever it sees."""
+    """The softmax of one number is 1, so that class 0 would have 100% confidence for any image."""
     arrays = dict(load_run_weights(run.folder).arrays)
     arrays |= {"fc.kernel": arrays["fc.kernel"][:, :1], "fc.bias": arrays["fc.bias"][:1]}
     save_weights(tmp_path / "w.safetensors", Weights(arrays, "tiny", None, {}))
     classifier = sft_jax.load(tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="the network has one output, .*sigmoid of `logits` is its probability") as said:
+    with pytest.raises(
+        UserError, match="the network has a single output, .*use sigmoid of `logits` as its probability"
+    ) as said:
         classifier.predict(pixels(1))
     assert "\n" not in str(said.value)
     assert classifier.logits(pixels(1)).shape == (1, 1)
@@ -206,10 +208,10 @@ def test_a_converted_file_is_used_as_torchvision_does(tmp_path, run, classifier,
 
 
 def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(tmp_path, run):
-    """One with a 3x3 stem, say: to prepare its images as ImageNet's would be silently wrong."""
+    """E.g. with a 3x3 stem; ImageNet's preprocessing would be silently wrong."""
     weights = Weights(load_run_weights(run.folder).arrays, "tiny", NAMES, {"stem": "imagenet"})
     save_weights(tmp_path / "weights.safetensors", weights)
-    with pytest.raises(UserError, match="convert it anew with --size, --mean and --std"):
+    with pytest.raises(UserError, match="convert it again with --size, --mean and --std"):
         sft_jax.load(tmp_path / "weights.safetensors")
 
 
@@ -220,13 +222,13 @@ def test_the_latest_checkpoint_may_be_asked_for(run, classifier):
 
 def test_weights_that_are_not_those_to_evaluate(tmp_path):
     folder = make_run(tmp_path, optimizer__name="schedule_free_sgd").folder
-    with pytest.raises(UserError, match="holds the weights that it trains, not their average.*use --checkpoint best"):
+    with pytest.raises(UserError, match="does not contain the averaged weights.*use --checkpoint best"):
         sft_jax.load(folder, checkpoint="latest")
     assert sft_jax.load(folder).class_names == NAMES
 
 
 def test_what_cannot_be_opened(tmp_path):
-    with pytest.raises(UserError, match=f"there is no run, converted file or export {tmp_path}/no"):
+    with pytest.raises(UserError, match=f"{tmp_path}/no does not exist; give a run, a converted file or an export"):
         sft_jax.load(tmp_path / "no")
     with pytest.raises(UserError, match="contains no run: it has no config.json"):
         sft_jax.load(tmp_path)

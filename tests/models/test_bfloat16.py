@@ -1,4 +1,4 @@
-"""What stays in float32 where activations and products are bfloat16, and what a run of that kind is compared with."""
+"""Tests of what stays in float32 with bfloat16 activations and products, and of the reference for such a run."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def network():
 
 
 def test_logits_are_computed_in_float32(network):
-    """In 8 bits, logits near 100 that differ by less than 0.5 would be equal."""
+    """With 8 bits, logits near 100 that differ by less than 0.5 would be equal."""
     features = jnp.asarray(np.random.default_rng(0).normal(10, 1, (8, 512)), jnp.float32)
     logits, _ = HeadNetwork(network).apply(network.params, network.batch_stats, features, train=True)
     kernel, bias = (np.asarray(network.params[f"fc.{part}"], np.float64) for part in ("kernel", "bias"))
@@ -49,7 +49,7 @@ def test_the_loss_and_its_gradient_are_float32(network):
 
 
 def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
-    """Not with the float32 network of the same weights, which says something else."""
+    """The float32 network with the same weights gives different results."""
     for precision in ("bfloat16", "float32"):
         make_run(tmp_path / precision, precision=precision)
     difference, _ = export(tmp_path / "bfloat16", "best", tmp_path / "file.stablehlo")

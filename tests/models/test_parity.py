@@ -1,4 +1,4 @@
-"""Our networks and our training step against torch's, number by number."""
+"""Compares our networks and training step numerically with torch's."""
 
 import functools
 
@@ -35,7 +35,7 @@ TASK = Classification(tuple("abcde"))
 
 
 def torch_network(shape: Variant, seed: int = 0) -> torch_resnet.ResNet:
-    """torchvision's network with batch norm's four vectors as far from their initial values as training puts them."""
+    """Returns torchvision's network with batch norm's four vectors as far from initialisation as after training."""
     torch.manual_seed(seed)
     module = torch_resnet.ResNet(
         TORCH_BLOCKS[shape.block],
@@ -73,7 +73,7 @@ def nchw(images: np.ndarray) -> torch.Tensor:
 
 
 def assert_close(found: dict, wanted: dict, tolerance: float) -> None:
-    """Every array to `tolerance` relative to its largest value."""
+    """Asserts that all arrays agree to `tolerance` relative to their largest value."""
     assert found.keys() == wanted.keys()
     errors = {key: np.abs(np.asarray(found[key]) - wanted[key]).max() / np.abs(wanted[key]).max() for key in wanted}
     worst = max(errors, key=lambda key: np.nan_to_num(errors[key], nan=np.inf))

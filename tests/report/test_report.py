@@ -1,4 +1,4 @@
-"""The page of a run and of several, as HTML; what the browser makes of it, see test_report_browser.py."""
+"""Tests of the HTML of reports and comparisons; see test_report_browser.py for browser tests."""
 
 import html.parser
 import re
@@ -21,7 +21,7 @@ from sft_jax.run.folder import Run
 
 
 class Parsed(html.parser.HTMLParser):
-    """Tags with their attributes, and the text between them."""
+    """Collects tags with their attributes, and the text between them."""
 
     def __init__(self, page):
         super().__init__()

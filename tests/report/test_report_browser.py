@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads from a file, asks for nothing, says nothing wrong, and fits a phone."""
+"""Tests of reports in a browser: they load from a file without requests or errors, and fit a phone."""
 
 import base64
 import io
@@ -120,7 +120,7 @@ def test_dark_mode_is_dark(browser, pages):
 
 
 def test_text_can_be_read_in_both_modes(browser, pages):
-    """Contrast of at least 4.5 between text and what is behind it (WCAG 2.1, 1.4.3)."""
+    """The contrast between text and background is at least 4.5 (WCAG 2.1, 1.4.3)."""
     script = """
       const style = getComputedStyle(document.documentElement);
       const probe = document.body.appendChild(document.createElement('i'));

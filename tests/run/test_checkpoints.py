@@ -1,4 +1,4 @@
-"""Checkpoints against what befalls them: kills, full disks, half copies, flipped bytes, other devices and versions."""
+"""Tests of checkpoints under kills, full disks, partial copies, flipped bytes, other devices and versions."""
 
 import json
 import os
@@ -190,7 +190,7 @@ def test_killed_in_a_save(tmp_path, event, part, step):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("limit", [0, 200, 20_000])
 def test_a_full_disk(tmp_path, limit):
-    """A limit on the size of files, as root may write where nobody else may: writes fail as on a full disk."""
+    """A limit on file sizes makes writes fail as on a full disk, also for root, which ignores permissions."""
     checkpoints = saved(tmp_path, 1)
     large = {"a": np.random.default_rng(0).random(20_000, np.float32)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -294,7 +294,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
 
 
 def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
-    """Each file is sound by itself: only our own digest tells."""
+    """Every file is valid on its own, so that only our digest detects the damage."""
     checkpoints = saved(tmp_path, 1)
     checkpoints.save("latest", 2, {key: array + 1 for key, array in ONE.items()}, {"step": 2})
     older, newer = (tmp_path / "latest" / step / "arrays" for step in "12")
@@ -306,7 +306,7 @@ def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
 
 
 def test_going_on_from_an_earlier_checkpoint_keeps_it(tmp_path):
-    """The one that was passed over goes first, or a second mishap would leave nothing."""
+    """The skipped one is removed first, or a second failure would leave none."""
     checkpoints = saved(tmp_path, 3, 5)
     truncate(tmp_path / "latest" / "5")
     assert checkpoints.restore("latest").step == 3

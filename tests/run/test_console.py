@@ -1,4 +1,4 @@
-"""What is printed while a run goes on: to a terminal, to a file, and quietly."""
+"""Tests of the output of a run: on a terminal, to a file, and with --quiet."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ CONFIG, TASK = complete({"epochs": 4, "batch_size": 50}), Classification(("a", "
 
 
 def under_way(**changes):
-    """20 of 100 steps of the second epoch, in 4 seconds; the first one took 30 with its validation."""
+    """Returns the progress after 20 of 100 steps of epoch 2, in 4 s; the first epoch took 30 s including validation."""
     values = {"epoch": 1, "epoch_steps": 20, "epoch_loss": 18.0, "epoch_sums": {"correct": 690}, "epoch_seconds": 4.0}
     return Progress(**values | {"rows": [{"epoch_s": 30.0}]} | changes)
 
@@ -46,7 +46,7 @@ def test_the_time_from_the_first_steps():
 
 @contextlib.contextmanager
 def terminal(monkeypatch, columns=90):
-    """Standard output is a terminal; afterwards the list that is given has what was drawn."""
+    """Makes standard output a terminal; afterwards the given list contains what was drawn."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     master, slave = pty.openpty()

@@ -1,4 +1,4 @@
-"""The run against its surroundings: a full disk, folders that cannot be written to, two runs at one place."""
+"""Tests of a run with a full disk, read-only folders, and another run in the same folder."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mounts a small file system of its own; skips where that is not allowed."""
+    """Mounts a small file system; skips the test if that is not allowed."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -35,7 +35,7 @@ def mounted(tmp_path):
 
 @pytest.fixture
 def rationed(tmp_path):
-    """A file system of its own with quotas: btrfs, as those of ext4 and tmpfs do not bind root."""
+    """Mounts a file system with quotas: btrfs, because those of ext4 and tmpfs do not apply to root."""
     if os.geteuid() or not shutil.which("mkfs.btrfs"):
         pytest.skip("a quota needs root and btrfs-progs (apt install btrfs-progs)")
     image, place = tmp_path / "image", tmp_path / "disk"
@@ -63,7 +63,7 @@ def size_of(folder) -> int:
 
 
 def test_the_disk_fills_up(whole, mounted):
-    """As the first epochs' checkpoints fit and the next does not. With room again the run goes on."""
+    """The first epochs' checkpoints fit and the next does not; with space again the run continues."""
     saved = size_of(whole[0] / "checkpoints" / "best")
     disk = mounted(f"size={5 * saved}")
     place = disk / "run"
@@ -85,14 +85,14 @@ def test_the_disk_fills_up(whole, mounted):
 
 
 def limit(disk, room):
-    """Leaves so many bytes, or no limit."""
+    """Leaves this many bytes free, or removes the limit."""
     subprocess.run(["btrfs", "filesystem", "sync", disk], check=True)  # only what is on disk is counted
     amount = "none" if room is None else str(size_of(disk) + room)
     subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
 
 
 def test_a_quota_is_used_up(whole, rationed):
-    """The next checkpoint does not fit. With room again the run goes on."""
+    """The next checkpoint does not fit; with space again the run continues."""
     place = rationed / "run"
     run(place, epochs=1)
     before = state_of(place)
@@ -121,7 +121,7 @@ sys.exit(run_command(lambda: Checkpoints(Path(sys.argv[1])).save("latest", 1, ar
 
 
 def test_a_full_disk_is_one_line(mounted):
-    """Many arrays fail at once: there is no traceback of the others."""
+    """Many arrays fail at once, and no tracebacks of the others are printed."""
     disk = mounted("size=4m")
     command = [sys.executable, "-c", FILLED, str(disk / "checkpoints")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -148,7 +148,7 @@ def test_a_disk_mounted_read_only(mounted):
 
 
 def test_a_folder_of_somebody_else(tmp_path):
-    """Root may write everywhere: as nobody."""
+    """Runs as nobody, because root may write everywhere."""
     if os.geteuid():
         (tmp_path / "run").mkdir(mode=0o500)
         assert "Permission denied" in message(lambda: claim(tmp_path / "run"))
@@ -181,7 +181,7 @@ def test_two_runs_at_one_place(tmp_path):
 
 
 def test_a_run_that_began_meanwhile(whole, tmp_path):
-    """Both found an empty folder; the second one comes when the first has claimed it."""
+    """Both saw an empty folder; the second starts after the first has claimed it."""
     folder = tmp_path / "run"
     with Run(folder).claimed(complete({}), resume=False):
         assert "another process is training in" in message(lambda: run(folder))

@@ -1,4 +1,4 @@
-"""Long runs: what they hold of memory and open files stays as it is, and their log grows by a line an epoch."""
+"""Tests that memory and open files of long runs stay constant, and that their log grows by a line per epoch."""
 
 import ctypes
 import gc
@@ -33,7 +33,7 @@ class Mallinfo(ctypes.Structure):
 
 @pytest.fixture
 def in_use():
-    """The bytes that this process has allocated and not freed, XLA's arrays among them."""
+    """Returns the bytes that this process has allocated and not freed, including XLA's arrays."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         pytest.skip("needs glibc 2.33")
@@ -47,13 +47,13 @@ def in_use():
 
 
 def slope(sizes):
-    """MiB an epoch, once settled."""
+    """Returns the growth in MiB per epoch, once settled."""
     return np.polyfit(np.arange(SETTLED, EPOCHS), np.array(sizes[SETTLED:]) / MIB, 1)[0]
 
 
 @pytest.mark.slow
 def test_memory_and_files_stay_flat(tmp_path, monkeypatch, in_use):
-    """2,000 steps and 50 evaluations, each epoch saved."""
+    """Runs 2,000 steps and 50 evaluations, and saves every epoch."""
     process = psutil.Process()
     memory, held, files, arrays = [], [], [], []
     epoch = Reporter.epoch

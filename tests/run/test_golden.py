@@ -51,7 +51,7 @@ def copy(tmp_path):
 
 
 def test_it_is_loaded():
-    """Its test images are told apart as they were."""
+    """Its test images are classified as before."""
     classifier = sft_jax.load(GOLDEN)
     test = data.load_dataset(complete(SETTINGS).data, seed=0).test
     guesses = classifier.logits(test.images).argmax(-1)
@@ -73,7 +73,7 @@ def test_it_goes_on(copy):
 
 
 def test_nothing_left_to_do(copy):
-    """All of its epochs are done: the results come out the same."""
+    """All of its epochs are done, and the results are the same."""
     found, wanted = run(copy, resume=True), Run(GOLDEN).results()
     assert found.keys() == wanted.keys() | {"test_balanced_accuracy", "test_macro_f1"}, "which that version had not"
     for name, value in wanted.items():
@@ -89,7 +89,7 @@ def test_it_is_reported_on(copy, monkeypatch, capsys):
 
 
 def make():
-    """Writes `GOLDEN`, without what is drawn from it and the older of its latest checkpoints."""
+    """Writes `GOLDEN`, without plots and the older of its latest checkpoints."""
     ARCHITECTURES["smallest"] = architecture("smallest", SMALLEST)
     shutil.rmtree(GOLDEN, ignore_errors=True)
     os.chdir(GOLDEN.parent)  # its log names no folder of this machine

@@ -1,4 +1,4 @@
-"""Logs besides the run's folder: every epoch stands in them once, and none of them can end a run."""
+"""Tests that loggers contain every epoch exactly once, and cannot fail a run."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def begin(logs, folder, rows=(), said=None):
 
 
 def points(folder):
-    """(tag, step, value) of the event files, read record by record: length, its checksum, event, its checksum."""
+    """Returns (tag, step, value) of the event files, whose records are length, its checksum, event, its checksum."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -77,7 +77,7 @@ def test_a_log_that_fails_is_left_out(tmp_path):
 
 
 class FakeWandB(types.ModuleType):
-    """Keeps what a server would keep: a history by run."""
+    """Imitates a server, with a history per run."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -99,7 +99,7 @@ class FakeWandB(types.ModuleType):
 
 
 class FakeMLflow(types.ModuleType):
-    """Keeps what a server would keep: the metrics of runs."""
+    """Imitates a server, with the metrics of runs."""
 
     def __init__(self):
         super().__init__("mlflow")
@@ -195,5 +195,7 @@ def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_what_is_not_installed_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; pip install"):
+    with pytest.raises(
+        UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; run pip install"
+    ):
         Logs(NONE | {name: True})

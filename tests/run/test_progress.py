@@ -1,4 +1,4 @@
-"""How far a run has come, and what is said and written of it."""
+"""Tests of the progress of a run, its messages and its files."""
 
 import io
 import json

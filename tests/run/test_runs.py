@@ -100,7 +100,7 @@ def test_keys_that_may_change(run):
 
 
 def test_the_record_is_what_was_run(run):
-    """Every earlier one is kept, and what is not changed is not written anew."""
+    """Every earlier one is kept, and an unchanged one is not rewritten."""
     first = run.config_file.read_text()
     assert run.update_config(complete(CONFIG)) is None
     assert run.config_file.read_text() == first
@@ -122,7 +122,7 @@ def test_a_record_that_cannot_be_read(run, content):
 
 
 def test_a_record_that_was_changed(run):
-    """A network would be given other images than it was trained on."""
+    """Otherwise the network would get other images than in training."""
     run.config_file.write_text(run.config_file.read_text().replace("0.2", "0.4"))
     assert message(run.config) == (f"{run.config_file} was modified after it was written; restore the original file")
 
@@ -165,7 +165,7 @@ def test_nothing_is_left_of_a_record_that_was_not_written(run, monkeypatch):
 
 
 def test_a_moved_source_may_be_named_where_its_files_are_recorded(run):
-    """`as_recorded` holds them against the record then."""
+    """`as_recorded` then compares them with the record."""
     values = CONFIG | {"data.source": "folder:flowers"}
     run.write_config(complete(values))
     for moved in ("folder:/elsewhere/flowers", "csv:flowers.csv"):

@@ -1,4 +1,4 @@
-"""--platform: that accelerator or none."""
+"""Tests of --platform, which must not fall back to another platform."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is kept between runs: found again, bounded, and never trusted blindly."""
+"""Tests of the caches between runs: they are reused, bounded in size and verified."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ def split_of(value, count=4):
 
 
 class Reader:
-    """Counts how often it had to read."""
+    """Returns the number of reads."""
 
     def __init__(self, split):
         self.split, self.times = split, 0

@@ -1,4 +1,4 @@
-"""A run that goes on with other devices than it began on: the same images in the same order, the same losses."""
+"""Tests that a run resumed on other devices has the same images in the same order, and the same losses."""
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ SETTINGS = TINY | {"optimizer.learning_rate": 3e-5, "limit_train_examples": 192,
 
 
 def go_on(folder, count, epochs, *, stop=None):
-    """Trains on `count` devices until `epochs` are done, or `stop` says so."""
+    """Trains on `count` devices until `epochs` are done or `stop` is set."""
     config = complete(SETTINGS | {"epochs": epochs})
     dataset = data.load_dataset(config.data, seed=0, limit_train=192, limit_eval=61)
     devices = Devices(jax.devices()[:count])
@@ -35,7 +35,7 @@ def go_on(folder, count, epochs, *, stop=None):
 
 @pytest.fixture
 def losses(monkeypatch):
-    """Of every step, in their order."""
+    """Returns the losses of all steps in order."""
     found = []
     add = Progress.add
 
@@ -68,7 +68,7 @@ def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
 
 
 def test_in_the_middle_of_an_epoch(tmp_path, losses, monkeypatch):
-    """What one device did of an epoch two others need not do again."""
+    """Steps that one device has done are not repeated by two others."""
     stop = StopRequest()
     add = Progress.add
 

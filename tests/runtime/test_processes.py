@@ -1,4 +1,4 @@
-"""Two processes over loopback that train one run, and what each of them does when the other one is lost."""
+"""Tests of two processes that train one run over loopback, and of the loss of either."""
 
 import contextlib
 import socket
@@ -52,14 +52,14 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(pair):
-    """What a run that nothing ends printed."""
+    """The output of an uninterrupted run."""
     ends = pair.run("whole")
     assert [code for code, _, _ in ends] == [0, 0], ends
     return ends
 
 
 def test_two_are_one(pair, whole):
-    """Of one process with as many devices: bit by bit. That these do what one device does, test_devices.py says."""
+    """They are bit-identical to one process with as many devices; test_devices.py compares these with one device."""
     program = pair.programs[0]
     program.start("alone", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     code, _, error = program.finish()
@@ -140,13 +140,13 @@ def test_a_used_folder_is_refused_by_all(pair, whole):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-processes", "2"], "--coordinator-address, --num-processes and --process-id go together"),
+        (["--num-processes", "2"], "--coordinator-address, --num-processes and --process-id must be given together"),
         (
             ["--coordinator-address", "a:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2 is not one of 0 to 1",
+            "--process-id 2 must be between 0 and 1",
         ),
         (["--coordinator-address", "a", "--num-processes", "2", "--process-id", "0"], "a is not HOST:PORT"),
-        (["--distributed", "--lr-find"], "--lr-find is for one process"),
+        (["--distributed", "--lr-find"], "--lr-find supports only one process"),
     ],
 )
 def test_wrong_usage(flags, message, capsys):

@@ -1,4 +1,4 @@
-"""A whole search: what it leaves and continues, and its command line."""
+"""Tests of whole searches: their output, resuming them, and the command line."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def run(folder, *texts, changes=None, devices=one_device, **options):
 
 
 def whole_of(folder):
-    """search.json without what depends on the clock."""
+    """Returns search.json without times."""
     found = json.loads((folder / "search.json").read_text())
     for trial in found["trials"]:
         for timed in (trial, *trial["folds"]):
@@ -47,7 +47,7 @@ def whole_of(folder):
 
 @pytest.fixture(scope="module")
 def cross_validated(tmp_path_factory):
-    """A search by cross-validation that nothing interrupted."""
+    """An uninterrupted search by cross-validation."""
     folder = tmp_path_factory.mktemp("searches") / "whole"
     return folder, run(folder, folds=2)
 
@@ -92,7 +92,7 @@ def test_what_cross_validation_leaves(cross_validated, capsys):
 
 
 def test_the_database_is_closed(cross_validated):
-    """Connections that are left open are warned of by Python 3.13, and lock the file on Windows."""
+    """Python 3.13 warns about open connections, and they lock the file on Windows."""
     folder, _ = cross_validated
     assert not [file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
 
@@ -105,7 +105,7 @@ def test_a_refused_search_leaves_the_database_closed(cross_validated):
 
 
 class StopAt:
-    """In place of `StopRequest`: a SIGTERM that comes when it is asked for the `calls`-th time."""
+    """Replaces `StopRequest`; imitates a SIGTERM that arrives at its `calls`-th query."""
 
     def __init__(self, calls):
         self._left = calls
@@ -123,7 +123,7 @@ class StopAt:
 
 
 def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeypatch):
-    """As a kill leaves it, too: a stop saves nothing more."""
+    """A kill has the same effect, because a stop saves nothing more."""
     folder = tmp_path / "search"
     trained = []
     epochs = VmappedTrials.epochs
@@ -143,7 +143,7 @@ def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeyp
 
 
 class OneEpoch:
-    """In place of `StepsPerCall`: a call is an epoch."""
+    """Replaces `StepsPerCall`, so that a call is an epoch."""
 
     steps = 5
 
@@ -191,7 +191,7 @@ def test_a_diverged_trial_is_the_worst_and_ends_nothing(tmp_path):
 
 
 def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
-    """It counts in the last phase alone."""
+    """Only epochs of the last phase count."""
     changes = {
         "optimizer.learning_rate": 0.0,
         "finetune.batch_norm": "freeze",
@@ -220,7 +220,7 @@ def test_pruned_trials(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", study.PRUNERS)
 def test_pruners_of_optuna(name):
-    """Values that fall behind a row of good trials are pruned, but for "none"."""
+    """Bad trials after several good ones are pruned, except with "none"."""
     found = optuna.create_study(direction="maximize", pruner=study._pruner(name))
 
     def objective(trial):

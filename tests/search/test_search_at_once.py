@@ -1,4 +1,4 @@
-"""Trials side by side against runs of their own."""
+"""Compares trials that train at once with separate runs."""
 
 import functools
 
@@ -19,7 +19,7 @@ from sft_jax.training import optimizer
 
 
 def noise(count, seed=0):
-    """Images of five classes without equal neighbours, whose maxima do not depend on rounding."""
+    """Returns images of five classes without equal neighbours, so that maxima do not depend on rounding."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int32) % 5
     classes = np.random.default_rng(9).integers(0, 256, (5, 16, 16, 3))
@@ -28,13 +28,13 @@ def noise(count, seed=0):
 
 
 def curves(together, configs, dataset):
-    """Losses and accuracy [epochs, trials, 3]."""
+    """Returns losses and accuracy, [epochs, trials, 3]."""
     return np.array([[row[:3] for row in rows] for rows in together.epochs(configs, dataset, lambda done: None)])
 
 
 @pytest.mark.parametrize("batch_norm", ["freeze_statistics", "train"])
 def test_eight_at_once_are_eight_runs(batch_norm):
-    """Frozen statistics keep rounding from growing; statistics of batches let it, so that curves are short."""
+    """Frozen statistics keep rounding errors small; with batch statistics they grow, so that the curves are short."""
     split = noise(192)
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
     epochs, top = (4, 0.1) if batch_norm == "freeze_statistics" else (1, 0.01)
@@ -59,7 +59,7 @@ def test_eight_at_once_are_eight_runs(batch_norm):
 
 
 def test_phases_of_trials_at_once():
-    """With what else a state has: moving averages, and anchors that all trials share."""
+    """With the optional parts of a state: moving averages, and anchors shared by all trials."""
     split = noise(128)
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
     phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}

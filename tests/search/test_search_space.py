@@ -1,4 +1,4 @@
-"""What a search draws from, how it folds, and what it makes of the trials: no network is trained."""
+"""Tests of the search space, folds, and results of trials, without training."""
 
 import runpy
 
@@ -145,7 +145,7 @@ def test_the_best_epoch_is_that_of_the_mean_curve():
 
 
 def test_folds_that_stop_early_are_scored_by_their_own_best():
-    """Each ended where it ended; that the first one had no third epoch says nothing of the second one's."""
+    """Each fold stopped on its own; that the first one has no third epoch does not affect the second."""
     curves = [0.5, 0.9], [0.5, 0.4, 0.7, 0.8, 0.6]
     found = Trial(1, {}, tuple(fold(curve, stops_early=True) for curve in curves), ACCURACY)
     assert found.epochs_per_fold == [2, 4]

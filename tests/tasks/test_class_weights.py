@@ -1,4 +1,4 @@
-"""Weights of the classes in the training loss, against torch and scikit-learn."""
+"""Tests of class weights in the training loss, against torch and scikit-learn."""
 
 import json
 
@@ -35,7 +35,7 @@ WEIGHTS = (0.5, 3.0, 1.25)
 
 
 def torchs(labels, smoothing):
-    """The mean over the batch, divided by the weights of its labels."""
+    """The mean over the batch is divided by the weights of its labels."""
     loss = torch.nn.CrossEntropyLoss(weight=torch.tensor(WEIGHTS), label_smoothing=smoothing)
     return float(loss(torch.from_numpy(LOGITS), torch.from_numpy(np.array(labels)).long()))
 
@@ -57,7 +57,7 @@ def test_the_weighted_loss_is_torchs(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_weighted_loss_of_a_mixture_is_that_of_both_labels(smoothing):
-    """As the authors of mixup compute it: a share of the criterion of each."""
+    """As the authors of mixup compute it: a weighted sum of the criteria of both targets."""
     partners = LABELS[::-1].copy()
     task = Classification(NAMES, smoothing, WEIGHTS)
     own, other = (task.loss(jnp.asarray(LOGITS), {"label": jnp.asarray(labels)}) for labels in (LABELS, partners))
@@ -72,7 +72,7 @@ def build(**settings):
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (1, 4), (4, 1), (4, 2)])
 def test_a_step_divides_by_the_weights_of_the_whole_batch(count, parts):
-    """Over all devices and parts: their labels are unequal."""
+    """Over all devices and micro-batches, whose labels differ."""
     labels = np.array([0, 0, 0, 0, 1, 2, 1, 0], np.int32)
     images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
     optimizer, devices = optax.sgd(1.0), Devices(jax.devices()[:count])

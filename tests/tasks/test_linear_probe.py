@@ -1,4 +1,4 @@
-"""The head in closed form, against scikit-learn."""
+"""Tests of the closed-form head, against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_the_validation_images_choose_penalty_and_stretch():
 
 
 def test_without_images_to_choose_on_the_training_images_are_cross_validated():
-    """It is as good as with them, and better than a penalty that is not chosen at all."""
+    """It is as good as with held-out images, and better than with a fixed penalty."""
     features, labels = blobs(60, 1, channels=50)
     validation = blobs(2000, 2, channels=50)
 
@@ -64,7 +64,7 @@ def test_of_few_images_something_is_chosen(count):
 
 
 def test_the_views_of_an_image_are_not_parted():
-    """A view of an image that is solved on would choose a penalty that is far too weak."""
+    """Held-out views of training images would select a penalty that is far too weak."""
     features, labels = blobs(60, 1, channels=50)
     twice = np.stack([features, features], 1)
     for one, other in zip(solve_head(twice, labels, 4), solve_head(features[:, None], labels, 4), strict=True):

@@ -1,4 +1,4 @@
-"""Balanced accuracy, macro F1, and the figure that chooses the best epoch (monitor)."""
+"""Tests of balanced accuracy, macro F1, and the metric that selects the best epoch (monitor)."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from sft_jax.training import trainer as train_module
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("missing", [False, True])
 def test_balanced_accuracy_and_macro_f1_are_scikit_learns(classes, missing):
-    """With unequal classes, and where a class has no image or is never predicted."""
+    """With imbalanced classes, and classes without images or predictions."""
     generator = np.random.default_rng(classes)
     labels = generator.choice(classes, 300, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
     logits = generator.normal(size=(300, classes)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_the_best_epoch_is_that_of_the_monitor(monitor):
 
 
 def test_a_run_that_knew_of_no_monitor_goes_on():
-    """Its rows have the accuracy alone."""
+    """Its rows contain only the accuracy."""
     progress = Progress()
     finish(progress, "val_accuracy")
     old = progress.to_json()
@@ -118,7 +118,7 @@ def test_the_console_shows_what_is_monitored():
 
 
 def test_the_report_has_the_balanced_accuracy_and_the_epoch_that_was_kept():
-    """Also of a run whose best value is a loss."""
+    """Also for a run that monitors the loss."""
     found = records(monitor="val_loss")
     for row, value in zip(found.rows, (0.9, 0.3, 0.3), strict=True):
         row["best"] = value

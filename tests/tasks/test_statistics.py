@@ -1,4 +1,4 @@
-"""Every figure that the report states, against scikit-learn, scipy or the evaluator."""
+"""Tests all metrics of the report against scikit-learn, scipy or the evaluator."""
 
 import math
 
@@ -19,7 +19,7 @@ from sft_jax.tasks.classification import Classification, eval_sums, summarize, s
 
 
 def drawn(n=4000, classes=7, sharpness=3.0, seed=0):
-    """Logits of images, and labels as often right as the softmax of logits / `sharpness` says."""
+    """Returns logits, and labels drawn from the softmax of logits / `sharpness`."""
     generator = np.random.default_rng(seed)
     logits = (2 * sharpness * generator.normal(size=(n, classes))).astype(np.float32)
     chances = np.exp(logits / sharpness) / np.exp(logits / sharpness).sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Batches that batch norm cannot work with."""
+"""Tests the refusal of batches that are too small for batch norm."""
 
 import jax
 import numpy as np
@@ -23,13 +23,13 @@ from sft_jax.training.lr_find import find_learning_rate
 
 @pytest.fixture(scope="module")
 def noise():
-    """A data set of 4 images in 2 classes."""
+    """A dataset of 4 images in 2 classes."""
     split = ArraySplit.of_images(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4, dtype=np.int32) % 2)
     return Dataset(split, split, split, ("a", "b"))
 
 
 def refused(dataset, devices=1, **changes):
-    """What is said, None where nothing is."""
+    """Returns the error message, None if there is no error."""
     values = {"epochs": 4} | {key.replace("__", "."): value for key, value in changes.items()}
     try:
         check_values(Experiment(complete(values), dataset, Devices(jax.devices()[:devices])))
@@ -55,7 +55,7 @@ def test_one_value_a_channel_is_refused_where_torch_refuses_it(noise, name, batc
 
 def test_the_smallest_batch_that_works_is_named(noise):
     assert refused(noise, batch_size=1) == (
-        "batch_size=1 leaves batch norm one value per channel at 32 px, which trains nothing; use "
+        "batch_size=1 leaves batch norm one value per channel at 32 px, which it normalises to 0; use "
         "--config.batch_size=2 or more, or --config.finetune.batch_norm=freeze_statistics"
     )
     assert "batch_size=4 in 4 micro-batches (optimizer.accumulate) leaves" in refused(

@@ -1,4 +1,4 @@
-"""Random numbers of one seed: each purpose has keys of its own."""
+"""Tests that every use of random numbers has its own key."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def words(key):
 
 
 def test_augmentation_and_update_have_keys_of_their_own():
-    """Of every step, as the program of an epoch hands them on."""
+    """Returns the keys of every step, as derived in the program of an epoch."""
     seen = {}
 
     def augmented(images, key, first, total):
@@ -49,7 +49,7 @@ def test_augmentation_and_update_have_keys_of_their_own():
 
 @pytest.fixture
 def used(monkeypatch):
-    """The keys from which numbers are drawn."""
+    """Returns the keys from which numbers are drawn."""
     found = []
 
     def recording(draw):

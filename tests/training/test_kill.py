@@ -1,4 +1,4 @@
-"""Real training processes that end in the middle of whatever they do, and go on where they were."""
+"""Tests that training processes killed at any moment resume where they stopped."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""The pass that gives every image's logits: in the images' order, and what the evaluator counts."""
+"""Tests that `predict_all` returns logits in the order of the images, consistent with the evaluator."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The learning-rate range test: what it suggests of a curve, and that it leaves everything else alone."""
+"""Tests of the learning-rate range test: its suggestions, and that it changes nothing else."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ RATES = np.array([float(rate(step)) for step in range(STEPS)])
 
 
 def curve(kind, steepest, rates=RATES):
-    """Losses that fall at `steepest` or near it, in several forms, and rise without end at some larger rate."""
+    """Returns losses of several shapes that fall most steeply at or near `steepest` and diverge at a larger rate."""
     share = rates / steepest
     if kind == "wide":
         return 0.1 + 2 / (1 + share**2) + (share / 100) ** 2 / 10
@@ -71,7 +71,7 @@ def test_a_constant_is_its_own_average():
 
 
 def test_a_line_is_its_own_fit():
-    """At the ends, too: what smooths does not lag behind."""
+    """The smoothing does not lag behind, even at the ends."""
     line = 3 - 0.25 * np.arange(30)
     values, slopes = fitted_lines(line)
     np.testing.assert_allclose(values, line, atol=1e-12)
@@ -94,7 +94,7 @@ def test_the_suggestion_is_where_the_loss_falls_steepest(kind, noise, steepest):
 
 
 def test_it_is_the_value_that_the_recipe_means():
-    """A key's value is multiplied by batch_size / reference_batch."""
+    """The value of the key is multiplied by batch_size / reference_batch."""
     losses = until_divergence(curve("wide", 1e-3).tolist())
     plain, scaled = judge(losses), judge(losses, "finetune.head_learning_rate", 0.25)
     assert scaled.key == "finetune.head_learning_rate"

@@ -1,4 +1,4 @@
-"""Whole runs with the transfer methods: phases, features, averages, and what resuming does to them."""
+"""Tests of whole runs with the transfer methods: phases, features, averages, and resuming them."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from sft_jax.training.features import features, recalibrate_batch_norm
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run on the digits 0-4, to be transferred to 5-9."""
+    """A run on the digits 0-4, to be fine-tuned on 5-9."""
     folder = tmp_path_factory.mktemp("runs") / "source"
     run(folder, epochs=4, limit_train_examples=None)
     return folder
@@ -39,7 +39,7 @@ def best(folder):
 
 @pytest.fixture(scope="module")
 def untrained(source, tmp_path_factory):
-    """The results of a run that learns nothing: what the others must be better than, whatever the draws."""
+    """The results of a run that learns nothing, as a lower bound for the others."""
     folder = tmp_path_factory.mktemp("untrained") / "run"
     return transfer(folder, source, epochs=1, optimizer__learning_rate=0.0, finetune__batch_norm="freeze")
 
@@ -54,7 +54,7 @@ def backbone_moved(folder, source):
 
 
 def test_the_head_alone(source, tmp_path):
-    """A linear probe: the backbone and its statistics stay, the closed form is good before the first step."""
+    """A linear probe keeps the backbone and its statistics, and its closed form is good before the first step."""
     results = transfer(tmp_path / "run", source, finetune__method="head", epochs=2)
     assert results["test_accuracy"] > 0.6, "0.2 is chance"
     assert not backbone_moved(tmp_path / "run", source)
@@ -80,7 +80,7 @@ PHASES = {
 
 @pytest.fixture(scope="module")
 def of_two_phases(source, tmp_path_factory):
-    """A run with `PHASES` that nothing interrupted."""
+    """An uninterrupted run with `PHASES`."""
     folder = tmp_path_factory.mktemp("runs") / "of two phases"
     transfer(folder, source, **PHASES)
     return folder
@@ -185,7 +185,7 @@ def test_early_stopping(source, tmp_path, capsys):
     ids=["head_then_full", "sizes"],
 )
 def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, changes, epochs):
-    """Nothing moves, so the first epoch of a phase is its best one; the last phase comes all the same."""
+    """Nothing is learnt, so that the first epoch of each phase is its best one; the last phase is still reached."""
     still = {"optimizer__learning_rate": 0.0, "finetune__batch_norm": "freeze"}
     patient = {"regularization__early_stopping": 1, "epochs": 8}
     results = transfer(tmp_path / "run", source, **still, **patient, **changes)
@@ -263,7 +263,7 @@ def test_features_of_every_image_in_order(digits, count):
 
 
 def test_measured_statistics_normalise_the_images(digits):
-    """With one batch of all images they are that batch's own: evaluation is then training's forward pass."""
+    """With a single batch of all images they are its batch statistics, so that evaluation equals the forward pass."""
     dataset, preprocess = digits
     network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(100, dtype=np.int32)[None]
@@ -279,7 +279,7 @@ def test_measured_statistics_normalise_the_images(digits):
 
 
 def test_measured_statistics_do_not_depend_on_how_they_were_cut(digits, monkeypatch):
-    """The clock cuts them; the same run on the same machine must begin with the same bits."""
+    """The division depends on timing, but repeated runs on a machine must start bit-identically."""
     dataset, preprocess = digits
     network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(96, dtype=np.int32).reshape(12, 8)

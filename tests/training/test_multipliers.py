@@ -1,4 +1,4 @@
-"""Which parameters are trained when, and at which multiple of the learning rate."""
+"""Tests of which parameters are trained in which phase, and their learning-rate multipliers."""
 
 import itertools
 

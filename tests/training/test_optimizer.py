@@ -1,4 +1,4 @@
-"""Schedules, optimizers by name and learning-rate multipliers."""
+"""Tests of schedules, optimizers by name and learning-rate multipliers."""
 
 import functools
 import inspect
@@ -174,7 +174,7 @@ def test_arguments_by_their_names_in_optax():
 
 
 def numeric(name):
-    """The numeric arguments of an optimizer with their defaults as the command line gives them: all as floats."""
+    """Returns the numeric arguments of an optimizer with their defaults as floats, as from the command line."""
     parameters = inspect.signature(optimizer_names()[name]).parameters
     return tuple(
         (key, float(parameter.default))
@@ -185,7 +185,7 @@ def numeric(name):
 
 @pytest.mark.parametrize("name", sorted(optimizer_names()))
 def test_arguments_are_whole_numbers_where_the_optimizer_counts(name):
-    """The defaults, given as floats, change nothing."""
+    """Passing the defaults as floats changes nothing."""
     plain, given = (
         make_optimizer(optimizer_config(name=name, learning_rate=0.05, arguments=arguments), 3)
         for arguments in ((), numeric(name))

@@ -1,4 +1,4 @@
-"""What goes on from one phase of a training to the next: momentum, counts of steps, averages."""
+"""Tests of what continues from one phase to the next: momentum, step counts, averages."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def weights(network, seed=0):
 
 
 def at_the_switch(experiment, index=1):
-    """The states on both sides of the switch to the phase with this index, and that one's programs."""
+    """Returns the states before and after the switch to the phase with this index, and its programs."""
     before = PhasePrograms(experiment, experiment.phases[index - 1])
     state = before.first_state(*weights(experiment.network))
     # As if it had been trained: nothing that is kept is what it begins with.
@@ -80,7 +80,7 @@ def test_momentum_goes_on_and_new_parameters_begin_afresh(changes, name):
 
 
 def test_staged_adam_is_torchs():
-    """The second parameter joins after 3 steps; torch's Adam counts the steps of each."""
+    """The second parameter is unfrozen after 3 steps; torch's Adam counts steps per parameter."""
     config = complete({"optimizer.name": "adamw", "optimizer.weight_decay": 0.01, "optimizer.decay": "all"}).optimizer
     generator = np.random.default_rng(0)
     gradients = generator.normal(size=(8, 2, 4)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_averages_go_on_from_phase_to_phase():
 
 
 def test_the_warm_up_of_the_averages_begins_where_they_begin():
-    """After a head that was trained on features there were none before."""
+    """After training a head on features, the averages start with the next phase."""
     made = experiment(finetune__method="head_then_full", finetune__head_epochs=1, regularization__ema=0.99)
     state, after, programs = at_the_switch(made)
     assert not state.ema
@@ -195,7 +195,7 @@ def test_statistics_that_are_not_measured_stay_at_another_size():
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
-    """In cross-validation its labels make no difference; in a run the validation images choose."""
+    """The held-out labels make no difference in cross-validation; in a run they select the solution."""
     heads = []
     for shift in (0, 1):
         held_out = images(seed=1)

@@ -1,4 +1,4 @@
-"""What a run says before it starts, and what its steps cost as XLA counts it."""
+"""Tests of the plan that a run prints, and of XLA's estimates of the cost of a step."""
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def changed(experiment, step, **before):
 
 
 def test_other_epochs_say_how_the_schedule_changes():
-    """After 4 of 4 epochs of 8 steps, a cosine is stretched to 6 epochs: its rate goes up again."""
+    """After 4 of 4 epochs of 8 steps, a cosine schedule is extended to 6 epochs, so that its rate rises again."""
     experiment, _ = plan(epochs=6, optimizer__schedule="cosine")
     last, following, end = (0.01 * (1 + np.cos(np.pi * share)) for share in (31 / 32, 32 / 48, 47 / 48))
     assert changed(experiment, 32, optimizer__schedule="cosine") == [
@@ -182,7 +182,7 @@ def test_floating_point_operations():
 
 
 def test_convolutions_are_counted_as_an_accelerator_computes_them():
-    """Of ResNet-18 at 224 px the literature has 1.8 billion multiply-adds an image, those with padding included."""
+    """The literature reports 1.8 billion multiply-adds per image for ResNet-18 at 224 px, including padding."""
     from sft_jax import models
 
     network = models.Network.abstract(models.builder(complete({}).model, 1000))

@@ -1,4 +1,4 @@
-"""What training starts from, given weights for the same, for some of the same and for other classes."""
+"""Tests of initial weights from weights for the same, overlapping and different classes."""
 
 import functools
 
@@ -17,7 +17,7 @@ CONFIG = complete({"model.name": "tiny", "init": "w.safetensors", "seed": 3})
 
 
 def started(names, config=CONFIG):
-    """Weights that know `NAMES`, the parameters that training starts from with them, and what is said."""
+    """Returns weights with the classes `NAMES`, the initial parameters made from them, and their description."""
     arrays = weights_of(NAMES, seed=1)
     build = builder(config.model, len(names))
     init = Weights(arrays, "tiny", NAMES, {})
@@ -47,7 +47,7 @@ def test_the_same_classes_keep_everything():
     ],
 )
 def test_other_classes_get_the_rows_that_a_new_head_would_have(names, kept, words):
-    """Kept rows aside, bit for bit what the seed draws."""
+    """Rows that are not reused are bit-identical to those drawn from the seed."""
     arrays, found, said = started(names)
     wanted, _ = jax.device_get(initial_arrays(builder(CONFIG.model, len(names)), CONFIG.seed, prefix="fc."))
     for key, array in wanted.items():

@@ -1,4 +1,4 @@
-"""Steps and evaluation on one and on eight devices, from memory and streamed: the same numbers each way."""
+"""Tests that steps and evaluation agree on one and eight devices, in memory and streamed."""
 
 import functools
 
@@ -54,7 +54,7 @@ def streamed(split):
 
 @functools.cache
 def programs(count):
-    """`count` devices, and a function that compiles the training program for a loader on them, once for a kind."""
+    """Returns `count` devices, and a function that compiles the training program for a loader, once per kind."""
     devices, compiled = Devices(jax.devices()[:count]), {}
     program = make_train_steps(make_train_step(NETWORK, TASK, OPTIMIZER, AXIS), AUGMENT, AXIS, count)
 
@@ -67,7 +67,7 @@ def programs(count):
 
 
 def run_epoch(count, split, steps_per_call):
-    """Trains an epoch; returns the losses, the numbers of correct predictions, and the state."""
+    """Trains an epoch; returns the losses, the counts of correct predictions, and the state."""
     devices, program_of = programs(count)
     loader = Loader(split, devices)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
@@ -93,7 +93,7 @@ def one_device():
 
 
 def test_eight_devices_take_the_steps_of_one():
-    """In float64: from random weights, two correct float32 programs part by a factor of ten a step (ReLU's flips)."""
+    """In float64, because correct float32 programs diverge by a factor of ten per step from random weights (ReLU)."""
     split, narrow = split_of(STEPS * BATCH), weights()
     found = {}
     with jax.enable_x64():
@@ -118,7 +118,7 @@ def test_eight_devices_take_the_steps_of_one():
 
 
 def test_eight_devices_see_the_images_of_one():
-    """Order, augmentation and counts: the whole program in float32, as far as rounding lets it be compared."""
+    """Compares order, augmentation and counts of the whole program in float32, as far as rounding allows."""
     losses, correct, state = run_epoch(8, split_of(STEPS * BATCH + 3), steady(STEPS))
     one_losses, one_correct, one_state = one_device()
     assert state.step == one_state.step == STEPS
@@ -202,7 +202,7 @@ def evaluate(count, split):
 
 @functools.cache
 def some_logits():
-    """Of 33 images, all at once."""
+    """Returns the sums over all 33 images at once."""
     images = data.make_preprocess(CONFIG.data)(jnp.asarray(split_of(33).images))
     logits, _ = jax.jit(functools.partial(NETWORK.apply, train=False))(*weights(), images)
     return torch.tensor(logits.tolist())
@@ -230,7 +230,7 @@ def test_evaluation_does_not_depend_on_the_order_of_the_images():
 
 
 def test_evaluation_does_not_depend_on_how_it_was_cut(monkeypatch):
-    """The clock says how many steps a call takes: a run that goes on after a stop would have other last digits."""
+    """The steps per call depend on timing; otherwise a resumed run would differ in the last digits."""
     devices, evaluate = evaluator(1)
     arguments = *map(devices.replicate, weights()), Loader(split_of(20 * BATCH + 5), devices)
     found = []
@@ -303,7 +303,7 @@ def test_nan_of_a_real_image_shows():
 
 
 def test_equal_logits_are_no_five_guesses():
-    """A network that says nothing has its first five classes right, as torch's topk of equal values would at most."""
+    """With equal logits the first five classes count as correct, at most as with torch's topk."""
     found = sums_of(np.zeros((10, 10), np.float32), np.arange(10, dtype=np.int32))
     assert (found.correct, found.top5) == (1, 5)
 

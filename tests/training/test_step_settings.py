@@ -1,4 +1,4 @@
-"""What a step does beyond following the gradient: each setting against its definition, on one and eight devices."""
+"""Tests each option of the training step against its definition, on one and eight devices."""
 
 import functools
 
@@ -108,7 +108,7 @@ def zip_up(one, two):
 
 
 def test_parts_add_up_to_the_batch():
-    """Batch norm aside, whose statistics are those of each part."""
+    """Without batch norm, which uses the statistics of each micro-batch."""
     whole, parts = (step(StepSettings(batch_statistics=False, accumulate=count), steps=2) for count in (1, 4))
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
     assert_close(parts[0].params, whole[0].params, 1e-4)
@@ -117,7 +117,7 @@ def test_parts_add_up_to_the_batch():
 
 
 def test_l2_sp_pulls_back_to_where_it_started():
-    """Penalty (l2_sp / 2) * |w - w0|^2: after one plain step its gradient is l2_sp * (w - w0)."""
+    """The penalty is (l2_sp / 2) * |w - w0|^2, whose gradient after one plain step is l2_sp * (w - w0)."""
     anchored = [key for key in weights()[0] if key not in HEAD]
     state, _ = step(anchored=anchored)
     start = {key: np.asarray(leaf) for key, leaf in state.params.items()}
@@ -177,7 +177,7 @@ def test_mixtures_change_the_step_with_the_key(name):
 
 
 def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
-    """With every branch at 0 or 1/survival, the mean over many draws is the whole network's, up to its nonlinearity."""
+    """Branches are scaled by 0 or 1/survival, so that their mean is the full network up to its nonlinearity."""
     network = Network.abstract(builder(CLASSES, stochastic_depth=0.5))
     images = jnp.broadcast_to(batch()["image"][:1, ::2, ::2], (128, 16, 16, 3))
 

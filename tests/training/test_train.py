@@ -1,4 +1,4 @@
-"""The loop, on a one-block-a-stage ResNet and scikit-learn's digits: what it writes, and what interrupts it."""
+"""Tests of the training loop, its files and interruptions, on a ResNet with one block per stage and digits."""
 
 import collections
 import json
@@ -80,7 +80,7 @@ def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, call
 
 
 def test_more_epochs_by_resuming(whole, tmp_path, capsys):
-    """config.json says what was run, and the one before is kept."""
+    """config.json is updated, and the previous one is kept."""
     folder = tmp_path / "run"
     run(folder, epochs=1)
     before = Run(folder).config_file.read_text()
@@ -170,7 +170,7 @@ def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
 
 
 def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
-    """A learning rate of 0 and the same classes: the best checkpoint's accuracy comes back, batch statistics aside."""
+    """With a learning rate of 0 and the same classes, the accuracy is the best checkpoint's, up to batch statistics."""
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), epochs=1, optimizer__learning_rate=0.0)
     before, after = (Run(place).checkpoints.restore("best").arrays for place in (folder, tmp_path / "run"))
@@ -201,7 +201,7 @@ def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
 
 
 def test_nothing_is_traced_twice(tmp_path, monkeypatch):
-    """Neither between epochs, nor for calls of another length or the last batch of an evaluation."""
+    """Neither between epochs, nor for calls of a different length, nor for the last batch of an evaluation."""
     traced = collections.Counter()
 
     def counting(name):
