@@ -17,7 +17,7 @@ from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
 from sft_jax.training.trainer import train
 
-TINY_VARIANT = Variant(BasicBlock, (1, 1, 1, 1))
+TINY_VARIANT = Variant(BasicBlock, (1, 1, 0, 0))
 
 # The same everywhere, so that its programs are compiled once for all tests.
 TINY = {

@@ -87,7 +87,7 @@ def test_frozen_parameters_cost_no_gradient_no_memory_and_no_update():
         state = TrainState.create(*weights(), OPTIMIZER, trained=settings.trained)
         sizes[settings] = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
         costs[settings] = compiled(settings).lower(state, batch(), None).compile().cost_analysis()
-    assert sizes[head] == 512 * CLASSES + CLASSES < sizes[plain] / 1000
+    assert sizes[head] == 128 * CLASSES + CLASSES < sizes[plain] / 300
     assert costs[head]["flops"] < 0.45 * costs[plain]["flops"], "a forward pass is a third"
     assert costs[head]["bytes accessed"] < 0.6 * costs[plain]["bytes accessed"]
 
@@ -188,7 +188,7 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
 
     whole, drawn = (np.asarray(features(key)) for key in (None, jax.random.key(0)))
     kinds = np.unique(drawn.round(3), axis=0)
-    assert 8 < len(kinds) <= 16, "four blocks, each there or not"
+    assert len(kinds) == 4, "two blocks, each there or not"
     assert np.ptp(whole, axis=0).max() < 1e-4
     survivals = [1 - 0.5 * position / 4 for position in (1, 2, 3, 4)]
     bound = network.bind(*weights())

@@ -139,7 +139,7 @@ def test_an_odd_batch_is_refused_before_anything_is_written(tmp_path):
 def test_a_diverging_loss_stops_the_run(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(DivergedError, match=r"at step \d+ \(epoch \d\); earlier checkpoints are in"):
-        run(folder, optimizer__learning_rate=1e30)
+        run(folder, optimizer__learning_rate=3e38)
     saved = Run(folder).checkpoints.restore("latest")
     if saved is not None:
         assert all(np.isfinite(array).all() for array in saved.arrays.values())
