@@ -22,7 +22,7 @@ def network():
 
 def test_logits_are_computed_in_float32(network):
     """With 8 bits, logits near 100 that differ by less than 0.5 would be equal."""
-    features = jnp.asarray(np.random.default_rng(0).normal(10, 1, (8, 512)), jnp.float32)
+    features = jnp.asarray(np.random.default_rng(0).normal(10, 1, (8, 128)), jnp.float32)
     logits, _ = HeadNetwork(network).apply(network.params, network.batch_stats, features, train=True)
     kernel, bias = (np.asarray(network.params[f"fc.{part}"], np.float64) for part in ("kernel", "bias"))
     assert logits.dtype == jnp.float32
