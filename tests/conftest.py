@@ -71,16 +71,26 @@ def forgotten_in_time():
 
 @pytest.fixture(autouse=True)
 def within_memory():
-    """Keeps compiled programs for the next tests while they do not exceed their part of the memory."""
+    """Programs are kept for the next tests, as long as they take no more than their share of memory."""
     yield
-    if psutil.Process().memory_info().rss > MEMORY:
-        forget_programs()
+    if above_memory():
+        give_back()
+        if above_memory():
+            forget_programs()
+
+
+def above_memory():
+    return psutil.Process().memory_info().rss > MEMORY
 
 
 def forget_programs():
-    """Drops compiled programs and returns their memory to the system."""
+    """Drops compiled programs, and gives their memory back to the system."""
     jax.clear_caches()
+    give_back()
+
+
+def give_back():
+    """Gives the system what is freed, which the C library keeps: some hundred MiB after every few runs."""
     gc.collect()
     if sys.platform == "linux":
-        # The C library keeps what is freed.
         ctypes.CDLL(None).malloc_trim(0)
