@@ -16,11 +16,11 @@ __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architect
 ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
 
 
-def architecture(name: str, *, said: str = "unknown config.model.name=") -> Architecture:
-    """Returns the architecture called `name`. Raises UserError, which begins with `said`, if there is none."""
+def architecture(name: str) -> Architecture:
+    """Returns the architecture called `name`. Raises UserError if there is none."""
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
-        raise UserError(f"{said}{name!r}; did you mean {near!r}?")
+        raise UserError(f"unknown config.model.name={name!r}; did you mean {near!r}?")
     return ARCHITECTURES[name]
 
 
