@@ -21,8 +21,10 @@ sft_jax.load(FILE), or without this package:
 Its end is a zip archive: `unzip -p classifier.stablehlo metadata.json` prints size, mean, std and the class names.
 For torch and ONNX see convert/flax_to_resnet.py and convert/flax_to_onnx.py.
 """
-# Maximum difference of logits relative to the largest one, as in convert/parity.py.
-TOLERANCE = 1e-4
+# Maximum difference of logits relative to the largest one by precision. In float32 as in convert/parity.py. In bfloat16
+# the exported program, which is compiled for any batch size, rounds in other places (2**-9 each): ResNet-50 with random
+# weights at 64 px differs by 1.3e-2, ResNet-18 by 5e-3.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 # Batch sizes with which the program is verified.
 BATCHES = (1, 3, 8)
 ELSEWHERE = {
@@ -93,6 +95,7 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         "source": str(source),
         "class_names": list(classifier.class_names),
         "preprocess": preprocess.to_json(),
+        "precision": classifier.precision,
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
     with written_whole(output) as temporary:
@@ -103,10 +106,11 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         difference = max(
             relative_difference(exported.logits(images[:batch]), classifier.logits(images[:batch])) for batch in BATCHES
         )
-        if not difference <= TOLERANCE:  # NaN must fail too
+        tolerance = TOLERANCES[classifier.precision]
+        if not difference <= tolerance:  # NaN must fail too
             raise UserError(
                 f"the exported program's logits differ from those of {source} by {difference:.1e} of the largest one, "
-                f"more than {TOLERANCE:.0e}; nothing was written"
+                f"more than {tolerance:.0e}; nothing was written"
             )
     return difference, jax.default_backend()
 

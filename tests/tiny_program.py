@@ -78,7 +78,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> int:
     os.environ.update(environment)
     sys.argv[1:] = arguments
     train_module.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
-    evaluator.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]
+    evaluator.StepsPerCall = lambda **_: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]
     Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is under way then
     Bar.set = after(Bar.set, "evaluation")  # type: ignore[method-assign]
     sys.addaudithook(watch_files)

@@ -38,6 +38,7 @@ class Classifier:
       program: normalised float32 [n, size, size, 3] -> logits [n, classes]; compiled and pure.
       preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
       class_names: class names of the outputs.
+      precision: dtype of activations and matrix products, "float32" or "bfloat16".
     """
 
     def __init__(
@@ -45,9 +46,12 @@ class Classifier:
         program: Callable[[jax.Array], jax.Array],
         preprocess: Preprocess,
         class_names: Sequence[str],
+        *,
+        precision: str = "float32",
         model: Callable[[], nnx.Module] | None = None,
     ):
         self.program, self.preprocess, self.class_names = program, preprocess, tuple(class_names)
+        self.precision = precision
         self._inputs = jax.jit(preprocess.on_device)
         self._make_model = model
         self._compiled: set[int] = set()
@@ -188,7 +192,13 @@ def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
 def load_export(path: Path) -> Classifier:
     """Loads a file written by `python -m sft_jax.export`. Raises UserError if it cannot be read."""
     program, metadata = load_exported(path)
-    return Classifier(jax.jit(program), Preprocess.from_json(metadata["preprocess"]), metadata["class_names"])
+    return Classifier(
+        jax.jit(program),
+        Preprocess.from_json(metadata["preprocess"]),
+        metadata["class_names"],
+        # Early exports do not say it.
+        precision=metadata.get("precision", "float32"),
+    )
 
 
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
@@ -206,5 +216,6 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
         Preprocess.of_metadata(weights.metadata, otherwise),
         # Users' own files may lack class names.
         weights.class_names or [str(label) for label in range(classes)],
-        lambda: network.bind(params, batch_stats),
+        precision=precision,
+        model=lambda: network.bind(params, batch_stats),
     )

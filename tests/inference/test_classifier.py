@@ -215,9 +215,9 @@ def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(t
         sft_jax.load(tmp_path / "weights.safetensors")
 
 
-def test_the_latest_checkpoint_may_be_asked_for(run, classifier):
-    found = sft_jax.load(run.folder, checkpoint="latest")
-    np.testing.assert_array_equal(found.logits(pixels(2)), classifier.logits(pixels(2)))
+def test_the_latest_checkpoint_may_be_asked_for(run):
+    latest, best = (sft_jax.load(run.folder, checkpoint=name) for name in ("latest", "best"))
+    np.testing.assert_array_equal(latest.logits(pixels(2)), best.logits(pixels(2)))
 
 
 def test_weights_that_are_not_those_to_evaluate(tmp_path):

@@ -8,7 +8,7 @@ from made_run import make_run
 from tiny_runs import network as tiny_network
 
 import sft_jax
-from sft_jax.export import TOLERANCE, export, relative_difference
+from sft_jax.export import TOLERANCES, export, relative_difference
 from sft_jax.models import HeadNetwork
 from sft_jax.tasks.losses import cross_entropy
 
@@ -49,12 +49,12 @@ def test_the_loss_and_its_gradient_are_float32(network):
 
 
 def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
-    """The float32 network with the same weights gives different results."""
+    """It rounds in other places than the run, as this network shows, but is nearer to it than the float32 network."""
     for precision in ("bfloat16", "float32"):
         make_run(tmp_path / precision, precision=precision)
     difference, _ = export(tmp_path / "bfloat16", "best", tmp_path / "file.stablehlo")
-    assert difference <= TOLERANCE
+    assert TOLERANCES["float32"] < difference < TOLERANCES["bfloat16"]
     exported, own, wide = (
         sft_jax.load(tmp_path / name).logits(IMAGES) for name in ("file.stablehlo", "bfloat16", "float32")
     )
-    assert relative_difference(exported, own) <= TOLERANCE < relative_difference(exported, wide) < 0.05
+    assert relative_difference(exported, own) < relative_difference(exported, wide) < TOLERANCES["bfloat16"]

@@ -98,7 +98,7 @@ def test_it_is_searched(tmp_path, monkeypatch, capsys):
     assert winner.point == {"optimizer.learning_rate": "0.002"}
     found = json.loads((tmp_path / "search.json").read_text())["trials"]
     assert found[0]["mean"] == found[0]["folds"][0]["val_mae"][found[0]["epochs"] - 1] > 0
-    assert "by its mean absolute error on" in capsys.readouterr().out
+    assert "scored by mean absolute error on" in capsys.readouterr().out
 
 
 def test_what_only_classification_can_is_refused(trained):

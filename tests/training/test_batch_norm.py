@@ -102,7 +102,7 @@ def test_nothing_is_written_before_it_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     monkeypatch.setattr(lr_find, "Devices", one_device)
     with pytest.raises(UserError, match=r"use --config\.batch_size=128 or more"):
-        run(tmp_path / "run", optimizer__accumulate=64)
+        run(tmp_path / "run", optimizer__accumulate=64, data__size=8)
     with pytest.raises(UserError, match=r"use --config\.batch_size=2 or more"):
-        find_learning_rate(complete(TINY | {"batch_size": 1}), Run(tmp_path / "run"), Console())
+        find_learning_rate(complete(TINY | {"batch_size": 1, "data.size": 8}), Run(tmp_path / "run"), Console())
     assert not (tmp_path / "run").exists()

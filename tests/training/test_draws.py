@@ -7,16 +7,22 @@ import pytest
 from flax import nnx
 
 from sft_jax.data.augment import augment
+from sft_jax.data.loader import Chunk
 from sft_jax.data.mixup import mix
 from sft_jax.models.resnet import BasicBlock, ResNet, Variant
 from sft_jax.training.experiment import TRAINING
-from sft_jax.training.phase_programs import pick_view
+from sft_jax.training.features import pick_view
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import MIXTURE, SKIPS, StepMetrics
 from sft_jax.training.steps import AUGMENTATION, UPDATE, make_train_steps
 
 IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
+LABELS = np.zeros(2, np.int32)
 COLOUR = (0.5, 0.5, 0.5)
+
+
+def traced(key):
+    return isinstance(jax.random.key_data(key), jax.core.Tracer)
 
 
 def words(key):
@@ -24,22 +30,24 @@ def words(key):
 
 
 def test_augmentation_and_update_have_keys_of_their_own():
-    """Returns the keys of every step, as derived in the program of an epoch."""
+    """They are compared with those that the program of an epoch derives."""
     seen = {}
 
-    def augmented(images, key, first, total):
-        seen["augmentation"] = words(key)
-        return images
+    def augmented(batch, key, first, total):
+        if not traced(key):
+            seen["augmentation"] = words(key)
+        return batch
 
-    def updated(state, inputs, labels, key):
-        seen["update"] = words(key)
+    def updated(state, batch, key):
+        if not traced(key):
+            seen["update"] = words(key)
         return state, StepMetrics(jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     key, state = jax.random.key(0), TrainState(jnp.asarray(5, jnp.int32), {}, {}, ())
     steps = make_train_steps(updated, augmented, "data", 1)
-    labels, order = jnp.zeros(2, jnp.int32), jnp.zeros((1, 2), jnp.int32)
-    with jax.disable_jit():  # keys are numbers then
-        jax.vmap(lambda _: steps(state, IMAGES, labels, order, 0, 1, key)[1], axis_name="data")(jnp.zeros(1))
+    chunk = Chunk({"image": jnp.asarray(IMAGES)}, jnp.zeros((1, 2), jnp.int32), None, 0, 1)
+    with jax.disable_jit():  # keys are numbers then, except where shapes alone are asked for
+        jax.vmap(lambda _: steps(state, chunk, key)[1], axis_name="data")(jnp.zeros(1))
     step_key = jax.random.fold_in(key, 5)
     assert seen == {
         "augmentation": words(jax.random.fold_in(step_key, AUGMENTATION)),
@@ -54,7 +62,7 @@ def used(monkeypatch):
 
     def recording(draw):
         def record(key, *arguments, **settings):
-            if not isinstance(jax.random.key_data(key), jax.core.Tracer):
+            if not traced(key):
                 found.append(words(key))
             return draw(key, *arguments, **settings)
 
@@ -74,7 +82,8 @@ def test_no_two_purposes_share_a_key(used):
         mixture, skips = (jax.random.fold_in(update, purpose) for purpose in (MIXTURE, SKIPS))
         parents += [step_key, own, update, mixture, skips]
         augment(IMAGES, own, 0, 2, size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)
-        mix(IMAGES.astype(np.float32), np.zeros(2, np.int32), mixture, mixup=1.0, cutmix=1.0)
+        batch = {"image": IMAGES.astype(np.float32), "label": LABELS}
+        mix(batch, mixture, targets=("label",), mixup=1.0, cutmix=1.0)
         network = ResNet(Variant(BasicBlock, (1, 1, 1, 1)), 2, stochastic_depth=0.5, rngs=nnx.Rngs(params=0))
         for position in (1, 2, 3, 4):
             network._skips(skips, position, 4, 2)
@@ -88,5 +97,5 @@ def test_no_two_purposes_share_a_key(used):
 
 def test_the_view_of_a_feature_is_drawn_apart_from_the_step(used):
     own = jax.random.fold_in(jax.random.key(0), AUGMENTATION)
-    pick_view(np.zeros((4, 2, 3), np.float32), own, 0, 4)
+    pick_view({"feature": np.zeros((4, 2, 3), np.float32)}, own, 0, 4)
     assert words(own) not in used
