@@ -53,6 +53,7 @@ def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
     for precision in ("bfloat16", "float32"):
         make_run(tmp_path / precision, precision=precision)
     difference, _ = export(tmp_path / "bfloat16", "best", tmp_path / "file.stablehlo")
+    assert sft_jax.load(tmp_path / "file.stablehlo").precision == "bfloat16"
     assert TOLERANCES["float32"] < difference < TOLERANCES["bfloat16"]
     exported, own, wide = (
         sft_jax.load(tmp_path / name).logits(IMAGES) for name in ("file.stablehlo", "bfloat16", "float32")
