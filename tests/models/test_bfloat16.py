@@ -49,12 +49,12 @@ def test_the_loss_and_its_gradient_are_float32(network):
 
 
 def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
-    """It rounds in other places than the run, as this network shows, but is nearer to it than the float32 network."""
+    """It may round elsewhere (with jax 0.10.2 it does), but is nearer to the run than the float32 network."""
     for precision in ("bfloat16", "float32"):
         make_run(tmp_path / precision, precision=precision)
     difference, _ = export(tmp_path / "bfloat16", "best", tmp_path / "file.stablehlo")
     assert sft_jax.load(tmp_path / "file.stablehlo").precision == "bfloat16"
-    assert TOLERANCES["float32"] < difference < TOLERANCES["bfloat16"]
+    assert difference < TOLERANCES["bfloat16"]
     exported, own, wide = (
         sft_jax.load(tmp_path / name).logits(IMAGES) for name in ("file.stablehlo", "bfloat16", "float32")
     )

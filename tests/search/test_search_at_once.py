@@ -64,7 +64,7 @@ def test_phases_of_trials_at_once():
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
     phases = {"finetune.method": "head_then_full", "finetune.head_epochs": 1, "finetune.batch_norm": "recalibrate"}
     kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
-    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.00003, 0.0002)]
+    configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.00001, 0.00005)]
     together = VmappedTrials(configs[0], ["optimizer.learning_rate"], dataset, one_device())
     found = curves(together, configs, dataset)
     assert len(found) == 2
