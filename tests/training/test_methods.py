@@ -153,25 +153,16 @@ def test_the_average_is_evaluated_beside_the_weights(source, tmp_path):
 
 
 def test_early_stopping(source, tmp_path, capsys):
-    results = transfer(
-        tmp_path / "run",
-        source,
-        regularization__early_stopping=2,
-        epochs=9,
-        optimizer__learning_rate=0.0,
-        finetune__batch_norm="freeze",
-    )
+    settings = {
+        "regularization__early_stopping": 2,
+        "epochs": 9,
+        "optimizer__learning_rate": 0.0,
+        "finetune__batch_norm": "freeze",
+    }
+    results = transfer(tmp_path / "run", source, **settings)
     assert (results["best_epoch"], results["epochs"]) == (1, 3)
     assert "stopped early: validation accuracy has not improved since epoch 1" in capsys.readouterr().out
-    transfer(
-        tmp_path / "run",
-        source,
-        regularization__early_stopping=2,
-        epochs=9,
-        optimizer__learning_rate=0.0,
-        finetune__batch_norm="freeze",
-        resume=True,
-    )
+    transfer(tmp_path / "run", source, **settings, resume=True)
     assert len(rows_of(tmp_path / "run")) == 3
     assert "all epochs are done" in capsys.readouterr().out
 
