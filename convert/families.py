@@ -1,10 +1,13 @@
 """The families of networks that can be converted, and the same network in torch and in Flax."""
 
 import functools
+import importlib.util
 
 from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
+from sft_jax.config.shipped import install_command
+from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 
@@ -13,7 +16,10 @@ REFERENCES: dict[str, Reference] = {"resnet": ResNetReference(), "efficientnet":
 
 
 def reference_of(arch: str) -> Reference:
-    """Returns the torch side of the network `arch`."""
+    """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
+    library = ARCHITECTURES[arch].reference
+    if library == "timm" and importlib.util.find_spec(library) is None:
+        raise UserError(f"converting {arch} needs {library}: {install_command('convert')}")
     return REFERENCES[ARCHITECTURES[arch].family]
 
 

@@ -13,9 +13,8 @@ from timm.models import _efficientnet_builder as timm_builder
 from timm.models import efficientnet as timm_efficientnet
 from torchvision.models import efficientnet as torch_efficientnet
 
-from convert import keys, parity
+from convert import families, keys, parity
 from convert.efficientnet import EfficientNetReference
-from convert.families import REFERENCES
 from convert.fit import fit
 from convert.names import namings
 from sft_jax.errors import UserError
@@ -229,4 +228,11 @@ def test_depths_order_the_stages():
 
 
 def test_every_network_has_a_reference():
-    assert {architecture.family for architecture in ARCHITECTURES.values()} <= REFERENCES.keys()
+    assert {architecture.family for architecture in ARCHITECTURES.values()} <= families.REFERENCES.keys()
+
+
+def test_without_timm_its_networks_are_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(families.importlib.util, "find_spec", lambda name: None)
+    assert families.reference_of("efficientnet_b0")
+    with pytest.raises(UserError, match=r"converting tf_efficientnet_b0 needs timm: pip install .*\[convert\]'"):
+        families.reference_of("tf_efficientnet_b0")
