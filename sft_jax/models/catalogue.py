@@ -14,7 +14,7 @@ from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 from sft_jax.runtime.estimate import flops
 
-# Written by `python -m sft_jax.models.catalogue`, in minutes; parameters with 1,000 classes, floating-point operations at the usual size.
+# Written by `python -m sft_jax.models.catalogue`, in minutes.
 SIZES = Path(__file__).with_name("sizes.json")
 
 
