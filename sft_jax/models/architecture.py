@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from sft_jax.errors import UserError
+from sft_jax.models.positions import Positions
 
 # Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
@@ -72,13 +73,14 @@ class Architecture:
     Attributes:
       name: its name in `model.name` and in the reference.
       family: name of the family, for the converters.
-      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module.
+      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module; with `positions` also size.
       head: path of the last layer, e.g. "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
       channels, strides: channels and strides of `Features.maps`.
       locate: (name of a parameter or statistic outside the head) -> its `Depth`, or None if the name is unknown.
       stems: the values of `model.stem`, each with the name and the kernel size of its first convolution.
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
+      positions: its position embeddings; None for networks without, which take images of any size.
       reference: the library whose parameter names are used.
       rules: see `Rule`.
     """
@@ -95,6 +97,7 @@ class Architecture:
     reference: str = "torchvision"
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
+    positions: Positions | None = None
 
     def is_head(self, name: str) -> bool:
         """Returns whether a parameter belongs to the head."""
@@ -117,6 +120,15 @@ class Architecture:
     def rule(self, name: str) -> Rule | None:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
+
+    def check_size(self, size: int, key: str = "data.size") -> None:
+        """Raises UserError if the network cannot take images of `size` pixels; `key` is the setting to change."""
+        if self.positions is not None:
+            self.positions.check(size, key)
+
+    def for_size(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:
+        """Returns weights for images of `size` pixels, and what was changed, to end a sentence; empty for nothing."""
+        return (dict(arrays), "") if self.positions is None else self.positions.resampled(arrays, size)
 
     def decays(self, name: str) -> bool:
         """Returns whether weight decay applies to a parameter if biases and normalisation scales are exempt."""

@@ -1,0 +1,25 @@
+"""Linear layers, layer normalisation and GELU of transformers, on rows [rows, channels]."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Computes x kernel + bias for x [rows, in], kernel [in, out], bias [out]; products of x's dtype, which it returns."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=wide)
+    return (y + bias.astype(wide)[None]).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:
+    """Normalises rows x [rows, channels] as `torch.nn.LayerNorm`, in the dtype of `scale`, which it returns."""
+    wide = x.astype(scale.dtype)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * lax.rsqrt(variance + jnp.asarray(epsilon, variance.dtype)) * scale[None] + bias[None]
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Computes x Phi(x), as `torch.nn.GELU()`."""
+    return jax.nn.gelu(x, approximate=False)
