@@ -83,12 +83,15 @@ def compare(
 def torch_activations(
     module: torch.nn.Module, images: np.ndarray, reference: Reference
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns activations [batch, height, width, channels] after each of `Reference.stages`, and the logits."""
+    """Returns activations after each of `Reference.stages`, and the logits.
+
+    Activations are [batch, height, width, channels], or as the network has them, if it has no maps.
+    """
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
         def hook(_module, _inputs, output: torch.Tensor) -> None:
-            stages[name] = output.permute(0, 2, 3, 1).numpy()
+            stages[name] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
 
         return hook
 

@@ -7,9 +7,8 @@ from jax import lax
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Computes x kernel + bias for x [rows, in], kernel [in, out], bias [out]; products of x's dtype, which it returns."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=wide)
-    return (y + bias.astype(wide)[None]).astype(x.dtype)
+    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=bias.dtype)
+    return (y + bias[None]).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:
