@@ -14,7 +14,6 @@ from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import Network
 
-SIZES = (32, 33, 224)
 # Maximum difference of a logit, relative to the largest one. Correct float32 programs differ by about 1e-6.
 TOLERANCE = 1e-4
 
@@ -83,14 +82,12 @@ def compare(
 def torch_activations(
     module: torch.nn.Module, images: np.ndarray, reference: Reference
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns activations after each of `Reference.stages`, and the logits.
-
-    Activations are [batch, height, width, channels], or as the network has them, if it has no maps.
-    """
+    """Returns activations [batch, ..., channels] after each of `Reference.stages`, and the logits."""
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
         def hook(_module, _inputs, output: torch.Tensor) -> None:
+            # Images have their channels second in torch and last here; tokens have them last in both.
             stages[name] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
 
         return hook
