@@ -133,10 +133,14 @@ class Architecture:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
 
-    def check_size(self, size: int, key: str = "data.size") -> None:
-        """Raises UserError if the network cannot take images of `size` pixels; `key` is the setting to change."""
+    def check_size(self, size: int, setting: str = "config.data.size") -> None:
+        """Raises UserError if the network cannot take images of `size` pixels, the value of `setting`."""
         if self.positions is not None:
-            self.positions.check(size, key)
+            self.positions.check(size, setting)
+
+    def size_of(self, arrays: Mapping[str, Any]) -> int | None:
+        """Returns the size of the images, in pixels, that weights are for; None for any, or if their shape fits none."""
+        return None if self.positions is None else self.positions.size_of(arrays)
 
     def for_size(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:
         """Returns weights for images of `size` pixels, and what was changed, to end a sentence; empty for nothing."""

@@ -1,7 +1,9 @@
 """Position embeddings of transformers, whose number depends on the size of the images."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,22 +25,22 @@ class Positions:
     patch: int
     prefix: int
 
-    def check(self, size: int, key: str = "data.size") -> None:
-        """Raises UserError if patches do not tile images of `size` pixels; `key` is the setting to change."""
+    def check(self, size: int, setting: str = "config.data.size") -> None:
+        """Raises UserError if patches do not tile images of `size` pixels, the value of `setting`."""
         if size % self.patch:
             near = sorted({max(1, size // self.patch) * self.patch, (size // self.patch + 1) * self.patch})
             raise UserError(
-                f"config.{key}={size} is not a multiple of {self.patch} px, the side of the network's patches; use "
+                f"{setting}={size} is not a multiple of {self.patch} px, the side of the network's patches; use "
                 f"{' or '.join(map(str, near))}"
             )
 
-    def size_of(self, arrays: Mapping[str, np.ndarray]) -> int | None:
-        """Returns the size of the images, in pixels, that weights are for; None if they have no such parameter."""
-        if self.name not in arrays:
+    def size_of(self, arrays: Mapping[str, Any]) -> int | None:
+        """Returns the size of the images, in pixels, that weights are for; None if their shape fits none."""
+        if self.name not in arrays or len(arrays[self.name].shape) != 3:
             return None
         count = arrays[self.name].shape[1] - self.prefix
-        side = round(max(count, 0) ** 0.5)
-        return side * self.patch if side * side == count else None
+        side = math.isqrt(max(count, 0))
+        return side * self.patch if side and side * side == count else None
 
     def resampled(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:
         """Returns weights for images of `size` pixels, and what was changed, to end a sentence; empty for nothing."""
@@ -52,7 +54,7 @@ class Positions:
 
 
 def resample(positions: jax.Array | np.ndarray, rows: int, columns: int, prefix: int) -> jax.Array | np.ndarray:
-    """Resamples position embeddings of a square grid of patches to `rows` x `columns`, as timm's resample_abs_pos_embed.
+    """Resamples position embeddings of a square grid of patches, as timm's resample_abs_pos_embed.
 
     Bicubic with antialiasing, as Pillow and torch.nn.functional.interpolate(mode="bicubic", antialias=True).
 
@@ -65,7 +67,7 @@ def resample(positions: jax.Array | np.ndarray, rows: int, columns: int, prefix:
       [1, prefix + rows * columns, channels].
     """
     _, count, channels = positions.shape
-    side = round((count - prefix) ** 0.5)
+    side = math.isqrt(count - prefix)
     if (rows, columns) == (side, side):
         return positions
     grid = jax.numpy.asarray(positions[:, prefix:]).reshape(side, side, channels)

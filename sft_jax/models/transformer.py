@@ -76,16 +76,26 @@ def token(count: int, channels: int, *, rngs: nnx.Rngs) -> nnx.Param:
 
 
 class EncoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with LayerScale where a network has it.
+    """x + attention(norm(x)), then x + mlp(norm(x)): `timm.models.vision_transformer.Block`.
 
-    Subclasses have the layers under their reference's names: `layers()` returns them in the order of their use.
+    Args:
+      channels: of a token; the MLP has four times as many.
+      heads: number of attention heads.
+      layer_scale: initial value of LayerScale on both branches; None for none.
+      dtype: of the operands of matrix products.
     """
 
-    heads: int
+    def __init__(self, channels: int, heads: int, layer_scale: float | None, *, dtype, rngs):
+        def dense(inputs: int, outputs: int) -> Dense:
+            return Dense(inputs, outputs, dtype=dtype, rngs=rngs)
 
-    def layers(self) -> tuple[LayerNorm, Dense, Dense, LayerScale | None, LayerNorm, Dense, Dense, LayerScale | None]:
-        """Returns norm, qkv and projection of attention, its scale; norm, two layers of the MLP, its scale."""
-        raise NotImplementedError
+        self.heads = heads
+        self.norm1 = LayerNorm(channels)
+        self.attn = nnx.Dict(qkv=dense(channels, 3 * channels), proj=dense(channels, channels))
+        self.ls1 = None if layer_scale is None else LayerScale(channels, layer_scale)
+        self.norm2 = LayerNorm(channels)
+        self.mlp = nnx.Dict(fc1=dense(channels, 4 * channels), fc2=dense(4 * channels, channels))
+        self.ls2 = None if layer_scale is None else LayerScale(channels, layer_scale)
 
     def __call__(self, x: jax.Array, tokens: int, factors: tuple[jax.Array | None, jax.Array | None]) -> jax.Array:
         """Maps rows x [batch * tokens, channels] to the same.
@@ -93,13 +103,12 @@ class EncoderBlock(nnx.Module):
         Args:
           x: the residual stream, float32 or wider.
           tokens: number of tokens of an image.
-          factors: of the two branches, [batch], see `survival`; None for 1.
+          factors: of the two branches, [batch]; None for 1.
         """
-        norm1, qkv, project, scale1, norm2, expand, reduce, scale2 = self.layers()
-        y = project(ops.self_attention(qkv(norm1(x)), tokens, self.heads))
-        x = x + _branch(y, scale1, factors[0], tokens).astype(x.dtype)
-        y = reduce(ops.gelu(expand(norm2(x))))
-        return x + _branch(y, scale2, factors[1], tokens).astype(x.dtype)
+        y = self.attn["proj"](ops.self_attention(self.attn["qkv"](self.norm1(x)), tokens, self.heads))
+        x = x + _branch(y, self.ls1, factors[0], tokens).astype(x.dtype)
+        y = self.mlp["fc2"](ops.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x + _branch(y, self.ls2, factors[1], tokens).astype(x.dtype)
 
 
 def _branch(y: jax.Array, scale: LayerScale | None, factor: jax.Array | None, tokens: int) -> jax.Array:

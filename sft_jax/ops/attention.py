@@ -6,7 +6,7 @@ from jax import lax
 
 
 def self_attention(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
-    """Computes softmax(q k^T / sqrt(d)) v for every image and head, as `torch.nn.functional.scaled_dot_product_attention`.
+    """Computes softmax(q k^T / sqrt(d)) v for every image and head, as torch's scaled_dot_product_attention.
 
     Args:
       qkv: rows [batch * tokens, 3 * heads * d]: queries, keys and values of all heads, in this order.

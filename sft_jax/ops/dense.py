@@ -6,7 +6,7 @@ from jax import lax
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Computes x kernel + bias for x [rows, in], kernel [in, out], bias [out]; products of x's dtype, which it returns."""
+    """Computes x kernel + bias [rows, out], in x's dtype, for x [rows, in], kernel [in, out] and bias [out]."""
     y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=bias.dtype)
     return (y + bias[None]).astype(x.dtype)
 

@@ -167,7 +167,5 @@ def initial_weights(
     arrays, resampled = network.architecture.for_size(init.arrays, config.data.size)
     head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
     inherited, description = inherited_head(init, class_names, head)
-    params, batch_stats = initialise(
-        network, arrays | inherited, source=config.init, head=None if inherited else head
-    )
+    params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
     return params, batch_stats, f"weights of {config.init}{description}{resampled}"

@@ -16,10 +16,10 @@ from convert.reference import Reference
 from sft_jax import models
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network
-from sft_jax.models.architecture import Builder
+from sft_jax.models import ARCHITECTURES, Network, vit
+from sft_jax.models.architecture import HEAD_DEPTH, Builder
 from sft_jax.models.positions import Positions, resample
-from sft_jax.models.vit import AUGREG, Variant, timm, torchvision as torchvision_architecture
+from sft_jax.models.vit import Variant
 from sft_jax.tasks.losses import cross_entropy
 
 CLASSES, SIZE = 5, 16
@@ -45,7 +45,7 @@ class Watched(Reference):
         if isinstance(module, VisionTransformer):
             blocks = {f"blocks.{index}": block for index, block in enumerate(module.blocks)}
             return {"embedding": module.norm_pre} | blocks
-        blocks = {f"encoder.layers.{name}": block for name, block in module.encoder.layers.named_children()}
+        blocks = {f"blocks.{index}": block for index, block in enumerate(module.encoder.layers)}
         return {"embedding": module.encoder.dropout} | blocks
 
 
@@ -66,8 +66,8 @@ def torch_network(name, **changes):
 
 def architecture(name):
     if name == "torchvision":
-        return torchvision_architecture("small", PLAIN)
-    return timm("small", VARIANTS[name][0], AUGREG, "somebody's")
+        return vit.torchvision("small", PLAIN)
+    return vit.timm("small", VARIANTS[name][0], vit.AUGREG, "somebody's")
 
 
 def network(name, size=SIZE, **settings):
@@ -181,9 +181,8 @@ def test_depth_decay_and_muon():
         found = ARCHITECTURES[name]
         net = Network.abstract(models.builder(complete({"model.name": name}).model, CLASSES, size=112))
         depths = {key: found.depth(key) for key in net.params}
-        assert sorted(set(depths.values())) == [(stage, 0) for stage in range(14)]
+        assert sorted(set(depths.values())) == [*((stage, 0) for stage in range(13)), HEAD_DEPTH]
         assert depths[found.positions.name] == (0, 0)
-        assert depths[f"{found.head}.kernel"] == (13, 0)
         decaying = [key for key in net.params if found.decays(key)]
         assert all(len(net.params[key].shape) in (2, 4) for key in decaying)
         assert len(decaying) == 1 + 4 * 12 + 1
