@@ -189,5 +189,5 @@ def _timm_network(arch: str, **settings: Any) -> torch.nn.Module:
         import timm
     except ModuleNotFoundError as error:
         raise UserError(f"to compare {arch} with its reference needs {error.name}: pip install timm") from None
-    name = arch.removesuffix(MEAN)
-    return timm.create_model(name, **settings, **({} if name == arch else {"global_pool": "avg"}))
+    pool = {"global_pool": "avg"} if arch.endswith(MEAN) else {}
+    return timm.create_model(arch.removesuffix(MEAN), **settings | pool)

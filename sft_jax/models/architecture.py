@@ -139,7 +139,7 @@ class Architecture:
             self.positions.check(size, setting)
 
     def size_of(self, arrays: Mapping[str, Any]) -> int | None:
-        """Returns the size of the images, in pixels, that weights are for; None for any, or if their shape fits none."""
+        """Returns the size in pixels of the images that weights are for; None for any, or if their shape fits none."""
         return None if self.positions is None else self.positions.size_of(arrays)
 
     def for_size(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:

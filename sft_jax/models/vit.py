@@ -114,15 +114,18 @@ class VisionTransformer(nnx.Module):
         blocks = [tokens for _, tokens in self.stages(x, key=key)][1:]
         batch, rows, columns = x.shape[0], *(side // self.variant.patch for side in x.shape[1:3])
         maps = tuple(tokens[:, prefix:].reshape(batch, rows, columns, -1) for tokens in blocks)
-        if self.norm is not None:
-            return Features(self.norm(blocks[-1][:, 0]), maps)
-        return Features(self.fc_norm(blocks[-1][:, prefix:].mean(1)), maps)
+        norm, pooled = self.norm, blocks[-1][:, 0]
+        if norm is None:
+            norm, pooled = self.fc_norm, blocks[-1][:, prefix:].mean(1)
+        assert norm is not None
+        return Features(norm(pooled), maps)
 
     def stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, tokens [batch, tokens, channels]) after the embedding and after every block."""
         variant, batch = self.variant, x.shape[0]
         patches = self.patch_embed["proj"](x).reshape(batch, -1, variant.width)
-        positions = resample(self.pos_embed[...], *(side // variant.patch for side in x.shape[1:3]), variant.placed)
+        rows, columns = (side // variant.patch for side in x.shape[1:3])
+        positions = resample(self.pos_embed[...], rows, columns, variant.placed)
         registers = [] if self.reg_token is None else [self.reg_token[...]]
         prefix = jnp.concatenate([self.cls_token[...], *registers], axis=1)
         if variant.class_position:
@@ -131,10 +134,10 @@ class VisionTransformer(nnx.Module):
         tokens = jnp.concatenate([prefix, patches + positions[:, variant.placed :]], axis=1)
         yield "embedding", tokens
         shape, count = tokens.shape, tokens.shape[1]
-        rows = tokens.reshape(-1, variant.width)
+        y = tokens.reshape(-1, variant.width)
         for index, block in enumerate(self.blocks):
-            rows = block(rows, count, (self._skips(key, 2 * index, batch), self._skips(key, 2 * index + 1, batch)))
-            yield f"blocks.{index}", rows.reshape(shape)
+            y = block(y, count, (self._skips(key, 2 * index, batch), self._skips(key, 2 * index + 1, batch)))
+            yield f"blocks.{index}", y.reshape(shape)
 
     def _skips(self, key: jax.Array | None, branch: int, batch: int) -> jax.Array | None:
         """Returns the factor [batch] of a residual branch: 0 if skipped, otherwise 1 / survival probability."""
