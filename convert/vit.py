@@ -34,7 +34,7 @@ _LAYER = r"(?:encoder\.layer|layers|encoder\.layers)\.(\d+)\."
 TIMM = (
     Dialect(
         None,
-        re.compile(PREFIX + r"blocks\.0\.attn\.qkv\.weight"),
+        re.compile(PREFIX + r"blocks\.0\.attn\.proj\.weight"),  # qkv may be three, until `adapted` joins them
         ((r"register_tokens", "reg_token"), (r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma")),
     ),
     Dialect(
@@ -88,7 +88,7 @@ class VitReference(Reference):
     """See `Reference`."""
 
     title = "a vision transformer"
-    landmark = "blocks.0.attn.qkv.weight"
+    landmark = "blocks.0.attn.proj.weight"
     body = (
         *("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "fc_norm."),
         *("class_token", "conv_proj.", "encoder."),

@@ -7,67 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torchvision
 from timm.layers import resample_abs_pos_embed
-from timm.models import VisionTransformer
+from tiny_vit import CLASSES, SIZE, VARIANTS, architecture, build, moved
 
 from convert import keys, parity
-from convert.reference import Reference
+from convert.vit import VitReference
 from sft_jax import models
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network, vit
+from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import HEAD_DEPTH, Builder
 from sft_jax.models.positions import Positions, resample
-from sft_jax.models.vit import Variant
 from sft_jax.tasks.losses import cross_entropy
 
-CLASSES, SIZE = 5, 16
-PLAIN = Variant(patch=4, width=24, depth=2, heads=3)
-# Our variant, and the arguments of timm's class that say the same.
-VARIANTS = {
-    "plain": (PLAIN, {}),
-    "mean": (Variant(4, 24, 2, 3, pool="mean"), {"global_pool": "avg"}),
-    "deit3": (Variant(4, 24, 2, 3, layer_scale=1e-6, class_position=False), {"init_values": 1, "no_embed_class": True}),
-    "dinov2": (Variant(4, 24, 2, 3, layer_scale=1e-5), {"init_values": 1}),
-    "registers": (
-        Variant(4, 24, 2, 3, layer_scale=1e-5, class_position=False, registers=4),
-        {"init_values": 1, "no_embed_class": True, "reg_tokens": 4},
-    ),
-}
 ALL = [*VARIANTS, "torchvision"]
 
 
-class Watched(Reference):
-    """Where activations are compared."""
-
-    def stages(self, module):
-        if isinstance(module, VisionTransformer):
-            blocks = {f"blocks.{index}": block for index, block in enumerate(module.blocks)}
-            return {"embedding": module.norm_pre} | blocks
-        blocks = {f"blocks.{index}": block for index, block in enumerate(module.encoder.layers)}
-        return {"embedding": module.encoder.dropout} | blocks
-
-
 def torch_network(name, **changes):
-    """Returns the reference's network, all of whose parameters are as far from initialisation as after training."""
-    torch.manual_seed(0)
-    if name == "torchvision":
-        shape = {"image_size": SIZE, "patch_size": 4, "num_layers": 2, "num_heads": 3, "hidden_dim": 24, "mlp_dim": 96}
-        module = torchvision.models.VisionTransformer(**shape, num_classes=CLASSES)
-    else:
-        shape = {"img_size": SIZE, "patch_size": 4, "depth": 2, "num_heads": 3, "embed_dim": 24}
-        module = VisionTransformer(**shape, num_classes=CLASSES, **VARIANTS[name][1], **changes)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return module.eval()
-
-
-def architecture(name):
-    if name == "torchvision":
-        return vit.torchvision("small", PLAIN)
-    return vit.timm("small", VARIANTS[name][0], vit.AUGREG, "somebody's")
+    return moved(build(name, **changes))
 
 
 def network(name, size=SIZE, **settings):
@@ -92,7 +49,7 @@ def test_every_stage_agrees(name):
     state_dict = module.state_dict()
     assert {keys.torch_key(key, ours.architecture) for key in ours.params} == state_dict.keys()
     arrays = keys.to_flax(state_dict, ours)
-    theirs, their_logits = parity.torch_activations(module, images(), Watched())
+    theirs, their_logits = parity.torch_activations(module, images(), VitReference())
     found, logits = parity.flax_activations(ours, arrays, images())
     assert len(found) == 3
     assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, 1e-5)
