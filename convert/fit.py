@@ -9,6 +9,7 @@ import torch
 from convert import keys
 from convert.families import REFERENCES, flax_network, reference_of
 from convert.names import namings
+from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.weights import first_few
@@ -114,26 +115,29 @@ def _head(arch: str) -> str:
 
 
 def _check_family(state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
-    """Raises UserError if a state_dict belongs to another family than `arch`, or to none."""
+    """Raises UserError if a state_dict has none of the names that files of `arch` have."""
+    reference = reference_of(arch)
     try:
-        reference_of(arch).check(state_dict, arch, source)
+        reference.check(state_dict, arch, source)
     except UserError:
-        for other in _of_other_families(state_dict, arch):
+        if others := list(_fitting(state_dict)):
             raise UserError(
-                f"{source} is not {reference_of(arch).title}, but fits {other}: add --arch {other}"
+                f"{source} is not {reference.title}, but fits {' and '.join(others)}: add --arch {' or '.join(others)}"
             ) from None
         raise
 
 
-def _of_other_families(state_dict: Mapping[str, torch.Tensor], arch: str) -> Iterator[str]:
-    """Yields networks of other families that a state_dict, under the names of its file, fits."""
-    for family, reference in REFERENCES.items():
-        members = [name for name, known in ARCHITECTURES.items() if known.family == family]
-        if family == ARCHITECTURES[arch].family or not members:
-            continue
-        for naming in namings(state_dict, reference.dialects(members[0])):
-            named = {naming.reference_name(name): tensor for name, tensor in state_dict.items()}
-            yield from reference.siblings(named)
+def _fitting(state_dict: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yields the networks whose bodies a state_dict, under the names of its file, fits."""
+    for arch in ARCHITECTURES:
+        reference = REFERENCES.get(ARCHITECTURES[arch].family, Reference())
+        for naming in namings(state_dict, reference.dialects(arch)):
+            own = {name: tensor for name, tensor in state_dict.items() if name.startswith(naming.prefix)}
+            named = {naming.reference_name(name): tensor for name, tensor in own.items()}
+            body = {name: tensor for name, tensor in named.items() if name.startswith(reference.body)}
+            if arch in reference.siblings(body) and not _attempt(body, arch).problems:
+                yield arch
+                break
 
 
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:

@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 from convert import keys
-from convert.names import PREFIX, Dialect, namings
+from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
@@ -125,17 +125,6 @@ class VitReference(Reference):
         """See `Reference`."""
         norms = (state_dict[name] for name in NORMS if name in state_dict)
         return next((norm.numel() for norm in norms), None)
-
-    def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
-        """See `Reference`; also names the network whose names the file has, torchvision's for timm's or vice versa."""
-        if namings(state_dict, self.dialects(arch)):
-            return
-        for dialects in (TIMM, TORCHVISION):
-            for naming in namings(state_dict, dialects):
-                named = {naming.reference_name(name): tensor for name, tensor in state_dict.items()}
-                for other in self.siblings(named):
-                    raise UserError(f"{source} does not have the names of {arch}, but fits {other}: add --arch {other}")
-        super().check(state_dict, arch, source)
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks with such patches and as many blocks."""

@@ -3,6 +3,8 @@
 XLA's CPU backend multiplies such matrices twice as fast as [batch, tokens, channels] with the same matrix.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -97,13 +99,13 @@ class EncoderBlock(nnx.Module):
         self.mlp = nnx.Dict(fc1=dense(channels, 4 * channels), fc2=dense(4 * channels, channels))
         self.ls2 = None if layer_scale is None else LayerScale(channels, layer_scale)
 
-    def __call__(self, x: jax.Array, tokens: int, factors: tuple[jax.Array | None, jax.Array | None]) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: int, factors: Sequence[jax.Array | None]) -> jax.Array:
         """Maps rows x [batch * tokens, channels] to the same.
 
         Args:
           x: the residual stream, float32 or wider.
           tokens: number of tokens of an image.
-          factors: of the two branches, [batch]; None for 1.
+          factors: of the two branches, each [batch] or None for 1, see `skip_factor`.
         """
         y = self.attn["proj"](ops.self_attention(self.attn["qkv"](self.norm1(x)), tokens, self.heads))
         x = x + _branch(y, self.ls1, factors[0], tokens).astype(x.dtype)

@@ -18,8 +18,8 @@ from flax import nnx
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
+from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import EncoderBlock, LayerNorm, PatchEmbedding, token
-from sft_jax.ops.collectives import own_rows
 
 INCEPTION = (0.5, 0.5, 0.5)
 
@@ -136,17 +136,13 @@ class VisionTransformer(nnx.Module):
         shape, count = tokens.shape, tokens.shape[1]
         y = tokens.reshape(-1, variant.width)
         for index, block in enumerate(self.blocks):
-            y = block(y, count, (self._skips(key, 2 * index, batch), self._skips(key, 2 * index + 1, batch)))
+            y = block(y, count, self._factors(key, index, batch))
             yield f"blocks.{index}", y.reshape(shape)
 
-    def _skips(self, key: jax.Array | None, branch: int, batch: int) -> jax.Array | None:
-        """Returns the factor [batch] of a residual branch: 0 if skipped, otherwise 1 / survival probability."""
-        rate = self.stochastic_depth * (branch // 2) / max(self.variant.depth - 1, 1)
-        if key is None or not rate:
-            return None
-        own = jax.random.fold_in(key, branch)
-        draws = own_rows(lambda total: jax.random.bernoulli(own, 1 - rate, (total,)), batch, self.axis_name)
-        return draws.astype(jnp.float32) / (1 - rate)
+    def _factors(self, key: jax.Array | None, block: int, batch: int) -> list[jax.Array | None]:
+        """Returns the factors of both residual branches of a block, see `skip_factor`."""
+        rate = self.stochastic_depth * block / max(self.variant.depth - 1, 1)
+        return [skip_factor(key, rate, 2 * block + branch, batch, self.axis_name) for branch in (0, 1)]
 
 
 def _pretrained(size: int = 224, resize: int = 248, **normalisation: tuple[float, float, float]) -> Pretrained:

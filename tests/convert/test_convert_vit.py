@@ -132,8 +132,8 @@ def test_torchvisions_files_before_its_version_0_14(tmp_path):
     [
         ("mean", "plain", "does not fit tiny_plain, but fits tiny_mean: add --arch tiny_mean"),
         ("plain", "mean", "does not fit tiny_mean, but fits tiny_plain: add --arch tiny_plain"),
-        ("plain", "torchvision", "does not have the names of tiny_torchvision, but fits tiny_plain"),
-        ("torchvision", "plain", "does not have the names of tiny_plain, but fits tiny_torchvision"),
+        ("plain", "torchvision", "is not a vision transformer, but fits tiny_plain: add --arch tiny_plain"),
+        ("torchvision", "plain", "is not a vision transformer, but fits tiny_torchvision"),
     ],
 )  # fmt: skip
 def test_the_wrong_network_is_refused_with_the_right_one(made, asked, message, tmp_path):
