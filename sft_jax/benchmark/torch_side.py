@@ -6,6 +6,7 @@ The only file of the package that imports torch; it runs in its own process, if 
 """
 
 import sys
+from typing import Any
 
 from sft_jax.runtime.allocator import keep_freed_memory
 
@@ -41,14 +42,15 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
       UserError: it is timm's, and timm is not installed.
     """
     architecture = models.architecture(arch)
+    sized: dict[str, Any] = {}
     if architecture.reference == "torchvision":
-        sized = {} if architecture.positions is None else {"image_size": size}
+        sized |= {} if architecture.positions is None else {"image_size": size}
         return torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES, **sized)
     try:
         import timm
     except ModuleNotFoundError:
         raise UserError(f"PyTorch's {arch} is timm's: pip install timm") from None
-    sized = {} if architecture.positions is None else {"img_size": size}
+    sized |= {} if architecture.positions is None else {"img_size": size}
     return timm.create_model(arch, num_classes=worker.CLASSES, **sized)
 
 
