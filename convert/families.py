@@ -6,13 +6,18 @@ import importlib.util
 from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
+from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 
 # By `Architecture.family`.
-REFERENCES: dict[str, Reference] = {"resnet": ResNetReference(), "efficientnet": EfficientNetReference()}
+REFERENCES: dict[str, Reference] = {
+    "resnet": ResNetReference(),
+    "efficientnet": EfficientNetReference(),
+    "vit": VitReference(),
+}
 
 
 def reference_of(arch: str) -> Reference:
@@ -24,6 +29,11 @@ def reference_of(arch: str) -> Reference:
 
 
 @functools.cache
-def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Network:
-    """Returns our network, with shapes instead of arrays."""
-    return Network.abstract(Builder(ARCHITECTURES[arch], classes, {"stem": stem}))
+def flax_network(arch: str, classes: int, stem: str = "imagenet", size: int | None = None) -> Network:
+    """Returns our network, with shapes instead of arrays.
+
+    `size` is that of the images in pixels, by default the usual one; it matters only for position embeddings.
+    """
+    architecture, settings = ARCHITECTURES[arch], {"stem": stem}
+    placed = {} if architecture.positions is None else {"size": size or architecture.pretrained.size}
+    return Network.abstract(Builder(architecture, classes, settings | placed))

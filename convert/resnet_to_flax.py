@@ -104,7 +104,6 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     from rich.console import Console
 
     from convert import facts, parity, sources
-    from convert.families import reference_of
     from convert.fit import fit
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
@@ -126,7 +125,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     for notice in [*checkpoint.notices, *fitted.notices, *notices]:
         console.print(f"{source}: {notice}")
 
-    sizes = reference_of(arch).sizes(arch)
+    sizes = parity.sizes(fitted.network, fitted.arrays)
     with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, sizes))} px"):
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
