@@ -2,6 +2,7 @@
 
 import functools
 
+from convert.convnext import ConvNeXtReference
 from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
@@ -9,7 +10,11 @@ from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 
 # By `Architecture.family`.
-REFERENCES: dict[str, Reference] = {"resnet": ResNetReference(), "efficientnet": EfficientNetReference()}
+REFERENCES: dict[str, Reference] = {
+    "resnet": ResNetReference(),
+    "efficientnet": EfficientNetReference(),
+    "convnext": ConvNeXtReference(),
+}
 
 
 def reference_of(arch: str) -> Reference:
