@@ -19,6 +19,7 @@ Some of their tensors have axes of size 1 that others' lack.
 import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torchvision
@@ -105,13 +106,14 @@ class ConvNeXtReference(Reference):
 
     def stages(self, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """Returns the stem, every reduction and every block."""
+        found: dict[str, torch.nn.Module] = {}
         if isinstance(module, torchvision.models.ConvNeXt):
-            stem, *rest = module.features
+            found["stem"], *rest = module.features
             reductions, stages = [None, *rest[1::2]], rest[::2]
         else:
-            stem = module.stem
-            reductions, stages = zip(*((stage.downsample, stage.blocks) for stage in module.stages), strict=True)
-        found = {"stem": stem}
+            parts: Any = module
+            found["stem"] = parts.stem
+            reductions, stages = ([getattr(stage, name) for stage in parts.stages] for name in ("downsample", "blocks"))
         for index, (reduction, blocks) in enumerate(zip(reductions, stages, strict=True)):
             if index:
                 found[f"trunk.{index}.downsample"] = reduction
