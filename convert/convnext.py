@@ -27,7 +27,6 @@ import torchvision
 from convert import keys
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors
-from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.convnext import VARIANTS, torchvision_path
 
@@ -98,7 +97,9 @@ class ConvNeXtReference(Reference):
             if ARCHITECTURES[arch].reference == "torchvision":
                 module = torchvision.models.get_model(arch, weights=None, num_classes=outputs)
             else:
-                module = _timm_network(arch, outputs)
+                import timm
+
+                module = timm.create_model(arch, num_classes=outputs)
         shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         own = {name: tensor.reshape(shapes.get(name, tensor.shape)) for name, tensor in state_dict.items()}
         module.load_state_dict(own, strict=True, assign=True)
@@ -179,11 +180,3 @@ class ConvNeXtReference(Reference):
                 elif not convolutions and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
                     tensors[name] = tensor[:, :, 0, 0]
         return tensors, []
-
-
-def _timm_network(arch: str, outputs: int) -> torch.nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UserError(f"to compare {arch} with its reference needs {error.name}: pip install timm") from None
-    return timm.create_model(arch, num_classes=outputs)

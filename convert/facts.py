@@ -89,6 +89,7 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
     flags: dict[str, Any] = {name: _channels(f"--{name}", given[name]) for name in ("mean", "std") if name in given}
     if "size" in given:
         flags |= {"size": _positive(given["size"]), "resize": given["size"]}
+        ARCHITECTURES[fitted.arch].check_size(given["size"], "--size")
     if known is not None:
         return known | flags, []
     wanted = ", ".join(f"--{name}" for name in ("size", "mean", "std") if name not in flags)
@@ -98,6 +99,9 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
         guess = f"assuming the preprocessing of {architecture.pretrained_by}; if that is wrong, use"
         # Lists, as JSON has them.
         usual = json.loads(json.dumps(dataclasses.asdict(architecture.pretrained))) | {"fit": "crop"}
+        own = architecture.size_of(fitted.arrays)
+        if own not in (None, usual["size"]):
+            usual |= {"size": own, "resize": own}
         return {name: usual[name] for name in KEYS} | flags, [f"{guess} {wanted}"] if wanted else []
     if not wanted:
         return {"interpolation": "bilinear", "fit": "crop"} | flags, []

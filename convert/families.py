@@ -1,11 +1,15 @@
 """The families of networks that can be converted, and the same network in torch and in Flax."""
 
 import functools
+import importlib.util
 
 from convert.convnext import ConvNeXtReference
 from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
+from convert.vit import VitReference
+from sft_jax.config.shipped import install_command
+from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 
@@ -14,15 +18,24 @@ REFERENCES: dict[str, Reference] = {
     "resnet": ResNetReference(),
     "efficientnet": EfficientNetReference(),
     "convnext": ConvNeXtReference(),
+    "vit": VitReference(),
 }
 
 
 def reference_of(arch: str) -> Reference:
-    """Returns the torch side of the network `arch`."""
+    """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
+    library = ARCHITECTURES[arch].reference
+    if library == "timm" and importlib.util.find_spec(library) is None:
+        raise UserError(f"converting {arch} needs {library}: {install_command('convert')}")
     return REFERENCES[ARCHITECTURES[arch].family]
 
 
 @functools.cache
-def flax_network(arch: str, classes: int, stem: str = "imagenet") -> Network:
-    """Returns our network, with shapes instead of arrays."""
-    return Network.abstract(Builder(ARCHITECTURES[arch], classes, {"stem": stem}))
+def flax_network(arch: str, classes: int, stem: str = "imagenet", size: int | None = None) -> Network:
+    """Returns our network, with shapes instead of arrays.
+
+    `size` is that of the images in pixels, by default the usual one; it matters only for position embeddings.
+    """
+    architecture, settings = ARCHITECTURES[arch], {"stem": stem}
+    placed = {} if architecture.positions is None else {"size": size or architecture.pretrained.size}
+    return Network.abstract(Builder(architecture, classes, settings | placed))

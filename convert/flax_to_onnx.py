@@ -66,7 +66,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from convert import trained
     from sft_jax.runtime.files import written_whole
 
-    model = trained.read(workdir, file)
+    model = trained.read(workdir, file, inputs=True)
     size, batches = model.size, ", ".join(map(str, BATCHES))
     program = torch.onnx.export(
         model.module,

@@ -1,6 +1,7 @@
 """Converts weights back to torch: `python convert/flax_to_resnet.py --workdir runs/cifar10 --output resnet18.pth`.
 
-The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, or whichever network was trained.
+The result is a state_dict for `torchvision.models.resnet18(num_classes=...)`, or whichever network was trained, of
+torchvision or timm.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
     from sft_jax.cli import add_network_flags, make_parser
 
-    description = "Converts weights to a torchvision state_dict, and verifies that both networks give the same logits."
+    description = "Converts weights to a state_dict for torch, and verifies that both networks give the same logits."
     parser = make_parser("python convert/flax_to_resnet.py", description, EXAMPLE)
     add_network_flags(parser, workdir="convert the best checkpoint of this run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .pth or .safetensors to write")
@@ -59,12 +60,11 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import parity, trained
-    from convert.families import reference_of
     from sft_jax.models.weights import some_of
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     model = trained.read(workdir, file)
-    sizes = reference_of(model.arch).sizes(model.arch)
+    sizes = parity.sizes(model.network, model.arrays)
     comparisons = [parity.compare(model.module, model.network, model.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
@@ -73,6 +73,8 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
     if model.network.architecture.reference == "torchvision":
         console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
+    elif model.network.architecture.reference == "timm":
+        console.print(f'  model = timm.create_model("{model.arch}", num_classes={model.classes})')
     if model.stem in STEM_LINES:
         console.print(f"  {STEM_LINES[model.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"

@@ -115,6 +115,14 @@ def to_torch(
     return tensors | {key: torch.tensor(count) for key, count in counters.items()}
 
 
+def image_size(state_dict: Mapping[str, torch.Tensor], architecture: Architecture) -> int | None:
+    """Returns the size of the images in pixels that position embeddings are for; None if there are none, or unknown."""
+    positions = architecture.positions
+    if positions is None:
+        return None
+    return positions.size_of({positions.name: state_dict.get(torch_key(positions.name, architecture), np.empty(0))})
+
+
 def counters_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Returns batch norm's step counters by torch key; they affect no output, and Flax has no place for them."""
     return {key: int(tensor) for key, tensor in state_dict.items() if key.endswith(COUNTER)}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from convert.families import REFERENCES
+from convert.families import REFERENCES, reference_of
 from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import Network
@@ -46,6 +46,13 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Returns the attributes by name, and `relative` as logits_relative."""
         return dataclasses.asdict(self) | {"logits_relative": self.relative}
+
+
+def sizes(network: Network, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Returns the sides in pixels of the images on which two networks are to be compared."""
+    architecture = network.architecture
+    own = architecture.size_of(arrays)
+    return reference_of(architecture.name).sizes(architecture.name) if own is None else (own,)
 
 
 def compare(

@@ -45,7 +45,10 @@ class Reference:
         return None
 
     def sizes(self, arch: str) -> tuple[int, ...]:
-        """Returns the sides in pixels of the images on which both networks are compared."""
+        """Returns the sides in pixels of the images on which both networks are compared.
+
+        Networks with position embeddings are compared at the size that these are for, see `parity.sizes`.
+        """
         return SIZES
 
     def input_channels(self, module: torch.nn.Module) -> int:

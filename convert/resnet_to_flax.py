@@ -1,4 +1,4 @@
-"""Converts a torchvision ResNet: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
+"""Converts pretrained weights: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
 The result is one .safetensors file (see `sft_jax.models.weights`). In addition to format, arch and class_names, its
 metadata has num_classes (0 without a head), stem, preprocess (see `facts.py`; absent if unknown), source,
@@ -26,6 +26,7 @@ EXAMPLE = """examples:
   python convert/resnet_to_flax.py --arch resnet50 --state-dict mine.pth --output weights/mine.safetensors
   python convert/resnet_to_flax.py --state-dict pets.pth --classes names.txt --output weights/pets.safetensors
   python convert/resnet_to_flax.py --state-dict last.pth.tar --key state_dict_ema --output w.safetensors
+  python convert/to_flax.py --arch efficientnet_b0 --output weights/efficientnet_b0.safetensors
 """
 
 
@@ -33,9 +34,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
     from sft_jax.cli import make_parser
 
-    description = "Converts weights of a torchvision ResNet to Flax, and verifies that both give the same logits."
+    description = "Converts weights of a network in torch to Flax, and verifies that both give the same logits."
     parser = make_parser("python convert/resnet_to_flax.py", description, EXAMPLE)
-    parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
+    parser.add_argument(
+        "--arch", default="resnet18", help="name of the network, torchvision's or else timm's (default: %(default)s)"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights", metavar="NAME", default="IMAGENET1K_V1", help="torchvision's own weights (default: %(default)s)"
@@ -101,7 +104,6 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     from rich.console import Console
 
     from convert import facts, parity, sources
-    from convert.families import reference_of
     from convert.fit import fit
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
@@ -123,7 +125,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     for notice in [*checkpoint.notices, *fitted.notices, *notices]:
         console.print(f"{source}: {notice}")
 
-    sizes = reference_of(arch).sizes(arch)
+    sizes = parity.sizes(fitted.network, fitted.arrays)
     with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, sizes))} px"):
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))

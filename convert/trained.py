@@ -11,7 +11,7 @@ from convert import keys
 from convert.facts import Facts, of_run, recorded
 from convert.families import flax_network, reference_of
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.models import Network
+from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.weights import initialise, load_weights
 from sft_jax.run.folder import Run, load_run_weights
 
@@ -40,7 +40,7 @@ class Trained:
     @property
     def size(self) -> int:
         """Image size in pixels; the usual one for its stem if none is recorded."""
-        usual = 224 if self.stem == "imagenet" else 32
+        usual = self.network.architecture.pretrained.size if self.stem == "imagenet" else 32
         return self.facts.preprocess["size"] if self.facts.preprocess else usual
 
     def metadata(self) -> dict[str, str]:
@@ -50,8 +50,10 @@ class Trained:
         return {"arch": self.arch, "stem": self.stem} | texts
 
 
-def read(workdir: Path | None, file: Path | None) -> Trained:
+def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Trained:
     """Reads the best checkpoint of the run `workdir`, or the converted weights in `file`.
+
+    With `inputs` position embeddings are for images of `Trained.size`, otherwise those of the file.
 
     Raises:
       UserError: there are no weights, or they do not fit their network.
@@ -66,9 +68,12 @@ def read(workdir: Path | None, file: Path | None) -> Trained:
         weights = load_weights(file)
         stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
     classes = weights.outputs or 1000
-    network = flax_network(weights.arch, classes, stem)
-    initialise(network, weights.arrays, source=str(workdir or file))
+    architecture, arrays = ARCHITECTURES[weights.arch], weights.arrays
+    if inputs and facts.preprocess is not None:
+        arrays, _ = architecture.for_size(arrays, facts.preprocess["size"])
+    network = flax_network(weights.arch, classes, stem, architecture.size_of(arrays))
+    initialise(network, arrays, source=str(workdir or file))
     counters = weights.metadata.get("num_batches_tracked")
-    state_dict = keys.to_torch(weights.arrays, network.architecture, None if counters is None else json.loads(counters))
+    state_dict = keys.to_torch(arrays, network.architecture, None if counters is None else json.loads(counters))
     module = reference_of(weights.arch).module(weights.arch, classes, state_dict, stem)
-    return Trained(weights.arch, stem, classes, facts, network, weights.arrays, state_dict, module)
+    return Trained(weights.arch, stem, classes, facts, network, arrays, state_dict, module)

@@ -21,6 +21,7 @@ COMMANDS = {
     "to-onnx": "flax_to_onnx.py",
     "doctor": "sft_jax.doctor",
     "benchmark": "sft_jax.benchmark",
+    "models": "sft_jax.models",
 }
 # Commands whose first positional argument may be a recipe.
 WITH_RECIPE = ("train", "search", "doctor")

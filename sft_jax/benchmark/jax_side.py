@@ -66,7 +66,8 @@ def main() -> None:
 class _Side:
     def __init__(self, config, devices: Devices):
         self.config, self.devices = config, devices
-        self.build = models.builder(config.model, worker.CLASSES, precision=config.precision, axis_name=AXIS)
+        settings = {"size": config.data.size, "precision": config.precision}
+        self.build = models.builder(config.model, worker.CLASSES, **settings, axis_name=AXIS)
         self.network = models.Network.abstract(self.build)
         self.optimizer = optimizer.make_optimizer(config.optimizer, STEPS, architecture=self.network.architecture)
         self.task = Classification(tuple(map(str, range(worker.CLASSES))))
@@ -88,10 +89,9 @@ class _Side:
 
     def flops(self) -> float:
         """Returns the floating-point operations of one training step, see `estimate.flops`."""
-        network = models.Network.abstract(
-            models.builder(self.config.model, worker.CLASSES, precision=self.config.precision)
-        )
-        size = self.config.data.size
+        size, precision = self.config.data.size, self.config.precision
+        build = models.builder(self.config.model, worker.CLASSES, size=size, precision=precision)
+        network = models.Network.abstract(build)
         batch = {
             "image": jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32),
             "label": jax.ShapeDtypeStruct((self.config.batch_size,), np.int32),

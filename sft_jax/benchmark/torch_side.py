@@ -1,4 +1,4 @@
-"""The PyTorch worker of the benchmark: torchvision's network in a plain training script.
+"""The PyTorch worker of the benchmark: torchvision's or timm's network in a plain training script.
 
     python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE
 
@@ -6,6 +6,7 @@ The only file of the package that imports torch; it runs in its own process, if 
 """
 
 import sys
+from typing import Any
 
 from sft_jax.runtime.allocator import keep_freed_memory
 
@@ -17,8 +18,9 @@ import torchvision  # noqa: E402
 from PIL import Image  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
+from sft_jax import models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
-from sft_jax.errors import run_command  # noqa: E402
+from sft_jax.errors import UserError, run_command  # noqa: E402
 
 
 class _Images(torch.utils.data.Dataset):
@@ -33,12 +35,31 @@ class _Images(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
 
 
+def reference_network(arch: str, size: int) -> torch.nn.Module:
+    """Returns torchvision's network, or timm's where torchvision has none, for images of `size` pixels.
+
+    Raises:
+      UserError: it is timm's, and timm is not installed.
+    """
+    architecture = models.architecture(arch)
+    sized: dict[str, Any] = {}
+    if architecture.reference == "torchvision":
+        sized |= {} if architecture.positions is None else {"image_size": size}
+        return torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES, **sized)
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError(f"PyTorch's {arch} is timm's: pip install timm") from None
+    sized |= {} if architecture.positions is None else {"img_size": size}
+    return timm.create_model(arch, num_classes=worker.CLASSES, **sized)
+
+
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
     arch, batch, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    network = torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES).to(device)
+    network = reference_network(arch, size).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM)
     criterion = torch.nn.CrossEntropyLoss()
     inputs = torch.randn(batch, 3, size, size, device=device)

@@ -93,7 +93,8 @@ def _flops(experiment: Experiment, programs: PhasePrograms) -> float:
     """Returns the floating-point operations of one step, on all devices together."""
     config = experiment.config
     # On one device and without accumulation, which computes the same.
-    build = models.builder(config.model, experiment.task.outputs, precision=config.precision)
+    outputs, size = experiment.task.outputs, config.data.size
+    build = models.builder(config.model, outputs, size=size, precision=config.precision)
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
     image = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)

@@ -204,8 +204,12 @@ def load_export(path: Path) -> Classifier:
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
     """Makes the classifier of `weights`; `otherwise` is the preprocessing if they do not specify it."""
     classes = len(weights.class_names or ()) or weights.outputs or 1000
-    network = models.Network.abstract(models.builder(config, classes, precision=precision))
-    params, batch_stats = jax.device_put(initialise(network, weights.arrays, source=source))
+    preprocess = Preprocess.of_metadata(weights.metadata, otherwise)
+    network = models.Network.abstract(models.builder(config, classes, size=preprocess.size, precision=precision))
+    arrays, resampled = network.architecture.for_size(weights.arrays, preprocess.size)
+    if resampled:
+        warnings.warn(f"weights of {source}{resampled}", stacklevel=3)
+    params, batch_stats = jax.device_put(initialise(network, arrays, source=source))
 
     @jax.jit
     def run(params, batch_stats, inputs):
@@ -213,7 +217,7 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
 
     return Classifier(
         lambda inputs: run(params, batch_stats, inputs),
-        Preprocess.of_metadata(weights.metadata, otherwise),
+        preprocess,
         # Users' own files may lack class names.
         weights.class_names or [str(label) for label in range(classes)],
         precision=precision,

@@ -1,12 +1,13 @@
 """The networks, under the names of their reference implementations."""
 
 import difflib
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, efficientnet, resnet
+from sft_jax.models import convnext, efficientnet, resnet, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
@@ -17,6 +18,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
     **efficientnet.ARCHITECTURES,
     **convnext.ARCHITECTURES,
+    **vit.ARCHITECTURES,
 }
 
 
@@ -32,6 +34,7 @@ def builder(
     config: ConfigDict,
     outputs: int,
     *,
+    size: int | None = None,
     precision: str = "float32",
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
@@ -41,21 +44,25 @@ def builder(
     Args:
       config: `name` and `stem` are read.
       outputs: size of the head.
+      size: side of the images in pixels, of which position embeddings depend; by default that of pretrained weights.
       precision: dtype of activations and matrix products, "float32" or "bfloat16".
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
 
     Raises:
-      UserError: the network or its stem is unknown.
+      UserError: the network or its stem is unknown, or it cannot take images of this size.
     """
     found = architecture(config.name)
     stems = [stem for stem, *_ in found.stems] or ["imagenet"]
     if config.stem not in stems:
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")
-    settings = {
+    settings: dict[str, Any] = {
         "stem": config.stem,
         "dtype": jnp.dtype(precision),
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
+    if found.positions is not None:
+        settings["size"] = found.pretrained.size if size is None else size
+        found.check_size(settings["size"])
     return Builder(found, outputs, settings)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from sft_jax.errors import UserError
+from sft_jax.models.positions import Positions
 
 # Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
@@ -75,7 +76,7 @@ class Architecture:
     Attributes:
       name: its name in `model.name` and in the reference.
       family: name of the family, for the converters.
-      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module.
+      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module; with `positions` also size.
       head: path of the last layer, e.g. "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
       channels, strides: channels and strides of `Features.maps`.
       pooled: channels of `Features.pooled`; None for those of the last map.
@@ -83,6 +84,7 @@ class Architecture:
       stems: the values of `model.stem`, each with the name and the kernel size of its first convolution.
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
+      positions: its position embeddings; None for networks without, which take images of any size.
       reference: the library whose parameter names are used.
       module_path: (path of one of our modules) -> the reference's path of it.
       rules: see `Rule`.
@@ -102,6 +104,7 @@ class Architecture:
     module_path: Callable[[str], str] = lambda path: path
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
+    positions: Positions | None = None
 
     @property
     def width(self) -> int:
@@ -129,6 +132,19 @@ class Architecture:
     def rule(self, name: str) -> Rule | None:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
+
+    def check_size(self, size: int, setting: str = "config.data.size") -> None:
+        """Raises UserError if the network cannot take images of `size` pixels, the value of `setting`."""
+        if self.positions is not None:
+            self.positions.check(size, setting)
+
+    def size_of(self, arrays: Mapping[str, Any]) -> int | None:
+        """Returns the size in pixels of the images that weights are for; None for any, or if their shape fits none."""
+        return None if self.positions is None else self.positions.size_of(arrays)
+
+    def for_size(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:
+        """Returns weights for images of `size` pixels, and what was changed, to end a sentence; empty for nothing."""
+        return (dict(arrays), "") if self.positions is None else self.positions.resampled(arrays, size)
 
     def decays(self, name: str) -> bool:
         """Returns whether weight decay applies to a parameter if biases and normalisation scales are exempt."""

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
-from sft_jax.models.convnext_block import EPSILON, Block, Patches
-from sft_jax.models.layers import LayerNorm, Linear
+from sft_jax.models.convnext_block import Block, Patches, normalised
+from sft_jax.models.layers import Linear
 from sft_jax.models.stochastic_depth import skip_factor
+from sft_jax.models.transformer import LayerNorm
 
 PATCH = 4  # side of the stem's patches
 
@@ -45,7 +46,7 @@ class Stage(nnx.Module):
             self.downsample = None
         else:
             reduction = Patches(inputs, channels, 2, dtype=dtype, rngs=rngs)
-            self.downsample = nnx.List([LayerNorm(inputs, EPSILON), reduction])
+            self.downsample = nnx.List([LayerNorm(inputs), reduction])
         block = functools.partial(
             Block, channels, response_norm=variant.response_norm, as_convolutions=variant.as_convolutions
         )
@@ -80,10 +81,10 @@ class ConvNeXt(nnx.Module):
     ):
         self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
         first, *_, last = variant.channels
-        self.stem = nnx.List([Patches(3, first, PATCH, dtype=dtype, rngs=rngs), LayerNorm(first, EPSILON)])
+        self.stem = nnx.List([Patches(3, first, PATCH, dtype=dtype, rngs=rngs), LayerNorm(first)])
         sizes = zip((first, *variant.channels[:-1]), variant.channels, variant.blocks, strict=True)
         self.trunk = nnx.List([Stage(*size, variant, dtype=dtype, rngs=rngs) for size in sizes])
-        self.norm = LayerNorm(last, EPSILON)
+        self.norm = LayerNorm(last)
         self.fc = Linear(last, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -107,13 +108,13 @@ class ConvNeXt(nnx.Module):
     def stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, height, width, channels]) after the stem, reductions and blocks."""
         convolution, norm = self.stem
-        x = norm(convolution(x))
+        x = normalised(norm, convolution(x))
         yield "stem", x
         position, last = 0, sum(len(stage.blocks) for stage in self.trunk) - 1
         for index, stage in enumerate(self.trunk):
             if stage.downsample is not None:
                 norm, reduction = stage.downsample
-                x = reduction(norm(x)).astype(x.dtype)
+                x = reduction(normalised(norm, x)).astype(x.dtype)
                 yield f"trunk.{index}.downsample", x
             for number, block in enumerate(stage.blocks):
                 rate = self.stochastic_depth * position / last

@@ -4,38 +4,41 @@ Convolutions other than the depthwise one are matrix products over rows [rows, c
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.layers import LayerNorm
-from sft_jax.ops.tokens import dense, gelu
+from sft_jax.models.transformer import DEVIATION, Dense, LayerNorm
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # of the response normalisation
 KERNEL = 7  # side of the depthwise convolutions
 LAYER_SCALE = 1e-6  # initial factor of a residual branch
 EXPANSION = 4
 
 
+def normalised(norm: Any, x: jax.Array) -> jax.Array:
+    """Applies a `LayerNorm` to x [..., channels], in float32 or wider."""
+    rows = x.reshape(-1, x.shape[-1]).astype(norm.scale[...].dtype)
+    return norm(rows).reshape(x.shape)
+
+
 def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """Returns a kernel drawn from a normal distribution that is truncated at 2, which is far, as in the reference."""
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+    return nnx.Param(DEVIATION * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
-class Dense(nnx.Module):
-    """A linear layer on rows: kernel [in, out], or [1, 1, in, out] for `as_convolution`; products of `dtype`."""
+class Pointwise(Dense):
+    """A linear layer that the reference has as a 1x1 convolution: kernel [1, 1, in, out]."""
 
-    def __init__(self, inputs: int, outputs: int, *, as_convolution: bool, dtype, rngs):
-        self.kernel = _kernel(rngs, *((1, 1) if as_convolution else ()), inputs, outputs)
-        self.bias = nnx.Param(jnp.zeros(outputs))
-        self.dtype = dtype
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+        super().__init__(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.kernel = nnx.Param(self.kernel[...][None, None])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, in] to [rows, out], of `dtype`."""
-        kernel = self.kernel[...]
-        return dense(x.astype(self.dtype), kernel.reshape(kernel.shape[-2:]), self.bias[...])
+        return ops.dense(x.astype(self.dtype), self.kernel[...][0, 0], self.bias[...])
 
 
 class Patches(nnx.Module):
@@ -54,7 +57,9 @@ class Patches(nnx.Module):
         cut = x[:, : rows * size, : columns * size].astype(self.dtype)
         patches = cut.reshape(batch, rows, size, columns, size, inputs).swapaxes(2, 3)
         kernel = self.kernel[...].reshape(-1, outputs)
-        return dense(patches.reshape(-1, len(kernel)), kernel, self.bias[...]).reshape(batch, rows, columns, outputs)
+        return ops.dense(patches.reshape(-1, len(kernel)), kernel, self.bias[...]).reshape(
+            batch, rows, columns, outputs
+        )
 
 
 class DepthwiseConv(nnx.Module):
@@ -97,10 +102,10 @@ class Block(nnx.Module):
     """
 
     def __init__(self, channels: int, *, response_norm: bool, as_convolutions: bool, dtype, rngs):
-        linear = functools.partial(Dense, as_convolution=as_convolutions, dtype=dtype, rngs=rngs)
+        linear = functools.partial(Pointwise if as_convolutions else Dense, dtype=dtype, rngs=rngs)
         hidden = EXPANSION * channels
         self.conv_dw = DepthwiseConv(channels, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(channels, EPSILON)
+        self.norm = LayerNorm(channels)
         self.mlp = nnx.Dict(fc1=linear(channels, hidden), fc2=linear(hidden, channels))
         if response_norm:
             self.mlp["grn"] = ResponseNorm(hidden)
@@ -108,8 +113,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """Maps x [batch, height, width, channels]; `factor` [batch], of stochastic depth, may be None."""
-        rows = self.norm(self.conv_dw(x)).reshape(-1, x.shape[-1])
-        rows = gelu(self.mlp["fc1"](rows))
+        rows = self.norm(self.conv_dw(x).reshape(-1, x.shape[-1]))
+        rows = ops.gelu(self.mlp["fc1"](rows))
         if "grn" in self.mlp:
             rows = self.mlp["grn"](rows.reshape(x.shape[0], -1, rows.shape[-1])).reshape(rows.shape)
         branch = self.mlp["fc2"](rows).reshape(x.shape).astype(x.dtype)

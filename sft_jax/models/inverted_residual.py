@@ -73,7 +73,7 @@ class Pointwise(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [batch, in] to [batch, out]."""
-        return x @ self.kernel[0, 0].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        return x @ self.kernel[0, 0].astype(x.dtype) + self.bias[...].astype(x.dtype)[None]
 
 
 class SqueezeExcite(nnx.Module):
@@ -87,7 +87,7 @@ class SqueezeExcite(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [height, width, batch, channels] to the same shape."""
         squeezed = self.activation(self.conv_reduce(x.mean((0, 1))))
-        return x * jax.nn.sigmoid(self.conv_expand(squeezed))
+        return x * jax.nn.sigmoid(self.conv_expand(squeezed))[None, None]
 
 
 class ConvNorm(nnx.Module):

@@ -9,7 +9,6 @@ from flax import nnx
 from sft_jax import ops
 from sft_jax.ops.conv import Layout
 from sft_jax.ops.norm import EPSILON
-from sft_jax.ops.tokens import layer_norm
 
 # Decay of the running statistics; torch calls it a momentum of 0.1.
 KEEP_STATISTICS = 0.9
@@ -72,22 +71,6 @@ class BatchNorm2d(nnx.Module):
             return y
         mean, var = self.mean[...], self.var[...]
         return ops.normalize(x, mean, var, scale, bias, residual=residual, relu=relu, epsilon=self.epsilon)
-
-
-class LayerNorm(nnx.Module):
-    """`torch.nn.LayerNorm` over the last axis; computed in float32 or wider, which it returns."""
-
-    def __init__(self, channels: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.epsilon = epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x [..., channels]."""
-        scale = self.scale[...]
-        rows = x.reshape(-1, x.shape[-1]).astype(scale.dtype)
-        rows = layer_norm(rows, scale, self.bias[...], epsilon=self.epsilon)
-        return rows.reshape(x.shape)
 
 
 class Linear(nnx.Linear):

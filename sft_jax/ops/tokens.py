@@ -55,8 +55,11 @@ def _column_sums(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Computes x Phi(x), as `torch.nn.GELU()`."""
-    return jax.nn.gelu(x, approximate=False)
+    """Computes x Phi(x), as `torch.nn.GELU()`; Phi is the normal distribution's cumulative function.
+
+    By erf, as torch does. jax.nn.gelu's erfc is exact far in the tails too, for two and a half times the time.
+    """
+    return x * _below(x)
 
 
 def _gelu_forward(x):
@@ -64,9 +67,12 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, dy):
-    below = 0.5 * lax.erfc(-x * math.sqrt(0.5))  # Phi
     density = jnp.exp(-0.5 * jnp.square(x)) * (1 / math.sqrt(2 * math.pi))
-    return (dy * (below + x * density),)
+    return (dy * (_below(x) + x * density),)
+
+
+def _below(x: jax.Array) -> jax.Array:
+    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

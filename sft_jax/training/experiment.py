@@ -68,6 +68,7 @@ class Experiment:
         self.build = models.builder(
             config.model,
             self.task.outputs,
+            size=config.data.size,
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,

@@ -64,6 +64,8 @@ def phases(config: ConfigDict, network: Network) -> tuple[Phase, ...]:
     if not trained or (config.finetune.method != "full" and not head):
         raise UserError("nothing to train: finetune.freeze and finetune.learning_rates freeze every parameter")
     stages, sizes = _stages(config, network, trained, head), _sizes(config)
+    for size in sizes.values():
+        network.architecture.check_size(size, "config.data.size_schedule")
     boundaries = sorted(first for first in stages.keys() | sizes.keys() if first < config.epochs)
     result = []
     for first, stop in itertools.pairwise([*boundaries, config.epochs]):

@@ -163,7 +163,8 @@ def initial_weights(
     """Returns the parameters and batch statistics before the first step, and a description of their origin.
 
     With `init` they are its weights; in the head, rows of classes with the same name in `class_names` are kept and the
-    others are initialised with `config.seed`. Without `init` all weights are random.
+    others are initialised with `config.seed`, and position embeddings are resampled for `config.data.size`. Without
+    `init` all weights are random.
 
     Raises:
       UserError: `init` does not fit the network.
@@ -171,9 +172,8 @@ def initial_weights(
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
     network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
+    arrays, resampled = network.architecture.for_size(init.arrays, config.data.size)
     head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
     inherited, description = inherited_head(init, class_names, head)
-    params, batch_stats = initialise(
-        network, init.arrays | inherited, source=config.init, head=None if inherited else head
-    )
-    return params, batch_stats, f"weights of {config.init}{description}"
+    params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
+    return params, batch_stats, f"weights of {config.init}{description}{resampled}"

@@ -1,0 +1,139 @@
+"""What is published of each network: its pretrained weights with their ImageNet accuracy and licence, and its size.
+
+Weights and licences are those of torchvision 0.29 and timm 1.0.31, whose package does not contain accuracies.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models.architecture import Builder
+from sft_jax.runtime.estimate import flops
+
+# Written by `python -m sft_jax.models.catalogue`, in minutes.
+SIZES = Path(__file__).with_name("sizes.json")
+
+
+class Published(NamedTuple):
+    """Pretrained weights of a network.
+
+    Attributes:
+      name: their name in torchvision, or the tag after the dot in timm.
+      licence: its SPDX identifier, None if unknown.
+      top1: accuracy on ImageNet's validation images in percent, None if the library does not record it.
+    """
+
+    name: str
+    licence: str | None
+    top1: float | None
+
+
+# torchvision's IMAGENET1K_V1, and V2 if there is one.
+_TORCHVISION: dict[str, tuple[float, ...]] = {
+    "resnet18": (69.758,), "resnet34": (73.314,), "resnet50": (76.13, 80.858), "resnet101": (77.374, 81.886),
+    "resnet152": (78.312, 82.284), "resnext50_32x4d": (77.618, 81.198), "resnext101_32x8d": (79.312, 82.834),
+    "resnext101_64x4d": (83.246,), "wide_resnet50_2": (78.468, 81.602), "wide_resnet101_2": (78.848, 82.51),
+    "efficientnet_b0": (77.692,), "efficientnet_b1": (78.642, 79.838), "efficientnet_b2": (80.608,),
+    "efficientnet_b3": (82.008,), "efficientnet_b4": (83.384,), "efficientnet_b5": (83.444,),
+    "efficientnet_b6": (84.008,), "efficientnet_b7": (84.122,), "efficientnet_v2_s": (84.228,),
+    "efficientnet_v2_m": (85.112,), "efficientnet_v2_l": (85.808,), "vit_b_16": (81.072,), "vit_b_32": (75.912,),
+    "vit_l_16": (79.662,), "vit_l_32": (76.972,), "convnext_tiny": (82.52,), "convnext_small": (83.616,),
+    "convnext_base": (84.062,), "convnext_large": (84.414,),
+}  # fmt: skip
+# torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
+_SWAG: dict[str, tuple[float, float]] = {"vit_b_16": (85.304, 81.886), "vit_l_16": (88.064, 85.146)}
+# timm's tags.
+_TIMM: dict[str, str] = {
+    **{f"tf_efficientnet_b{n}": "aa_in1k ap_in1k in1k ns_jft_in1k" for n in range(5)},
+    "tf_efficientnet_b5": "aa_in1k ap_in1k in1k ns_jft_in1k ra_in1k",
+    "tf_efficientnet_b6": "aa_in1k ap_in1k ns_jft_in1k",
+    "tf_efficientnet_b7": "aa_in1k ap_in1k ns_jft_in1k ra_in1k",
+    **{f"tf_efficientnetv2_{size}": "in1k in21k in21k_ft_in1k" for size in "sml"},
+    "efficientnet_lite0": "ra_in1k", **{f"tf_efficientnet_lite{n}": "in1k" for n in range(5)},
+    "vit_tiny_patch16_224": "augreg_in21k augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k dino",
+    "vit_small_patch32_224": "augreg_in21k augreg_in21k_ft_in1k",
+    "vit_base_patch8_224": "augreg2_in21k_ft_in1k augreg_in21k augreg_in21k_ft_in1k dino",
+    "vit_base_patch16_224": "augreg2_in21k_ft_in1k augreg_in1k augreg_in21k augreg_in21k_ft_in1k bamboo dino mae "
+    "orig_in21k orig_in21k_ft_in1k sam_in1k",
+    "vit_base_patch32_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k orig_in21k sam_in1k",
+    "vit_large_patch16_224": "augreg_in21k augreg_in21k_ft_in1k mae orig_in21k",
+    **{f"deit_{size}_patch16_224": "fb_in1k" for size in ("tiny", "small", "base")},
+    **{f"deit3_{size}_patch16_224": "fb_in1k fb_in22k_ft_in1k" for size in ("small", "base", "large")},
+    **{f"vit_{size}_patch14_dinov2": "lvd142m" for size in ("small", "base", "large")},
+    **{f"vit_{size}_patch14_reg4_dinov2": "lvd142m" for size in ("small", "base", "large")},
+    "convnextv2_atto": "fcmae fcmae_ft_in1k",
+    **dict.fromkeys(
+        ("convnextv2_nano", "convnextv2_tiny", "convnextv2_base"),
+        "fcmae fcmae_ft_in1k fcmae_ft_in22k_in1k fcmae_ft_in22k_in1k_384",
+    ),
+}  # fmt: skip
+# From the model card of EfficientNet-Lite, https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
+_TOP1 = {("tf_efficientnet_lite0", "in1k"): 74.8}
+
+
+def published(name: str) -> tuple[Published, ...]:
+    """Returns the pretrained weights of a network, the usual ones first; none if there are none or it is unknown."""
+    theirs = [
+        Published(f"IMAGENET1K_V{number}", "BSD-3-Clause", top1)
+        for number, top1 in enumerate(_TORCHVISION.get(name, ()), start=1)
+    ]
+    swag = zip(("E2E", "LINEAR"), _SWAG.get(name, ()), strict=False)
+    theirs += [Published(f"IMAGENET1K_SWAG_{kind}_V1", "CC-BY-NC-4.0", top1) for kind, top1 in swag]
+    # A network with mean pooling takes the same weights.
+    tags = _TIMM.get(name.removesuffix("_avg"), "").split()
+    return (*theirs, *(Published(tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags))
+
+
+def _timm_licence(tag: str) -> str | None:
+    if tag == "bamboo":
+        return None
+    return "CC-BY-NC-4.0" if tag.startswith(("mae", "fcmae")) else "Apache-2.0"
+
+
+def measured(name: str) -> dict[str, Any]:
+    """Counts the parameters of a network with 1,000 classes, and its operations for one image of its usual size."""
+    architecture = ARCHITECTURES[name]
+    network = Network.abstract(Builder(architecture, 1000))
+    side = architecture.pretrained.size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
+
+    def logits(params, batch_stats, image):
+        return network.apply(params, batch_stats, image, train=False)[0]
+
+    parameters = sum(leaf.size for leaf in network.params.values())
+    return {"parameters": parameters, "flops": flops(logits, network.params, network.batch_stats, image)}
+
+
+@functools.cache
+def sizes() -> dict[str, dict[str, Any]]:
+    """Returns `measured` of every network, as recorded in `SIZES`."""
+    return json.loads(SIZES.read_text())
+
+
+def measure_all() -> None:
+    """Measures every network and writes `SIZES`."""
+    lines = [f'  "{name}": {json.dumps(measured(name))}' for name in ARCHITECTURES]
+    SIZES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def row(name: str) -> dict[str, Any]:
+    """Returns what `python -m sft_jax.models --json` prints of a network."""
+    architecture, weights = ARCHITECTURES[name], published(name)
+    known = [entry.top1 for entry in weights if entry.top1 is not None]
+    return {
+        "name": name,
+        **sizes()[name],
+        "size": architecture.pretrained.size,
+        "top1": max(known, default=None),
+        "licence": " or ".join(dict.fromkeys(entry.licence or "unknown" for entry in weights)) or None,
+        "references": [f"{architecture.reference}: {entry.name}" for entry in weights],
+    }
+
+
+if __name__ == "__main__":
+    measure_all()

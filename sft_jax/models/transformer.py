@@ -1,0 +1,121 @@
+"""Layers and blocks of transformers, on rows of tokens: activations are [batch * tokens, channels].
+
+XLA's CPU backend multiplies such matrices twice as fast as [batch, tokens, channels] with the same matrix.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sft_jax import ops
+
+# Standard deviation of new kernels and position embeddings, as in timm and BERT.
+DEVIATION = 0.02
+
+
+class Dense(nnx.Module):
+    """A linear layer within the network, `torch.nn.Linear`: kernel [in, out]; products of `dtype`."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+        self.kernel = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps rows [rows, in] to [rows, out], of `dtype`."""
+        return ops.dense(x.astype(self.dtype), self.kernel[...], self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """`torch.nn.LayerNorm` with the epsilon of vision transformers, 1e-6; computed in float32 or wider."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises rows [rows, channels]."""
+        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=1e-6)
+
+
+class LayerScale(nnx.Module):
+    """A factor for each channel of a residual branch (Touvron et al., 2021, arXiv:2103.17239)."""
+
+    def __init__(self, channels: int, initial: float):
+        self.gamma = nnx.Param(jnp.full(channels, initial))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scales rows [rows, channels], in float32 or wider."""
+        return x.astype(self.gamma[...].dtype) * self.gamma[...][None]
+
+
+class PatchEmbedding(nnx.Module):
+    """Cuts images into patches and embeds each: `torch.nn.Conv2d(3, channels, patch, stride=patch)`.
+
+    kernel [patch, patch, 3, channels].
+    """
+
+    def __init__(self, patch: int, channels: int, *, dtype, rngs):
+        shape, bound = (patch, patch, 3, channels), (patch * patch * 3) ** -0.5  # as torch draws it
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.dtype = dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images [batch, height, width, 3] to rows [batch * patches, channels], float32 or wider."""
+        patch, _, _, channels = self.kernel[...].shape
+        batch, height, width, _ = images.shape
+        rows = images.astype(self.dtype).reshape(batch, height // patch, patch, width // patch, patch, 3)
+        rows = rows.transpose(0, 1, 3, 2, 4, 5).reshape(-1, patch * patch * 3)
+        return ops.dense(rows, self.kernel[...].reshape(-1, channels), self.bias[...]).astype(self.bias[...].dtype)
+
+
+def token(count: int, channels: int, *, rngs: nnx.Rngs) -> nnx.Param:
+    """Draws `count` tokens or position embeddings [1, count, channels]."""
+    return nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (1, count, channels), jnp.float32))
+
+
+class EncoderBlock(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): `timm.models.vision_transformer.Block`.
+
+    Args:
+      channels: of a token; the MLP has four times as many.
+      heads: number of attention heads.
+      layer_scale: initial value of LayerScale on both branches; None for none.
+      dtype: of the operands of matrix products.
+    """
+
+    def __init__(self, channels: int, heads: int, layer_scale: float | None, *, dtype, rngs):
+        def dense(inputs: int, outputs: int) -> Dense:
+            return Dense(inputs, outputs, dtype=dtype, rngs=rngs)
+
+        self.heads = heads
+        self.norm1 = LayerNorm(channels)
+        self.attn = nnx.Dict(qkv=dense(channels, 3 * channels), proj=dense(channels, channels))
+        self.ls1 = None if layer_scale is None else LayerScale(channels, layer_scale)
+        self.norm2 = LayerNorm(channels)
+        self.mlp = nnx.Dict(fc1=dense(channels, 4 * channels), fc2=dense(4 * channels, channels))
+        self.ls2 = None if layer_scale is None else LayerScale(channels, layer_scale)
+
+    def __call__(self, x: jax.Array, tokens: int, factors: Sequence[jax.Array | None]) -> jax.Array:
+        """Maps rows x [batch * tokens, channels] to the same.
+
+        Args:
+          x: the residual stream, float32 or wider.
+          tokens: number of tokens of an image.
+          factors: of the two branches, each [batch] or None for 1, see `skip_factor`.
+        """
+        y = self.attn["proj"](ops.self_attention(self.attn["qkv"](self.norm1(x)), tokens, self.heads))
+        x = x + _branch(y, self.ls1, factors[0], tokens).astype(x.dtype)
+        y = self.mlp["fc2"](ops.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x + _branch(y, self.ls2, factors[1], tokens).astype(x.dtype)
+
+
+def _branch(y: jax.Array, scale: LayerScale | None, factor: jax.Array | None, tokens: int) -> jax.Array:
+    y = y if scale is None else scale(y)
+    if factor is None:
+        return y
+    rows = y.reshape(-1, tokens, y.shape[-1]) * factor.astype(y.dtype)[:, None, None]
+    return rows.reshape(y.shape)

@@ -1,0 +1,75 @@
+"""The list of networks agrees with torchvision, timm and the networks themselves."""
+
+import json
+import sys
+
+import pytest
+import timm
+import torchvision
+
+from sft_jax.errors import UserError
+from sft_jax.models import ARCHITECTURES, __main__, catalogue
+from sft_jax.models.catalogue import measured, published, row, sizes
+
+LICENCES = {"apache-2.0": "Apache-2.0", "cc-by-nc-4.0": "CC-BY-NC-4.0", "": None, None: None}
+
+
+@pytest.mark.parametrize("name", [name for name, known in ARCHITECTURES.items() if known.reference == "torchvision"])
+def test_torchvision_s_weights(name):
+    theirs = torchvision.models.get_model_weights(name)
+    wanted = {
+        weights.name: (
+            "CC-BY-NC-4.0" if "SWAG" in weights.meta.get("license", "") else "BSD-3-Clause",
+            weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+        )
+        for weights in theirs
+    }
+    assert {entry.name: (entry.licence, entry.top1) for entry in published(name)} == wanted
+    pretrained, transforms = ARCHITECTURES[name].pretrained, theirs["IMAGENET1K_V1"].transforms()
+    assert [pretrained.size, pretrained.resize] == [*transforms.crop_size, *transforms.resize_size]
+    assert pretrained.interpolation == transforms.interpolation.value
+    assert [*pretrained.mean, *pretrained.std] == [*transforms.mean, *transforms.std]
+
+
+def test_timm_s_weights():
+    known: dict[str, dict[str, str | None]] = {}
+    for model in timm.list_models(pretrained=True):
+        name, _, tag = model.partition(".")
+        known.setdefault(name, {})[tag] = LICENCES.get(timm.get_pretrained_cfg(model).license, "other")
+    for name, architecture in ARCHITECTURES.items():
+        if architecture.reference == "timm":
+            found = {entry.name: entry.licence for entry in published(name)}
+            assert found == known.get(name.removesuffix("_avg"), {}), name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_sizes_are_those_of_the_networks(name):
+    assert sizes()[name] == measured(name)
+
+
+def test_every_network_was_measured():
+    assert list(sizes()) == list(ARCHITECTURES), "run: python -m sft_jax.models.catalogue"
+
+
+def test_the_command_lists_networks(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["models", "tf_efficientnet_lite0", "resnet50"])
+    __main__.main()
+    _, lite, resnet = capsys.readouterr().out.splitlines()
+    assert lite.split()[:6] == ["tf_efficientnet_lite0", "4.7", "M", "0.8", "224", "74.8"]
+    assert resnet.endswith("80.9  BSD-3-Clause; torchvision: IMAGENET1K_V1, IMAGENET1K_V2")
+    monkeypatch.setattr(sys, "argv", ["models", "--json"])
+    __main__.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["name"] for entry in rows] == list(ARCHITECTURES)
+    assert rows[0] == row("resnet18")
+    assert rows[0].keys() == {"name", "parameters", "flops", "size", "top1", "licence", "references"}
+
+
+def test_an_unknown_network_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["models", "resnet19"])
+    with pytest.raises(UserError, match="unknown network 'resnet19'; did you mean 'resnet1[08]"):
+        __main__.main()
+
+
+def test_published_weights_have_a_network():
+    assert set(catalogue._TIMM) | set(catalogue._TORCHVISION) <= set(ARCHITECTURES)

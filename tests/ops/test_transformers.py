@@ -1,0 +1,91 @@
+"""Operations of transformers against torch and jax.nn in float64, with their gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from sft_jax import ops
+
+TOKENS, HEADS, D = 5, 3, 8
+ROWS = 4 * TOKENS
+# Relative to the largest value of each array.
+TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 3e-2}
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def attention(qkv):
+    q, k, v = qkv.reshape(-1, TOKENS, 3, HEADS, D).permute(2, 0, 3, 1, 4)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).reshape(ROWS, HEADS * D)
+
+
+# Ours, torch's, and the shapes of their arguments.
+CASES = {
+    "attention": (
+        functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS), attention, [(ROWS, 3 * HEADS * D)]
+    ),
+    "layer_norm": (
+        functools.partial(ops.layer_norm, epsilon=1e-6),
+        lambda x, scale, bias: torch.nn.functional.layer_norm(x, (24,), scale, bias, 1e-6),
+        [(ROWS, 24), (24,), (24,)],
+    ),
+    "gelu": (ops.gelu, torch.nn.functional.gelu, [(ROWS, 24)]),
+    "dense": (ops.dense, lambda x, kernel, bias: x @ kernel + bias, [(ROWS, 24), (24, 7), (7,)]),
+}  # fmt: skip
+
+
+def both(name, dtype):
+    """Returns the result and the gradients of a weighted sum of it, in ours with `dtype` and in torch with float64."""
+    ours, theirs, shapes = CASES[name]
+    arguments = [2 * drawn(*shape, seed=seed) + 0.5 for seed, shape in enumerate(shapes)]
+    tensors = [torch.tensor(argument, requires_grad=True) for argument in arguments]
+    wanted = theirs(*tensors)
+    weight = drawn(*wanted.shape, seed=9)
+    wanted.backward(torch.from_numpy(weight))
+    # Parameters stay in float32.
+    kinds = [dtype, *["float32" if dtype == "bfloat16" else dtype] * 2]
+    given = [jnp.asarray(argument, kind) for argument, kind in zip(arguments, kinds, strict=False)]
+
+    @jax.jit
+    def run(*given):
+        result, pull = jax.vjp(ours, *given)
+        return result, pull(jnp.asarray(weight, result.dtype))
+
+    result, gradients = run(*given)
+    assert result.dtype == given[0].dtype
+    assert [gradient.dtype for gradient in gradients] == [argument.dtype for argument in given]
+    return [result, *gradients], [wanted.detach(), *(tensor.grad for tensor in tensors)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", CASES)
+def test_results_and_gradients_are_torchs(name, dtype):
+    if (name, dtype) == ("layer_norm", "bfloat16"):
+        pytest.skip("the residual stream is float32 or wider")
+    with jax.enable_x64():
+        found, wanted = both(name, dtype)
+    for ours, theirs in zip(found, wanted, strict=True):
+        error = np.abs(np.asarray(ours, np.float64) - theirs.numpy()).max() / np.abs(theirs.numpy()).max()
+        assert error < TOLERANCES[dtype]
+
+
+def test_gelu_far_from_zero():
+    x = jnp.float32([-1e4, -12, -6, -4, 0, 4, 12, 1e4])
+    with jax.enable_x64():
+        slope = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(jnp.asarray(x, jnp.float64))
+    np.testing.assert_allclose(jax.vmap(jax.grad(ops.gelu))(x), slope, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ops.gelu(x), jax.nn.gelu(x, approximate=False), rtol=1e-6, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow():
+    qkv = jnp.asarray(1e3 * drawn(ROWS, 3 * HEADS * D), jnp.float32)
+    result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS), qkv)
+    assert np.isfinite(result).all()
+    assert np.isfinite(pull(result)[0]).all()
