@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+from convert.convnext import ConvNeXtReference
 from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
@@ -16,6 +17,7 @@ from sft_jax.models.architecture import Builder
 REFERENCES: dict[str, Reference] = {
     "resnet": ResNetReference(),
     "efficientnet": EfficientNetReference(),
+    "convnext": ConvNeXtReference(),
     "vit": VitReference(),
 }
 
