@@ -153,7 +153,8 @@ def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> di
         needs |= largest.tried
     flops = step_flops(*compiler.programs(start)) / devices.count
     programs = Programs(found.get(start), evaluation)
-    return figures(name, str(devices), programs, start, needs, largest, flops, why)
+    report = figures(name, str(devices), programs, start, needs, largest, flops, why)
+    return report | {"memory_bytes": devices.free_bytes()}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 # Compilations at most, the first one included.
 MOST = 6
-# A batch that fits is good enough if its need is this part of the memory, or if one this much larger does not fit.
+# A batch that fits is good enough if it is this part of the largest, as far as can be told.
 CLOSE = 0.9
 
 
@@ -70,7 +70,7 @@ def _next(tried: dict[int, Need | None], unit: int, limit: int, memory: int) -> 
     top = limit // unit * unit if high is None else high - unit
     used = tried[low]
     assert used is not None
-    if top <= low or used.bytes >= CLOSE * memory or (high is not None and low >= CLOSE * high):
+    if top <= low or memory - used.bytes <= (1 - CLOSE) * used.growing or (high is not None and low >= CLOSE * high):
         return None
     known = sorted((batch, needed.bytes) for batch, needed in tried.items() if needed is not None)
     (small, few), (large, many) = known[0], known[-1]

@@ -47,7 +47,6 @@ def figures(
         "compiles": refused is None,
         "reason": refused,
         "batch_size": batch_size,
-        "memory_bytes": target.memory,
         "batches": {str(batch): needed and needed.bytes for batch, needed in sorted(needs.items())},
         "largest_batch": None if largest is None else largest.batch,
         "smallest_batch_too_large": None if largest is None else largest.too_large,

@@ -21,6 +21,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|branch_computations|called_computations)=\{?([^}\s]+)")
 # Instructions that move no data.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+# Instructions that run those of other computations.
+_CALLS = {"while", "call", "conditional", "async-start"}
 _ALL_REDUCES = {"all-reduce", "all-reduce-start"}
 _HOST = {"infeed", "outfeed", "send", "recv"}
 _PRODUCTS = {"convolution", "dot"}
@@ -49,11 +51,6 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.rest[:end])
 
     @property
-    def attributes(self) -> str:
-        """What follows its operands, without the names of the source's operations."""
-        return self.rest.partition(", metadata={")[0]
-
-    @property
     def called(self) -> list[str]:
         """The names of the computations that it calls."""
         return [name.strip("%") for group in _CALLED.findall(self.rest) for name in group.split(",") if name]
@@ -77,9 +74,10 @@ class StepCounts:
     """What a device does in one step.
 
     Attributes:
-      kernels: fusions, library calls and others that run one after the other.
+      kernels: fusions, library calls and others that run one after the other, except operations on single numbers.
       transposes: changes of the order of axes, also inside fusions.
-      copies: copies of arrays, also inside fusions; most of them change the layout.
+      copies: copies of arrays, also inside fusions, most of which change the layout; without a TPU's asynchronous ones,
+        which fetch what the next kernels read.
       all_reduces: sums over devices.
       host_transfers: transfers to and from the host.
       loops: loops within the step.
@@ -106,12 +104,12 @@ def count_step(text: str) -> StepCounts:
     running = list(_running(step, computations))
     inside = [instruction for name in _reached(step, computations) for instruction in computations[name]]
     everything = [*step, *inside]
-    kernels = [instruction for instruction, _ in running if instruction.operation not in _FREE | {"while"}]
+    kernels = [one for one, _ in running if _is_kernel(one)]
     products = collections.Counter(_product(one, computations) for one in everything if _is_product(one))
     return StepCounts(
         kernels=len(kernels),
         transposes=sum(one.operation == "transpose" and _moves(one) for one in everything),
-        copies=sum(one.operation in ("copy", "copy-start") and one.largest > 1 for one in everything),
+        copies=sum(one.operation == "copy" and one.largest > 1 for one in everything),
         all_reduces=sum(one.operation in _ALL_REDUCES for one in everything),
         host_transfers=sum(one.operation in _HOST for one in everything),
         loops=sum(one.operation == "while" for one in everything),
@@ -163,7 +161,7 @@ def _running(
     scope = {one.name: one for one in body}
     for one in body:
         yield one, scope
-        if one.operation in ("while", "call", "conditional", "async-start"):
+        if one.operation in _CALLS:
             for name in one.called:
                 yield from _running(computations.get(name, []), computations)
 
@@ -182,7 +180,7 @@ def _reached(body: list[Instruction], computations: Computations) -> list[str]:
 
 def _traffic(one: Instruction, scope: dict[str, Instruction], computations: Computations) -> int:
     """Returns the bytes that a kernel reads and writes."""
-    if one.operation in _FREE or one.operation in ("while", "call", "conditional") or one.operation.endswith("-done"):
+    if one.operation in _FREE | _CALLS or one.operation.endswith("-done"):
         return 0
     fused = computations.get(one.called[0], []) if one.operation == "fusion" and one.called else []
     parameters = {inner.rest.partition(")")[0]: inner for inner in fused if inner.operation == "parameter"}
@@ -206,6 +204,10 @@ def _read(parameter: Instruction, fused: list[Instruction], whole: int) -> int:
         else:
             return whole
     return total
+
+
+def _is_kernel(one: Instruction) -> bool:
+    return one.operation not in _FREE | _CALLS and not one.operation.endswith("-done") and one.largest > 1
 
 
 def _moves(one: Instruction) -> bool:
