@@ -165,7 +165,7 @@ def main() -> None:
         print(json.dumps(what), flush=True)
 
     try:
-        config = load_config(request.config, [tuple(pair) for pair in request.overrides])
+        config = load_config(request.config, [(key, text) for key, text in request.overrides])
         report = examine(config, request.target, request.batches, lambda line: say(line=line))
         for line in text_lines(report):
             say(line=line)

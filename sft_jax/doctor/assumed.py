@@ -54,8 +54,11 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
     """
     if _is_here(config):
         dataset = read_dataset(config, console)
-        splits = [_blackened(split, config.data.size) for split in (dataset.train, dataset.validation, dataset.test)]
-        return Dataset(*splits, dataset.class_names), f"{config.data.source}, which is on this machine"
+        train, validation, test = (
+            _blackened(split, config.data.size) for split in (dataset.train, dataset.validation, dataset.test)
+        )
+        where = f"{config.data.source}, which is on this machine"
+        return Dataset(train, validation, test, dataset.class_names), where
     return _assumed_tfds(config)
 
 
@@ -95,27 +98,25 @@ def _assumed_tfds(config: ConfigDict) -> tuple[Dataset, str]:
             f"prepare it on this machine, or name it with --config.data.dir=FOLDER"
         ) from None
     lengths = {split: part.num_examples for split, part in info.splits.items()} or KNOWN.get(name)
-    limits = (config.limit_train_examples, config.limit_eval_examples, config.limit_eval_examples)
-    expressions = (config.data.train, config.data.validation, config.data.test)
-    splits = []
-    for expression, limit in zip(expressions, limits, strict=True):
+    height, width, _ = image.shape
+    fixed = height is not None and height == width
+
+    def split(expression: str, limit: int | None) -> Split:
         count = ASSUMED if lengths is None else _count(expression, lengths)
         count = count if limit is None else min(limit, count)
         targets = {"label": np.arange(count, dtype=np.int32) % len(classes)}
-        height, width, _ = image.shape
-        fixed = height is not None and height == width
-        shape = (count, height, width, 3) if fixed else ()
-        splits.append(
-            ArraySplit({"image": _black(shape, np.uint8)}, targets)
-            if fixed
-            else _StreamedShapes(targets, config.data.size)
-        )
-    counts = " / ".join(f"{len(split):,}" for split in splits)
-    how = "of fixed size" if isinstance(splits[0], ArraySplit) else f"of many sizes, streamed at {config.data.size} px"
+        if not fixed:
+            return _StreamedShapes(targets, config.data.size)
+        return ArraySplit({"image": _black((count, height, width, 3), np.uint8)}, targets)
+
+    train = split(config.data.train, config.limit_train_examples)
+    validation = split(config.data.validation, config.limit_eval_examples)
+    test = split(config.data.test, config.limit_eval_examples)
+    counts = " / ".join(f"{len(each):,}" for each in (train, validation, test))
+    how = "of fixed size" if fixed else f"of many sizes, streamed at {config.data.size} px"
     known = "" if lengths else ", which is a guess"
-    return Dataset(
-        *splits, classes
-    ), f"{config.data.source} is not on this machine; assumed: {counts} images {how}{known}"
+    described = f"{config.data.source} is not on this machine; assumed: {counts} images {how}{known}"
+    return Dataset(train, validation, test, classes), described
 
 
 def _count(expression: str, lengths: dict[str, int]) -> int:

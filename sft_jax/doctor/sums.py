@@ -9,6 +9,20 @@ from sft_jax.runtime.estimate import bytes_needed, size_text
 from sft_jax.runtime.hlo import StepCounts, count_step
 
 WORDS = {"bfloat16": "bfloat16", "tf32": "TF32 (float32 rounded to 10 bits)", "float32": "float32"}
+STEP_KEYS = (
+    "bytes_accessed",
+    "bytes_by",
+    "seconds_bandwidth",
+    "seconds_arithmetic",
+    "precision",
+    "products",
+    "kernels",
+    "transposes",
+    "copies",
+    "all_reduces",
+    "host_transfers",
+    "loops",
+)
 
 
 class Programs(NamedTuple):
@@ -74,10 +88,8 @@ def figures(
 
 def _of_step(target: Target, counts: StepCounts | None, cost: Any, flops: float) -> dict[str, Any]:
     """Returns the figures of a step; None for those that are unknown, because the program was refused."""
-    keys = ("bytes_accessed", "bytes_by", "seconds_bandwidth", "seconds_arithmetic", "precision", "products")
-    keys += ("kernels", "transposes", "copies", "all_reduces", "host_transfers", "loops")
     if counts is None:
-        return dict.fromkeys(keys)
+        return dict.fromkeys(STEP_KEYS)
     if cost is None:  # XLA has no cost analysis for a GPU that is not there
         moved, by = counts.bytes, "operands and results of all kernels"
     else:
@@ -97,7 +109,7 @@ def _of_step(target: Target, counts: StepCounts | None, cost: Any, flops: float)
         counts.host_transfers,
         counts.loops,
     )
-    return dict(zip(keys, values, strict=True))
+    return dict(zip(STEP_KEYS, values, strict=True))
 
 
 def precision_of(target: Target, products: Mapping[str, int]) -> str | None:
