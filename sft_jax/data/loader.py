@@ -24,8 +24,8 @@ STREAMED_STEPS = 8
 class Rows:
     """Arrays of examples on the devices, one flat row each.
 
-    A TPU stores the last two axes of an array in tiles, of [32, 128] bytes for uint8: images [n, 32, 32, 3] would take
-    four times their size, and a copy of all of them in every call.
+    A TPU stores the last two axes of an array in tiles of 8 x 128 numbers: images [n, 32, 32, 3] would take four times
+    their size, and a copy of all of them in every call (TPU v5e, jax 0.10.2).
 
     Attributes:
       values: [n, size], or [n] if the examples are scalars.

@@ -38,6 +38,7 @@ def environment(name: str) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # there is no driver to ask for its version
         "TPU_SKIP_MDS_QUERY": "1",  # nor a server that knows the TPU
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks out a second process, as if both used the TPU
         "TPU_ACCELERATOR_TYPE": TARGETS[name].accelerator,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TF_CPP_MIN_LOG_LEVEL": "3",

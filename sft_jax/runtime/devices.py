@@ -122,21 +122,17 @@ class Devices:
         return f"{self.count} x {self.devices[0].device_kind}{several}"
 
 
-# Shape of a TPU's tile: 8 rows of 128 numbers of four bytes; of smaller numbers there are more rows, of vectors one.
-TILE = (8, 128)
+# A TPU's tile of an array, and of a vector.
+TILE, VECTOR_TILE = (8, 128), (1024,)
 
 
 def _stored(shape: tuple[int, ...], dtype: Any, tiled: bool) -> int:
-    size = dtype.itemsize
+    """Returns the bytes of an array, with the padding of its last two axes if it is `tiled`."""
     if tiled and shape:
-        rows, columns = TILE if len(shape) > 1 else (1, TILE[0] * TILE[1])
-        rows = rows * max(1, 4 // size) if len(shape) > 1 else 1
-        *outer, last = shape
-        last = -(-last // columns) * columns
-        if outer:
-            outer[-1] = -(-outer[-1] // rows) * rows
-        shape = (*outer, last)
-    return math.prod(shape) * size
+        tile = VECTOR_TILE if len(shape) == 1 else TILE
+        last = (-(-size // unit) * unit for size, unit in zip(shape[-len(tile) :], tile, strict=True))
+        shape = (*shape[: -len(tile)], *last)
+    return math.prod(shape) * dtype.itemsize
 
 
 class AbsentDevices(Devices):
