@@ -21,7 +21,7 @@ from sft_jax.data.loader import Loader, StepsPerCall
 from sft_jax.doctor.assumed import dataset_shapes
 from sft_jax.doctor.costs import step_flops
 from sft_jax.doctor.largest import Need, largest_batch
-from sft_jax.doctor.sums import Programs, figures, text_lines
+from sft_jax.doctor.figures import Programs, figures, text_lines
 from sft_jax.errors import UserError, reason
 from sft_jax.run.console import Console
 from sft_jax.runtime.absent import absent_devices
@@ -105,7 +105,7 @@ def _feature_loaders(experiment: Experiment) -> tuple[Loader, Loader]:
 
 
 def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> dict[str, Any]:
-    """Compiles `config` for target `name`; returns the figures, see `sums.figures`.
+    """Compiles `config` for target `name`; returns the figures, see `figures.figures`.
 
     Raises:
       UserError: the compiler is missing, or training would refuse the configuration.
@@ -121,6 +121,12 @@ def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> di
             f"batch      training refuses batch_size={config.batch_size}, which {unit} does not divide; "
             f"what follows is for --config.batch_size={start}"
         )
+    for batch in batches:
+        if batch % unit or batch > len(dataset.train):
+            raise UserError(
+                f"--batches {batch}: it must be a multiple of {unit} (devices, and optimizer.accumulate) and at most "
+                f"{len(dataset.train)}, the number of training images"
+            )
     compiler = Compiler(config, dataset, devices)
     refused: dict[int, str] = {}
     found: dict[int, tuple[Any, int]] = {}
@@ -153,8 +159,7 @@ def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> di
         needs |= largest.tried
     flops = step_flops(*compiler.programs(start)) / devices.count
     programs = Programs(found.get(start), evaluation)
-    report = figures(name, str(devices), programs, start, needs, largest, flops, why)
-    return report | {"memory_bytes": devices.free_bytes()}
+    return figures(name, devices, programs, start, needs, largest, flops, why)
 
 
 def main() -> None:

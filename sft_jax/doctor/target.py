@@ -16,7 +16,7 @@ from sft_jax.runtime.absent import check_compiler, environment
 def report_on(
     name: str, config: str, overrides: Overrides, batches: list[int], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Returns the report of target `name` on a recipe, see `sums.figures`; `tell` gets each line as it is known.
+    """Returns the report of target `name` on a recipe, see `figures.figures`; `tell` gets each line as it is known.
 
     Raises:
       UserError: the compiler is missing or was killed, or training would refuse the configuration.

@@ -14,7 +14,7 @@ from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.doctor import ahead, assumed, target
 from sft_jax.doctor.__main__ import main
-from sft_jax.doctor.sums import precision_of, text_lines
+from sft_jax.doctor.figures import precision_of, text_lines
 from sft_jax.errors import UserError, run_command
 from sft_jax.run.console import Console
 from sft_jax.runtime import absent
@@ -76,8 +76,26 @@ def test_a_batch_that_does_not_fit(cpus):
     fitting, _ = examine(RECIPE)
     cpus(memory=int(1.5 * fitting["batches"]["64"]))
     report, _ = examine(RECIPE)
+    assert report["fits"]
     assert 64 <= report["largest_batch"] < fitting["largest_batch"]
     assert report["batches"][str(report["largest_batch"])] <= report["memory_bytes"]
+
+
+def test_the_batch_of_the_recipe_does_not_fit(cpus):
+    fitting, _ = examine(RECIPE)
+    cpus(memory=fitting["batches"]["64"] - 1)
+    report, _ = examine(RECIPE)
+    assert not report["fits"]
+    assert report["smallest_batch_too_large"] == 64
+    assert report["largest_batch"] < 64
+    assert "it does not fit into the memory" in next(iter(text_lines(report)))
+
+
+@pytest.mark.parametrize("batch", [30, 100_000])
+def test_batches_that_cannot_be(cpus, batch):
+    cpus(count=8)
+    with pytest.raises(UserError, match=f"--batches {batch}: it must be a multiple of 8"):
+        examine(RECIPE, batch)
 
 
 def test_a_batch_that_training_would_refuse_is_rounded_up(cpus):

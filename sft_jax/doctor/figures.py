@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sft_jax.doctor.largest import Found, Need
 from sft_jax.runtime.chips import TARGETS, Target
+from sft_jax.runtime.devices import AbsentDevices
 from sft_jax.runtime.estimate import bytes_needed, size_text
 from sft_jax.runtime.hlo import StepCounts, count_step
 
@@ -34,7 +35,7 @@ class Programs(NamedTuple):
 
 def figures(
     name: str,
-    devices: str,
+    devices: AbsentDevices,
     programs: Programs,
     batch_size: int,
     needs: Mapping[int, Need | None],
@@ -54,14 +55,16 @@ def figures(
       flops: of a step, on one device.
       refused: why the compiler refused; None if it did not.
     """
-    target = TARGETS[name]
+    target, needed = TARGETS[name], needs.get(batch_size)
     report: dict[str, Any] = {
         "target": name,
-        "devices": devices,
+        "devices": str(devices),
         "compiles": refused is None,
         "reason": refused,
         "batch_size": batch_size,
-        "batches": {str(batch): needed and needed.bytes for batch, needed in sorted(needs.items())},
+        "memory_bytes": devices.free_bytes(),
+        "fits": needed is not None and needed.bytes <= devices.free_bytes(),
+        "batches": {str(batch): need and need.bytes for batch, need in sorted(needs.items())},
         "largest_batch": None if largest is None else largest.batch,
         "smallest_batch_too_large": None if largest is None else largest.too_large,
         "flops": flops,
@@ -135,7 +138,8 @@ def text_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if not report["compiles"]:
         yield f"compiles   no: {report['reason']}"
     else:
-        yield "compiles   yes: training and evaluation"
+        warning = "" if report["fits"] else "; warning: it does not fit into the memory, use a smaller batch_size"
+        yield f"compiles   yes: training and evaluation{warning}"
     usable = f"{size_text(report['memory_bytes'])} can be used"
     if report["train_bytes"] is not None:
         yield (
