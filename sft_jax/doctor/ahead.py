@@ -20,8 +20,8 @@ from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.loader import Loader, StepsPerCall
 from sft_jax.doctor.assumed import dataset_shapes
 from sft_jax.doctor.costs import step_flops
-from sft_jax.doctor.largest import Need, largest_batch
 from sft_jax.doctor.figures import Programs, figures, text_lines
+from sft_jax.doctor.largest import Need, largest_batch
 from sft_jax.errors import UserError, reason
 from sft_jax.run.console import Console
 from sft_jax.runtime.absent import absent_devices
