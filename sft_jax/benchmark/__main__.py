@@ -12,6 +12,7 @@ from sft_jax.benchmark.turns import Side
 from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
 from sft_jax.runtime.allocator import SWITCH
+from sft_jax.runtime.chips import peak_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,23 +26,6 @@ without augmentation; an epoch (configs/cifar10.py on random pixels) includes in
 PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, with and without
 sft-jax's allocator settings, and under autocast for bfloat16. The fastest of these is what sft-jax is compared with.
 """
-
-# Peak dense bfloat16 FLOP/s (V100 and T4: float16) from vendors' data sheets, by JAX's device kind.
-PEAK_FLOPS = {
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-    "NVIDIA L4": 121e12,
-    "TPU v2": 22.5e12,  # one core of two
-    "TPU v3": 61.5e12,  # one core of two
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
 
 # What the table calls the workers.
 SIDES = {
@@ -169,8 +153,8 @@ def figures(args: argparse.Namespace, facts: Mapping[str, Any], found: Sequence[
     values["train_flops"] = facts["train_flops"]
     values["train_flops_per_s"] = facts["train_flops"] / values["train_ms"] * 1e3
     count, _, kind = facts["device"].partition(" x ")
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
-    values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak * int(count))
+    peak = peak_of(kind)
+    values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak.bfloat16 * int(count))
     return values
 
 
