@@ -73,6 +73,8 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
         return functools.partial(_depthwise, stride=stride, padding=padding, layout=layout)
     if groups != 1:
         return None  # not measured
+    if layout == "NHWC" and kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return _pointwise
     if layout == "NHWC":
         # The network's first layer, whose input needs no gradient: only the kernel's gradient is ever computed.
         return functools.partial(conv_patch_gradient, stride=stride, padding=padding)
@@ -114,6 +116,12 @@ def _batch_first(x, kernel, *, stride, padding):
 
 def _im2col(x, kernel, *, stride, padding):
     return conv_im2col(x, kernel, stride, padding)
+
+
+def _pointwise(x, kernel):
+    """Multiplies x [batch, height, width, in] with the kernel, as one matrix of all positions."""
+    rows = x.reshape(1, 1, -1, x.shape[-1])
+    return conv_im2col(rows, kernel, 1, 0).reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def _depthwise(x, kernel, *, stride, padding, layout):

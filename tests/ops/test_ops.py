@@ -235,6 +235,17 @@ def test_a_cpu_computes_small_convolutions_as_matrix_products(layer):
     assert "stablehlo.convolution" in program("NHWC")
 
 
+def test_pointwise_convolutions_with_the_images_first():
+    generator = np.random.default_rng(0)
+    x, kernel = generator.standard_normal((3, 5, 4, 6)), generator.standard_normal((1, 1, 6, 8))
+    dy = generator.standard_normal((3, 5, 4, 8))
+    with jax.enable_x64(True):
+        ours = value_and_gradients(ops.conv2d, dy, x, kernel)
+        theirs = value_and_gradients(functools.partial(conv.conv_xla, stride=1, padding=0), dy, x, kernel)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert_close(found, wanted, 1e-12)
+
+
 def test_only_a_cpu_computes_depthwise_convolutions_as_sums():
     x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
     program = jax.jit(functools.partial(ops.conv2d, padding=1, groups=16))
