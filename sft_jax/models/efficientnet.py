@@ -191,25 +191,21 @@ class EfficientNet(ConvNorm):
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
-        activations = dict(self._stages(x, train=train, key=key))
-        pooled = activations.pop("head").mean((0, 1), dtype=self.classifier.kernel[...].dtype)
+        activations = dict(self.stages(x, train=train, key=key))
+        pooled = activations.pop("head").mean((1, 2), dtype=self.classifier.kernel[...].dtype)
         ends = [f"blocks.{stage}.{len(self.blocks[stage]) - 1}" for stage in _map_stages(self.strides)]
-        return Features(pooled, tuple(activations[name].transpose(2, 0, 1, 3) for name in ends))
+        return Features(pooled, tuple(activations[name] for name in ends))
 
     def head(self, features: jax.Array) -> jax.Array:
         """Maps features [batch, channels] to logits [batch, num_classes]."""
         return self.classifier(features)
 
-    def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
+    def stages(
+        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, height, width, channels]) after stem, blocks and the last convolution."""
-        for name, activations in self._stages(x, train=train):
-            yield name, activations.transpose(2, 0, 1, 3)
-
-    def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
-        """Yields as `stages`, but activations [height, width, batch, channels], for which `ops.conv2d` is fast."""
         active = self.style.activation
-        x = active(self.convolve(self.conv_stem, self.bn1, x.astype(self.dtype), train=train, layout="NHWC"))
-        x = x.transpose(1, 2, 0, 3)
+        x = active(self.convolve(self.conv_stem, self.bn1, x.astype(self.dtype), train=train))
         yield "stem", x
         blocks = [
             (f"blocks.{stage}.{index}", block)
@@ -218,7 +214,7 @@ class EfficientNet(ConvNorm):
         ]
         for position, (name, block) in enumerate(blocks):
             rate = self.stochastic_depth * position / len(blocks)
-            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[2], self.axis_name))
+            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[0], self.axis_name))
             yield name, x
         yield "head", active(self.convolve(self.conv_head, self.bn2, x, train=train))
 

@@ -1,6 +1,6 @@
 """Blocks of mobile networks: depthwise convolutions between 1x1 ones, and squeeze-and-excitation.
 
-The attribute names are those of `timm.models._efficientnet_blocks`. Activations are [height, width, batch, channels].
+The attribute names are those of `timm.models._efficientnet_blocks`. Activations are [batch, height, width, channels].
 """
 
 import dataclasses
@@ -85,9 +85,9 @@ class SqueezeExcite(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [height, width, batch, channels] to the same shape."""
-        squeezed = self.activation(self.conv_reduce(x.mean((0, 1))))
-        return x * jax.nn.sigmoid(self.conv_expand(squeezed))[None, None]
+        """Maps x [batch, height, width, channels] to the same shape."""
+        squeezed = self.activation(self.conv_reduce(x.mean((1, 2))))
+        return x * jax.nn.sigmoid(self.conv_expand(squeezed))[:, None, None]
 
 
 class ConvNorm(nnx.Module):
@@ -95,11 +95,14 @@ class ConvNorm(nnx.Module):
 
     style: Style
 
-    def convolve(self, conv: Conv2d, norm: BatchNorm2d, x: jax.Array, *, train: bool, layout="HWNC") -> jax.Array:
-        """Convolves x with the network's kind of padding, and normalises."""
+    def convolve(self, conv: Conv2d, norm: BatchNorm2d, x: jax.Array, *, train: bool) -> jax.Array:
+        """Convolves x [batch, height, width, channels] with the network's kind of padding, and normalises."""
         if self.style.same_padding and conv.stride > 1:
-            x = _pad_same(x, conv.kernel.shape[0], conv.stride, layout.index("H"))
-        return norm(conv(x, layout=layout), train=train)
+            x = _pad_same(x, conv.kernel.shape[0], conv.stride)
+        size, _, inputs, _ = conv.kernel.shape
+        if size > 1 and inputs > 3:  # neither 1x1, nor depthwise, nor the first: on CPUs the other layout is faster
+            return norm(conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3), train=train)
+        return norm(conv(x, layout="NHWC"), train=train)
 
 
 def same_conv(inputs: int, outputs: int, size: int, stride: int, style: Style, *, groups: int = 1, dtype, rngs):
@@ -108,10 +111,10 @@ def same_conv(inputs: int, outputs: int, size: int, stride: int, style: Style, *
     return Conv2d(inputs, outputs, size, stride=stride, padding=padding, groups=groups, dtype=dtype, rngs=rngs)
 
 
-def _pad_same(x: jax.Array, size: int, stride: int, first: int) -> jax.Array:
-    """Pads the two axes of x from `first` on with zeros as TensorFlow's "SAME"."""
-    edges = [(0, 0)] * x.ndim
-    for axis in (first, first + 1):
+def _pad_same(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """Pads images x [batch, height, width, channels] with zeros as TensorFlow's "SAME"."""
+    edges = [(0, 0)] * 4
+    for axis in (1, 2):
         length = x.shape[axis]
         total = max((-(-length // stride) - 1) * stride + size - length, 0)
         edges[axis] = (total // 2, total - total // 2)
@@ -167,7 +170,7 @@ class Block(ConvNorm):
             channels = wide
 
     def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., outputs]; for `factor` see `skip_factor`."""
+        """Maps x [batch, height, width, inputs] to [..., outputs]; for `factor` see `skip_factor`."""
         residual = x
         for layer in self.layers:
             x = self.convolve(getattr(self, layer.conv), getattr(self, layer.norm), x, train=train)
@@ -175,4 +178,4 @@ class Block(ConvNorm):
             x = self.se(x) if layer.squeezed and self.style.squeeze else x
         if not self.shortcut:
             return x
-        return residual + (x if factor is None else x * factor.astype(x.dtype)[None, None, :, None])
+        return residual + (x if factor is None else x * factor.astype(x.dtype)[:, None, None, None])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.depthwise import conv_depthwise
-from sft_jax.ops.im2col import conv_im2col, live_taps
+from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps, output_size
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
 
@@ -45,10 +45,12 @@ def conv2d(
         convolutions.
     """
     xla = functools.partial(conv_xla, stride=stride, padding=padding, groups=groups, layout=layout)
-    cpu = _cpu_lowering(x, kernel, stride, padding, groups, layout)
-    if cpu is None:
-        return xla(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=xla)
+    lowerings = {
+        "cpu": _cpu_lowering(x, kernel, stride, padding, groups, layout),
+        "cuda": _cuda_lowering(x, kernel, stride, padding, groups, layout),
+    }
+    chosen = {platform: lowering for platform, lowering in lowerings.items() if lowering is not None}
+    return lax.platform_dependent(x, kernel, **chosen, default=xla) if chosen else xla(x, kernel)
 
 
 def conv_xla(
@@ -71,6 +73,8 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
         return functools.partial(_depthwise, stride=stride, padding=padding, layout=layout)
     if groups != 1:
         return None  # not measured
+    if layout == "NHWC" and kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return _pointwise
     if layout == "NHWC":
         # The network's first layer, whose input needs no gradient: only the kernel's gradient is ever computed.
         return functools.partial(conv_patch_gradient, stride=stride, padding=padding)
@@ -89,8 +93,35 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
     return None
 
 
+def _cuda_lowering(x, kernel, stride, padding, groups, layout):
+    """Chooses the lowering for NVIDIA GPUs, None for XLA's: cuDNN's convolutions.
+
+    Where the kernel is larger than the map, XLA exchanges the two, so that kernels, their gradients and their momentum
+    are transposed in every step.
+    """
+    rows, columns = kernel.shape[:2]
+    if groups != 1 or layout != "HWNC":
+        return None
+    height, width = (output_size(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1))
+    is_small = height * width < rows * columns or height * width == 1
+    if is_small and all(live_taps(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1)):
+        return functools.partial(_batch_first, stride=stride, padding=padding)
+    return None
+
+
+def _batch_first(x, kernel, *, stride, padding):
+    # XLA's layout on GPUs is NHWC, so that these transposes move nothing.
+    return conv_patches(x.transpose(2, 0, 1, 3), kernel, stride, padding).transpose(1, 2, 0, 3)
+
+
 def _im2col(x, kernel, *, stride, padding):
     return conv_im2col(x, kernel, stride, padding)
+
+
+def _pointwise(x, kernel):
+    """Multiplies x [batch, height, width, in] with the kernel, as one matrix of all positions."""
+    rows = x.reshape(1, 1, -1, x.shape[-1])
+    return conv_im2col(rows, kernel, 1, 0).reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def _depthwise(x, kernel, *, stride, padding, layout):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from tiny_runs import StopAt, assert_same_run, one_device, run
 from torchvision.models import convnext as torchvision_convnext
@@ -21,6 +22,7 @@ from sft_jax.export import export
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder, Pretrained
 from sft_jax.models.convnext import VARIANTS, Variant, architecture
+from sft_jax.models.convnext_block import ResponseNorm
 from sft_jax.models.weights import load_weights
 from sft_jax.run.folder import Run
 from sft_jax.training import trainer as train_module
@@ -31,6 +33,7 @@ TINY = {
     "convnextv2_atto_test": Variant((1, 1, 1, 1), (4, 8, 12, 16), response_norm=True, as_convolutions=True),
 }
 V1, V2, ATTO = TINY
+real_timm_network = timm.create_model  # a fixture replaces it
 CLASSES = 5
 
 
@@ -63,12 +66,10 @@ def known():
         for name, variant in TINY.items():
             patch.setitem(VARIANTS, name, variant)
             patch.setitem(ARCHITECTURES, name, architecture(name, variant, Pretrained(size=32, resize=32), "a test's"))
-        patch.setattr(converter, "_timm_network", torch_network)
         patch.setattr(sources, "published", lambda arch, digest: None)
+        patch.setattr(timm, "create_model", lambda arch, num_classes: torch_network(arch, num_classes))
         patch.setattr(
-            converter.torchvision.models,
-            "get_model",
-            lambda arch, weights, num_classes: torch_network(arch, num_classes),
+            torchvision.models, "get_model", lambda arch, weights, num_classes: torch_network(arch, num_classes)
         )
         patch.setattr(converter.ConvNeXtReference, "sizes", lambda self, arch: (33,))
         yield
@@ -89,7 +90,7 @@ def test_every_stage_agrees_with_torch(name):
         assert len(comparison.stages) == 1 + 3 + sum(TINY[name].blocks)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [V1, ATTO])
 def test_gradients_agree_with_torch_in_float64(name):
     module = with_random_weights(torch_network(name)).double()
     images = np.random.default_rng(0).standard_normal((2, 33, 33, 3))
@@ -110,11 +111,16 @@ def test_gradients_agree_with_torch_in_float64(name):
         np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-9 * np.abs(array).max(), err_msg=key)
 
 
-def test_response_norms_of_what_is_zero_have_a_gradient():
-    ours = network(V2)
-    params = {name: jnp.zeros(leaf.shape) for name, leaf in ours.params.items()}
-    gradient = jax.jit(jax.grad(lambda params: ours.apply(params, {}, jnp.ones((1, 32, 32, 3)), train=True)[0].sum()))
-    assert all(np.isfinite(array).all() for array in gradient(params).values())
+def test_response_norms_of_what_is_zero_have_torchs_gradient():
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    x[0, :, :, 1] = 0
+    theirs, their_x = timm.layers.GlobalResponseNorm(4), torch.from_numpy(x).requires_grad_()
+    torch.nn.init.ones_(theirs.weight)
+    theirs(their_x).square().sum().backward()
+    ours = ResponseNorm(4)
+    ours.scale[...] = jnp.ones(4)
+    found = jax.grad(lambda x: jnp.square(ours(x.reshape(2, 9, 4))).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(found, their_x.grad, atol=1e-5)
 
 
 def test_in_bfloat16_logits_are_near():
@@ -150,7 +156,7 @@ def test_published_networks_have_the_references_parameters():
     for name in ("convnext_small", "convnextv2_nano"):
         ours = Network.abstract(models.builder(complete({"model.name": name}).model, 1000))
         with torch.device("meta"):
-            module = timm.create_model(name.replace("_small", "_small.fb_in1k"))
+            module = real_timm_network(name)
         assert sum(np.prod(leaf.shape) for leaf in ours.params.values()) == sum(p.numel() for p in module.parameters())
 
 
@@ -211,7 +217,7 @@ def torch_logits(module):
     return getattr(found, "logits", found).numpy()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [V1, ATTO])
 def test_files_of_hugging_face(name, tmp_path, capsys):
     module = _hugging_face(name)
     weights = convert_file(name, module.state_dict(), tmp_path)
@@ -219,8 +225,8 @@ def test_files_of_hugging_face(name, tmp_path, capsys):
     assert "its keys are Hugging Face's" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [V2, ATTO])
-def test_files_of_facebookresearch(name, tmp_path, capsys):
+def test_files_of_facebookresearch(tmp_path, capsys):
+    name = V2
     module = with_random_weights(torch_network(name))
     weights = convert_file(name, {"model": _facebook(module.state_dict())}, tmp_path)
     np.testing.assert_allclose(logits(name, weights, IMAGES), torch_logits(module), atol=1e-5)
@@ -253,7 +259,7 @@ def converted(known, tmp_path_factory):
     return state_dict, folder / "ours.safetensors"
 
 
-CHANGES = {"model__name": V1, "data__size": 32, "limit_train_examples": 128, "optimizer__learning_rate": 0.005}
+CHANGES = {"model__name": V1, "data__size": 32, "optimizer__learning_rate": 0.1}
 
 
 def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
@@ -264,7 +270,7 @@ def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
     assert all(torch.equal(same[name], state_dict[name]) for name in same)
     monkeypatch.setattr(train_module, "Devices", one_device)
     changes = CHANGES | {"init": str(path), "regularization__stochastic_depth": 0.1}
-    results = run(tmp_path / "run", epochs=3, **changes)
+    results = run(tmp_path / "run", epochs=8, **changes)
     assert results["test_loss"] < np.log(5)
     difference, _ = export(tmp_path / "run", "best", tmp_path / "program.stablehlo")
     assert difference < 1e-5
