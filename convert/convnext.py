@@ -162,7 +162,7 @@ class ConvNeXtReference(Reference):
             }
         ]
 
-    def adapted(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[Tensors, list[str]]:
+    def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Adds and removes axes of size 1, as the network's reference has them."""
         variants = [VARIANTS[arch] for arch in self.siblings(state_dict)]
         convolutions = any(variant.as_convolutions for variant in variants)

@@ -98,7 +98,7 @@ def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | 
     identity = {f"{head}.weight": torch.eye(outputs), f"{head}.bias": torch.zeros(outputs)}
     reference = reference_of(arch)
     stem = reference.stem_of(state_dict, recorded)
-    adapted, notices = reference.adapted(state_dict)
+    adapted, notices = reference.adapted(state_dict, arch)
     network = flax_network(arch, outputs, stem, keys.image_size(adapted, ARCHITECTURES[arch]))
     fitted, casts = keys.cast(adapted | ({} if f"{head}.weight" in state_dict else identity), network)
     return _Attempt(stem, network, fitted, casts + notices, keys.problems(fitted, network))

@@ -71,6 +71,6 @@ class Reference:
         """Returns the `model.stem` of a state_dict: `recorded` if its shapes allow it, otherwise from the shapes."""
         return "imagenet"
 
-    def adapted(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[Tensors, list[str]]:
-        """Returns the state_dict as our network takes it, and notices about what was changed beyond names."""
+    def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
+        """Returns the state_dict as our network `arch` takes it, and notices about what was changed beyond names."""
         return dict(state_dict), []

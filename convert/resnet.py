@@ -120,7 +120,7 @@ class ResNetReference(Reference):
         likely = [name for name, stem in STEMS.items() if stem.size == size]
         return recorded if recorded in likely else likely[0]
 
-    def adapted(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[Tensors, list[str]]:
+    def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Converts a network for gray images to RGB; outputs are the same if all three channels hold the gray image."""
         notices = []
         if self.stem_of(state_dict, None) == "cifar3x3":

@@ -26,7 +26,6 @@ import torchvision
 from convert import keys
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors
-from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.vit import MEAN
 
@@ -127,7 +126,8 @@ class VitReference(Reference):
         return next((norm.numel() for norm in norms), None)
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-        """Returns the networks with such patches and as many blocks."""
+        """Returns the networks with such patches, as many blocks, and the last norm in the same place."""
+        mean = "fc_norm.weight" in state_dict
         for kernel, block, reference in PLACES:
             if kernel in state_dict and state_dict[kernel].ndim == 4:
                 width, _, patch, _ = state_dict[kernel].shape
@@ -137,10 +137,11 @@ class VitReference(Reference):
                     for name, known in ARCHITECTURES.items()
                     if known.family == "vit"
                     and (known.reference, known.width, known.strides) == (reference, width, (patch,) * depth)
+                    and name.endswith(MEAN) == mean
                 ]
         return []
 
-    def adapted(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[Tensors, list[str]]:
+    def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Joins queries, keys and values, drops the token of masked patches, and places registers as timm does."""
         tensors, notices = _joined(state_dict), []
         if tensors.pop("mask_token", None) is not None:
@@ -150,6 +151,12 @@ class VitReference(Reference):
             first, rest = tensors["pos_embed"].float().split([1, tensors["pos_embed"].shape[1] - 1], dim=1)
             tensors |= {"cls_token": tensors["cls_token"].float() + first, "pos_embed": rest}
             notices.append("the position embedding of its class token was added to that token, as timm does")
+        if arch.endswith(MEAN) and "norm.weight" in tensors and not {"fc_norm.weight", "head.weight"} & tensors.keys():
+            # A network with a head, on the other hand, was trained with its norm.
+            new = torch.ones_like(tensors.pop("norm.weight"))
+            tensors |= {"fc_norm.weight": new, "fc_norm.bias": torch.zeros_like(new)}
+            tensors.pop("norm.bias", None)
+            notices.append("its last norm was replaced by a new one after the mean, as MAE is fine-tuned")
         return tensors, notices
 
 
@@ -159,9 +166,14 @@ def _joined(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
     for name in state_dict:
         if match := re.fullmatch(r"(blocks\.\d+\.attn\.)q\.(weight|bias)", name):
             parts = [f"{match[1]}{kind}.{match[2]}" for kind in "qkv"]
-            if all(part in tensors and tensors[part].shape == tensors[name].shape for part in parts):
+            # Only what fits and is plain: a tensor in a file may claim any shape.
+            if all(_alike(tensors.get(part), tensors[name]) for part in parts):
                 tensors[f"{match[1]}qkv.{match[2]}"] = torch.cat([tensors.pop(part) for part in parts])
     return tensors
+
+
+def _alike(tensor: torch.Tensor | None, other: torch.Tensor) -> bool:
+    return tensor is not None and keys.is_plain(tensor) and (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
 
 
 def _places_registers(state_dict: Mapping[str, torch.Tensor]) -> bool:
@@ -169,14 +181,14 @@ def _places_registers(state_dict: Mapping[str, torch.Tensor]) -> bool:
     if not {"reg_token", "cls_token", "pos_embed"} <= state_dict.keys():
         return False
     positions, token = state_dict["pos_embed"], state_dict["cls_token"]
-    fits = positions.ndim == 3 and token.shape == (1, 1, positions.shape[-1]) and keys.is_plain(positions)
-    return fits and positions.shape[1] > 1 and math.isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1
+    if positions.ndim != 3 or token.shape != (1, 1, positions.shape[-1]) or not keys.is_plain(positions):
+        return False
+    patches = positions.shape[1] - 1
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
 def _timm_network(arch: str, **settings: Any) -> torch.nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UserError(f"to compare {arch} with its reference needs {error.name}: pip install timm") from None
+    import timm  # torchvision's networks do without it
+
     pool = {"global_pool": "avg"} if arch.endswith(MEAN) else {}
     return timm.create_model(arch.removesuffix(MEAN), **settings | pool)

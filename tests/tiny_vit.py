@@ -13,7 +13,7 @@ PLAIN = Variant(patch=4, width=24, depth=2, heads=3)
 # Our variant, and the arguments of timm's class that say the same.
 VARIANTS = {
     "plain": (PLAIN, {}),
-    "mean": (Variant(4, 24, 2, 3, pool="mean"), {"global_pool": "avg"}),
+    "plain_avg": (Variant(4, 24, 2, 3, pool="mean"), {"global_pool": "avg"}),
     "deit3": (Variant(4, 24, 2, 3, layer_scale=1e-6, class_position=False), {"init_values": 1, "no_embed_class": True}),
     "dinov2": (Variant(4, 24, 2, 3, layer_scale=1e-5), {"init_values": 1}),
     "registers": (

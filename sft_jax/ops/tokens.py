@@ -1,8 +1,8 @@
 """Linear layers, layer normalisation and GELU on rows of tokens [rows, channels].
 
-On a CPU a transformer's step is bound by memory once its products are two-dimensional: the backward passes below keep
-the input alone. With that of `self_attention` ViT-S/16's block at batch 16 and 224 px keeps 119 MB instead of 186, and
-moves 1.0 GB instead of 1.3 (XLA's estimate, jax 0.10.2).
+The backward passes keep only the input (and a row's mean and deviation). With that of `self_attention`, the training
+step of four blocks of ViT-S/16 (batch 16, 224 px, float32, CPU) takes 604 MB of temporary memory instead of 780, by
+XLA's analysis in jax 0.10.2.
 """
 
 import functools
@@ -49,7 +49,7 @@ _layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
 def _column_sums(x: jax.Array) -> jax.Array:
-    """Sums rows, as a product: on a CPU half the time of a reduction, and on all cores."""
+    """Sums rows, as a product, which on a CPU takes less time than a reduction."""
     return jnp.dot(jnp.ones((1, len(x)), x.dtype), x, precision="highest")[0]
 
 

@@ -112,6 +112,15 @@ def test_dinov2_as_facebookresearch_has_it(tmp_path):
     assert fitted.classes == 0
 
 
+def test_mae_is_fine_tuned_with_a_new_norm_after_the_mean(tmp_path):
+    wanted = state_dict_of("plain", num_classes=0)
+    fitted, notices = read_as({"model": wanted}, "plain_avg", tmp_path / "a.pth")
+    found = fitted.module.state_dict()
+    assert (found["fc_norm.weight"].unique(), found["fc_norm.bias"].unique()) == (1, 0)
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items() if not key.startswith("norm."))
+    assert "its last norm was replaced by a new one after the mean, as MAE is fine-tuned" in notices
+
+
 def test_deit3_as_facebookresearch_has_it(tmp_path):
     wanted = state_dict_of("deit3")
     own = {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): each for key, each in wanted.items()}
@@ -130,8 +139,8 @@ def test_torchvisions_files_before_its_version_0_14(tmp_path):
 @pytest.mark.parametrize(
     ("made", "asked", "message"),
     [
-        ("mean", "plain", "does not fit tiny_plain, but fits tiny_mean: add --arch tiny_mean"),
-        ("plain", "mean", "does not fit tiny_mean, but fits tiny_plain: add --arch tiny_plain"),
+        ("plain_avg", "plain", "does not fit tiny_plain, but fits tiny_plain_avg: add --arch tiny_plain_avg"),
+        ("plain", "plain_avg", "does not fit tiny_plain_avg, but fits tiny_plain: add --arch tiny_plain"),
         ("plain", "torchvision", "is not a vision transformer, but fits tiny_plain: add --arch tiny_plain"),
         ("torchvision", "plain", "is not a vision transformer, but fits tiny_torchvision"),
     ],

@@ -57,7 +57,7 @@ def test_every_stage_agrees(name):
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
 
-@pytest.mark.parametrize("name", ["plain", "mean", "registers", "torchvision"])
+@pytest.mark.parametrize("name", ["plain", "plain_avg", "registers", "torchvision"])
 def test_gradients_agree_in_float64(name):
     module, labels = torch_network(name).double(), np.array([0, 3, 1, 4])
     with jax.enable_x64():
@@ -154,3 +154,28 @@ def test_preprocessing_is_that_of_the_weights():
     )
     found = ARCHITECTURES["vit_small_patch14_dinov2"].pretrained
     assert (found.size, found.resize, found.interpolation, found.mean[0]) == (518, 518, "bicubic", 0.485)
+
+
+def test_bfloat16_is_close_to_float32():
+    params = keys.to_flax(torch_network("registers").state_dict(), network("registers"))
+
+    def run(dtype):
+        ours = network("registers", dtype=jnp.dtype(dtype))
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def loss(params):
+            logits, _ = ours.apply(params, {}, jnp.asarray(images()), train=True)
+            return jnp.square(logits).mean(), logits
+
+        (_, logits), gradients = loss(params)
+        return logits, gradients
+
+    (logits, gradients), (wanted, wanted_gradients) = run("bfloat16"), run("float32")
+    assert all(leaf.dtype == jnp.float32 for leaf in (logits, *gradients.values()))
+    assert_close({"logits": logits}, {"logits": np.asarray(wanted)}, 5e-2)
+    norms = [
+        float(jnp.linalg.norm(gradients[key] - each) / jnp.linalg.norm(each)) for key, each in wanted_gradients.items()
+    ]
+    assert np.median(norms) < 5e-2
+    assert 0 < max(norms) < 0.5
