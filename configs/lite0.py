@@ -26,8 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.crop_padding = 4
         config.data.flip = False  # a mirrored digit is no digit
         config.batch_size = 25
-        config.epochs = 12
-        config.optimizer.learning_rate = 0.02
+        config.epochs = 20
+        config.optimizer.learning_rate = 0.03
         config.compare_with_scratch = True
     else:
         config.data.source = "tfds:cifar10"

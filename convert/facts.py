@@ -67,6 +67,12 @@ def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -
     return Facts(class_names, preprocess if known else None)
 
 
+def filled(known: Facts, other: Facts) -> Facts:
+    """Returns `known` with what it lacks from `other`, and the notices of both if anything was taken."""
+    filled = Facts(known.class_names or other.class_names, known.preprocess or other.preprocess)
+    return filled._replace(notices=known.notices + (other.notices if filled[:2] != known[:2] else ()))
+
+
 def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) -> Facts:
     """Completes `known` with the user's flags, and otherwise with the most likely guess.
 
@@ -82,7 +88,7 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
     names = classes.parse(given["classes"]) if "classes" in given else None
     class_names, notices = classes.choose(names, known.class_names, given.get("dataset"), fitted.classes, source)
     preprocess, more = _preprocess(known.preprocess, fitted, given, source)
-    return Facts(class_names, preprocess, (*notices, *more))
+    return Facts(class_names, preprocess, (*known.notices, *notices, *more))
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:

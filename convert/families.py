@@ -36,6 +36,5 @@ def flax_network(arch: str, classes: int, stem: str = "imagenet", size: int | No
 
     `size` is that of the images in pixels, by default the usual one; it matters only for position embeddings.
     """
-    architecture, settings = ARCHITECTURES[arch], {"stem": stem}
-    placed = {} if architecture.positions is None else {"size": size or architecture.pretrained.size}
-    return Network.abstract(Builder(architecture, classes, settings | placed))
+    placed = {} if size is None else {"size": size}
+    return Network.abstract(Builder(ARCHITECTURES[arch], classes, {"stem": stem} | placed))

@@ -103,7 +103,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     """
     from rich.console import Console
 
-    from convert import facts, parity, sources
+    from convert import facts, parity, sidecar, sources
     from convert.fit import fit
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
@@ -119,6 +119,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
         known = facts.of_weights(arch, published)
     else:
         known = facts.recorded(checkpoint.class_names, checkpoint.metadata)
+        known = known if file is None else facts.filled(known, sidecar.beside(file, arch))
     class_names, preprocess, notices = facts.completed(known, fitted, own, source)
     if file and published:
         console.print(f"{source} is torchvision's {published} of {arch}")

@@ -12,6 +12,7 @@ from sft_jax.benchmark.turns import Side
 from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
 from sft_jax.runtime.allocator import SWITCH
+from sft_jax.runtime.chips import peak_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,32 +23,18 @@ EXAMPLE = """example:
 
 Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
 without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
-PyTorch, if installed, runs torchvision's network in a plain script, with and without sft-jax's allocator settings.
+PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, with and without
+sft-jax's allocator settings, and under autocast for bfloat16. The fastest of these is what sft-jax is compared with.
 """
-
-# Peak dense bfloat16 FLOP/s (V100 and T4: float16) from vendors' data sheets, by JAX's device kind.
-PEAK_FLOPS = {
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-    "NVIDIA L4": 121e12,
-    "TPU v2": 22.5e12,  # one core of two
-    "TPU v3": 61.5e12,  # one core of two
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
 
 # What the table calls the workers.
 SIDES = {
     "": "sft-jax",
     "stock": "with XLA's convolutions",
-    "torch": "PyTorch",
-    "torch_allocator": "PyTorch, allocator set",
+    "torch_nchw": "PyTorch",
+    "torch_nchw_allocator": "PyTorch, allocator set",
+    "torch_channels_last": "PyTorch, channels_last",
+    "torch_channels_last_allocator": "PyTorch, channels_last, allocator set",
 }
 
 
@@ -57,14 +44,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "python -m sft_jax.benchmark", "Times training and evaluation steps of sft-jax and PyTorch.", EXAMPLE
     )
     number: dict[str, Any] = {"type": int, "metavar": "N"}
-    parser.add_argument("--arch", default="resnet18", help="torchvision's name of the network (default: %(default)s)")
+    parser.add_argument("--arch", default="resnet18", help="name of the network (default: %(default)s)")
     parser.add_argument("--batch", default=100, help="batch size (default: %(default)s)", **number)
     parser.add_argument("--size", default=32, help="image size in pixels (default: %(default)s)", **number)
     parser.add_argument(
         "--precision",
         default="float32",
         choices=["float32", "bfloat16"],
-        help="precision of sft-jax (default: %(default)s)",
+        help="precision of both sides (default: %(default)s)",
     )
     parser.add_argument("--rounds", default=5, help="turns of each process (default: %(default)s)", **number)
     parser.add_argument("--stock", action="store_true", help="also time sft-jax with XLA's own convolutions")
@@ -112,9 +99,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
         if args.stock:
             sides["stock"] = side("jax_side", args.precision, "stock")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-            sides["torch"] = side("torch_side", allocator=False)
-            if ours.facts["allocator"]:
-                sides["torch_allocator"] = side("torch_side")
+            for kind, more in (("torch_nchw", ()), ("torch_channels_last", ("channels_last",))):
+                sides[kind] = side("torch_side", args.precision, *more, allocator=False)
+                if ours.facts["allocator"]:
+                    sides[f"{kind}_allocator"] = side("torch_side", args.precision, *more)
         for each in sides.values():
             each.turn("train", 2, keep=False)
             each.turn("eval", 2, keep=False)
@@ -123,8 +111,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
                 each.turn("train", 5)
                 each.turn("eval", 5)
         if args.epoch:
+            racing = [name for name in ("", rival(timings(sides), "train")) if name is not None]
             for _ in range(args.rounds):
-                for name in {"", "torch"} & sides.keys():
+                for name in racing:
                     sides[name].turn("epoch", 1)
         return ours.facts, timings(sides)
 
@@ -132,6 +121,12 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
 def timings(sides: Mapping[str, Side]) -> list[Timing]:
     """Returns the timings of all sides, by the names of `SIDES`."""
     return [Timing(name, task, side.median(task)) for name, side in sides.items() for task in side.times]
+
+
+def rival(found: Sequence[Timing], task: str) -> str | None:
+    """Returns the fastest of PyTorch's settings at a task; None without PyTorch."""
+    theirs = [timing for timing in found if timing.task == task and timing.side.startswith("torch_")]
+    return min(theirs, key=lambda timing: timing.milliseconds).side if theirs else None
 
 
 def speedups(found: Sequence[Timing]) -> dict[tuple[str, str], float]:
@@ -143,15 +138,23 @@ def speedups(found: Sequence[Timing]) -> dict[tuple[str, str], float]:
 def figures(args: argparse.Namespace, facts: Mapping[str, Any], found: Sequence[Timing]) -> dict[str, Any]:
     """Computes the figures that --json prints from the timings and what our worker says of itself."""
     values: dict[str, Any] = {"arch": args.arch, "batch": args.batch, "size": args.size, "device": facts["device"]}
-    values |= {timing.name: timing.value for timing in found}
+    values |= {"precision": args.precision} | {timing.name: timing.value for timing in found}
     for task in ("train", "eval"):
         values[f"{task}_images_per_s"] = 1e3 * args.batch / values[f"{task}_ms"]
-    values |= {f"{task}_speedup_vs_{side}": ratio for (side, task), ratio in speedups(found).items()}
+    ratios = speedups(found)
+    values |= {f"{task}_speedup_vs_{side}": ratio for (side, task), ratio in ratios.items()}
+    for task in dict.fromkeys(timing.task for timing in found):
+        best = rival(found, task)
+        if best is not None:
+            name = "rival" if task == "train" else f"{task}_rival"
+            [fastest] = (timing for timing in found if (timing.side, timing.task) == (best, task))
+            values |= {name: SIDES[best], fastest._replace(side="torch").name: fastest.value}
+            values[f"{task}_speedup_vs_torch"] = ratios[best, task]
     values["train_flops"] = facts["train_flops"]
     values["train_flops_per_s"] = facts["train_flops"] / values["train_ms"] * 1e3
     count, _, kind = facts["device"].partition(" x ")
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)), None)
-    values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak * int(count))
+    peak = peak_of(kind)
+    values["share_of_peak"] = None if peak is None else values["train_flops_per_s"] / (peak.bfloat16 * int(count))
     return values
 
 

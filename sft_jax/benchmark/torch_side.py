@@ -1,6 +1,9 @@
 """The PyTorch worker of the benchmark: torchvision's or timm's network in a plain training script.
 
-    python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE
+    python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE PRECISION [channels_last]
+
+With precision bfloat16 it runs under autocast. `channels_last` is the memory format that PyTorch recommends for
+convolutions. SGD is the fused one.
 
 The only file of the package that imports torch; it runs in its own process, if torch is installed.
 """
@@ -56,18 +59,27 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
 
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
-    arch, batch, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    arch, batch, size, precision, *rest = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+    memory_format = torch.channels_last if rest == ["channels_last"] else torch.contiguous_format
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    network = reference_network(arch, size).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM)
+    network = reference_network(arch, size).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM, fused=True)
     criterion = torch.nn.CrossEntropyLoss()
-    inputs = torch.randn(batch, 3, size, size, device=device)
+
+    def placed(images: torch.Tensor) -> torch.Tensor:
+        return images.to(device, memory_format=memory_format)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return network(images)
+
+    inputs = placed(torch.randn(batch, 3, size, size))
     labels = torch.randint(0, worker.CLASSES, (batch,), device=device)
 
     def update(inputs, labels) -> None:
         optimizer.zero_grad()
-        criterion(network(inputs), labels).backward()
+        criterion(logits(inputs), labels).backward()
         optimizer.step()
 
     def wait() -> None:
@@ -88,7 +100,7 @@ def main() -> None:
         network.eval()
 
         def step() -> None:
-            network(inputs)
+            logits(inputs)
             wait()
 
         return worker.milliseconds(step, repeats)
@@ -105,12 +117,10 @@ def main() -> None:
         def whole() -> None:
             network.train()
             for inputs, labels in training:
-                update(inputs.to(device), labels.to(device))
+                update(placed(inputs), labels.to(device))
             network.eval()
             with torch.no_grad():
-                correct = sum(
-                    (network(inputs.to(device)).argmax(1).cpu() == labels).sum() for inputs, labels in validation
-                )
+                correct = sum((logits(placed(inputs)).argmax(1).cpu() == labels).sum() for inputs, labels in validation)
             assert 0 <= int(correct) <= worker.EPOCH_VALIDATION
 
         return worker.milliseconds(whole, repeats)

@@ -74,7 +74,7 @@ def measure(
     step_s, evaluation_s = _seconds(train) / STEPS, _seconds(evaluate) / STEPS
     batch = config.batch_size
     epoch_s = len(dataset.train) // batch * step_s + -(-len(dataset.validation) // batch) * evaluation_s
-    return Cost(size, _flops(experiment, programs) / 1e9, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
+    return Cost(size, step_flops(experiment, programs) / 1e9, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
 
 
 def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
@@ -89,7 +89,7 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
     return Dataset(split, split, split, dataset.class_names)
 
 
-def _flops(experiment: Experiment, programs: PhasePrograms) -> float:
+def step_flops(experiment: Experiment, programs: PhasePrograms) -> float:
     """Returns the floating-point operations of one step, on all devices together."""
     config = experiment.config
     # On one device and without accumulation, which computes the same.

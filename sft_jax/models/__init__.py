@@ -62,7 +62,7 @@ def builder(
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
-    if found.positions is not None:
-        settings["size"] = found.pretrained.size if size is None else size
-        found.check_size(settings["size"])
+    if found.positions is not None and size is not None:
+        found.check_size(size)
+        settings["size"] = size
     return Builder(found, outputs, settings)

@@ -76,7 +76,8 @@ class Architecture:
     Attributes:
       name: its name in `model.name` and in the reference.
       family: name of the family, for the converters.
-      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module; with `positions` also size.
+      make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module; with `positions` also
+        size, that of the images in pixels, by default the usual one.
       head: path of the last layer, e.g. "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
       channels, strides: channels and strides of `Features.maps`.
       pooled: channels of `Features.pooled`; None for those of the last map.

@@ -182,7 +182,7 @@ def timm(name: str, variant: Variant, pretrained: Pretrained, weights: str) -> A
     return Architecture(
         name=name,
         family="vit",
-        make=functools.partial(VisionTransformer, variant),
+        make=functools.partial(VisionTransformer, variant, size=pretrained.size),
         head="head",
         channels=(variant.width,) * depth,
         strides=(variant.patch,) * depth,
@@ -203,8 +203,9 @@ def timm(name: str, variant: Variant, pretrained: Pretrained, weights: str) -> A
 
 def torchvision(name: str, variant: Variant) -> Architecture:
     """Describes a network of torchvision's; its parameters have timm's names here, as those of all others."""
+    pretrained = Pretrained(resize=242) if name == "vit_l_16" else Pretrained()
     return dataclasses.replace(
-        timm(name, variant, Pretrained(), "torchvision's IMAGENET1K_V1"),
+        timm(name, variant, pretrained, "torchvision's IMAGENET1K_V1"),
         reference="torchvision",
         module_path=_torchvision_path,
         rules=TORCHVISION_RULES,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.depthwise import conv_depthwise
-from sft_jax.ops.im2col import conv_im2col, live_taps
+from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps, output_size
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
 
@@ -45,10 +45,12 @@ def conv2d(
         convolutions.
     """
     xla = functools.partial(conv_xla, stride=stride, padding=padding, groups=groups, layout=layout)
-    cpu = _cpu_lowering(x, kernel, stride, padding, groups, layout)
-    if cpu is None:
-        return xla(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=xla)
+    lowerings = {
+        "cpu": _cpu_lowering(x, kernel, stride, padding, groups, layout),
+        "cuda": _cuda_lowering(x, kernel, stride, padding, groups, layout),
+    }
+    chosen = {platform: lowering for platform, lowering in lowerings.items() if lowering is not None}
+    return lax.platform_dependent(x, kernel, **chosen, default=xla) if chosen else xla(x, kernel)
 
 
 def conv_xla(
@@ -87,6 +89,27 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
         # 1x1, stride 2, and 3x3 at one pixel: layer4 at 32 px 0.8 ms, XLA 40-80
         return functools.partial(_im2col, stride=stride, padding=padding)
     return None
+
+
+def _cuda_lowering(x, kernel, stride, padding, groups, layout):
+    """Chooses the lowering for NVIDIA GPUs, None for XLA's: cuDNN's convolutions.
+
+    Where the kernel is larger than the map, XLA exchanges the two, so that kernels, their gradients and their momentum
+    are transposed in every step.
+    """
+    rows, columns = kernel.shape[:2]
+    if groups != 1 or layout != "HWNC":
+        return None
+    height, width = (output_size(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1))
+    is_small = height * width < rows * columns or height * width == 1
+    if is_small and all(live_taps(x.shape[axis], kernel.shape[axis], stride, padding) for axis in (0, 1)):
+        return functools.partial(_batch_first, stride=stride, padding=padding)
+    return None
+
+
+def _batch_first(x, kernel, *, stride, padding):
+    # XLA's layout on GPUs is NHWC, so that these transposes move nothing.
+    return conv_patches(x.transpose(2, 0, 1, 3), kernel, stride, padding).transpose(1, 2, 0, 3)
 
 
 def _im2col(x, kernel, *, stride, padding):

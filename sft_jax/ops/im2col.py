@@ -1,6 +1,6 @@
 """Convolution as one matrix product over patches (im2col), restricted to kernel taps that see non-padding input.
 
-All arrays are [height, width, batch, channels], so that one position of all images is contiguous in memory.
+For CPUs, arrays are [height, width, batch, channels], so that one position of all images is contiguous in memory.
 """
 
 import functools
@@ -121,3 +121,19 @@ def _scatter(d_patches, shape, rows, columns, stride, padding):
     phases = [jnp.stack([phase_sum(i, j) for j in range(stride)], 2) for i in range(stride)]
     whole = jnp.stack(phases, 1).reshape(phase_height * stride, phase_width * stride, batch, channels)
     return whole[:height, :width]
+
+
+def conv_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Computes `conv2d` of x [batch, height, width, in] for GPUs, with the gradients of automatic differentiation."""
+    size = x.shape[1:3]
+    rows, columns = _taps(size, kernel.shape, stride, padding)
+    height, width = (output_size(size[axis], kernel.shape[axis], stride, padding) for axis in (0, 1))
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    views = [
+        padded[:, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride]
+        for row in rows
+        for column in columns
+    ]
+    patches = jnp.concatenate(views, -1).reshape(len(x) * height * width, -1)
+    weights = _crop(kernel, size, stride, padding).reshape(-1, kernel.shape[-1])
+    return (patches @ weights).reshape(len(x), height, width, -1)

@@ -1,5 +1,6 @@
 """Data parallelism over all devices of all processes. Only this module uses pmap, meshes and shardings."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,10 @@ class Devices:
         own = len(self._own)
         by_device = np.moveaxis(parts.reshape(steps, own, part // own, *rest), 1, 0)
         leading = (own, -1) if flat else (own, steps, part // own)
-        return jax.device_put(by_device.reshape(*leading, *rest), self._sharded)
+        return self._put(by_device.reshape(*leading, *rest))
+
+    def _put(self, parts: np.ndarray) -> jax.Array:
+        return jax.device_put(parts, self._sharded)
 
     def compile(
         self, program: Callable, *, sharded: tuple[Any, ...], donate: tuple[int, ...] = (), gather: bool = True
@@ -104,6 +108,50 @@ class Devices:
             free = psutil.virtual_memory().available // len(self._own)
         return min(processes.all_gather_objects(free))
 
+    def stored_bytes(self, tree: Any, *, sharded: bool = False) -> int:
+        """Returns the bytes that each device takes to store the arrays, or shapes, of `tree`.
+
+        On a TPU, whose tiles fill up the last two axes, it is an upper bound: the compiler may choose a layout with
+        less padding. With `sharded` the first axis is that of the devices.
+        """
+        tiled = self.devices[0].platform == "tpu"
+        return sum(_stored(leaf.shape[sharded:], leaf.dtype, tiled) for leaf in jax.tree.leaves(tree))
+
     def __str__(self) -> str:
         several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         return f"{self.count} x {self.devices[0].device_kind}{several}"
+
+
+# A TPU's tile of an array, and of a vector.
+TILE, VECTOR_TILE = (8, 128), (1024,)
+
+
+def _stored(shape: tuple[int, ...], dtype: Any, tiled: bool) -> int:
+    """Returns the bytes of an array, with the padding of its last two axes if it is `tiled`."""
+    if tiled and shape:
+        tile = VECTOR_TILE if len(shape) == 1 else TILE
+        last = (-(-size // unit) * unit for size, unit in zip(shape[-len(tile) :], tile, strict=True))
+        shape = (*shape[: -len(tile)], *last)
+    return math.prod(shape) * dtype.itemsize
+
+
+class AbsentDevices(Devices):
+    """Devices that are not in this machine, from `topologies`: compiles for them, with shapes instead of arrays.
+
+    What `replicate` and `shard` return, and what a compiled program takes, are `jax.ShapeDtypeStruct`s.
+    """
+
+    def __init__(self, devices: list[jax.Device], bytes_each: int):
+        super().__init__(devices)
+        self._bytes_each = bytes_each
+
+    def replicate(self, tree: Any) -> Any:
+        """Returns the shapes of the arrays."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+
+    def _put(self, parts: np.ndarray) -> Any:
+        return jax.ShapeDtypeStruct(parts.shape, parts.dtype)
+
+    def free_bytes(self) -> int:
+        """Returns the memory of a device that a program can use."""
+        return self._bytes_each

@@ -13,7 +13,17 @@ def compile_step(program: Callable, *arguments: Any) -> int | None:
       bytes of memory per device that a call needs, including its arguments and results; None if the compiler does not
       report it.
     """
-    memory = program.lower(*arguments).compile().memory_analysis()  # type: ignore[attr-defined]  # pmap's
+    return bytes_needed(compiled(program, *arguments))
+
+
+def compiled(program: Callable, *arguments: Any) -> Any:
+    """Returns `program`, from `Devices.compile`, compiled for `arguments`, as a `jax.stages.Compiled`."""
+    return program.lower(*arguments).compile()  # type: ignore[attr-defined]  # pmap's
+
+
+def bytes_needed(program: Any) -> int | None:
+    """Returns the bytes of memory per device that a call of a compiled program needs, see `compile_step`."""
+    memory = program.memory_analysis()
     if memory is None:
         return None
     # Results in the memory of donated arguments are counted twice.

@@ -67,10 +67,7 @@ class Evaluator:
         The result is bit-identical for any division of the steps into calls, which depends on timing.
         `after_call(done, steps)` is called after each call.
         """
-        if loader.resident not in self._compiled:
-            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3)
-        program = self._compiled[loader.resident]
-        order, mask = eval_order(len(loader), self._batch_size)
+        program, (order, mask) = self.program(loader), self.order(loader)
         parts: list[Any] = []
         done = 0
         calls = map_split(
@@ -84,6 +81,16 @@ class Evaluator:
         total = jax.tree.map(_added, *parts)
         assert int(total.total) == len(loader), "every example counts exactly once"
         return total
+
+    def program(self, loader: Loader) -> Callable:
+        """Returns the compiled program (params, batch_stats, `Chunk`) -> `Task.sums` for chunks of `loader`."""
+        if loader.resident not in self._compiled:
+            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3)
+        return self._compiled[loader.resident]
+
+    def order(self, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
+        return eval_order(len(loader), self._batch_size)
 
 
 def _added(*leaves: np.ndarray) -> np.ndarray:

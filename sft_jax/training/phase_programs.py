@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sft_jax.data.loader import Call, StepsPerCall
+from sft_jax.data.loader import Call, Loader, StepsPerCall
 from sft_jax.models import HeadNetwork
 from sft_jax.runtime.devices import AXIS
 from sft_jax.training import optimizer, phases
@@ -147,12 +147,15 @@ class PhasePrograms:
     def prepare(self, params: Arrays, batch_stats: Arrays) -> None:
         """Compiles `train_steps`; if the phase is trained on features, computes these first with the given weights."""
         if self.phase.on_features:
-            self.train_loader, self.validation_loader = feature_loaders(self.experiment, params, batch_stats)
-            head = HeadNetwork(self.experiment.network)
-            batch_size = self.experiment.config.batch_size
-            self.evaluate = Evaluator(head, self.experiment.task, first_view, batch_size)
+            self.use_features(*feature_loaders(self.experiment, params, batch_stats))
         self.train_steps = self.compiled()
         self.ready = True
+
+    def use_features(self, train: Loader, validation: Loader) -> None:
+        """Makes the programs read features from these loaders instead of images."""
+        self.train_loader, self.validation_loader = train, validation
+        head = HeadNetwork(self.experiment.network)
+        self.evaluate = Evaluator(head, self.experiment.task, first_view, self.experiment.config.batch_size)
 
     def compiled(self) -> Callable:
         """Compiles `program` for all devices."""

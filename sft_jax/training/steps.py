@@ -26,7 +26,7 @@ traced_once = functools.partial(jax.jit, inline=True)
 
 def rows_of(chunk: Chunk, index: jax.Array) -> Batch:
     """Returns the examples of step `index` of a chunk."""
-    return jax.tree.map(lambda column: column[chunk.order[index]], chunk.data)
+    return {name: rows[chunk.order[index]] for name, rows in chunk.data.items()}
 
 
 def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, devices: int) -> Callable:

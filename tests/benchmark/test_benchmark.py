@@ -11,6 +11,8 @@ from sft_jax.benchmark.__main__ import figures, parse, timings
 from sft_jax.benchmark.turns import Side
 from sft_jax.errors import UserError
 
+ALLOCATOR = ("", "_allocator") if sys.platform.startswith("linux") else ("",)
+
 
 def test_all_sides_take_part():
     flags = ["--batch", "4", "--rounds", "1", "--json"]
@@ -30,6 +32,10 @@ def test_all_sides_take_part():
         assert found[f"{task}_images_per_s"] == pytest.approx(4e3 / found[f"{task}_ms"])
         ratio = found[f"torch_{task}_ms"] / found[f"{task}_ms"]
         assert found[f"{task}_speedup_vs_torch"] == pytest.approx(ratio)
+    assert found["precision"] == "float32"
+    assert found["rival"].startswith("PyTorch")
+    settings = [found[f"torch_{format}{kind}_train_ms"] for format in ("nchw", "channels_last") for kind in ALLOCATOR]
+    assert found["torch_train_ms"] == min(settings)
     assert found["train_flops"] > 4 * 30e6, "forward and backward of 4 images"
 
 
@@ -46,12 +52,16 @@ def test_figures():
     ours = Measured(
         {"device": "2 x Tesla T4", "train_flops": 13e12}, {"train": [9.0, 200, 100], "eval": [50.0], "epoch": [4000.0]}
     )
-    torch = Measured({}, {"train": [150.0], "eval": [25.0], "epoch": [8000.0]})
-    found = figures(parse(["--batch", "10"]), ours.facts, timings({"": ours, "torch": torch}))
+    slow = Measured({}, {"train": [150.0], "eval": [75.0], "epoch": [8000.0]})
+    fast = Measured({}, {"train": [160.0], "eval": [25.0]})
+    sides = {"": ours, "torch_nchw": slow, "torch_channels_last": fast}
+    found = figures(parse(["--batch", "10"]), ours.facts, timings(sides))
     assert found["train_ms"] == 100, "the median"
     assert found["train_images_per_s"] == 100
     assert found["train_speedup_vs_torch"] == 1.5
-    assert found["eval_speedup_vs_torch"] == 0.5
+    assert found["eval_speedup_vs_torch"] == 0.5, "the fastest setting of each task is the rival"
+    assert (found["rival"], found["eval_rival"]) == ("PyTorch", "PyTorch, channels_last")
+    assert found["eval_speedup_vs_torch_nchw"] == 1.5
     assert (found["epoch_s"], found["torch_epoch_s"], found["epoch_speedup_vs_torch"]) == (4, 8, 2)
     assert found["share_of_peak"] == pytest.approx(130e12 / (2 * 65e12))
 

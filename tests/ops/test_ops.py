@@ -15,7 +15,7 @@ from sft_jax import ops
 from sft_jax.models.layers import BatchNorm2d
 from sft_jax.ops import conv, depthwise
 from sft_jax.ops.conv import conv_patch_gradient
-from sft_jax.ops.im2col import conv_im2col, live_taps
+from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles
 
@@ -79,6 +79,10 @@ def im2col(x, kernel, *, stride, padding):
     return conv_im2col(x, kernel, stride, padding)  # custom_vjp functions take positional arguments
 
 
+def patches(x, kernel, *, stride, padding):
+    return conv_patches(x, kernel, stride, padding)
+
+
 sides = st.integers(1, 9)
 channels = st.sampled_from([1, 3, 5, 8])
 windows = st.fixed_dictionaries({"stride": st.integers(1, 3), "padding": st.integers(0, 3)})
@@ -90,8 +94,8 @@ def test_im2col(image, kernel, inputs, outputs, window):
     for size, taps in zip(image, kernel, strict=True):
         assume(size + 2 * window["padding"] >= taps)
         assume(live_taps(size, taps, **window))
-    convolve = functools.partial(im2col, **window)
-    check_conv(convolve, image, (*kernel, inputs, outputs), **window)
+    check_conv(functools.partial(im2col, **window), image, (*kernel, inputs, outputs), **window)
+    check_conv(functools.partial(patches, **window), image, (*kernel, inputs, outputs), layout="NHWC", **window)
 
 
 @few(max_examples=15)
@@ -236,6 +240,23 @@ def test_only_a_cpu_computes_depthwise_convolutions_as_sums():
     program = jax.jit(functools.partial(ops.conv2d, padding=1, groups=16))
     assert "stablehlo.convolution" not in program.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.convolution" in program.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("side", "taps", "stride", "is_product"),
+    [(2, 3, 1, True), (1, 3, 1, True), (4, 3, 2, True), (2, 1, 2, True), (4, 3, 1, False), (4, 1, 2, False)],
+)
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_nvidia_gpu_multiplies_where_the_kernel_is_larger_than_the_map(side, taps, stride, is_product, platform):
+    x = jax.ShapeDtypeStruct((side, side, 2, 8), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((taps, taps, 8, 4), jnp.float32)
+
+    def convolve(x, kernel):
+        return ops.conv2d(x, kernel, stride=stride, padding=taps // 2, layout="HWNC")
+
+    text = jax.jit(convolve).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.dot_general" in text) == (is_product and platform == "cuda")
+    assert ("stablehlo.convolution" in text) != (is_product and platform == "cuda")
 
 
 @pytest.mark.parametrize("layer", ["layer2", "stride", "depthwise"])

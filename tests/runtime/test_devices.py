@@ -93,3 +93,26 @@ def test_in_the_middle_of_an_epoch(tmp_path, losses, monkeypatch):
 def test_a_batch_that_does_not_divide_over_the_new_devices():
     with pytest.raises(UserError, match="batch_size=64 does not divide evenly over 5 devices; use .*=60 or 65"):
         Devices(jax.devices()[:5]).check_batch(64)
+
+
+class FakeTpu:
+    platform, process_index, id = "tpu", 0, 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "size"),
+    [
+        ((50_000, 3072), "uint8", 50_000 * 3072),
+        ((50_000,), "int32", 50_176 * 4),
+        ((3, 3, 64, 60), "float32", 9 * 64 * 128 * 4),
+        ((20, 100), "bfloat16", 24 * 128 * 2),
+    ],
+)
+def test_a_tpu_stores_tiles(shape, dtype, size):
+    """The sizes are those of arguments of a program that XLA compiled for a TPU v5e (jax 0.10.2, libtpu 0.0.42)."""
+    arrays = {"array": jax.ShapeDtypeStruct(shape, dtype)}
+    devices = Devices(jax.devices()[:1])
+    assert devices.stored_bytes(arrays) == np.prod(shape, dtype=int) * np.dtype(arrays["array"].dtype).itemsize
+    devices.devices = [FakeTpu()]
+    assert devices.stored_bytes(arrays) == size
+    assert devices.stored_bytes({"array": jax.ShapeDtypeStruct((8, *shape), dtype)}, sharded=True) == size

