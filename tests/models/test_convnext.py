@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from timm.layers.grn import GlobalResponseNorm
 from tiny_runs import StopAt, assert_same_run, one_device, run
 from torchvision.models import convnext as torchvision_convnext
 
@@ -28,7 +29,7 @@ from sft_jax.run.folder import Run
 from sft_jax.training import trainer as train_module
 
 TINY = {
-    "convnext_tiny_test": Variant((1, 2, 1, 1), (8, 12, 16, 24)),
+    "convnext_tiny_test": Variant((1, 1, 1, 1), (8, 12, 16, 24)),
     "convnextv2_tiny_test": Variant((1, 1, 1, 1), (8, 12, 16, 24), response_norm=True),
     "convnextv2_atto_test": Variant((1, 1, 1, 1), (4, 8, 12, 16), response_norm=True, as_convolutions=True),
 }
@@ -55,8 +56,10 @@ def with_random_weights(module, seed=0):
         with torch.no_grad():
             if re.search(r"scale|gamma", name):
                 parameter.uniform_(0.2, 0.8, generator=generator)
+            elif name.endswith("weight") and parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
             else:
-                parameter.normal_(0.0, 0.3 if parameter.ndim == 1 else 0.1, generator=generator)
+                parameter.normal_(float(name.endswith("weight")), 0.3, generator=generator)
     return module.eval()
 
 
@@ -114,7 +117,7 @@ def test_gradients_agree_with_torch_in_float64(name):
 def test_response_norms_of_what_is_zero_have_torchs_gradient():
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
     x[0, :, :, 1] = 0
-    theirs, their_x = timm.layers.GlobalResponseNorm(4), torch.from_numpy(x).requires_grad_()
+    theirs, their_x = GlobalResponseNorm(4), torch.from_numpy(x).requires_grad_()
     torch.nn.init.ones_(theirs.weight)
     theirs(their_x).square().sum().backward()
     ours = ResponseNorm(4)
@@ -147,8 +150,8 @@ def test_images_skip_blocks_as_a_whole_and_the_rest_makes_up_for_it():
     np.testing.assert_array_equal(dropped["trunk.0.blocks.0"], kept["trunk.0.blocks.0"])
     before, after = dropped["trunk.1.downsample"], dropped["trunk.1.blocks.0"]
     skipped = (after == before).all((1, 2, 3))
-    assert 1 <= skipped.sum() <= 20  # at a rate of 1/8
-    branch = (kept["trunk.1.blocks.0"] - kept["trunk.1.downsample"]) / (1 - 0.5 / 4)
+    assert 1 <= skipped.sum() <= 20  # at a rate of 1/6
+    branch = (kept["trunk.1.blocks.0"] - kept["trunk.1.downsample"]) / (1 - 0.5 / 3)
     np.testing.assert_allclose((after - before)[~skipped], branch[~skipped], atol=1e-5)
 
 
@@ -259,7 +262,7 @@ def converted(known, tmp_path_factory):
     return state_dict, folder / "ours.safetensors"
 
 
-CHANGES = {"model__name": V1, "data__size": 32, "optimizer__learning_rate": 0.1}
+CHANGES = {"model__name": V1, "data__size": 32, "optimizer__learning_rate": 0.05}
 
 
 def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
@@ -279,7 +282,7 @@ def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
     module.load_state_dict(torch.load(tmp_path / "back.pth"))
     best = Run(tmp_path / "run").checkpoints.restore("best").arrays
     np.testing.assert_array_equal(
-        best["params/trunk.1.blocks.1.gamma"][0, 0], module.features[3][1].layer_scale[:, 0, 0].detach()
+        best["params/trunk.1.blocks.0.gamma"][0, 0], module.features[3][0].layer_scale[:, 0, 0].detach()
     )
 
 
