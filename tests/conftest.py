@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+from children import CACHE, xla_flags
+
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Nearly all time goes into compiling: with LLVM's -O1 a third less of it, for programs as fast and as exact.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test reads or leaves anything in the user's cache folder.
 os.environ["SFT_JAX_CACHE"] = "0"
@@ -24,13 +24,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Shares compiled programs between runs, also across the workers of pytest-xdist."""
+    """Shares compiled programs between runs, also across the workers of pytest-xdist and the processes of tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
-    # With a bound the cache is locked while it is read or written, which processes that share it need.
-    jax.config.update("jax_compilation_cache_max_size", 8 << 30)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session", autouse=True)

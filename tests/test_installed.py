@@ -1,12 +1,12 @@
 """Tests of an installed wheel: its files, and that its command works like the modules."""
 
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from children import environment
 
 from sft_jax import command
 from sft_jax.config.shipped import recipe_file
@@ -43,7 +43,7 @@ def installed(built, tmp_path_factory):
         return subprocess.run(
             [sys.executable, "-c", start, *arguments],
             cwd=here,
-            env=os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""},
+            env=environment(PYTHONPATH=str(site)),
             capture_output=True,
             text=True,
             timeout=300,

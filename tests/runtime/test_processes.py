@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from children import xla_flags
 from counted import counts
 from killed_runs import Program, results_of
 from tiny_runs import assert_same_run
@@ -61,7 +62,7 @@ def whole(pair):
 def test_two_are_one(pair, whole):
     """They are bit-identical to one process with as many devices; test_devices.py compares these with one device."""
     program = pair.programs[0]
-    program.start("alone", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    program.start("alone", XLA_FLAGS=xla_flags(devices=2))
     code, _, error = program.finish()
     assert code == 0, error
     assert_same_run(pair.place / "alone", pair.place / "whole")
@@ -109,7 +110,7 @@ def test_one_is_asked_to_stop(pair, whole):
     for code, _, error in ends:
         assert code == 4
         assert "stopped by SIGTERM after step" in error
-    assert pair.programs[0].run("stopped", "--resume", XLA_FLAGS="--xla_force_host_platform_device_count=2") == (0, "")
+    assert pair.programs[0].run("stopped", "--resume", XLA_FLAGS=xla_flags(devices=2)) == (0, "")
     assert_same_run(pair.place / "stopped", pair.place / "whole")
 
 
