@@ -2,13 +2,14 @@
 
 import functools
 
+from convert.efficientnet import EfficientNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 
 # By `Architecture.family`.
-REFERENCES: dict[str, Reference] = {"resnet": ResNetReference()}
+REFERENCES: dict[str, Reference] = {"resnet": ResNetReference(), "efficientnet": EfficientNetReference()}
 
 
 def reference_of(arch: str) -> Reference:

@@ -1,13 +1,15 @@
 """Fits a state_dict to one of our networks, or says why it does not fit."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
 from convert import keys
-from convert.families import flax_network, reference_of
+from convert.families import REFERENCES, flax_network, reference_of
+from convert.names import namings
+from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.weights import first_few
@@ -55,8 +57,8 @@ def fit(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, stem: st
     Raises:
       UserError: it belongs to another network, or its head has one output.
     """
-    reference, head = reference_of(arch), ARCHITECTURES[arch].head
-    reference.check(state_dict, source)
+    reference, head = reference_of(arch), _head(arch)
+    _check_family(state_dict, arch, source)
     classes = state_dict[f"{head}.weight"].shape[0] if f"{head}.weight" in state_dict else 0
     if classes == 1:
         raise UserError(
@@ -91,7 +93,7 @@ class _Attempt:
 
 
 def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | None = None) -> _Attempt:
-    outputs, head = _outputs(state_dict, arch), ARCHITECTURES[arch].head
+    outputs, head = _outputs(state_dict, arch), _head(arch)
     # A missing head is replaced by the identity, which outputs the features.
     identity = {f"{head}.weight": torch.eye(outputs), f"{head}.bias": torch.zeros(outputs)}
     reference = reference_of(arch)
@@ -103,8 +105,39 @@ def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | 
 
 
 def _outputs(state_dict: Mapping[str, torch.Tensor], arch: str) -> int:
-    weight = state_dict.get(f"{ARCHITECTURES[arch].head}.weight")
-    return ARCHITECTURES[arch].channels[-1] if weight is None else weight.shape[0]
+    weight = state_dict.get(f"{_head(arch)}.weight")
+    return ARCHITECTURES[arch].width if weight is None else weight.shape[0]
+
+
+def _head(arch: str) -> str:
+    """Returns the reference's name of the head."""
+    return ARCHITECTURES[arch].module_path(ARCHITECTURES[arch].head)
+
+
+def _check_family(state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
+    """Raises UserError if a state_dict has none of the names that files of `arch` have."""
+    reference = reference_of(arch)
+    try:
+        reference.check(state_dict, arch, source)
+    except UserError:
+        if others := list(_fitting(state_dict)):
+            raise UserError(
+                f"{source} is not {reference.title}, but fits {' and '.join(others)}: add --arch {' or '.join(others)}"
+            ) from None
+        raise
+
+
+def _fitting(state_dict: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yields the networks whose bodies a state_dict, under the names of its file, fits."""
+    for arch in ARCHITECTURES:
+        reference = REFERENCES.get(ARCHITECTURES[arch].family, Reference())
+        for naming in namings(state_dict, reference.dialects(arch)):
+            own = {name: tensor for name, tensor in state_dict.items() if name.startswith(naming.prefix)}
+            named = {naming.reference_name(name): tensor for name, tensor in own.items()}
+            body = {name: tensor for name, tensor in named.items() if name.startswith(reference.body)}
+            if arch in reference.siblings(body) and not _attempt(body, arch).problems:
+                yield arch
+                break
 
 
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:

@@ -59,11 +59,13 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import parity, trained
+    from convert.families import reference_of
     from sft_jax.models.weights import some_of
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     model = trained.read(workdir, file)
-    comparisons = [parity.compare(model.module, model.network, model.arrays, size) for size in parity.SIZES]
+    sizes = reference_of(model.arch).sizes(model.arch)
+    comparisons = [parity.compare(model.module, model.network, model.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
     _save(model.state_dict, model.metadata(), output)

@@ -2,33 +2,35 @@
 
 import torch
 
+from convert.reference import Reference, Tensors
 from sft_jax.models.weights import some_of
 
-Tensors = dict[str, torch.Tensor]
-
-BODY = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 # Names of the module with the head in various libraries.
-HEADS = ("fc", "linear", "head", "classifier", "last_linear", "logits")
+HEADS = ("fc", "_fc", "linear", "head", "heads", "classifier", "last_linear", "logits")
 # Upper bound, because a tensor in a file may claim any shape.
 MOST_CLASSES = 2**20
 
 
-def with_plain_head(own: Tensors, beside: Tensors, prefix: str) -> tuple[Tensors, list[str]]:
-    """Returns a ResNet with its head as `fc.weight` and `fc.bias`, or without head if that is not one linear layer.
+def with_plain_head(
+    own: Tensors, beside: Tensors, prefix: str, reference: Reference, place: str
+) -> tuple[Tensors, list[str]]:
+    """Returns a network with its head as `{place}.weight` and `.bias`, or without head if it is not one linear layer.
 
     Args:
-      own: the ResNet's tensors under torchvision's names, possibly including its head.
-      beside: tensors without the ResNet's prefix, possibly including its head.
-      prefix: prefix of the ResNet's names in the file.
+      own: the network's tensors under the reference's names, possibly including its head.
+      beside: tensors without the network's prefix, possibly including its head.
+      prefix: prefix of the network's names in the file.
+      reference: the network's family.
+      place: the reference's name of the head.
 
     Returns:
       the state_dict, and notices about tensors that were dropped.
     """
-    body = {name: tensor for name, tensor in own.items() if name.startswith(BODY)}
+    body = {name: tensor for name, tensor in own.items() if name.startswith(reference.body)}
     rest = {name: tensor for name, tensor in own.items() if name not in body}
     heads = {name: name for name in rest if _is_head(name)} or dict(_heads_beside(beside, prefix))
     tensors = {name: (rest | beside)[name] for name in heads}
-    head, notices = _plain({heads[name]: tensor for name, tensor in tensors.items()}, _width(body))
+    head, notices = _plain({heads[name]: tensor for name, tensor in tensors.items()}, reference.width(body), place)
     unused = [name for name in beside if name not in tensors]
     if head:
         unknown = {name: tensor for name, tensor in rest.items() if name not in tensors}
@@ -59,8 +61,8 @@ def _heads_beside(beside: Tensors, prefix: str):
     return []
 
 
-def _plain(head: Tensors, width: int | None) -> tuple[Tensors, list[str]]:
-    """Returns the head as one linear layer `fc` with `width` inputs (None: any); empty if it is anything else."""
+def _plain(head: Tensors, width: int | None, place: str) -> tuple[Tensors, list[str]]:
+    """Returns the head as one linear layer `place` with `width` inputs (None: any); empty if it is anything else."""
     matrices = [name for name, tensor in head.items() if name.endswith(".weight") and tensor.ndim == 2]
     if len(matrices) != 1:
         return {}, []
@@ -70,16 +72,8 @@ def _plain(head: Tensors, width: int | None) -> tuple[Tensors, list[str]]:
     fits = width in (None, inputs) and 0 < classes <= MOST_CLASSES
     if not fits or not head.keys() <= {f"{module}weight", f"{module}bias"}:
         return {}, []
-    notices = [] if module == "fc." else [f"using {module.rstrip('.')!r} as its head"]
+    notices = [] if module == f"{place}." else [f"using {module.rstrip('.')!r} as its head"]
     if bias is None:
         notices.append("its head has no bias: added one of zeros, which changes nothing")
         bias = torch.zeros(classes, dtype=weight.dtype)
-    return {"fc.weight": weight, "fc.bias": bias}, notices
-
-
-def _width(body: Tensors) -> int | None:
-    """Returns the number of output channels of the last stage; None if unknown."""
-    for norm in ("bn3", "bn2"):
-        if f"layer4.0.{norm}.bias" in body:
-            return body[f"layer4.0.{norm}.bias"].numel()
-    return None
+    return {f"{place}.weight": weight, f"{place}.bias": bias}, notices

@@ -9,7 +9,8 @@
 | running_mean      | mean   |                                            |
 | running_var       | var    |                                            |
 
-Module paths are the same on both sides; the state_dict has torchvision's names (see `names.py`).
+Module paths are the same on both sides, or are mapped by `Architecture.module_path`; the state_dict has the reference's
+names (see `names.py`). Parameters with other leaves or layouts have a `Rule`.
 `num_batches_tracked` has no counterpart in Flax and is optional in torch.
 """
 
@@ -37,7 +38,7 @@ def torch_key(flax_key: str, architecture: Architecture) -> str:
     if rule is not None:
         return re.sub(rule.ours, rule.theirs, flax_key)
     module, _, leaf = flax_key.rpartition(".")
-    return f"{module}.{LEAVES[leaf]}"
+    return f"{architecture.module_path(module)}.{LEAVES[leaf]}"
 
 
 def axes_of(flax_key: str, ndim: int, architecture: Architecture) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from convert.reference import Reference
 from sft_jax.errors import UserError
 from sft_jax.models import Network
 
-SIZES = (32, 33, 224)
 # Maximum difference of a logit, relative to the largest one. Correct float32 programs differ by about 1e-6.
 TOLERANCE = 1e-4
 
@@ -83,12 +82,13 @@ def compare(
 def torch_activations(
     module: torch.nn.Module, images: np.ndarray, reference: Reference
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns activations [batch, height, width, channels] after each of `Reference.stages`, and the logits."""
+    """Returns activations [batch, ..., channels] after each of `Reference.stages`, and the logits."""
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
         def hook(_module, _inputs, output: torch.Tensor) -> None:
-            stages[name] = output.permute(0, 2, 3, 1).numpy()
+            # Images have their channels second in torch and last here; tokens have them last in both.
+            stages[name] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
 
         return hook
 

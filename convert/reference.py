@@ -1,14 +1,32 @@
 """What the converters need to know about the reference implementation of a family of networks in torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from convert.names import Dialect, namings
+from sft_jax.errors import UserError
+from sft_jax.models.weights import some_of
+
 Tensors = dict[str, torch.Tensor]
+
+# Sides in pixels of the images on which both networks are compared; at an odd one padding and strides show.
+SIZES = (32, 33, 224)
 
 
 class Reference:
-    """The torch side of a family. Subclasses override what differs; `families.REFERENCES` lists them."""
+    """The torch side of a family. Subclasses override what differs; `families.REFERENCES` lists them.
+
+    Attributes:
+      title: what a network of the family is called in messages, e.g. "a ResNet".
+      landmark: a name of the reference's that every network of the family has, for messages.
+      body: prefixes of the reference's names outside the head. Files have heads of other shapes and under other names,
+        which `heads.py` finds among the remaining tensors.
+    """
+
+    title = "a network of this family"
+    landmark = ""
+    body: tuple[str, ...] = ()
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """Returns the network `arch` with `state_dict`, in evaluation mode."""
@@ -18,12 +36,29 @@ class Reference:
         """Returns the submodules whose outputs are compared with ours, under the names of our module's `stages`."""
         raise NotImplementedError
 
+    def dialects(self, arch: str) -> Sequence[Dialect]:
+        """Returns the naming schemes of `arch` in files, the reference's own first; empty if it has only that one."""
+        return ()
+
+    def width(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
+        """Returns the number of inputs of a head, from the other tensors; None if unknown."""
+        return None
+
+    def sizes(self, arch: str) -> tuple[int, ...]:
+        """Returns the sides in pixels of the images on which both networks are compared."""
+        return SIZES
+
     def input_channels(self, module: torch.nn.Module) -> int:
         """Returns the number of input channels: 3, or 1 for gray images."""
         return 3
 
-    def check(self, state_dict: Mapping[str, torch.Tensor], source: str) -> None:
+    def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
         """Raises UserError if a state_dict, that of the file `source`, does not belong to the family at all."""
+        dialects = self.dialects(arch)
+        if dialects and not namings(state_dict, dialects):
+            raise UserError(
+                f"{source} is not {self.title}: it has no {self.landmark}, only {some_of(list(state_dict))}"
+            )
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks of the family that a state_dict may belong to, by its names."""

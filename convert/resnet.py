@@ -1,4 +1,15 @@
-"""ResNets in torch: torchvision's, with our stems and one or three input channels."""
+"""ResNets in torch: torchvision's, with our stems and one or three input channels.
+
+Names in files:
+
+| torchvision        | Hugging Face                                         | Sequential | kuangliu   |
+| ------------------ | ---------------------------------------------------- | ---------- | ---------- |
+| conv1              | embedder.embedder.convolution                        | 0          | conv1      |
+| bn1                | embedder.embedder.normalization                      | 1          | bn1        |
+| layer2.0.conv1     | encoder.stages.1.layers.0.layer.0.convolution        | 5.0.conv1  |            |
+| layer2.0.bn1       | encoder.stages.1.layers.0.layer.0.normalization      | 5.0.bn1    |            |
+| layer2.0.downsample | encoder.stages.1.layers.0.shortcut                  |            | shortcut   |
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,15 +17,57 @@ from collections.abc import Mapping
 import torch
 import torchvision
 
-from convert import keys, names
+from convert import keys
+from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors
-from sft_jax.errors import UserError
 from sft_jax.models.resnet import STEMS, VARIANTS
-from sft_jax.models.weights import some_of
+
+
+def _hugging_face_block(match: re.Match) -> str:
+    block = f"layer{int(match['stage']) + 1}.{match['block']}"
+    convolution = match["kind"] == "convolution"
+    if match["layer"] is None:
+        return f"{block}.downsample.{0 if convolution else 1}.{match['leaf']}"
+    return f"{block}.{'conv' if convolution else 'bn'}{int(match['layer']) + 1}.{match['leaf']}"
+
+
+DIALECTS = (
+    Dialect(
+        None,
+        re.compile(PREFIX + r"layer[1-4]\.0\.conv1\.weight"),
+        ((r"(layer\d\.\d+)\.shortcut\.(.+)", r"\1.downsample.\2"),),
+    ),
+    Dialect(
+        "Hugging Face's",
+        re.compile(PREFIX + r"encoder\.stages\.[0-3]\.layers\.0\.layer\.0\.convolution\.weight"),
+        (
+            (r"embedder\.embedder\.convolution\.(.+)", r"conv1.\1"),
+            (r"embedder\.embedder\.normalization\.(.+)", r"bn1.\1"),
+            (
+                r"encoder\.stages\.(?P<stage>\d)\.layers\.(?P<block>\d+)\.(?:layer\.(?P<layer>\d)|shortcut)\."
+                r"(?P<kind>convolution|normalization)\.(?P<leaf>.+)",
+                _hugging_face_block,
+            ),
+        ),
+    ),
+    Dialect(
+        "those of torch.nn.Sequential(*model.children())",
+        re.compile(PREFIX + r"[4-7]\.0\.conv1\.weight"),
+        (
+            (r"0\.(.+)", r"conv1.\1"),
+            (r"1\.(.+)", r"bn1.\1"),
+            (r"([4-7])\.(\d+\..+)", lambda match: f"layer{int(match[1]) - 3}.{match[2]}"),
+        ),
+    ),
+)
 
 
 class ResNetReference(Reference):
     """See `Reference`."""
+
+    title = "a ResNet of torchvision's family"
+    landmark = "layer1.0.conv1.weight"
+    body = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 
     def module(
         self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str
@@ -41,13 +94,16 @@ class ResNetReference(Reference):
         assert isinstance(module, torchvision.models.ResNet)
         return module.conv1.in_channels
 
-    def check(self, state_dict: Mapping[str, torch.Tensor], source: str) -> None:
+    def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""
-        if not names.namings(state_dict):
-            raise UserError(
-                f"{source} is not a ResNet of torchvision's family: it has no layer1.0.conv1.weight, only "
-                f"{some_of(list(state_dict))}"
-            )
+        return DIALECTS
+
+    def width(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
+        """See `Reference`."""
+        for norm in ("bn3", "bn2"):
+            if f"layer4.0.{norm}.bias" in state_dict:
+                return state_dict[f"layer4.0.{norm}.bias"].numel()
+        return None
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks with as many blocks in each stage."""

@@ -101,6 +101,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     from rich.console import Console
 
     from convert import facts, parity, sources
+    from convert.families import reference_of
     from convert.fit import fit
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
@@ -108,7 +109,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = str(file) if file else f"torchvision's {name} of {arch}"
     path = file or sources.torchvision_file(arch, name)
-    checkpoint = sources.read(path, own.pop("key", None))
+    checkpoint = sources.read(path, own.pop("key", None), arch=arch)
     fitted = fit(checkpoint.state_dict, arch, source, stem=checkpoint.metadata.get("stem"))
     digest = sources.sha256(path)
     published = sources.published(arch, digest) if file else name
@@ -122,8 +123,9 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     for notice in [*checkpoint.notices, *fitted.notices, *notices]:
         console.print(f"{source}: {notice}")
 
-    with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, parity.SIZES))} px"):
-        comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in parity.SIZES]
+    sizes = reference_of(arch).sizes(arch)
+    with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, sizes))} px"):
+        comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
     origin = {"source": source, "source_sha256": digest}

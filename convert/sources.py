@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from convert import heads, safe_load, unwrap
+from convert.families import reference_of
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
 
@@ -28,10 +29,10 @@ LFS = b"version https://git-lfs"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A ResNet in a file.
+    """A network in a file.
 
     Attributes:
-      state_dict: its tensors under torchvision's names; without `fc.*` if it has no plain head.
+      state_dict: its tensors under the reference's names; without those of the head if that is not one linear layer.
       notices: what was unwrapped, renamed and dropped.
       class_names: names of its outputs, if the file records them.
       metadata: metadata of a `.safetensors` file.
@@ -43,12 +44,13 @@ class Checkpoint:
     metadata: dict[str, str]
 
 
-def read(path: Path, key: str | None = None) -> Checkpoint:
-    """Reads a state_dict without running any code in its file.
+def read(path: Path, key: str | None = None, *, arch: str = "resnet18") -> Checkpoint:
+    """Reads a state_dict of the family of `arch` without running any code in its file.
 
     Args:
       path: an existing file, `.safetensors` or otherwise written by torch.save.
       key: which of several state_dicts to use, see `unwrap.choose`.
+      arch: name of the network.
 
     Raises:
       UserError: the file is damaged, contains no state_dict, or contains several networks.
@@ -62,10 +64,12 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
     else:
         content, metadata = safe_load.load(path), {}
         class_names = unwrap.class_names_in(content)
-    chosen, notices = unwrap.choose(content, key, str(path))
+    reference, architecture = reference_of(arch), ARCHITECTURES[arch]
+    chosen, notices = unwrap.choose(content, reference.dialects(arch), key, str(path), architecture.reference)
     if chosen.naming is None:
         return Checkpoint(chosen.tensors, notices, class_names, metadata)
-    state_dict, more = heads.with_plain_head(*chosen.split(), chosen.naming.prefix)
+    head = architecture.module_path(architecture.head)
+    state_dict, more = heads.with_plain_head(*chosen.split(), chosen.naming.prefix, reference, head)
     return Checkpoint(state_dict, notices + more, class_names, metadata)
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from convert.names import Naming, namings
+from convert.names import Dialect, Naming, namings
 from sft_jax.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
@@ -27,8 +27,8 @@ class Candidate:
     Attributes:
       path: keys of the nested dictionaries that contain them, joined by dots; "" for the top level.
       tensors: all tensors at that path.
-      namings: the naming of each ResNet among them.
-      naming: the naming of this candidate; None if there is no ResNet.
+      namings: the naming of each network of the family among them.
+      naming: the naming of this candidate; None if there is no such network.
     """
 
     path: str
@@ -43,32 +43,36 @@ class Candidate:
         return ".".join(filter(None, (self.path, prefix)))
 
     def split(self) -> tuple[Tensors, Tensors]:
-        """Returns the ResNet's tensors under torchvision's names, and tensors of no ResNet under their own names."""
+        """Returns the network's tensors under the reference's names, and tensors of no network under their own."""
         if self.naming is None:
             return self.tensors, {}
         own, beside = {}, {}
         for name, tensor in self.tensors.items():
-            # A tensor belongs to the ResNet with the longest matching prefix.
+            # A tensor belongs to the network with the longest matching prefix.
             innermost = max(filter(name.startswith, (naming.prefix for naming in self.namings)), key=len, default=None)
             if innermost == self.naming.prefix:
-                own[self.naming.torchvision_name(name)] = tensor
+                own[self.naming.reference_name(name)] = tensor
             elif innermost is None:
                 beside[name] = tensor
         return own, beside
 
 
-def choose(content: Any, key: str | None, source: str) -> tuple[Candidate, list[str]]:
+def choose(
+    content: Any, dialects: Sequence[Dialect], key: str | None, source: str, reference: str
+) -> tuple[Candidate, list[str]]:
     """Chooses the network in a file; also returns notices about where it was.
 
     Args:
       content: the content of the file.
+      dialects: the naming schemes of the wanted family.
       key: `Candidate.key` of the wanted network, or its first components; None to choose automatically.
       source: name of the file in messages.
+      reference: the library whose names are the reference, for messages.
 
     Raises:
       UserError: there is no network, none of this key, or no obvious choice among several.
     """
-    candidates = list(_candidates(content))
+    candidates = list(_candidates(content, dialects))
     if not candidates:
         raise UserError(
             f"{source} contains no state_dict (tensors by name); create one with torch.save(model.state_dict(), FILE)"
@@ -79,7 +83,7 @@ def choose(content: Any, key: str | None, source: str) -> tuple[Candidate, list[
         networks = [candidate for candidate in networks or candidates if f"{candidate.key}.".startswith(f"{key}.")]
         if not networks:
             raise UserError(f"{source} has no weights under {key!r}; use {' or '.join(known) or 'no --key at all'}")
-    # If nothing is a ResNet, the candidate with the most tensors makes for the best error message.
+    # If nothing belongs to the family, the candidate with the most tensors makes for the best error message.
     networks = networks or [max(candidates, key=lambda candidate: len(candidate.tensors))]
     plain = [candidate for candidate in networks if not AVERAGED.search(candidate.key)] or networks
     chosen, *rivals = plain
@@ -88,7 +92,7 @@ def choose(content: Any, key: str | None, source: str) -> tuple[Candidate, list[
     if chosen.key and not all(_same(chosen, rival) for rival in rivals):
         raise UserError(f"{source} contains {len(networks)} networks; choose one with {' or '.join(flags.values())}")
     others = [flags[other.key] for other in networks if other is not chosen and not _same(chosen, other)]
-    return chosen, list(_notices(chosen, others))
+    return chosen, list(_notices(chosen, others, reference))
 
 
 def class_names_in(content: Any) -> tuple[str, ...] | None:
@@ -112,8 +116,8 @@ def _listed(names: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _candidates(content: Any) -> Iterator[Candidate]:
-    """Yields a candidate for each ResNet in each dictionary with tensors, outer dictionaries first."""
+def _candidates(content: Any, dialects: Sequence[Dialect]) -> Iterator[Candidate]:
+    """Yields a candidate for each network in each dictionary with tensors, outer dictionaries first."""
     seen: set[int] = set()
     places: list[tuple[str, Any]] = [("", content)]
     while places:
@@ -126,8 +130,8 @@ def _candidates(content: Any) -> Iterator[Candidate]:
             name: value for name, value in named.items() if torch.is_tensor(value) and not COUNTS.fullmatch(name)
         }
         if tensors:
-            resnets: list[Naming] = namings(tensors)
-            yield from (Candidate(path, tensors, resnets, naming) for naming in (resnets or (None,)))
+            found: list[Naming] = namings(tensors, dialects)
+            yield from (Candidate(path, tensors, found, naming) for naming in (found or (None,)))
         places += [
             (f"{path}.{name}" if path else name, value) for name, value in named.items() if not NO_NETWORK.search(name)
         ]
@@ -148,7 +152,7 @@ def _flag(candidate: Candidate, among: list[Candidate]) -> str:
     return f"--key {candidate.path if alone else candidate.key}"
 
 
-def _notices(chosen: Candidate, others: list[str]) -> Iterator[str]:
+def _notices(chosen: Candidate, others: list[str], reference: str) -> Iterator[str]:
     if chosen.path:
         yield f"using the state_dict under {chosen.path!r}"
     if others:
@@ -159,4 +163,4 @@ def _notices(chosen: Candidate, others: list[str]) -> Iterator[str]:
         where = "every key" if all(name.startswith(chosen.naming.prefix) for name in chosen.tensors) else "its keys"
         yield f"removed the prefix {chosen.naming.prefix!r} from {where}"
     if chosen.naming.dialect.title:
-        yield f"its keys are {chosen.naming.dialect.title}; renamed to torchvision's"
+        yield f"its keys are {chosen.naming.dialect.title}; renamed to {reference}'s"

@@ -111,7 +111,7 @@ KEYS: dict[str, Key] = {
     "model.name": Key(
         "resnet18",
         str,
-        "torchvision's name of the network: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...",
+        "Name of the network, torchvision's or else timm's: `python -m sft_jax.models` lists them.",
     ),
     "model.stem": Key(
         "imagenet",
@@ -122,7 +122,8 @@ KEYS: dict[str, Key] = {
     "init": Key(
         "weights/resnet18.safetensors",
         str,
-        "Initial weights: a converted file (.safetensors), the folder of an earlier run, or scratch for random ones.",
+        "Initial weights: a converted file (.safetensors), the folder of an earlier run, package:NAME for those of an "
+        "installed package (efficientnet-lite0, -lite1, -lite2), or scratch for random ones.",
     ),
     "data.source": Key(
         "tfds:cifar10", str, "The dataset: tfds:NAME, folder:PATH, csv:FILE, digits or digits:FIRST-LAST."

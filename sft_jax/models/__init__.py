@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import resnet
+from sft_jax.models import efficientnet, resnet
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
 __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
 
 # model.name -> architecture.
-ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
+ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES, **efficientnet.ARCHITECTURES}
 
 
 def architecture(name: str) -> Architecture:

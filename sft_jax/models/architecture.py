@@ -8,6 +8,7 @@ nnx's random streams, and so `nnx.Dropout`, are not supported.
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from sft_jax.errors import UserError
 
 # Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
+# The head comes after all stages.
+HEAD_DEPTH: Depth = (sys.maxsize, 0)
 
 
 class Features(NamedTuple):
@@ -75,11 +78,13 @@ class Architecture:
       make: (outputs, *, stem, dtype, axis_name, stochastic_depth, rngs) -> the module.
       head: path of the last layer, e.g. "fc"; its parameters are `kernel` [channels, outputs] and `bias`.
       channels, strides: channels and strides of `Features.maps`.
+      pooled: channels of `Features.pooled`; None for those of the last map.
       locate: (name of a parameter or statistic outside the head) -> its `Depth`, or None if the name is unknown.
       stems: the values of `model.stem`, each with the name and the kernel size of its first convolution.
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
       reference: the library whose parameter names are used.
+      module_path: (path of one of our modules) -> the reference's path of it.
       rules: see `Rule`.
     """
 
@@ -90,11 +95,18 @@ class Architecture:
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     locate: Callable[[str], Depth | None]
+    pooled: int | None = None
     stems: tuple[tuple[str, str, int], ...] = ()
     pretrained: Pretrained = Pretrained()
     reference: str = "torchvision"
+    module_path: Callable[[str], str] = lambda path: path
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
+
+    @property
+    def width(self) -> int:
+        """The number of inputs of the head."""
+        return self.channels[-1] if self.pooled is None else self.pooled
 
     def is_head(self, name: str) -> bool:
         """Returns whether a parameter belongs to the head."""
@@ -108,7 +120,7 @@ class Architecture:
             on the depth.
         """
         if self.is_head(name):
-            return len(self.strides) + 1, 0
+            return HEAD_DEPTH
         depth = self.locate(name)
         if depth is None:
             raise ValueError(f"{self.name} has no rule for the depth of {name!r}: extend `locate` of its family")

@@ -8,6 +8,7 @@ from flax import nnx
 
 from sft_jax import ops
 from sft_jax.ops.conv import Layout
+from sft_jax.ops.norm import EPSILON
 
 # Decay of the running statistics; torch calls it a momentum of 0.1.
 KEEP_STATISTICS = 0.9
@@ -45,12 +46,12 @@ class BatchNorm2d(nnx.Module):
       OneValueError: in training, if x has a single value per channel.
     """
 
-    def __init__(self, channels: int, *, axis_name: str | None = None):
+    def __init__(self, channels: int, *, axis_name: str | None = None, epsilon: float = EPSILON):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
-        self.axis_name = axis_name
+        self.axis_name, self.epsilon = axis_name, epsilon
 
     def __call__(
         self, x: jax.Array, *, train: bool, relu: bool = False, residual: jax.Array | None = None
@@ -61,12 +62,15 @@ class BatchNorm2d(nnx.Module):
             count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             if count == 1:
                 raise OneValueError(f"batch norm in training needs more than one value per channel, got x {x.shape}")
-            y, mean, var = ops.batch_norm(x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name)
+            y, mean, var = ops.batch_norm(
+                x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name, epsilon=self.epsilon
+            )
             unbiased = var * (count / (count - 1))
             self.mean[...] = KEEP_STATISTICS * self.mean[...] + (1 - KEEP_STATISTICS) * mean
             self.var[...] = KEEP_STATISTICS * self.var[...] + (1 - KEEP_STATISTICS) * unbiased
             return y
-        return ops.normalize(x, self.mean[...], self.var[...], scale, bias, residual=residual, relu=relu)
+        mean, var = self.mean[...], self.var[...]
+        return ops.normalize(x, mean, var, scale, bias, residual=residual, relu=relu, epsilon=self.epsilon)
 
 
 class Linear(nnx.Linear):

@@ -15,7 +15,7 @@ from flax import nnx
 from sft_jax import ops
 from sft_jax.models.architecture import Architecture, Features, located_by
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
-from sft_jax.ops.collectives import own_rows
+from sft_jax.models.stochastic_depth import skip_factor
 
 
 class BasicBlock(nnx.Module):
@@ -137,8 +137,7 @@ class ResNet(nnx.Module):
         "cifar3x3" (a 3x3 convolution instead, as is usual on CIFAR).
       dtype: dtype of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
-      stochastic_depth: drop rate of the last block in training; it increases linearly from block to block (Huang et
-        al., 2016, arXiv:1603.09382).
+      stochastic_depth: drop rate of the last block in training; it increases linearly from block to block.
       rngs: `nnx.Rngs(params=seed)` for the initial weights, which have torchvision's distributions.
     """
 
@@ -213,17 +212,9 @@ class ResNet(nnx.Module):
             for index, block in enumerate(row)
         ]
         for position, (name, block) in enumerate(blocks, start=1):
-            x = block(x, train=train, factor=self._skips(key, position, len(blocks), x.shape[2]))
+            rate = self.stochastic_depth * position / len(blocks)
+            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[2], self.axis_name))
             yield name, x
-
-    def _skips(self, key: jax.Array | None, position: int, blocks: int, batch: int) -> jax.Array | None:
-        """Returns the factor [batch] of a block's residual branch: 0 if skipped, otherwise 1 / survival probability."""
-        if key is None or not self.stochastic_depth:
-            return None
-        survival = 1 - self.stochastic_depth * position / blocks
-        own = jax.random.fold_in(key, position)
-        draws = own_rows(lambda total: jax.random.bernoulli(own, survival, (total,)), batch, self.axis_name)
-        return draws.astype(jnp.float32) / survival
 
 
 _locate = located_by(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.depthwise import conv_depthwise
 from sft_jax.ops.im2col import conv_im2col, live_taps
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
@@ -40,7 +41,8 @@ def conv2d(
       padding: zero padding in pixels on each of the four sides. Explicit, because XLA's "SAME" pads even sizes
         asymmetrically, unlike torch.
       groups: number of independent groups of input and output channels.
-      layout: axis order of `x` and of the result. "HWNC" is the fast one on CPUs.
+      layout: axis order of `x` and of the result. On CPUs "HWNC" is the fast one for groups=1, and "NHWC" for depthwise
+        convolutions.
     """
     xla = functools.partial(conv_xla, stride=stride, padding=padding, groups=groups, layout=layout)
     cpu = _cpu_lowering(x, kernel, stride, padding, groups, layout)
@@ -65,6 +67,8 @@ def conv_xla(
 
 def _cpu_lowering(x, kernel, stride, padding, groups, layout):
     """Chooses the CPU lowering for these shapes, None for XLA's. Figures: 2 cores with AVX-512, forward + backward."""
+    if groups == kernel.shape[-1] > 1 and kernel.shape[2] == 1:
+        return functools.partial(_depthwise, stride=stride, padding=padding, layout=layout)
     if groups != 1:
         return None  # not measured
     if layout == "NHWC":
@@ -87,6 +91,10 @@ def _cpu_lowering(x, kernel, stride, padding, groups, layout):
 
 def _im2col(x, kernel, *, stride, padding):
     return conv_im2col(x, kernel, stride, padding)
+
+
+def _depthwise(x, kernel, *, stride, padding, layout):
+    return conv_depthwise(x, kernel, stride, padding, layout)
 
 
 def conv_patch_gradient(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:

@@ -22,6 +22,7 @@ def batch_norm(
     residual: jax.Array | None = None,
     relu: bool = False,
     axis_name: str | None = None,
+    epsilon: float = EPSILON,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises with batch statistics, then optionally adds `residual` and applies ReLU.
 
@@ -35,12 +36,13 @@ def batch_norm(
       relu: whether to apply ReLU.
       axis_name: mapped axis over which the statistics are averaged, so that the step does not depend on the number of
         devices. The shards must have equal size.
+      epsilon: added to the variance.
 
     Returns:
       y of x's shape and dtype; mean and biased variance (divided by the count), [channels] float32. No gradient flows
       through the returned statistics.
     """
-    y, mean, variance = _batch_norm(x, scale, bias, residual, relu, axis_name)
+    y, mean, variance = _batch_norm(x, scale, bias, residual, relu, axis_name, epsilon)
     return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
 
 
@@ -53,37 +55,38 @@ def normalize(
     *,
     residual: jax.Array | None = None,
     relu: bool = False,
+    epsilon: float = EPSILON,
 ) -> jax.Array:
     """Applies `batch_norm` with given statistics [channels], as in evaluation. Returns y of x's shape and dtype."""
-    factor = scale * _inverse_deviation(variance)
+    factor = scale * _inverse_deviation(variance, epsilon)
     y = _affine(x, factor, bias - mean * factor)
     if residual is not None:
         y = y + residual
     return jax.nn.relu(y) if relu else y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _batch_norm(x, scale, bias, residual, relu, axis_name):
-    return _forward(x, scale, bias, residual, relu, axis_name)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _batch_norm(x, scale, bias, residual, relu, axis_name, epsilon):
+    return _forward(x, scale, bias, residual, relu, axis_name, epsilon)[0]
 
 
-def _forward(x, scale, bias, residual, relu, axis_name):
+def _forward(x, scale, bias, residual, relu, axis_name, epsilon):
     wide = x.astype(scale.dtype)
     mean = _mean(wide, axis_name)
     # Two passes, as in torch: E[x^2] - E[x]^2 cancels catastrophically if the mean is large.
     variance = _mean(jnp.square(wide - _channels(mean, x)), axis_name)
-    y = normalize(x, mean, variance, scale, bias, residual=residual, relu=relu)
+    y = normalize(x, mean, variance, scale, bias, residual=residual, relu=relu, epsilon=epsilon)
     return (y, mean, variance), (x, scale, mean, variance, y if relu else None, residual is not None)
 
 
-def _backward(relu, axis_name, saved, cotangents):
+def _backward(relu, axis_name, epsilon, saved, cotangents):
     x, scale, mean, variance, y, has_residual = saved
     dy = cotangents[0]
     if relu:
         dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
     wide, wide_dy = x.astype(scale.dtype), dy.astype(scale.dtype)
     axes = tuple(range(x.ndim - 1))
-    inverse = _inverse_deviation(variance)
+    inverse = _inverse_deviation(variance, epsilon)
     centred = wide - _channels(mean, x)
     d_bias = wide_dy.sum(axes)
     d_scale = (wide_dy * centred).sum(axes) * inverse
@@ -102,8 +105,8 @@ def _mean(x, axis_name):
     return all_mean(x.mean(tuple(range(x.ndim - 1))), axis_name)
 
 
-def _inverse_deviation(variance):
-    return lax.rsqrt(variance + jnp.asarray(EPSILON, variance.dtype))
+def _inverse_deviation(variance, epsilon):
+    return lax.rsqrt(variance + jnp.asarray(epsilon, variance.dtype))
 
 
 def _affine(x, factor, offset):

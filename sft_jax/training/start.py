@@ -16,6 +16,7 @@ from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
 from sft_jax.models import Network, initial_arrays
+from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run, load_run_weights
@@ -57,22 +58,29 @@ def earlier(run: Run) -> Earlier:
 
 
 def load_init(config: ConfigDict) -> Weights | None:
-    """Loads the weights that `config.init` names: a converted file or a run's best checkpoint; None for scratch."""
+    """Loads the weights that `config.init` names; None for scratch.
+
+    They are a converted file, a run's best checkpoint, or those of an installed package.
+    """
     if config.init == "scratch":
         return None
-    path = Path(config.init)
-    if not path.suffix and not path.exists():
-        raise UserError(
-            f"init={config.init}: there is no such run; train it first, with --workdir {path} "
-            f"(configs/digits.py needs: python -m sft_jax.main --config configs/digits.py:source)"
-        )
-    weights = load_run_weights(path) if path.is_dir() else load_weights(path)
+    weights = load_packaged(config.init) if config.init.startswith(PREFIX) else _load_path(config.init)
     if weights.arch != config.model.name:
         raise UserError(
             f"init={config.init} contains a {weights.arch}, but model.name={config.model.name}; "
             f"use --config.model.name={weights.arch}"
         )
     return weights
+
+
+def _load_path(init: str) -> Weights:
+    path = Path(init)
+    if not path.suffix and not path.exists():
+        raise UserError(
+            f"init={init}: there is no such run; train it first, with --workdir {path} "
+            f"(configs/digits.py needs: python -m sft_jax.main --config configs/digits.py:source)"
+        )
+    return load_run_weights(path) if path.is_dir() else load_weights(path)
 
 
 def read_dataset(

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from checkpoints import CLASSES, SAME, body, floats, with_prefix
 
-from convert import families, keys, parity, resnet_to_flax, safe_load, sources
+from convert import families, keys, parity, reference, resnet_to_flax, safe_load, sources
 from convert.fit import Fit, fit
 from sft_jax.errors import UserError
 from sft_jax.models.weights import load_weights
@@ -298,7 +298,7 @@ def test_the_whole_command_on_what_has_another_form(tmp_path, state_dict, name, 
     """The certificate compares the same function; a file without head can be fine-tuned but not predict."""
     import sft_jax
 
-    monkeypatch.setattr(parity, "SIZES", (32,))
+    monkeypatch.setattr(reference, "SIZES", (32,))
     content = {"gray": {**state_dict, "conv1.weight": state_dict["conv1.weight"][:, :1]}, "no head": body(state_dict)}
     torch.save(content[name], tmp_path / "w.pth")
     resnet_to_flax.convert("resnet18", tmp_path / "w.pth", "", tmp_path / "w.safetensors")

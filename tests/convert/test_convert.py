@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from convert import families, flax_to_resnet, keys, parity, resnet_to_flax, sources
+from convert import families, flax_to_resnet, keys, reference, resnet_to_flax, sources
 from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
@@ -38,7 +38,7 @@ def state_dict() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def one_size(monkeypatch):
     """Compares the networks at one small size only, because each size costs a compilation."""
-    monkeypatch.setattr(parity, "SIZES", (32,))
+    monkeypatch.setattr(reference, "SIZES", (32,))
 
 
 def refused(file: Path, arch: str = "resnet18") -> str:

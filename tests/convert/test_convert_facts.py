@@ -9,7 +9,7 @@ import safetensors
 import torch
 import torchvision
 
-from convert import classes, facts, flax_to_onnx, flax_to_resnet, parity, resnet_to_flax, trained, unwrap
+from convert import classes, facts, flax_to_onnx, flax_to_resnet, reference, resnet_to_flax, trained, unwrap
 from convert.fit import Fit
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
@@ -157,7 +157,7 @@ def pets(tmp_path_factory):
     labels = {name: label for label, name in reversed(list(enumerate(NAMES)))}
     torch.save({"model": checkpoints.trained(), "class_to_idx": labels}, folder / "pets.pth")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(parity, "SIZES", (32,))
+        patched.setattr(reference, "SIZES", (32,))
         resnet_to_flax.convert("resnet18", folder / "pets.pth", "", folder / "pets.safetensors", std="0.5")
     return folder / "pets.safetensors"
 
@@ -179,7 +179,7 @@ def test_a_converted_file_predicts_with_its_names(pets):
 
 
 def test_they_travel_to_torch_and_back(pets, tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "SIZES", (32,))
+    monkeypatch.setattr(reference, "SIZES", (32,))
     flax_to_resnet.convert(None, pets, tmp_path / "torch.safetensors")
     with safetensors.safe_open(tmp_path / "torch.safetensors", framework="pt") as file:
         metadata = file.metadata()

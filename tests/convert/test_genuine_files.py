@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from convert import families, keys, parity, resnet_to_flax, sources
+from convert import families, keys, reference, resnet_to_flax, sources
 from convert.fit import fit
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.weights import load_weights
@@ -41,7 +41,7 @@ def published(contents, monkeypatch, tmp_path):
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value
     monkeypatch.setattr(weights, "url", f"https://download.pytorch.org/models/{name}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(parity, "SIZES", (32,))
+    monkeypatch.setattr(reference, "SIZES", (32,))
     return tmp_path / "home" / "hub" / "checkpoints" / name
 
 

@@ -13,7 +13,7 @@ from jax import lax
 
 from sft_jax import ops
 from sft_jax.models.layers import BatchNorm2d
-from sft_jax.ops import conv
+from sft_jax.ops import conv, depthwise
 from sft_jax.ops.conv import conv_patch_gradient
 from sft_jax.ops.im2col import conv_im2col, live_taps
 from sft_jax.ops.winograd import conv_winograd
@@ -141,6 +141,38 @@ def test_patch_gradient(height, width, taps, inputs, window):
     check_conv(convolve, (height, width), (taps, taps, inputs, 4), layout="NHWC", **window)
 
 
+@few(max_examples=8)
+@given(
+    st.tuples(sides, sides),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    windows,
+    st.sampled_from(sorted(depthwise.AXES)),
+)
+def test_depthwise(image, kernel, window, layout):
+    """Images may be smaller than the kernel, so that no window lies inside."""
+    for size, taps in zip(image, kernel, strict=True):
+        assume(size + 2 * window["padding"] >= taps)
+    convolve = functools.partial(conv._depthwise, layout=layout, **window)
+    check_conv(convolve, image, (*kernel, 1, 4), layout=layout, groups=4, **window)
+
+
+@pytest.mark.parametrize("layout", depthwise.AXES)
+def test_depthwise_gradients_take_some_images_and_columns_at_a_time(monkeypatch, layout):
+    monkeypatch.setattr(depthwise, "BLOCK_BYTES", 1500)
+    monkeypatch.setattr(depthwise, "COLUMNS", 2)
+    convolve = functools.partial(conv._depthwise, stride=2, padding=2, layout=layout)
+    check_conv(convolve, (7, 9), (5, 5, 1, 4), batch=6, layout=layout, stride=2, padding=2, groups=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("side", "taps", "stride"), [(9, 3, 1), (8, 3, 2), (7, 5, 2), (2, 7, 1)])
+def test_conv2d_of_one_group_a_channel(side, taps, stride, dtype):
+    window = {"stride": stride, "padding": taps // 2, "groups": 32}
+    for layout in depthwise.AXES:
+        convolve = functools.partial(ops.conv2d, layout=layout, **window)
+        check_conv(convolve, (side, side), (taps, taps, 1, 32), dtype, batch=5, layout=layout, **window)
+
+
 # The layers of residual networks, each also at the size where its lowering changes: image, kernel, window.
 LAYERS = {
     "stem": (33, (7, 7, 3, 64), {"stride": 2, "padding": 3, "layout": "NHWC"}),
@@ -159,6 +191,7 @@ LAYERS = {
     "shortcut": (7, (1, 1, 64, 128), {"stride": 2}),
     "bottleneck": (4, (1, 1, 128, 32), {}),
     "groups": (5, (3, 3, 4, 64), {"stride": 2, "padding": 1, "groups": 16}),
+    "depthwise": (5, (3, 3, 1, 16), {"stride": 2, "padding": 1, "groups": 16}),
     "taps apart": (1, (3, 3, 4, 4), {"stride": 2, "padding": 2}),
     "odd channels": (6, (3, 3, 7, 13), {"padding": 1}),
 }
@@ -198,11 +231,19 @@ def test_a_cpu_computes_small_convolutions_as_matrix_products(layer):
     assert "stablehlo.convolution" in program("NHWC")
 
 
-@pytest.mark.parametrize("layer", ["layer2", "stride"])
+def test_only_a_cpu_computes_depthwise_convolutions_as_sums():
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
+    program = jax.jit(functools.partial(ops.conv2d, padding=1, groups=16))
+    assert "stablehlo.convolution" not in program.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.convolution" in program.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("layer", ["layer2", "stride", "depthwise"])
 def test_conv2d_under_vmap_and_scan(layer):
     side, shape, window = LAYERS[layer]
     generator = np.random.default_rng(0)
-    x = jnp.asarray(generator.standard_normal((side, side, 2, shape[2])), jnp.float32)
+    channels = shape[2] * window.get("groups", 1)
+    x = jnp.asarray(generator.standard_normal((side, side, 2, channels)), jnp.float32)
     kernels = jnp.asarray(generator.standard_normal((3, *shape)), jnp.float32)
 
     def loss(x, kernel):

