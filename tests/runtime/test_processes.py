@@ -76,21 +76,21 @@ def test_the_first_one_speaks(pair, whole):
     assert "</html>" in (pair.place / "whole" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("lost", "left"), [("first", 1), ("second", 0)])
-@counts(kills=1)
-def test_one_is_killed(pair, whole, lost, left):
-    name = f"{lost}_killed"
-    start = time.monotonic()
-    ends = pair.run(name, **{lost: "training:4:0:SIGKILL"})
-    assert time.monotonic() - start < 60
-    assert ends[1 - left][0] == -9
-    code, _, error = ends[left]
-    assert code == 1
-    assert _LOST in error
-    assert "Traceback" not in error
-    assert [code for code, _, _ in pair.run(name, "--resume")] == [0, 0]
-    assert_same_run(pair.place / name, pair.place / "whole")
-    assert results_of(pair.place / name) == results_of(pair.place / "whole")
+@counts(kills=2)
+def test_one_is_killed(pair, whole):
+    """First the one, then the other as both go on."""
+    for lost, left, flags in (("first", 1, []), ("second", 0, ["--resume"])):
+        start = time.monotonic()
+        ends = pair.run("killed", *flags, **{lost: "training:2:0:SIGKILL"})
+        assert time.monotonic() - start < 60
+        assert ends[1 - left][0] == -9
+        code, _, error = ends[left]
+        assert code == 1
+        assert _LOST in error
+        assert "Traceback" not in error
+    assert [code for code, _, _ in pair.run("killed", "--resume")] == [0, 0]
+    assert_same_run(pair.place / "killed", pair.place / "whole")
+    assert results_of(pair.place / "killed") == results_of(pair.place / "whole")
 
 
 @pytest.mark.slow
