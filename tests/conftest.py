@@ -11,6 +11,8 @@ from children import CACHE, xla_flags
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before torch is imported: its threads spin while they wait for a core that another process of the tests uses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reads or leaves anything in the user's cache folder.
 os.environ["SFT_JAX_CACHE"] = "0"
 
@@ -20,6 +22,35 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# What takes longest begins first, so that no worker of pytest-xdist is left with it at the end.
+LONGEST = (
+    "test_processes.py",
+    "test_ops.py",
+    "test_methods.py",
+    "test_installed.py",
+    "test_convert.py",
+    "test_efficientnet.py",
+    "test_benchmark.py",
+    "test_train.py",
+    "test_lr_find.py",
+    "test_search.py",
+    "test_search_at_once.py",
+    "test_kill.py",
+    "test_evaluate_others.py",
+    "test_devices.py",
+)
+
+
+def pytest_configure(config):
+    """Keeps the order of the files where whole files are handed to the workers of pytest-xdist."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the tests by file, see `LONGEST`."""
+    place = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,8 +86,8 @@ def whole(tmp_path_factory, compiled_once, tiny):
 
 # Linux ends a process at 65,530 memory mappings; every program that a process holds takes some dozens.
 MAPPINGS = 25_000
-# Programs that are held take some MiB each: two workers of pytest-xdist are to stay below 4 GiB and something.
-MEMORY = 2 << 30
+# Above it programs are dropped. What the tests import takes 1,150 MiB, half of it torch with CUDA.
+MEMORY = 1_500 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
