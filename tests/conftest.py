@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from children import CACHE, xla_flags
+
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Nearly all time goes into compiling: with LLVM's -O1 a third less of it, for programs as fast and as exact.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before torch is imported: its threads spin while they wait for a core that another process of the tests uses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reads or leaves anything in the user's cache folder.
 os.environ["SFT_JAX_CACHE"] = "0"
 
@@ -21,16 +23,44 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# What takes longest begins first, so that no worker of pytest-xdist is left with it at the end.
+LONGEST = (
+    "test_processes.py",
+    "test_ops.py",
+    "test_methods.py",
+    "test_installed.py",
+    "test_convert.py",
+    "test_efficientnet.py",
+    "test_benchmark.py",
+    "test_train.py",
+    "test_lr_find.py",
+    "test_search.py",
+    "test_search_at_once.py",
+    "test_kill.py",
+    "test_evaluate_others.py",
+    "test_devices.py",
+)
+
+
+def pytest_configure(config):
+    """Keeps the order of the files where whole files are handed to the workers of pytest-xdist."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the tests by file, see `LONGEST`."""
+    place = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Shares compiled programs between runs, also across the workers of pytest-xdist."""
+    """Shares compiled programs between runs, also across the workers of pytest-xdist and the processes of tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
-    # With a bound the cache is locked while it is read or written, which processes that share it need.
-    jax.config.update("jax_compilation_cache_max_size", 8 << 30)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,8 +86,8 @@ def whole(tmp_path_factory, compiled_once, tiny):
 
 # Linux ends a process at 65,530 memory mappings; every program that a process holds takes some dozens.
 MAPPINGS = 25_000
-# Programs that are held take some MiB each: two workers of pytest-xdist are to stay below 4 GiB and something.
-MEMORY = 2 << 30
+# Above it programs are dropped. What the tests import takes 1,150 MiB, half of it torch with CUDA.
+MEMORY = 1_500 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,11 +1,11 @@
 """Runs training processes that tests kill at any moment."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from children import environment
 from tiny_runs import TINY
 
 from sft_jax.run.folder import Run
@@ -23,8 +23,8 @@ class Program:
         recipe, settings = place / "recipe.py", SETTINGS | {"epochs": epochs}
         recipe.write_text(f"from sft_jax.config import complete\ndef get_config(arg=''): return complete({settings})\n")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = os.environ | {"XLA_FLAGS": "", "SFT_JAX_CACHE": str(place / "cache")}
-        self._server = subprocess.Popen([sys.executable, str(PROGRAM)], env=environment, **pipes)
+        changed = environment(SFT_JAX_CACHE=str(place / "cache"))
+        self._server = subprocess.Popen([sys.executable, str(PROGRAM)], env=changed, **pipes)
 
     def __enter__(self):
         return self

@@ -12,6 +12,7 @@ from made_run import NAMES, make_run
 from prepared_sets import Pictures
 
 import sft_jax
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import run_command
 from sft_jax.evaluate import main
 from sft_jax.inference.scoring import file_name
@@ -25,7 +26,9 @@ SIZE = 16
 def trained(tmp_path_factory):
     """A run with six classes, and the same network in a file."""
     root = tmp_path_factory.mktemp("trained")
-    run = make_run(root / "run", data__source="folder:flowers")
+    # Without a record the file's images would be those of ImageNet, of 224 px.
+    preprocess = Preprocess(SIZE, "crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    run = make_run(root / "run", data__source="folder:flowers", preprocess=preprocess)
     save_weights(root / "tiny.safetensors", load_run_weights(run.folder))
     return run
 

@@ -103,6 +103,6 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    for name in ("sft_jax.training.compare", "sklearn.datasets", "tensorboardX.event_file_writer"):
+    for name in ("sft_jax.training.compare", "sklearn.datasets"):
         importlib.import_module(name)  # the program imports them late
     serve()

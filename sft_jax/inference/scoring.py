@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.data.images.named import decoded
@@ -47,7 +46,7 @@ def score(
         for mirrored in (False, True)[: 1 + flips]:
             mean = np.mean(logits[: 1 + mirrored], axis=0)
             arguments = (mean, labels, np.ones(len(labels), bool))
-            sums = jax.device_get(eval_sums(*map(jnp.asarray, arguments)))
+            sums = jax.device_get(jax.jit(eval_sums)(*arguments))
             sums = sums._replace(loss=sums.loss.astype(np.float64), calibration=sums.calibration.astype(np.float64))
             totals[mirrored] = jax.tree.map(np.add, totals[mirrored], sums) if mirrored in totals else sums
         done += len(labels)

@@ -102,15 +102,15 @@ def initial_arrays(build: Callable[[nnx.Rngs], nnx.Module], seed: int, prefix: s
     """
 
     @jax.jit
-    def draw() -> tuple[Arrays, Arrays]:
-        _, params, batch_stats = nnx.split(build(nnx.Rngs(params=seed)), nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    def draw(key: jax.Array) -> tuple[Arrays, Arrays]:
+        _, params, batch_stats = nnx.split(build(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)  # type: ignore[misc]
         wanted, statistics = (
             {key: leaf for key, leaf in _flatten(part).items() if key.startswith(prefix)}
             for part in (params, batch_stats)
         )
         return wanted, statistics
 
-    return draw()
+    return draw(jax.random.key(seed))  # an argument, so that the cached program is that of any seed
 
 
 def _dotted(path: tuple) -> str:

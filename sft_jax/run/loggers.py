@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from sft_jax.config import flatten
 from sft_jax.errors import UserError, reason
+from sft_jax.run.event_file import EventFile
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.runtime import processes
@@ -50,7 +50,7 @@ class TensorBoard:
         self._folder.mkdir(exist_ok=True)
         for stale in self._folder.glob("events.out.tfevents.*"):
             stale.unlink()
-        self._writer: Any = None
+        self._file: EventFile | None = None
         self.known = 0
         self._step = 0
 
@@ -65,21 +65,12 @@ class TensorBoard:
 
     def close(self, done: bool) -> None:
         """See `Logger`."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
     def _add(self, values: Row) -> None:
-        # Imported at the first point, because tensorboardX imports torch if installed, which takes seconds. Its
-        # SummaryWriter writes in a thread, which hides errors and whose flush does not wait.
-        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
-        from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
-        from tensorboardX.summary import scalar  # type: ignore[import-untyped]
-
-        if self._writer is None:
-            self._writer = EventsWriter(str(self._folder / "events"))
-        for name, value in _numbers(values).items():
-            self._writer.write_event(Event(wall_time=time.time(), step=self._step, summary=scalar(_tag(name), value)))
-        self._writer.flush()
+        self._file = self._file or EventFile(self._folder)
+        self._file.scalars(self._step, {_tag(name): value for name, value in _numbers(values).items()})
 
 
 class WandB:

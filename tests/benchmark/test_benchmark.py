@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from children import environment
 
 from sft_jax.benchmark.__main__ import figures, parse, timings
 from sft_jax.benchmark.turns import Side
@@ -16,10 +17,9 @@ ALLOCATOR = ("", "_allocator") if sys.platform.startswith("linux") else ("",)
 
 def test_all_sides_take_part():
     flags = ["--batch", "4", "--rounds", "1", "--json"]
-    environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-m", "sft_jax.benchmark", *flags],
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -77,8 +77,8 @@ def test_a_side_that_dies_is_named(capfd):
 @pytest.mark.parametrize(("switch", "expected"), [("0", "False"), ("1", "True")])
 def test_the_allocator_has_a_switch(switch, expected):
     script = "from sft_jax.runtime.allocator import keep_freed_memory; print(keep_freed_memory())"
-    environment = os.environ | {"SFT_JAX_MALLOPT": switch}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    changed = os.environ | {"SFT_JAX_MALLOPT": switch}
+    done = subprocess.run([sys.executable, "-c", script], env=changed, capture_output=True, text=True, check=True)
     if not sys.platform.startswith("linux"):
         expected = "False"
     assert done.stdout.strip() == expected

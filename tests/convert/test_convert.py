@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from children import environment
 
 from convert import families, flax_to_resnet, keys, reference, resnet_to_flax, sources
 from sft_jax.config import complete
@@ -61,7 +62,7 @@ def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
     torch.save(state_dict, tmp_path / "mine.pth")
     script = pytestconfig.rootpath / "convert" / "resnet_to_flax.py"
     command = [sys.executable, str(script), "--state-dict", "mine.pth", "--output", "new/mine.safetensors"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "layer4.1" in done.stdout
     output = tmp_path / "new" / "mine.safetensors"

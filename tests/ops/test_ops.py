@@ -104,9 +104,20 @@ def test_winograd(height, width, inputs, outputs, batch):
     check_conv(conv_winograd, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
 
 
-@few(max_examples=15)
-@given(st.integers(1, 17), st.integers(1, 17), channels, channels, st.integers(1, 3))
+shapes = given(st.integers(1, 17), st.integers(1, 17), channels, channels, st.integers(1, 3))
+
+
+@few(max_examples=4)
+@shapes
 def test_winograd_tiles(height, width, inputs, outputs, batch):
+    check_conv(conv_winograd_tiles, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
+
+
+@pytest.mark.slow
+@few(max_examples=30)
+@shapes
+def test_winograd_tiles_of_many_shapes(height, width, inputs, outputs, batch):
+    """Two seconds for each shape, which is a program of its own."""
     check_conv(conv_winograd_tiles, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from children import environment
 from counted import counts
 
 from sft_jax.errors import UserError
@@ -174,7 +175,7 @@ checkpoints.save("latest", 3, {"a": np.full(99, 3, np.float32)}, {})
 )
 def test_killed_in_a_save(tmp_path, event, part, step):
     command = [sys.executable, "-c", KILLED, str(tmp_path), event, part]
-    killed = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, check=False)
+    killed = subprocess.run(command, env=environment(), check=False)
     assert killed.returncode == -signal.SIGKILL
     left = folders(tmp_path)
     assert left == ["1", "2", "3" if step == 3 else "3.orbax-checkpoint-tmp"]

@@ -1,11 +1,13 @@
 """Tests that loggers contain every epoch exactly once, and cannot fail a run."""
 
 import json
+import struct
 import sys
 import types
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from sft_jax.errors import UserError
 from sft_jax.run.loggers import IDS_FILE, Logs
@@ -25,13 +27,16 @@ def begin(logs, folder, rows=(), said=None):
 
 
 def points(folder):
-    """Returns (tag, step, value) of the event files, whose records are length, its checksum, event, its checksum."""
+    """Returns (tag, step, value) of the event files, as tensorboardX reads them."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
-            length = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + length])
+            length, of_length = struct.unpack("<QI", data[:12])
+            content, of_content = struct.unpack(f"<{length}sI", data[12 : 16 + length])
+            assert (of_length, of_content) == (masked_crc32c(data[:8]), masked_crc32c(content))
+            event = Event.FromString(content)
+            assert event.file_version == ("" if event.HasField("summary") else "brain.Event:2")
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
             data = data[16 + length :]
     return found

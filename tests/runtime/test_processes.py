@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from children import xla_flags
 from counted import counts
 from killed_runs import Program, results_of
 from tiny_runs import assert_same_run
@@ -61,7 +62,7 @@ def whole(pair):
 def test_two_are_one(pair, whole):
     """They are bit-identical to one process with as many devices; test_devices.py compares these with one device."""
     program = pair.programs[0]
-    program.start("alone", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    program.start("alone", XLA_FLAGS=xla_flags(devices=2))
     code, _, error = program.finish()
     assert code == 0, error
     assert_same_run(pair.place / "alone", pair.place / "whole")
@@ -75,21 +76,21 @@ def test_the_first_one_speaks(pair, whole):
     assert "</html>" in (pair.place / "whole" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("lost", "left"), [("first", 1), ("second", 0)])
-@counts(kills=1)
-def test_one_is_killed(pair, whole, lost, left):
-    name = f"{lost}_killed"
-    start = time.monotonic()
-    ends = pair.run(name, **{lost: "training:4:0:SIGKILL"})
-    assert time.monotonic() - start < 60
-    assert ends[1 - left][0] == -9
-    code, _, error = ends[left]
-    assert code == 1
-    assert _LOST in error
-    assert "Traceback" not in error
-    assert [code for code, _, _ in pair.run(name, "--resume")] == [0, 0]
-    assert_same_run(pair.place / name, pair.place / "whole")
-    assert results_of(pair.place / name) == results_of(pair.place / "whole")
+@counts(kills=2)
+def test_one_is_killed(pair, whole):
+    """First the one, then the other as both go on."""
+    for lost, left, flags in (("first", 1, []), ("second", 0, ["--resume"])):
+        start = time.monotonic()
+        ends = pair.run("killed", *flags, **{lost: "training:2:0:SIGKILL"})
+        assert time.monotonic() - start < 60
+        assert ends[1 - left][0] == -9
+        code, _, error = ends[left]
+        assert code == 1
+        assert _LOST in error
+        assert "Traceback" not in error
+    assert [code for code, _, _ in pair.run("killed", "--resume")] == [0, 0]
+    assert_same_run(pair.place / "killed", pair.place / "whole")
+    assert results_of(pair.place / "killed") == results_of(pair.place / "whole")
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_one_is_asked_to_stop(pair, whole):
     for code, _, error in ends:
         assert code == 4
         assert "stopped by SIGTERM after step" in error
-    assert pair.programs[0].run("stopped", "--resume", XLA_FLAGS="--xla_force_host_platform_device_count=2") == (0, "")
+    assert pair.programs[0].run("stopped", "--resume", XLA_FLAGS=xla_flags(devices=2)) == (0, "")
     assert_same_run(pair.place / "stopped", pair.place / "whole")
 
 

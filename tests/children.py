@@ -1,0 +1,23 @@
+"""The environment of processes that tests start: they compile as fast as the tests do, and share their programs."""
+
+import os
+
+# Nearly all time goes into compiling: with LLVM's -O1 a third less of it, for programs as fast and as exact.
+COMPILE_FAST = "--xla_backend_optimization_level=1"
+# How jax caches programs. With a bound on its size the cache is locked while it is read or written, which processes
+# that share it need.
+CACHE = {"jax_compilation_cache_max_size": 8 << 30, "jax_persistent_cache_min_compile_time_secs": 0.2}
+
+
+def xla_flags(devices: int) -> str:
+    """Returns XLA_FLAGS for a number of CPU devices."""
+    return f"{COMPILE_FAST} --xla_force_host_platform_device_count={devices}"
+
+
+def environment(*, devices: int = 1, **changes: str) -> dict[str, str]:
+    """Returns the environment of a process with a number of CPU devices, and with `changes`."""
+    import jax  # conftest.py imports this module before JAX_PLATFORMS is set
+
+    cache = CACHE | {"jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir}
+    settings = {name.upper(): str(value) for name, value in cache.items()}
+    return os.environ | settings | {"XLA_FLAGS": xla_flags(devices)} | changes
