@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, located_by
+from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
 from sft_jax.models.stochastic_depth import skip_factor
 
@@ -236,6 +236,8 @@ def architecture(name: str, variant: Variant) -> Architecture:
         strides=(4, 8, 16, 32),  # for the stem "imagenet"
         locate=_locate,
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
+        # The only one whose first weights were trained by torchvision's newer recipe.
+        pretrained=Pretrained(resize=232) if name == "resnext101_64x4d" else Pretrained(),
     )
 
 
