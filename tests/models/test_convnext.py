@@ -89,7 +89,7 @@ def test_every_stage_agrees_with_torch(name):
     for size in (32, 69):
         comparison = parity.compare(module, ours, arrays, size, images=2)
         assert comparison.relative < 1e-5
-        assert max(comparison.stages.values()) < 1e-5
+        assert max(comparison.stages.values()) < 5e-5  # activations reach about 10
         assert len(comparison.stages) == 1 + 3 + sum(TINY[name].blocks)
 
 
