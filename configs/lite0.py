@@ -28,7 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batch_size = 25
         config.epochs = 20
         config.optimizer.learning_rate = 0.03
-        config.compare_with_scratch = True
     else:
         config.data.source = "tfds:cifar10"
         config.data.size = 128
