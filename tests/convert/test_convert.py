@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from children import environment
@@ -144,10 +145,24 @@ def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
     assert ("model.conv1.stride" in said) == (stem == "cifar")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_network_has_torchvisions_keys_and_shapes(arch):
+def _reference(arch):
     with torch.device("meta"):
-        module = torchvision.models.get_model(arch, weights=None, num_classes=CLASSES)
+        if ARCHITECTURES[arch].reference == "torchvision":
+            return torchvision.models.get_model(arch, weights=None, num_classes=CLASSES)
+        pool = {"global_pool": "avg"} if arch.endswith("_avg") else {}
+        return timm.create_model(arch.removesuffix("_avg"), num_classes=CLASSES, **pool)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if known.family != "resnet" else [])
+        for name, known in ARCHITECTURES.items()
+        if name != "tiny"
+    ],
+)
+def test_every_network_has_the_reference_s_keys_and_shapes(arch):
+    module = _reference(arch)
     shapes = {key: list(t.shape) for key, t in module.state_dict().items() if not key.endswith("tracked")}
     network = families.flax_network(arch, CLASSES)
     ours = {

@@ -15,10 +15,11 @@ import torchvision
 
 from convert import families, keys, reference, resnet_to_flax, sources
 from convert.fit import fit
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import ARCHITECTURES, resnet
 from sft_jax.models.weights import load_weights
 
-ARCHS = [name for name in ARCHITECTURES if name != "tiny"]
+# Every ResNet, and one network of each other family of torchvision's that is small enough.
+ARCHS = [*resnet.ARCHITECTURES, "efficientnet_b0", "convnext_tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +118,8 @@ def test_every_network_is_read_from_one(tmp_path, arch, zipped):
     numbers = {key: torch.full((), 1 + index / 1000) for index, key in enumerate(shapes)}
     tensors = {key: numbers[key].expand(tensor.shape) for key, tensor in shapes.items()}
     torch.save(checkpoints.genuine(tensors), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    found = fit(sources.read(tmp_path / "w.pth").state_dict, arch, "w.pth")
+    found = fit(sources.read(tmp_path / "w.pth", arch=arch).state_dict, arch, "w.pth")
     assert (found.classes, found.counters, found.notices) == (1000, {}, [])
     assert found.arrays.keys() == (found.network.params | found.network.batch_stats).keys()
     for key, array in found.arrays.items():
-        assert array.min() == array.max() == np.float32(numbers[keys.torch_key(key, ARCHITECTURES["resnet18"])])
+        assert array.min() == array.max() == np.float32(numbers[keys.torch_key(key, ARCHITECTURES[arch])])
