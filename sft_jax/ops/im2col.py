@@ -134,6 +134,7 @@ def conv_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> 
         for row in rows
         for column in columns
     ]
-    patches = jnp.concatenate(views, -1).reshape(len(x) * height * width, -1)
     weights = _crop(kernel, size, stride, padding).reshape(-1, kernel.shape[-1])
-    return (patches @ weights).reshape(len(x), height, width, -1)
+    batch = x.shape[0]  # not len(x): an exported program's is symbolic
+    patches = jnp.concatenate(views, -1).reshape(batch * height * width, len(weights))
+    return (patches @ weights).reshape(batch, height, width, kernel.shape[-1])

@@ -265,6 +265,7 @@ def converted(known, tmp_path_factory):
 CHANGES = {"model__name": V1, "data__size": 32, "optimizer__learning_rate": 0.05}
 
 
+@pytest.mark.slow
 def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
     state_dict, path = converted
     flax_to_resnet.convert(None, path, tmp_path / "same.pth")
@@ -286,6 +287,7 @@ def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_never_stopped(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     changes = CHANGES | {"init": str(converted[1]), "regularization__stochastic_depth": 0.2}

@@ -33,6 +33,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         load_packaged("package:some")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_reported_and_nothing_is_kept(monkeypatch, tmp_path, cache):
     (tmp_path / "damaged_weights").mkdir()
     (tmp_path / "damaged_weights" / "__init__.py").touch()

@@ -10,6 +10,7 @@ import pytest
 from tiny_runs import builder
 
 from sft_jax.models import Network, initial_arrays
+from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.losses import cross_entropy
@@ -191,8 +192,10 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
     assert len(kinds) == 4, "two blocks, each there or not"
     assert np.ptp(whole, axis=0).max() < 1e-4
     survivals = [1 - 0.5 * position / 4 for position in (1, 2, 3, 4)]
-    bound = network.bind(*weights())
-    factors = np.stack([np.asarray(bound._skips(jax.random.key(0), position, 4, 4000)) for position in (1, 2, 3, 4)])
+    rates = [1 - survival for survival in survivals]
+    factors = np.stack(
+        [np.asarray(skip_factor(jax.random.key(0), rate, at, 4000, None)) for at, rate in enumerate(rates, start=1)]
+    )
     np.testing.assert_allclose((factors > 0).mean(1), survivals, atol=0.03)
     np.testing.assert_allclose(factors.mean(1), 1, atol=0.06)
 
