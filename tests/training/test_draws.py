@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sft_jax.data.augment import augment
 from sft_jax.data.loader import Chunk
 from sft_jax.data.mixup import mix
+from sft_jax.models.resnet import BasicBlock, ResNet, Variant
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.training.experiment import TRAINING
 from sft_jax.training.features import pick_view
@@ -83,6 +85,7 @@ def test_no_two_purposes_share_a_key(used):
         augment(IMAGES, own, 0, 2, size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)
         batch = {"image": IMAGES.astype(np.float32), "label": LABELS}
         mix(batch, mixture, targets=("label",), mixup=1.0, cutmix=1.0)
+        ResNet(Variant(BasicBlock, (1, 1, 1, 1)), 2, rngs=nnx.Rngs(params=0))
         for position in (1, 2, 3, 4):
             skip_factor(skips, 0.5 * position / 4, position, 2, None)
     assert len(used) > 3 * (2 + 5 + 4), "and the weights of the network"
