@@ -26,7 +26,7 @@ import torchvision
 
 from convert import keys
 from convert.names import PREFIX, Dialect
-from convert.reference import Reference, Tensors
+from convert.reference import Reference, Tensors, empty_network
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.convnext import VARIANTS, torchvision_path
 
@@ -93,13 +93,7 @@ class ConvNeXtReference(Reference):
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
-        with torch.device("meta"):  # skips random initialisation
-            if ARCHITECTURES[arch].reference == "torchvision":
-                module = torchvision.models.get_model(arch, weights=None, num_classes=outputs)
-            else:
-                import timm
-
-                module = timm.create_model(arch, num_classes=outputs)
+        module = empty_network(arch, outputs)
         shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         own = {name: tensor.reshape(shapes.get(name, tensor.shape)) for name, tensor in state_dict.items()}
         module.load_state_dict(own, strict=True, assign=True)

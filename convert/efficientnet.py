@@ -23,7 +23,7 @@ import torch
 import torchvision
 
 from convert.names import PREFIX, Dialect
-from convert.reference import Reference
+from convert.reference import Reference, empty_network
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.efficientnet import VARIANTS, Variant, torchvision_path
 
@@ -57,17 +57,12 @@ class EfficientNetReference(Reference):
     """See `Reference`."""
 
     title = "an EfficientNet of this kind"
+    landmark = "first block under a known name"
     body = ("features.", "conv_stem.", "bn1.", "blocks.", "conv_head.", "bn2.")
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
-        with torch.device("meta"):  # skips random initialisation
-            if ARCHITECTURES[arch].reference == "torchvision":
-                module = torchvision.models.get_model(arch, weights=None, num_classes=outputs)
-            else:
-                import timm
-
-                module = timm.create_model(arch, num_classes=outputs)
+        module = empty_network(arch, outputs)
         module.load_state_dict(state_dict, strict=True, assign=True)
         return module.eval()
 

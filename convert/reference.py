@@ -1,17 +1,42 @@
 """What the converters need to know about the reference implementation of a family of networks in torch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torchvision
 
 from convert.names import Dialect, namings
 from sft_jax.errors import UserError
+from sft_jax.models import ARCHITECTURES
+from sft_jax.models.vit import MEAN
 from sft_jax.models.weights import some_of
 
 Tensors = dict[str, torch.Tensor]
 
 # Sides in pixels of the images on which both networks are compared; at an odd one padding and strides show.
 SIZES = (32, 33, 224)
+
+
+def empty_network(arch: str, outputs: int, size: int | None = None) -> torch.nn.Module:
+    """Returns torchvision's or timm's network on torch's meta device, which skips random initialisation.
+
+    Args:
+      arch: name of the network.
+      outputs: size of the head.
+      size: side of the images in pixels, for networks with position embeddings.
+    """
+    settings: dict[str, Any] = {"num_classes": outputs}
+    if ARCHITECTURES[arch].reference == "torchvision":
+        settings |= {} if size is None else {"image_size": size}
+        with torch.device("meta"):
+            return torchvision.models.get_model(arch, weights=None, **settings)
+    import timm  # torchvision's networks do without it
+
+    settings |= {} if size is None else {"img_size": size}
+    settings |= {"global_pool": "avg"} if arch.endswith(MEAN) else {}
+    with torch.device("meta"):
+        return timm.create_model(arch.removesuffix(MEAN), **settings)
 
 
 class Reference:

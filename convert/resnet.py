@@ -19,7 +19,7 @@ import torchvision
 
 from convert import keys
 from convert.names import PREFIX, Dialect
-from convert.reference import Reference, Tensors
+from convert.reference import Reference, Tensors, empty_network
 from sft_jax.models.resnet import STEMS, VARIANTS
 
 
@@ -73,8 +73,9 @@ class ResNetReference(Reference):
         self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str
     ) -> torchvision.models.ResNet:
         """Returns torchvision's network with `state_dict` and its stem and input channels, in evaluation mode."""
-        with torch.device("meta"):  # skips random initialisation
-            module = torchvision.models.get_model(arch, weights=None, num_classes=outputs)
+        module = empty_network(arch, outputs)
+        assert isinstance(module, torchvision.models.ResNet)
+        with torch.device("meta"):
             put_stem(module, stem, channels=state_dict["conv1.weight"].shape[1])
         module.load_state_dict(state_dict, strict=True, assign=True)
         return module.eval()

@@ -30,7 +30,7 @@ def beside(file: Path, arch: str) -> Facts:
     config = _read(file.with_name("config.json"))
     theirs = config.get("architecture")
     if isinstance(theirs, str) and isinstance(config.get("pretrained_cfg"), dict):
-        if theirs not in (arch, arch.removesuffix("_avg")) and theirs.startswith("tf_") != arch.startswith("tf_"):
+        if theirs.startswith("tf_") != arch.startswith("tf_"):
             raise UserError(f"{file} contains a {theirs}, as config.json beside it says: use --arch {theirs}")
         names, preprocess = _names(config.get("label_names")), _of_timm(config["pretrained_cfg"])
         where = "config.json"

@@ -25,7 +25,7 @@ import torchvision
 
 from convert import keys
 from convert.names import PREFIX, Dialect
-from convert.reference import Reference, Tensors
+from convert.reference import Reference, Tensors, empty_network
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.vit import MEAN
 
@@ -99,11 +99,7 @@ class VitReference(Reference):
         if _places_registers(own):
             own["pos_embed"] = own["pos_embed"][:, 1:]  # `adapted` has added the first to the class token
         size = keys.image_size(own, ARCHITECTURES[arch])
-        with torch.device("meta"):  # skips random initialisation
-            if ARCHITECTURES[arch].reference == "torchvision":
-                module = torchvision.models.get_model(arch, weights=None, num_classes=outputs, image_size=size)
-            else:
-                module = _timm_network(arch, num_classes=outputs, img_size=size)
+        module = empty_network(arch, outputs, size)
         module.load_state_dict(own, strict=True, assign=True)
         return module.eval()
 
@@ -185,10 +181,3 @@ def _places_registers(state_dict: Mapping[str, torch.Tensor]) -> bool:
         return False
     patches = positions.shape[1] - 1
     return patches > 0 and math.isqrt(patches) ** 2 == patches
-
-
-def _timm_network(arch: str, **settings: Any) -> torch.nn.Module:
-    import timm  # torchvision's networks do without it
-
-    pool = {"global_pool": "avg"} if arch.endswith(MEAN) else {}
-    return timm.create_model(arch.removesuffix(MEAN), **settings | pool)

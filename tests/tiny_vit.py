@@ -4,7 +4,6 @@ import timm.models
 import torch
 import torchvision
 
-import convert.vit
 from sft_jax.models import ARCHITECTURES, vit
 from sft_jax.models.vit import Variant
 
@@ -52,7 +51,7 @@ def register(patch):
     """Enters the networks as tiny_plain, tiny_mean, ... for the duration of a MonkeyPatch."""
     for name in (*VARIANTS, "torchvision"):
         patch.setitem(ARCHITECTURES, f"tiny_{name}", architecture(name))
-    patch.setattr(convert.vit, "_timm_network", lambda arch, **settings: build(arch.removeprefix("tiny_"), **settings))
+    patch.setattr(timm, "create_model", lambda arch, **settings: build(arch.removeprefix("tiny_"), **settings))
     patch.setitem(torchvision.models._api.BUILTIN_MODELS, "tiny_torchvision", _builder)
 
 

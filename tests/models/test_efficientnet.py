@@ -236,3 +236,8 @@ def test_without_timm_its_networks_are_refused_with_the_command_that_installs_it
     assert families.reference_of("efficientnet_b0")
     with pytest.raises(UserError, match=r"converting tf_efficientnet_b0 needs timm: pip install .*\[convert\]'"):
         families.reference_of("tf_efficientnet_b0")
+
+
+def test_a_file_that_fits_nothing_is_refused_with_what_it_lacks():
+    with pytest.raises(UserError, match="not an EfficientNet of this kind: it has no first block under a known name"):
+        fit({"other.weight": torch.zeros(3)}, "efficientnet_b0", "w.pth")
