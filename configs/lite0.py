@@ -5,7 +5,8 @@ python -m sft_jax.main --config configs/lite0.py:digits   # scikit-learn's digit
 python -m sft_jax.main --config configs/lite0.py
 
 The digits, measured with seed 0 and jax 0.10.2: 91.4% of 359 test images, and 87.5% from random weights
-(`--config.compare_with_scratch=True`); 1 min 50 s of processor time, including the conversion. CIFAR-10 has not been run.
+(`--config.compare_with_scratch=True`); 1 min 50 s of processor time, including the conversion.
+CIFAR-10 has not been run.
 """
 
 from ml_collections import ConfigDict
