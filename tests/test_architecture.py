@@ -79,3 +79,20 @@ def test_one_file_knows_about_devices(pytestconfig):
         if not path.match("runtime/devices.py"):
             assert not {"jax.sharding", "jax.pmap"} & set(imports(path)), path
             assert "pmap(" not in path.read_text(), path
+
+
+def test_few_files_know_about_processes(pytestconfig):
+    """They read and write files, load examples, or talk to devices; and the command that connects the processes."""
+    root = pytestconfig.rootpath / "sft_jax"
+    importing = {
+        path.relative_to(root).as_posix()
+        for path, _ in modules(pytestconfig.rootpath)
+        if re.search(r"from sft_jax.runtime import .*\bprocesses\b", path.read_text())
+    }
+    assert importing == {
+        "run/folder.py",
+        "run/checkpoints.py",
+        "data/loader.py",
+        "runtime/devices.py",
+        "main.py",
+    }
