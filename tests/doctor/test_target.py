@@ -12,12 +12,13 @@ import pytest
 
 from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
-from sft_jax.doctor import ahead, assumed, target
+from sft_jax.doctor import ahead, assumed
 from sft_jax.doctor.__main__ import main
 from sft_jax.doctor.figures import precision_of, text_lines
 from sft_jax.errors import UserError, run_command
 from sft_jax.run.console import Console
 from sft_jax.runtime import absent
+from sft_jax.runtime import ahead as process
 from sft_jax.runtime.chips import PEAKS, TARGETS, peak_of
 from sft_jax.runtime.devices import AbsentDevices, Devices
 from sft_jax.runtime.estimate import compile_step
@@ -216,10 +217,10 @@ def test_a_compiler_that_aborts(tmp_path, monkeypatch):
     worker.write_text('#!/bin/sh\necho \'{"line": "begun"}\'\necho words\necho "Check failed: x" >&2\nexit 134\n')
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    monkeypatch.setattr(target, "check_compiler", lambda name: None)
+    monkeypatch.setattr(process, "check_compiler", lambda name: None)
     lines = []
     with pytest.raises(UserError, match=r"ended without an answer \(Check failed: x\)"):
-        target.report_on("gpu-t4", "cifar10", [], [], lines.append)
+        process.ask("sft_jax.doctor.ahead", "gpu-t4", ["gpu-t4", "cifar10", [], []], lines.append)
     assert lines == ["begun"]
 
 
@@ -264,7 +265,8 @@ RECIPES = ["cifar10", "cifar100", "cifar10_fast", "cifar10_best", "digits:source
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_compiler(name)) for name in ("tpu-v5e-1", "gpu-h100")])
 def test_every_recipe_compiles(recipe, name, tmp_path):
     """Without any data: what is not here is assumed."""
-    report = target.report_on(name, recipe, [("data.dir", str(tmp_path))], [], lambda line: None)
+    request = [name, recipe, [("data.dir", str(tmp_path))], []]
+    report = process.ask("sft_jax.doctor.ahead", name, request, lambda line: None)
     assert report["compiles"], report["reason"]
     assert report["host_transfers"] == 0
     assert report["largest_batch"] >= report["batch_size"]
