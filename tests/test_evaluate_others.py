@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from image_folders import fill
 from made_run import NAMES, make_run
-from prepared_sets import Pictures
+from prepared_sets import ImageSet
 
 import sft_jax
 from sft_jax.data.preprocess import Preprocess
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 def few(tmp_path_factory):
     """Returns a data directory of tensorflow_datasets."""
     directory = tmp_path_factory.mktemp("tfds")
-    Pictures(3, (SIZE, SIZE, 3)).prepare("few", directory, train=9, test=6)
+    ImageSet(3, (SIZE, SIZE, 3)).prepare("few", directory, train=9, test=6)
     return directory
 
 
@@ -184,7 +184,7 @@ def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
 )
 def test_sets_that_are_no_files(run, few, tmp_path, monkeypatch, capsys, source, split, count):
     """Evaluates all splits or one; the classes are called 0, 1, 2 etc., as those of the network are here."""
-    Pictures(3, (SIZE, SIZE, 3)).prepare("few", tmp_path / "tfds", train=9, test=6)
+    ImageSet(3, (SIZE, SIZE, 3)).prepare("few", tmp_path / "tfds", train=9, test=6)
     flags = (
         "--data",
         source,

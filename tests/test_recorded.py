@@ -17,7 +17,7 @@ import torchvision
 from image_folders import fill
 from made_run import NAMES, make_run
 from PIL import Image
-from prepared_sets import Pictures, noise
+from prepared_sets import ImageSet, noise
 from tiny_runs import one_device
 from tiny_runs import run as train_tiny
 
@@ -57,7 +57,7 @@ def made(root, shape, draw):
     """A run on a set of tensorflow_datasets, whose training is left out; its figures on the test split, the split's
     images as a caller has them, and their labels.
     """
-    Pictures(len(NAMES), shape, draw=draw).prepare("made", root, train=8, test=12)
+    ImageSet(len(NAMES), shape, draw=draw).prepare("made", root, train=8, test=12)
     settings = {"data.source": "tfds:made", "data.dir": str(root), "batch_size": 8, "data.size": 16}
     settings |= {"data.train": "train", "data.validation": "train", "data.test": "test", "model.name": "tiny"}
     config = complete(settings)
