@@ -209,7 +209,7 @@ class TestStems:
         assert f"conv1.weight is float32{list(shape)}, not float32[64, 3, 7, 7]" in message
 
 
-class TestWhatDoesNotFit:
+class TestMismatches:
     def test_the_message_has_a_few_lines_and_a_count(self, tmp_path, state_dict):
         other = {key.replace("bn1", "norm1"): tensor for key, tensor in state_dict.items()}
         message = refusal(other, tmp_path)
@@ -257,7 +257,7 @@ class TestWhatDoesNotFit:
         assert "it contains torch.nn.modules.linear.Linear, and code in a pickle is never run here" in message
 
 
-class TestWhatABookkeepingObjectMayDo:
+class TestPlaceholders:
     """Placeholders stay inert, whatever a pickle asks of them."""
 
     def test_no_attribute_is_kept(self):

@@ -251,7 +251,7 @@ def test_networks_that_differ_are_not_written(tmp_path, state_dict, monkeypatch,
     assert "the two networks differ: at 32 px a logit is off by" in refusal(tmp_path / "w.pth")
 
 
-class TestTorchvisionsOwnWeights:
+class TestWeightsOfTorchvision:
     @pytest.fixture(autouse=True)
     def empty_cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -141,7 +141,7 @@ OLD_HEAD = {"fc.kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "fc.bias"
 OLD_NAMES = ("ant", "bee", "cat")
 
 
-class TestWhatIsInheritedOfAHead:
+class TestInheritedHead:
     def inherited(self, names, old_names=OLD_NAMES, old=OLD_HEAD):
         fresh = {"fc.kernel": jnp.full((2, len(names)), -1.0), "fc.bias": jnp.full(len(names), -1.0)}
         head, said = inherited_head(Weights(old | {"bn1.mean": np.ones(3)}, "x", old_names, {}), names, fresh)
@@ -200,7 +200,7 @@ def test_many_problems_are_counted():
     assert str(caught.value).endswith("and 215 more")
 
 
-class TestTheStem:
+class TestStem:
     def weights(self, size, **metadata):
         return Weights({"conv1.kernel": np.zeros((size, size, 3, 64), np.float32)}, "resnet18", None, metadata)
 
