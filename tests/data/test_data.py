@@ -194,7 +194,7 @@ def test_the_augmentation_uses_the_config():
     assert data.make_preprocess(config)(pixels).shape == (2, 16, 16, 3)
 
 
-def test_digits():
+def test_digits_are_split_and_relabelled():
     whole = load_digits("digits")
     assert whole.class_names == tuple("0123456789")
     counts = [len(split) for split in (whole.train, whole.validation, whole.test)]

@@ -215,7 +215,7 @@ def test_no_run_is_started_or_changed(tmp_path, capsys, monkeypatch):
     assert json.loads((run.folder / "lr_find.json").read_text()) == written, "the same curve again"
 
 
-def test_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
+def test_the_command_line_starts_the_range_test(tmp_path, monkeypatch, pytestconfig):
     asked = []
     monkeypatch.setattr(lr_find, "find_learning_rate", lambda config, run, console: asked.append(run.folder))
     recipe = f"{pytestconfig.rootpath}/configs/digits.py:source"

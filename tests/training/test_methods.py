@@ -152,7 +152,7 @@ def test_the_average_is_evaluated_as_well_as_the_weights(source, tmp_path):
     assert (arrays["ema/fc.kernel"] != arrays["params/fc.kernel"]).any()
 
 
-def test_early_stopping(source, tmp_path, capsys):
+def test_early_stopping_ends_a_run_without_improvement(source, tmp_path, capsys):
     settings = {
         "regularization__early_stopping": 2,
         "epochs": 9,

@@ -140,7 +140,7 @@ def test_invalid_settings_are_refused():
     )
 
 
-def test_from_the_command_line(pytestconfig):
+def test_settings_are_parsed_from_the_command_line(pytestconfig):
     recipe = str(pytestconfig.rootpath / "configs" / "cifar10.py")
     config = load_config(
         recipe,

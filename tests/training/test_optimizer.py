@@ -91,7 +91,7 @@ def message(call):
         ("one_cycle", {0: 0.4 / 25, 30: 0.4}),
     ],
 )
-def test_schedules(name, rates):
+def test_schedules_have_the_expected_rates(name, rates):
     values = schedule(schedule=name)
     assert {step: values[step] for step in rates} == pytest.approx(rates, rel=1e-4)
     assert max(values) == pytest.approx(0.4)

@@ -151,7 +151,7 @@ def test_a_change_that_keeps_the_learning_rate_is_one_line():
     assert changed(experiment, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
 
 
-def test_the_memory_of_a_step():
+def test_the_memory_of_a_step_is_reported():
     devices = Devices()
     few, many = 3 << 20, devices.free_bytes() + (1 << 40)
     line = "memory     3 MiB per device for a step, including weights and images (XLA's estimate)"
@@ -176,7 +176,7 @@ def test_a_step_is_compiled_once_and_its_memory_counted():
     assert len(traced) == 1
 
 
-def test_floating_point_operations():
+def test_floating_point_operations_are_counted():
     matrices = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50))]
     assert flops(jnp.dot, *matrices) == 2 * 30 * 40 * 50
 
@@ -194,6 +194,6 @@ def test_convolutions_are_counted_as_an_accelerator_computes_them():
     assert flops(logits, network.params, network.batch_stats, images) == pytest.approx(2 * 1.8e9, rel=0.1)
 
 
-def test_sizes_in_words():
+def test_sizes_have_units():
     assert size_text(171 * 2**20) == "171 MiB"
     assert size_text(2.1 * 2**30) == "2.1 GiB"

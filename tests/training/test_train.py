@@ -156,7 +156,7 @@ def test_the_checkpoints_of_a_diverged_run_are_kept(tmp_path):
     assert Run(folder).checkpoints.restore("best").step == before.step
 
 
-def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
+def test_a_run_is_fine_tuned_on_other_classes(whole, tmp_path, capsys):
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), data__source="digits:5-9", epochs=1)
     assert f"weights of {folder} with a new head" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_other_precisions_and_stems_learn(tmp_path, changes):
     assert {array.dtype for array in kept.values()} == {np.dtype(np.float32)}
 
 
-def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
+def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
     values = TINY | {"init": str(whole[0]), "epochs": 1, "compare_with_scratch": True}
     folder = tmp_path / "run"
     results = train_and_compare(complete(values), Run(folder), resume=False, console=Console(), command=["test"])
