@@ -3,7 +3,7 @@
 Reads lines [arguments, environment] of JSON and answers each with the process's [exit code, stdout, stderr]. The
 processes are forked after the imports, which take longer than such a run, and before JAX has started.
 
-An event is the end of a training step, of an evaluation step, or a file operation of a save or of a report. With
+An event is a finished step of training or of evaluation, or a file operation of a save or of a report. With
 END=KIND:NUMBER:SECONDS:SIGNAL in the environment, a process sends itself SIGNAL that many seconds after its NUMBER-th
 event of KIND: training, evaluation, save or report. EVENT_COUNTS=FILE writes the number of events of each kind to FILE.
 """

@@ -44,7 +44,7 @@ def converted(known, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(known, tmp_path_factory):
-    """A run of 12 epochs from random weights at 16 px, the second half of it after growing from 8 px."""
+    """A run of 12 epochs from random weights: 3 at 8 px, then 9 at 16 px."""
     folder = tmp_path_factory.mktemp("vit_runs") / "run"
     changes = {"epochs": 12, "data__size_schedule": ((8, 0.25),), "regularization__mixup": 0.0}
     return folder, run(folder, **{**CHANGES, **changes})

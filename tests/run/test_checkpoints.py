@@ -31,8 +31,8 @@ ARRAYS = {
     "step": np.array(7, np.int32),
 }
 METADATA = {"class_names": ["cat", "dög"], "progress": {"epoch": 1, "best": 0.1, "rows": []}}
-# For damage: of several arrays that Orbax reads at once, its threads print the failures of the others later.
-# The array is too large to be stored within the index.
+# For damage: a single array, because if Orbax reads several at once, its threads print the failures of the others
+# later on. It is too large to be stored within the index.
 ONE = {"params/conv1.kernel": ARRAYS["params/conv1.kernel"]}
 
 
