@@ -213,9 +213,9 @@ def test_a_search_of_pruned_trials_has_no_score(tmp_path, monkeypatch):
     folder = tmp_path / "search"
     with pytest.raises(DivergedError, match="no trial has a score"):
         run(folder, trials=1, pruner="median")
-    (trial,) = json.loads((folder / "search.json").read_text())["trials"]
-    assert trial["state"] == PRUNED
-    assert len(trial["folds"][0]["val_accuracy"]) == 1
+    (pruned,) = json.loads((folder / "search.json").read_text())["trials"]
+    assert pruned["state"] == PRUNED
+    assert len(pruned["folds"][0]["val_accuracy"]) == 1
 
 
 @pytest.mark.parametrize("name", study.PRUNERS)
