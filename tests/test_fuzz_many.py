@@ -1,4 +1,4 @@
-"""The fuzz tests with twenty times as many inputs, drawn anew each time."""
+"""Runs the fuzz tests with twenty times as many inputs, which are different ones each time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The list of networks agrees with torchvision, timm and the networks themselves."""
+"""Tests that the list of networks agrees with torchvision, timm and the networks themselves."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ LICENCES = {"apache-2.0": "Apache-2.0", "cc-by-nc-4.0": "CC-BY-NC-4.0", "": None
 
 
 @pytest.fixture(autouse=True)
-def without_the_network_of_the_tests(monkeypatch):
+def without_tiny(monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "tiny", raising=False)
 
 
 @pytest.mark.parametrize(
     "name", [name for name, known in ARCHITECTURES.items() if known.reference == "torchvision" and name != "tiny"]
 )
-def test_torchvision_s_weights(name):
+def test_weights_of_torchvision_agree(name):
     theirs = torchvision.models.get_model_weights(name)
     wanted = {
         weights.name: (
@@ -38,19 +38,19 @@ def test_torchvision_s_weights(name):
     assert [*pretrained.mean, *pretrained.std] == [*transforms.mean, *transforms.std]
 
 
-def test_timm_s_weights():
+def test_weights_of_timm_agree():
     known: dict[str, dict[str, str | None]] = {}
     for model in timm.list_models(pretrained=True):
         name, _, tag = model.partition(".")
         known.setdefault(name, {})[tag] = LICENCES.get(timm.get_pretrained_cfg(model).license, "other")
     for name, architecture in ARCHITECTURES.items():
         if architecture.reference == "timm":
-            found = {entry.name: entry.licence for entry in published(name)}
-            assert found == known.get(name.removesuffix("_avg"), {}), name
+            licences = {entry.name: entry.licence for entry in published(name)}
+            assert licences == known.get(name.removesuffix("_avg"), {}), name
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
-def test_sizes_are_those_of_the_networks(name):
+def test_sizes_agree_with_the_networks(name):
     assert sizes()[name] == measured(name)
 
 
