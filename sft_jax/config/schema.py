@@ -90,8 +90,10 @@ KEYS: dict[str, Key] = {
     "precision": Key(
         "float32",
         str,
-        "Data type of activations and matrix products; weights stay float32.",
-        **_one_of("float32", "bfloat16"),
+        "Data type of activations and matrix products; weights stay float32. With float32 products are what the device "
+        "has by default: float32 on CPUs, TF32 on NVIDIA GPUs since A100, bfloat16 on TPUs; tf32 means at least TF32 "
+        "(on TPUs, 3 passes of bfloat16), highest means float32 on every device.",
+        **_one_of("float32", "highest", "tf32", "bfloat16"),
     ),
     "save_minutes": Key(
         10.0, float, "Minutes between checkpoints within an epoch; one is always saved at its end.", **_POSITIVE

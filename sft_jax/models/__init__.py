@@ -10,6 +10,7 @@ from sft_jax.errors import UserError
 from sft_jax.models import convnext, efficientnet, resnet, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
+from sft_jax.models.precision import PRECISIONS
 
 __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
 
@@ -45,7 +46,7 @@ def builder(
       config: `name` and `stem` are read.
       outputs: size of the head.
       size: side of the images in pixels, of which position embeddings depend; by default that of pretrained weights.
-      precision: dtype of activations and matrix products, "float32" or "bfloat16".
+      precision: a key of `PRECISIONS`.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
 
@@ -58,11 +59,11 @@ def builder(
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")
     settings: dict[str, Any] = {
         "stem": config.stem,
-        "dtype": jnp.dtype(precision),
+        "dtype": jnp.dtype(PRECISIONS[precision].dtype),
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
     if found.positions is not None and size is not None:
         found.check_size(size)
         settings["size"] = size
-    return Builder(found, outputs, settings)
+    return Builder(found, outputs, settings, PRECISIONS[precision].products)

@@ -191,11 +191,13 @@ class Builder:
       architecture: the architecture of the network.
       outputs: size of its head.
       settings: further arguments of `Architecture.make`.
+      products: how products are computed, see `precision.Precision`.
     """
 
     architecture: Architecture
     outputs: int
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    products: str | None = None
 
     def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the module with initial weights drawn from `rngs`."""

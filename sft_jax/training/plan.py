@@ -10,6 +10,7 @@ from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
 from sft_jax.data.sampling import class_draws
 from sft_jax.data.sources.load import source_of
+from sft_jax.models.precision import factors
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text
 from sft_jax.training import phases
@@ -26,12 +27,19 @@ BATCH_NORM = {
 }
 
 
+def _precision(config: ConfigDict, experiment: Experiment) -> str:
+    device = experiment.devices.devices[0]
+    # GPUs have TF32 from compute capability 8.0 on.
+    computed = factors(config.precision, device.platform, tf32=float(getattr(device, "compute_capability", 0)) >= 8)
+    return config.precision + ("" if computed == config.precision else f" (products: {computed})")
+
+
 def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     """Yields the lines of the plan for the console; `start` describes the initial weights."""
     config, dataset = experiment.config, experiment.dataset
     yield from dataset.notices
     yield from _data(experiment)
-    yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
+    yield f"model      {config.model.name} at {config.data.size} px, {_precision(config, experiment)}; {start}"
     on_features = all(phase.on_features for phase in experiment.phases)
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]

@@ -60,7 +60,7 @@ def test_a_recipe_may_set_only_some_keys(tmp_path):
         ("optimizer.learning_rate", "nan", "must be 0 or more"),
         ("optimizer.learning_rate", "inf", "must be 0 or more"),
         ("optimizer.momentum", "1", "must be at least 0 and less than 1"),
-        ("precision", "float16", "must be one of float32, bfloat16"),
+        ("precision", "float16", "must be one of float32, highest, tf32, bfloat16"),
         ("model.stem", "tiny", "must be one of imagenet, cifar"),
         ("limit_train_examples", "0", "must be greater than 0"),
     ],

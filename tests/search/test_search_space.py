@@ -49,7 +49,7 @@ def test_dimensions_are_parsed(text, form, ends):
         ("epochs=int(1,2.5)", "needs two integers"),
         ("epochs=linear(1,9)", "is not an integer"),
         ("optimizer.name=choice(sgd)", "at least two choices"),
-        ("precision=choice(float32,float16)", "must be one of float32, bfloat16"),
+        ("precision=choice(float32,float16)", "must be one of float32, highest, tf32, bfloat16"),
         ("epochs=choice(1,two)", "is not an integer"),
     ],
 )
