@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timm
 import torch
+import torchvision
 
 from convert import keys, parity
 from convert.families import REFERENCES
@@ -74,6 +76,9 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
 def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **settings):
     """Compares the gradients of all parameters, and updated statistics, in float64."""
     module, labels = module.double().train(), np.array([0, 3])
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout | torchvision.ops.StochasticDepth | timm.layers.DropPath):
+            layer.eval()
     pictures = images(size, np.float64)
     with jax.enable_x64():
         ours = network(architecture, dtype=jnp.float64, **settings)
@@ -105,3 +110,19 @@ def assert_same_shapes(name):
     assert not keys.problems(tensors, ours)
     for key in ours.params | ours.batch_stats:
         assert ours.architecture.depth(key)
+
+
+def with_classes(name):
+    """Returns the reference's network `name` with `CLASSES` outputs and initial weights."""
+    torch.manual_seed(0)
+    if ARCHITECTURES[name].reference == "torchvision":
+        return torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+    return timm.create_model(name, num_classes=CLASSES)
+
+
+def expanded(name, outputs=1000):
+    """Returns a state_dict of the network `name` whose tensors take no memory."""
+    return {
+        key: torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+        for key, tensor in empty_network(name, outputs).state_dict().items()
+    }

@@ -199,8 +199,9 @@ def torchvision_path(path: str, kinds: tuple[Kind, ...]) -> str:
         "bn2": f"features.{last}.1", "classifier": "classifier.1",
     }  # fmt: skip
     if match := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", path):
-        stage = int(match[1])
-        return f"features.{stage + 1}.{match[2]}.block.{_PATHS[kinds[stage]][match[3]]}"
+        stage, module = int(match[1]), match[3]
+        if stage < len(kinds) and module in _PATHS[kinds[stage]]:  # not of another network's file
+            return f"features.{stage + 1}.{match[2]}.block.{_PATHS[kinds[stage]][module]}"
     return ends.get(path, path)
 
 
