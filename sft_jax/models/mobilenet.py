@@ -2,7 +2,8 @@
 
 `mobilenet_v3_small` and `mobilenet_v3_large` are torchvision's, all others timm's; `tf_` networks have TensorFlow's
 padding. These three kinds of MobileNetV3 differ in the epsilon of batch norm or in padding, so that the weights of one
-do not fit another. Attribute paths are timm's state_dict keys for all of them; `torchvision_path` maps them.
+do not fit another. Running statistics keep 0.9 of their value in a step, as everywhere here; in torchvision's 0.99.
+Attribute paths are timm's state_dict keys for all of them; `torchvision_path` maps them.
 """
 
 import dataclasses
