@@ -5,6 +5,7 @@ import importlib.util
 
 from convert.convnext import ConvNeXtReference
 from convert.efficientnet import EfficientNetReference
+from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
 from convert.resnet import ResNetReference
 from convert.vit import VitReference
@@ -17,6 +18,7 @@ from sft_jax.models.architecture import Builder
 REFERENCES: dict[str, Reference] = {
     "resnet": ResNetReference(),
     "efficientnet": EfficientNetReference(),
+    "mobilenet": MobileNetReference(),
     "convnext": ConvNeXtReference(),
     "vit": VitReference(),
 }

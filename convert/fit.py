@@ -142,7 +142,7 @@ def _fitting(state_dict: Mapping[str, torch.Tensor]) -> Iterator[str]:
 
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:
     """Says in a few lines what is wrong, or which other network fits."""
-    for other in reference_of(arch).siblings(state_dict):
-        if not _attempt(state_dict, other).problems:
-            return f"{source} does not fit {arch}, but fits {other}: add --arch {other}"
+    siblings = reference_of(arch).siblings(state_dict)
+    if others := [other for other in siblings if not _attempt(state_dict, other).problems]:
+        return f"{source} does not fit {arch}, but fits {' and '.join(others)}: add --arch {' or '.join(others)}"
     return "\n  ".join([f"{source} does not fit {arch}, nothing was written:", *first_few(problems)])

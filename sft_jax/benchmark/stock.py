@@ -13,12 +13,13 @@ from flax import nnx
 from sft_jax.models import ARCHITECTURES, resnet
 from sft_jax.models.architecture import Features
 from sft_jax.models.layers import KEEP_STATISTICS
+from sft_jax.models.residual_block import BasicBlock, Variant
 from sft_jax.ops.norm import EPSILON
 
 
 def use_stock_layers(arch: str) -> bool:
     """Makes `model.name=arch` a network of stock layers in this process; returns whether there is one."""
-    if arch not in resnet.VARIANTS:
+    if arch not in resnet.VARIANTS or resnet.VARIANTS[arch].deep:
         return False
     make = functools.partial(ResNet, resnet.VARIANTS[arch])
     ARCHITECTURES[arch] = dataclasses.replace(ARCHITECTURES[arch], make=make)
@@ -26,13 +27,13 @@ def use_stock_layers(arch: str) -> bool:
 
 
 class Block(nnx.Module):
-    """A basic block or a bottleneck, see `resnet.BasicBlock` and `resnet.Bottleneck`."""
+    """A basic block or a bottleneck, see `models.residual_block`."""
 
-    def __init__(self, inputs: int, planes: int, stride: int, variant: resnet.Variant, *, dtype, axis_name, rngs):
+    def __init__(self, inputs: int, planes: int, stride: int, variant: Variant, *, dtype, axis_name, rngs):
         conv = functools.partial(_conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(_norm, dtype=dtype, axis_name=axis_name, rngs=rngs)
         outputs = planes * variant.block.expansion
-        if variant.block is resnet.BasicBlock:
+        if variant.block is BasicBlock:
             layers = [conv(inputs, planes, 3, stride), norm(planes), conv(planes, planes, 3), norm(planes)]
         else:
             width = planes * variant.width_per_group // 64 * variant.groups
@@ -71,7 +72,7 @@ class ResNet(nnx.Module):
 
     def __init__(
         self,
-        variant: resnet.Variant,
+        variant: Variant,
         num_classes: int,
         *,
         stem: str = "imagenet",

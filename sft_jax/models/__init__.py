@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, efficientnet, resnet, vit
+from sft_jax.models import convnext, efficientnet, mobilenet, resnet, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 from sft_jax.models.precision import PRECISIONS
@@ -18,6 +18,7 @@ __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architect
 ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
     **efficientnet.ARCHITECTURES,
+    **mobilenet.ARCHITECTURES,
     **convnext.ARCHITECTURES,
     **vit.ARCHITECTURES,
 }

@@ -38,12 +38,15 @@ def main() -> None:
     print(f"{'name':<31}{'parameters':>11}{'GFLOP':>8}{'size':>6}{'top-1':>7}  licence and weights")
     for row in rows:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
-        weights = ", ".join(reference.partition(": ")[2] for reference in row["references"]) or "no published weights"
-        source = row["references"][0].partition(":")[0] + ": " if row["references"] else ""
+        weights: dict[str, list[str]] = {}
+        for reference in row["references"]:
+            library, _, tag = reference.partition(": ")
+            weights.setdefault(library, []).append(tag)
+        sources = "; ".join(f"{library}: {', '.join(tags)}" for library, tags in weights.items())
         licence = f"{row['licence']}; " if row["licence"] else ""
         print(
             f"{row['name']:<31}{row['parameters'] / 1e6:>9.1f} M{row['flops'] / 1e9:>8.1f}{row['size']:>6}{top1:>7}  "
-            f"{licence}{source}{weights}"
+            f"{licence}{sources or 'no published weights'}"
         )
 
 

@@ -22,11 +22,14 @@ class Published(NamedTuple):
     """Pretrained weights of a network.
 
     Attributes:
-      name: their name in torchvision, or the tag after the dot in timm.
+      library: where they come from.
+      name: their name in torchvision, or the tag after the dot in timm; with the network before the dot if timm has
+        another name for it.
       licence: its SPDX identifier, None if unknown.
       top1: accuracy on ImageNet's validation images in percent, None if the library does not record it.
     """
 
+    library: str
     name: str
     licence: str | None
     top1: float | None
@@ -38,6 +41,7 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
     "resnet152": (78.312, 82.284), "resnext50_32x4d": (77.618, 81.198), "resnext101_32x8d": (79.312, 82.834),
     "resnext101_64x4d": (83.246,), "wide_resnet50_2": (78.468, 81.602), "wide_resnet101_2": (78.848, 82.51),
     "efficientnet_b0": (77.692,), "efficientnet_b1": (78.642, 79.838), "efficientnet_b2": (80.608,),
+    "mobilenet_v3_small": (67.668,), "mobilenet_v3_large": (74.042, 75.274),
     "efficientnet_b3": (82.008,), "efficientnet_b4": (83.384,), "efficientnet_b5": (83.444,),
     "efficientnet_b6": (84.008,), "efficientnet_b7": (84.122,), "efficientnet_v2_s": (84.228,),
     "efficientnet_v2_m": (85.112,), "efficientnet_v2_l": (85.808,), "vit_b_16": (81.072,), "vit_b_32": (75.912,),
@@ -46,14 +50,32 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
 }  # fmt: skip
 # torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
 _SWAG: dict[str, tuple[float, float]] = {"vit_b_16": (85.304, 81.886), "vit_l_16": (88.064, 85.146)}
-# timm's tags.
+_RSB = "a1_in1k a2_in1k a3_in1k"
+# timm's tags, without its copies of torchvision's weights.
 _TIMM: dict[str, str] = {
+    "resnet18": f"{_RSB} fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k",
+    "resnet34": f"{_RSB} bt_in1k gluon_in1k ra4_e3600_r224_in1k",
+    "resnet50": f"{_RSB} a1h_in1k am_in1k b1k_in1k b2k_in1k bamboo bt_in1k c1_in1k c2_in1k d_in1k "
+    "fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k ra_in1k ram_in1k",
+    **dict.fromkeys(("resnet101", "resnet152"), f"{_RSB} a1h_in1k gluon_in1k"),
+    "resnext50_32x4d": f"{_RSB} a1h_in1k fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k ra_in1k",
+    "resnext101_32x8d": "fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k fb_wsl_ig1b_ft_in1k",
+    "resnext101_64x4d": "c1_in1k gluon_in1k", "wide_resnet50_2": "racm_in1k",
+    "resnet18d": "ra2_in1k ra4_e3600_r224_in1k", "resnet34d": "ra2_in1k",
+    "resnet50d": f"{_RSB} gluon_in1k ra2_in1k ra4_e3600_r224_in1k",
+    **dict.fromkeys(("resnet101d", "resnet152d"), "gluon_in1k ra2_in1k"),
     **{f"tf_efficientnet_b{n}": "aa_in1k ap_in1k in1k ns_jft_in1k" for n in range(5)},
     "tf_efficientnet_b5": "aa_in1k ap_in1k in1k ns_jft_in1k ra_in1k",
     "tf_efficientnet_b6": "aa_in1k ap_in1k ns_jft_in1k",
     "tf_efficientnet_b7": "aa_in1k ap_in1k ns_jft_in1k ra_in1k",
     **{f"tf_efficientnetv2_{size}": "in1k in21k in21k_ft_in1k" for size in "sml"},
     "efficientnet_lite0": "ra_in1k", **{f"tf_efficientnet_lite{n}": "in1k" for n in range(5)},
+    "mobilenetv3_small_100": "lamb_in1k",
+    "mobilenetv3_large_100": "miil_in21k miil_in21k_ft_in1k ra4_e3600_r224_in1k ra_in1k",
+    "tf_mobilenetv3_small_100": "in1k", "tf_mobilenetv3_large_100": "in1k",
+    "mobilenetv4_conv_small": "e1200_r224_in1k e2400_r224_in1k e3600_r256_in1k",
+    "mobilenetv4_conv_medium": "e180_ad_r384_in12k e180_r384_in12k e250_r384_in12k e250_r384_in12k_ft_in1k "
+    "e500_r224_in1k e500_r256_in1k",
     "vit_tiny_patch16_224": "augreg_in21k augreg_in21k_ft_in1k",
     "vit_small_patch16_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k dino",
     "vit_small_patch32_224": "augreg_in21k augreg_in21k_ft_in1k",
@@ -79,20 +101,24 @@ _TOP1 = {("tf_efficientnet_lite0", "in1k"): 74.8}
 def published(name: str) -> tuple[Published, ...]:
     """Returns the pretrained weights of a network, the usual ones first; none if there are none or it is unknown."""
     theirs = [
-        Published(f"IMAGENET1K_V{number}", "BSD-3-Clause", top1)
+        Published("torchvision", f"IMAGENET1K_V{number}", "BSD-3-Clause", top1)
         for number, top1 in enumerate(_TORCHVISION.get(name, ()), start=1)
     ]
     swag = zip(("E2E", "LINEAR"), _SWAG.get(name, ()), strict=False)
-    theirs += [Published(f"IMAGENET1K_SWAG_{kind}_V1", "CC-BY-NC-4.0", top1) for kind, top1 in swag]
+    theirs += [Published("torchvision", f"IMAGENET1K_SWAG_{kind}_V1", "CC-BY-NC-4.0", top1) for kind, top1 in swag]
     # A network with mean pooling takes the same weights.
     tags = _TIMM.get(name.removesuffix("_avg"), "").split()
-    return (*theirs, *(Published(tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags))
+    return (*theirs, *(Published("timm", tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags))
+
+
+# Beginnings of the tags of weights that are not for commercial use.
+NON_COMMERCIAL = ("mae", "fcmae", "fb_ssl", "fb_swsl", "fb_wsl")
 
 
 def _timm_licence(tag: str) -> str | None:
     if tag == "bamboo":
         return None
-    return "CC-BY-NC-4.0" if tag.startswith(("mae", "fcmae")) else "Apache-2.0"
+    return "CC-BY-NC-4.0" if tag.startswith(NON_COMMERCIAL) else "Apache-2.0"
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -131,7 +157,7 @@ def row(name: str) -> dict[str, Any]:
         "size": architecture.pretrained.size,
         "top1": max(known, default=None),
         "licence": " or ".join(dict.fromkeys(entry.licence or "unknown" for entry in weights)) or None,
-        "references": [f"{architecture.reference}: {entry.name}" for entry in weights],
+        "references": [f"{entry.library}: {entry.name}" for entry in weights],
     }
 
 

@@ -9,22 +9,23 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
-from sft_jax.models.inverted_residual import Block, ConvNorm, Kind, Style, relu6, same_conv
+from sft_jax.models.architecture import Architecture, Pretrained
+from sft_jax.models.inverted_residual import Kind, Squeeze, Style, relu6, rounded, same_conv
 from sft_jax.models.layers import BatchNorm2d, Linear
-from sft_jax.models.stochastic_depth import skip_factor
+from sft_jax.models.mobile import MobileNetwork, Row, Rows, located, map_shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Blocks of the same kind; the first one has `stride`. See `Block` for the other attributes."""
+    """Blocks of the same kind; the first one has `stride`. See `Row` for the other attributes.
+
+    `expansion` is the number of channels between a block's layers, as a multiple of its inputs.
+    """
 
     kind: Kind
     expansion: int
@@ -42,6 +43,18 @@ class Variant:
     stages: tuple[Stage, ...]
     features: int
     style: Style
+
+    def rows(self) -> Rows:
+        """Returns the blocks of each stage."""
+        rows, channels = [], self.stem
+        for stage in self.stages:
+            blocks = []
+            for index in range(stage.blocks):
+                stride, inner = stage.stride if index == 0 else 1, channels * stage.expansion
+                blocks.append(Row(stage.kind, stage.size, stride, inner, stage.channels))
+                channels = stage.channels
+            rows.append(tuple(blocks))
+        return tuple(rows)
 
 
 # kind, expansion, kernel size, stride, channels, blocks
@@ -86,18 +99,12 @@ _V2 = {
 _SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
 
 
-def _rounded(channels: float) -> int:
-    """Rounds to a multiple of 8, and up if that would lose more than a tenth."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 def _scaled(width: float, depth: float, style: Style) -> Variant:
     stages = tuple(
-        dataclasses.replace(stage, channels=_rounded(stage.channels * width), blocks=math.ceil(stage.blocks * depth))
+        dataclasses.replace(stage, channels=rounded(stage.channels * width), blocks=math.ceil(stage.blocks * depth))
         for stage in _B
     )
-    return Variant(_rounded(32 * width), stages, _rounded(1280 * width), style)
+    return Variant(rounded(32 * width), stages, rounded(1280 * width), style)
 
 
 def _lite(width: float, depth: float, style: Style) -> Variant:
@@ -108,12 +115,12 @@ def _lite(width: float, depth: float, style: Style) -> Variant:
     return Variant(32, (next(ends), *middle, next(ends)), 1280, style)
 
 
-def _style(activation=jax.nn.silu, *, squeeze: bool = True, epsilon: float = 1e-5, same_padding: bool = False) -> Style:
-    return Style(activation, squeeze, epsilon, same_padding)
+def _style(*, epsilon: float = 1e-5, same_padding: bool = False) -> Style:
+    return Style(jax.nn.silu, Squeeze(), epsilon, same_padding)
 
 
 _TF = _style(epsilon=1e-3, same_padding=True)
-_LITE, _TF_LITE = (dataclasses.replace(style, activation=relu6, squeeze=False) for style in (_style(), _TF))
+_LITE, _TF_LITE = (dataclasses.replace(style, activation=relu6, squeeze=None) for style in (_style(), _TF))
 VARIANTS = (
     # torchvision's largest three have TensorFlow's epsilon.
     {f"efficientnet_b{n}": _scaled(*scale, _style(epsilon=1e-3 if n > 4 else 1e-5)) for n, scale in enumerate(_SCALES)}
@@ -125,21 +132,14 @@ VARIANTS = (
 )
 
 
-class EfficientNet(ConvNorm):
+class EfficientNet(MobileNetwork):
     """Stem, stages of blocks, a 1x1 convolution, global average pooling, linear head.
-
-    Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
-    and the logits are float32.
 
     Args:
       variant: a value of `VARIANTS`.
       num_classes: outputs of the head `classifier`.
       stem: "imagenet", the only one.
-      dtype: dtype of the computation.
-      axis_name: the mapped axis over which batch norm's statistics are averaged in training.
-      stochastic_depth: drop rate that the block after the last would have in training; it increases linearly from 0
-        for the first block, as in torchvision and timm. Only blocks with a shortcut are dropped.
-      rngs: `nnx.Rngs(params=seed)` for the initial weights.
+      dtype, axis_name, stochastic_depth, rngs: see `MobileNetwork`.
     """
 
     def __init__(
@@ -153,75 +153,23 @@ class EfficientNet(ConvNorm):
         stochastic_depth: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        style = variant.style
-        self.style, self.strides, self.dtype = style, tuple(stage.stride for stage in variant.stages), dtype
-        self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
-        common: dict[str, Any] = {"style": style, "dtype": dtype, "rngs": rngs}
-        self.conv_stem = same_conv(3, variant.stem, 3, 2, **common)
-        self.bn1 = BatchNorm2d(variant.stem, axis_name=axis_name, epsilon=style.epsilon)
-        stages, channels = [], variant.stem
-        for stage in variant.stages:
-            blocks = []
-            for index in range(stage.blocks):
-                block = Block(
-                    stage.kind,
-                    channels,
-                    stage.channels,
-                    size=stage.size,
-                    stride=stage.stride if index == 0 else 1,
-                    expansion=stage.expansion,
-                    axis_name=axis_name,
-                    **common,
-                )
-                blocks.append(block)
-                channels = stage.channels
-            stages.append(nnx.List(blocks))
-        self.blocks = nnx.List(stages)
-        self.conv_head = same_conv(channels, variant.features, 1, 1, **common)
-        self.bn2 = BatchNorm2d(variant.features, axis_name=axis_name, epsilon=style.epsilon)
+        super().__init__(
+            variant.stem,
+            variant.rows(),
+            style=variant.style,
+            dtype=dtype,
+            axis_name=axis_name,
+            stochastic_depth=stochastic_depth,
+            rngs=rngs,
+        )
+        channels = variant.stages[-1].channels
+        self.conv_head = same_conv(channels, variant.features, 1, 1, variant.style, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm2d(variant.features, axis_name=axis_name, epsilon=variant.style.epsilon)
         self.classifier = Linear(variant.features, num_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        With `train` batch norm uses batch statistics and updates the running ones. `key` draws the blocks that each
-        image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
-
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
-        activations = dict(self.stages(x, train=train, key=key))
-        pooled = activations.pop("head").mean((1, 2), dtype=self.classifier.kernel[...].dtype)
-        ends = [f"blocks.{stage}.{len(self.blocks[stage]) - 1}" for stage in _map_stages(self.strides)]
-        return Features(pooled, tuple(activations[name] for name in ends))
-
-    def head(self, features: jax.Array) -> jax.Array:
-        """Maps features [batch, channels] to logits [batch, num_classes]."""
-        return self.classifier(features)
-
-    def stages(
-        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, activations [batch, height, width, channels]) after stem, blocks and the last convolution."""
-        active = self.style.activation
-        x = active(self.convolve(self.conv_stem, self.bn1, x.astype(self.dtype), train=train))
-        yield "stem", x
-        blocks = [
-            (f"blocks.{stage}.{index}", block)
-            for stage, row in enumerate(self.blocks)
-            for index, block in enumerate(row)
-        ]
-        for position, (name, block) in enumerate(blocks):
-            rate = self.stochastic_depth * position / len(blocks)
-            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[0], self.axis_name))
-            yield name, x
-        yield "head", active(self.convolve(self.conv_head, self.bn2, x, train=train))
-
-
-def _map_stages(strides: tuple[int, ...]) -> list[int]:
-    """Returns the stages after which `Features.maps` are taken: the last ones of each size."""
-    return [stage for stage in range(len(strides)) if stage + 1 == len(strides) or strides[stage + 1] > 1]
+    def last(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps x [batch, height, width, channels] to [batch, height, width, features]."""
+        return self.style.activation(self.convolve(self.conv_head, self.bn2, x, train=train))
 
 
 _PATHS = {
@@ -251,8 +199,9 @@ def torchvision_path(path: str, kinds: tuple[Kind, ...]) -> str:
         "bn2": f"features.{last}.1", "classifier": "classifier.1",
     }  # fmt: skip
     if match := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", path):
-        stage = int(match[1])
-        return f"features.{stage + 1}.{match[2]}.block.{_PATHS[kinds[stage]][match[3]]}"
+        stage, module = int(match[1]), match[3]
+        if stage < len(kinds) and module in _PATHS[kinds[stage]]:  # not of another network's file
+            return f"features.{stage + 1}.{match[2]}.block.{_PATHS[kinds[stage]][module]}"
     return ends.get(path, path)
 
 
@@ -287,23 +236,18 @@ def _is_torchvisions(name: str) -> bool:
 
 def architecture(name: str, variant: Variant) -> Architecture:
     """Describes the network `name` of the family."""
-    maps = _map_stages(tuple(stage.stride for stage in variant.stages))
+    channels, strides = map_shapes(variant.rows())
     theirs = _is_torchvisions(name)
     kinds = tuple(stage.kind for stage in variant.stages)
-    rows = [
-        (r"(conv_stem|bn1)\.", lambda match: (0, 0)),
-        (r"blocks\.(\d+)\.(\d+)\.", lambda match: (int(match[1]) + 1, int(match[2]))),
-        (r"(conv_head|bn2)\.", lambda match: (len(kinds) + 1, 0)),
-    ]
     return Architecture(
         name=name,
         family="efficientnet",
         make=functools.partial(EfficientNet, variant),
         head="classifier",
-        channels=tuple(variant.stages[stage].channels for stage in maps),
-        strides=tuple(2 * math.prod(stage.stride for stage in variant.stages[: last + 1]) for last in maps),
+        channels=channels,
+        strides=strides,
         pooled=variant.features,
-        locate=located_by(rows),
+        locate=located(len(kinds)),
         pretrained=_pretrained(name),
         pretrained_by="torchvision's IMAGENET1K_V1" if theirs else f"timm's {name}",
         reference="torchvision" if theirs else "timm",

@@ -21,21 +21,56 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.where(x < 6, jax.nn.relu(x), jnp.asarray(6, x.dtype))
 
 
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """Computes relu6(x + 3) / 6."""
+    return relu6(x + jnp.asarray(3, x.dtype)) / jnp.asarray(6, x.dtype)
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """Computes x hard_sigmoid(x) (Howard et al., 2019, arXiv:1905.02244)."""
+    return x * hard_sigmoid(x)
+
+
+def rounded(channels: float) -> int:
+    """Rounds to a multiple of 8, and up if that would lose more than a tenth."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
+
+
+def quarter_of_inputs(inputs: int, channels: int) -> int:
+    """Returns EfficientNet's `Squeeze.channels`."""
+    return max(1, inputs // 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze:
+    """The squeeze-and-excitation of a network.
+
+    Attributes:
+      activation: follows its first layer.
+      gate: follows its second one.
+      channels: (inputs of the block, channels that are scaled) -> channels between its layers.
+    """
+
+    activation: Activation = jax.nn.silu
+    gate: Activation = jax.nn.sigmoid
+    channels: Callable[[int, int], int] = quarter_of_inputs
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """What all blocks of a network have in common.
 
     Attributes:
       activation: follows every normalisation but the last of a block.
-      squeeze: whether blocks with a depthwise convolution have squeeze-and-excitation, with a quarter of the block's
-        input channels.
+      squeeze: the squeeze-and-excitation of blocks with a depthwise convolution; None for none.
       epsilon: of batch norm.
       same_padding: TensorFlow's "SAME" padding, which for stride 2 depends on the input's size and has its larger part
         at the right and bottom. torch's is symmetric.
     """
 
     activation: Activation
-    squeeze: bool
+    squeeze: Squeeze | None
     epsilon: float
     same_padding: bool
 
@@ -49,8 +84,8 @@ class Layer(NamedTuple):
     squeezed: bool = False
 
 
-# DepthwiseSeparableConv, InvertedResidual, EdgeResidual and ConvBnAct in timm.
-Kind = Literal["separable", "inverted", "edge", "conv"]
+# DepthwiseSeparableConv, InvertedResidual, EdgeResidual, ConvBnAct and UniversalInvertedResidual in timm.
+Kind = Literal["separable", "inverted", "edge", "conv", "universal"]
 LAYERS: dict[Kind, tuple[Layer, ...]] = {
     "separable": (Layer("conv_dw", "bn1", True, squeezed=True), Layer("conv_pw", "bn2", False)),
     "inverted": (
@@ -79,15 +114,15 @@ class Pointwise(nnx.Module):
 class SqueezeExcite(nnx.Module):
     """Scales each channel by a function of all channels' means (Hu et al., 2017, arXiv:1709.01507)."""
 
-    def __init__(self, channels: int, squeezed: int, activation: Activation, *, rngs):
+    def __init__(self, channels: int, squeezed: int, style: Squeeze, *, rngs):
         self.conv_reduce = Pointwise(channels, squeezed, rngs=rngs)
         self.conv_expand = Pointwise(squeezed, channels, rngs=rngs)
-        self.activation = activation
+        self.style = style
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [batch, height, width, channels] to the same shape."""
-        squeezed = self.activation(self.conv_reduce(x.mean((1, 2))))
-        return x * jax.nn.sigmoid(self.conv_expand(squeezed))[:, None, None]
+        squeezed = self.style.activation(self.conv_reduce(x.mean((1, 2))))
+        return x * self.style.gate(self.conv_expand(squeezed))[:, None, None]
 
 
 class ConvNorm(nnx.Module):
@@ -122,14 +157,15 @@ def _pad_same(x: jax.Array, size: int, stride: int) -> jax.Array:
 
 
 class Block(ConvNorm):
-    """A residual block of one of `LAYERS`; with a shortcut if it changes neither size nor channels.
+    """A residual block of one of `LAYERS`.
 
     Args:
       kind: which layers it has; the first of kind "edge" and the depthwise ones have `size` and `stride`.
       inputs, outputs: channels.
       size: side of its kernels that are larger than 1x1.
       stride: stride in pixels.
-      expansion: channels between its layers, as a multiple of `inputs`.
+      inner: channels between its layers.
+      shortcut: whether it has a shortcut if it changes neither size nor channels.
       style: see `Style`.
     """
 
@@ -141,14 +177,16 @@ class Block(ConvNorm):
         *,
         size: int,
         stride: int,
-        expansion: int,
+        inner: int,
+        shortcut: bool = True,
         style: Style,
         dtype,
         axis_name,
         rngs,
     ):
-        self.layers, self.style, self.shortcut = LAYERS[kind], style, stride == 1 and inputs == outputs
-        inner, channels = inputs * expansion, inputs
+        self.layers, self.style = LAYERS[kind], style
+        self.shortcut = shortcut and stride == 1 and inputs == outputs
+        channels = inputs
         for position, layer in enumerate(self.layers):
             last = position == len(self.layers) - 1
             depthwise, dense = layer.conv == "conv_dw", layer.conv in ("conv_exp", "conv")
@@ -166,7 +204,7 @@ class Block(ConvNorm):
             setattr(self, layer.conv, conv)
             setattr(self, layer.norm, BatchNorm2d(wide, axis_name=axis_name, epsilon=style.epsilon))
             if layer.squeezed and style.squeeze:
-                self.se = SqueezeExcite(wide, max(1, inputs // 4), style.activation, rngs=rngs)
+                self.se = SqueezeExcite(wide, style.squeeze.channels(inputs, wide), style.squeeze, rngs=rngs)
             channels = wide
 
     def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
@@ -176,6 +214,9 @@ class Block(ConvNorm):
             x = self.convolve(getattr(self, layer.conv), getattr(self, layer.norm), x, train=train)
             x = self.style.activation(x) if layer.active else x
             x = self.se(x) if layer.squeezed and self.style.squeeze else x
-        if not self.shortcut:
-            return x
-        return residual + (x if factor is None else x * factor.astype(x.dtype)[:, None, None, None])
+        return with_shortcut(residual, x, factor) if self.shortcut else x
+
+
+def with_shortcut(x: jax.Array, branch: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Adds a residual branch to x [batch, height, width, channels]; for `factor` see `skip_factor`."""
+    return x + (branch if factor is None else branch * factor.astype(x.dtype)[:, None, None, None])

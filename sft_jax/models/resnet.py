@@ -1,12 +1,14 @@
-"""Residual networks (He et al., 2015, arXiv:1512.03385) as in `torchvision.models.resnet`.
+"""Residual networks (He et al., 2015, arXiv:1512.03385) as in `torchvision.models.resnet` and `timm.models.resnet`.
 
-They include ResNet-18 to 152, wide ResNet and ResNeXt. Attribute paths are torchvision's state_dict keys; only the
-leaves have JAX's names (`kernel`, `scale`, `bias`, `mean`, `var`).
+They include ResNet-18 to 152, wide ResNet and ResNeXt, with torchvision's state_dict keys as attribute paths, and
+ResNet-D (He et al., 2018, arXiv:1812.01187) with timm's; only the leaves have JAX's names (`kernel`, `scale`, `bias`,
+`mean`, `var`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,87 +17,8 @@ from flax import nnx
 from sft_jax import ops
 from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
+from sft_jax.models.residual_block import BasicBlock, Bottleneck, Variant
 from sft_jax.models.stochastic_depth import skip_factor
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
-
-    expansion = 1
-
-    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
-        self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm2d(planes, axis_name=axis_name)
-        self.conv2 = Conv2d(planes, planes, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm2d(planes, axis_name=axis_name)
-        self.downsample = _downsample(inputs, planes, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
-
-    def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., planes]; see `_residual` for `factor`."""
-        shortcut = _shortcut(self.downsample, x, train=train)
-        x = self.bn1(self.conv1(x), train=train, relu=True)
-        return _residual(self.bn2, self.conv2(x), shortcut, train=train, factor=factor)
-
-
-class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and up, wide ResNet, ResNeXt).
-
-    The stride is in the 3x3 convolution, as in torchvision ("ResNet V1.5"), not in the first 1x1 convolution as in the
-    paper.
-    """
-
-    expansion = 4
-
-    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
-        width = planes * variant.width_per_group // 64 * variant.groups
-        outputs = planes * self.expansion
-        self.conv1 = Conv2d(inputs, width, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm2d(width, axis_name=axis_name)
-        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, groups=variant.groups, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm2d(width, axis_name=axis_name)
-        self.conv3 = Conv2d(width, outputs, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)
-        self.downsample = _downsample(inputs, outputs, stride, dtype=dtype, axis_name=axis_name, rngs=rngs)
-
-    def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., 4 planes]; see `_residual` for `factor`."""
-        shortcut = _shortcut(self.downsample, x, train=train)
-        x = self.bn1(self.conv1(x), train=train, relu=True)
-        x = self.bn2(self.conv2(x), train=train, relu=True)
-        return _residual(self.bn3, self.conv3(x), shortcut, train=train, factor=factor)
-
-
-def _downsample(inputs: int, outputs: int, stride: int, *, dtype, axis_name, rngs) -> nnx.List | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    conv = Conv2d(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
-    return nnx.List([conv, BatchNorm2d(outputs, axis_name=axis_name)])
-
-
-def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool) -> jax.Array:
-    if downsample is None:
-        return x
-    conv, norm = downsample
-    return norm(conv(x), train=train)
-
-
-def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bool, factor: jax.Array | None):
-    """Computes ReLU(norm(x) * factor + shortcut); `factor` [batch], of stochastic depth, may be None."""
-    if factor is None:
-        return norm(x, train=train, relu=True, residual=shortcut)
-    branch = norm(x, train=train) * factor.astype(x.dtype)[None, None, :, None]
-    return jax.nn.relu(branch + shortcut)
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """The arguments of `torchvision.models.resnet.ResNet` that distinguish the networks."""
-
-    block: type[BasicBlock] | type[Bottleneck]
-    layers: tuple[int, int, int, int]
-    groups: int = 1
-    width_per_group: int = 64
-
 
 VARIANTS = {
     "resnet18": Variant(BasicBlock, (2, 2, 2, 2)),
@@ -108,6 +31,11 @@ VARIANTS = {
     "resnext101_64x4d": Variant(Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
     "wide_resnet50_2": Variant(Bottleneck, (3, 4, 6, 3), width_per_group=128),
     "wide_resnet101_2": Variant(Bottleneck, (3, 4, 23, 3), width_per_group=128),
+    "resnet18d": Variant(BasicBlock, (2, 2, 2, 2), deep=True),
+    "resnet34d": Variant(BasicBlock, (3, 4, 6, 3), deep=True),
+    "resnet50d": Variant(Bottleneck, (3, 4, 6, 3), deep=True),
+    "resnet101d": Variant(Bottleneck, (3, 4, 23, 3), deep=True),
+    "resnet152d": Variant(Bottleneck, (3, 8, 36, 3), deep=True),
 }
 
 
@@ -121,6 +49,18 @@ class Stem:
 
 
 STEMS = {"imagenet": Stem(7, 2, pool=True), "cifar": Stem(7, 1, pool=False), "cifar3x3": Stem(3, 1, pool=False)}
+DEEP_STEM = 32  # channels of ResNet-D's first two convolutions
+
+
+def _deep_stem(*, dtype, axis_name, rngs) -> nnx.List:
+    """Makes ResNet-D's stem `conv1`: three 3x3 convolutions, with a norm after the first two.
+
+    None stands for the parameterless activations, which are numbered in timm too.
+    """
+    conv = functools.partial(Conv2d, size=3, padding=1, dtype=dtype, rngs=rngs)
+    norms = [BatchNorm2d(DEEP_STEM, axis_name=axis_name) for _ in range(2)]
+    first, second, third = conv(3, DEEP_STEM, stride=2), conv(DEEP_STEM, DEEP_STEM), conv(DEEP_STEM, 64)
+    return nnx.List([first, norms[0], None, second, norms[1], None, third])
 
 
 class ResNet(nnx.Module):
@@ -134,7 +74,7 @@ class ResNet(nnx.Module):
       num_classes: outputs of the head `fc`.
       stem: a key of `STEMS`: "imagenet" (7x7 convolution with stride 2, then a max-pool with stride 2) or, for images
         of about 32 pixels, "cifar" (7x7 convolution with stride 1, which fits pretrained kernels, and no max-pool) or
-        "cifar3x3" (a 3x3 convolution instead, as is usual on CIFAR).
+        "cifar3x3" (a 3x3 convolution instead, as is usual on CIFAR). ResNet-D has only "imagenet".
       dtype: dtype of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training; it increases linearly from block to block.
@@ -159,7 +99,11 @@ class ResNet(nnx.Module):
     ):
         self.stem, self.dtype, self.axis_name, self.stochastic_depth = stem, dtype, axis_name, stochastic_depth
         size, stride = STEMS[stem].size, STEMS[stem].stride
-        self.conv1 = Conv2d(3, 64, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
+        self.conv1: Any  # one convolution, or layers
+        if variant.deep:
+            self.conv1 = _deep_stem(dtype=dtype, axis_name=axis_name, rngs=rngs)
+        else:
+            self.conv1 = Conv2d(3, 64, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(64, axis_name=axis_name)
         channels = 64
         for stage, count in enumerate(variant.layers):
@@ -200,7 +144,7 @@ class ResNet(nnx.Module):
 
     def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields as `stages`, but activations [height, width, batch, channels], for which `ops.conv2d` is fast."""
-        x = self.bn1(self.conv1(x.astype(self.dtype), layout="NHWC"), train=train, relu=True)
+        x = self.bn1(self._first(x.astype(self.dtype), train=train), train=train, relu=True)
         if STEMS[self.stem].pool:
             x = ops.max_pool(x, window=3, stride=2, padding=1)
         x = x.transpose(1, 2, 0, 3)
@@ -216,6 +160,15 @@ class ResNet(nnx.Module):
             x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[2], self.axis_name))
             yield name, x
 
+    def _first(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies `conv1` to x [batch, height, width, 3]."""
+        if isinstance(self.conv1, Conv2d):
+            return self.conv1(x, layout="NHWC")
+        first, norm, _, *others, last = self.conv1
+        x = norm(first(x, layout="NHWC"), train=train, relu=True).transpose(1, 2, 0, 3)
+        second, norm, _ = others
+        return last(norm(second(x), train=train, relu=True)).transpose(2, 0, 1, 3)
+
 
 _locate = located_by(
     [
@@ -227,7 +180,7 @@ _locate = located_by(
 
 def architecture(name: str, variant: Variant) -> Architecture:
     """Describes the network `name` of the family."""
-    return Architecture(
+    found = Architecture(
         name=name,
         family="resnet",
         make=functools.partial(ResNet, variant),
@@ -238,6 +191,15 @@ def architecture(name: str, variant: Variant) -> Architecture:
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
         # The only one whose first weights were trained by torchvision's newer recipe.
         pretrained=Pretrained(resize=232) if name == "resnext101_64x4d" else Pretrained(),
+    )
+    if not variant.deep:
+        return found
+    return dataclasses.replace(
+        found,
+        stems=(("imagenet", "conv1.0", 3),),
+        pretrained=Pretrained(interpolation="bicubic"),
+        pretrained_by="timm's gluon_in1k",
+        reference="timm",
     )
 
 

@@ -1,0 +1,128 @@
+"""What the tests of every family compare with its reference: shapes, activations, gradients, and the way back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timm
+import torch
+import torchvision
+
+from convert import keys, parity
+from convert.families import REFERENCES
+from convert.reference import empty_network
+from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models.architecture import Builder
+from sft_jax.tasks.losses import cross_entropy
+
+CLASSES = 5
+
+
+def network(architecture, **settings):
+    """Returns our network with `CLASSES` outputs, as shapes."""
+    return Network.abstract(Builder(architecture, CLASSES, settings))
+
+
+def moved(module, seed=0):
+    """Moves parameters and statistics away from their initial values, as training does; for evaluation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0.0, 0.2, generator=generator)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+    return module.eval()
+
+
+def images(size, dtype=np.float32, count=2):
+    """Draws normalised images [count, size, size, 3]."""
+    return np.random.default_rng(size).standard_normal((count, size, size, 3)).astype(dtype)
+
+
+def assert_close(found, wanted, tolerance):
+    """Asserts that all arrays agree to `tolerance` relative to their largest value."""
+    assert found.keys() == wanted.keys()
+    errors = {
+        key: float(
+            np.abs(np.asarray(found[key]) - np.asarray(wanted[key])).max() / max(np.abs(wanted[key]).max(), 1e-3)
+        )
+        for key in wanted
+    }
+    worst = max(errors, key=lambda key: np.nan_to_num(errors[key], nan=np.inf))
+    print(f"largest difference {errors[worst]:.1e} ({worst})")
+    assert errors[worst] <= tolerance, f"{worst} is off by {errors[worst]:.1e}"
+
+
+def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
+    """Compares all stages and logits in float32, and that the weights survive the way there and back bit by bit."""
+    reference = REFERENCES[ours.architecture.family]
+    state_dict = module.state_dict()
+    assert not keys.problems(state_dict, ours)
+    arrays = keys.to_flax(state_dict, ours)
+    for size in sizes:
+        theirs, their_logits = parity.torch_activations(module, images(size), reference)
+        found, logits = parity.flax_activations(ours, arrays, images(size))
+        assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, tolerance)
+    back = keys.to_torch(arrays, ours.architecture, keys.counters_of(state_dict))
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
+
+
+def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **settings):
+    """Compares the gradients of all parameters, and updated statistics, in float64."""
+    module, labels = module.double().train(), np.array([0, 3])
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout | torchvision.ops.StochasticDepth | timm.layers.DropPath):
+            layer.eval()
+    pictures = images(size, np.float64)
+    with jax.enable_x64():
+        ours = network(architecture, dtype=jnp.float64, **settings)
+        arrays = keys.to_flax(module.state_dict(), ours)
+        params, batch_stats = ({key: arrays[key] for key in part} for part in (ours.params, ours.batch_stats))
+
+        @jax.jit
+        def gradients_of(params, batch_stats):
+            def loss(params):
+                logits, statistics = ours.apply(params, batch_stats, pictures, train=True)
+                return cross_entropy(logits, labels).mean(), statistics
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients, statistics = jax.device_get(gradients_of(params, batch_stats))
+    logits = module(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    theirs = {key: parameter.grad for key, parameter in module.named_parameters()} | dict(module.named_buffers())
+    assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)
+
+
+def assert_same_shapes(name):
+    """Compares names and shapes with those of the reference's network, without any values; all have a depth."""
+    ours = Network.abstract(Builder(ARCHITECTURES[name], 1000))
+    tensors = {
+        key: torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+        for key, tensor in empty_network(name, 1000).state_dict().items()
+    }
+    assert not keys.problems(tensors, ours)
+    for key in ours.params | ours.batch_stats:
+        assert ours.architecture.depth(key)
+
+
+def with_classes(name):
+    """Returns the reference's network `name` with `CLASSES` outputs and initial weights."""
+    torch.manual_seed(0)
+    if ARCHITECTURES[name].reference == "torchvision":
+        return torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+    return timm.create_model(name, num_classes=CLASSES)
+
+
+def expanded(name, outputs=1000):
+    """Returns a state_dict of the network `name` whose tensors take no memory."""
+    return {
+        key: torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+        for key, tensor in empty_network(name, outputs).state_dict().items()
+    }
