@@ -76,7 +76,8 @@ def _figures(asked: Request, devices: AbsentDevices, name: str, tell: Tell) -> d
         "temp_bytes": program.memory_analysis().temp_size_in_bytes,
         "flops": flops,
     }
-    return memory | step_figures(TARGETS[asked.target], program, flops)
+    step = step_figures(TARGETS[asked.target], program, flops)
+    return memory | step | {"precision": asked.precision, "factors": step["precision"]}
 
 
 def _black_images(size: int) -> Dataset:

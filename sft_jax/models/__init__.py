@@ -40,6 +40,7 @@ def builder(
     precision: str = "float32",
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
+    rematerialise: bool = False,
 ) -> Builder:
     """Returns the constructor of the network that `config`, the group `model` of the configuration, describes.
 
@@ -50,6 +51,7 @@ def builder(
       precision: a key of `PRECISIONS`.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
+      rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
       UserError: the network or its stem is unknown, or it cannot take images of this size.
@@ -67,4 +69,4 @@ def builder(
     if found.positions is not None and size is not None:
         found.check_size(size)
         settings["size"] = size
-    return Builder(found, outputs, settings, PRECISIONS[precision].products)
+    return Builder(found, outputs, settings, PRECISIONS[precision].products, rematerialise)

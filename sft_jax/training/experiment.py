@@ -72,6 +72,7 @@ class Experiment:
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
+            rematerialise=config.finetune.rematerialise == "blocks",
         )
         self.network = models.Network.abstract(self.build, self.task.inputs)
         self.phases = phases.phases(config, self.network)
