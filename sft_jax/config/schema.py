@@ -150,6 +150,13 @@ KEYS: dict[str, Key] = {
         "to its square root; full: all classes equally often.",
         **_one_of("none", "sqrt", "full"),
     ),
+    "data.placement": Key(
+        "auto",
+        str,
+        "Where the images are. replicated: on each device; sharded: a share on each, exchanged once an epoch; auto: "
+        "replicated if they fit, else sharded if they fit on all devices together, else streamed in chunks.",
+        **_one_of("auto", "replicated", "sharded"),
+    ),
     "data.size": Key(32, int, "Side length in pixels to which images are resized for the network.", **_POSITIVE),
     "data.fit": Key(
         "crop",

@@ -70,7 +70,7 @@ class Compiler:
         state = jax.eval_shape(programs.new_state, experiment.network.params, experiment.network.batch_stats)
         call = next(programs.train_loader.calls(experiment.order(0), steps_per_call=StepsPerCall()))
         kept = programs.validation_loader.resident_bytes
-        if not programs.train_loader.resident:  # the next chunk arrives during the call
+        if programs.train_loader.placement == "streamed":  # the next chunk arrives during the call
             kept += self.devices.stored_bytes(call.chunk.data, sharded=True)
         return compiled(programs.train_steps, state, call.chunk, experiment.key), kept
 
@@ -78,7 +78,7 @@ class Compiler:
         """Compiles the evaluation of the whole network on the test split; returns the same, raises the same."""
         experiment, programs = self.programs(batch_size)
         network, evaluator = experiment.network, experiment.evaluate
-        loader = Loader(self.dataset.test, self.devices)
+        loader = experiment.loader(self.dataset.test)
         order, mask = evaluator.order(loader)
         call = next(loader.calls(order, mask, steps_per_call=StepsPerCall()))
         state = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
@@ -95,7 +95,7 @@ def _feature_loaders(experiment: Experiment) -> tuple[Loader, Loader]:
     loaders = []
     for split, views in ((experiment.dataset.train, 1 + config.data.flip), (experiment.dataset.validation, 1)):
         table = np.broadcast_to(np.float32(0), (len(split), views, channels))
-        loaders.append(Loader(ArraySplit({"feature": table}, dict(split.targets)), experiment.devices))
+        loaders.append(experiment.loader(ArraySplit({"feature": table}, dict(split.targets))))
     return loaders[0], loaders[1]
 
 

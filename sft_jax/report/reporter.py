@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.loader import Loader
 from sft_jax.errors import reason
 from sft_jax.report.classification import report_page
 from sft_jax.report.page import plain_page
@@ -71,7 +70,7 @@ class Reports:
         dataset, loader = self._experiment.dataset, self._experiment.validation_loader
         on_validation = outputs = self._outputs(*weights, loader)
         if records.results is not None:
-            outputs = self._outputs(*weights, Loader(dataset.test, self._experiment.devices))
+            outputs = self._outputs(*weights, self._experiment.loader(dataset.test))
         if not self._run.writable:
             return ""
         temperature = fit_temperature(on_validation, loader.split.labels)

@@ -32,6 +32,7 @@ RESUMABLE_KEYS = {
     "compare_with_scratch",
     "data.dir",
     "data.download",
+    "data.placement",
     "data.allow_overlap",
     "regularization.early_stopping",
 }

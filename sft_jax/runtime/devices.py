@@ -120,6 +120,10 @@ class Devices:
             donate_argnums=donate,
         )
 
+    def run(self, program: Callable, *arguments: Any) -> Any:
+        """Calls a program that `compile` returned."""
+        return program(*arguments)
+
     def free_bytes(self) -> int:
         """Returns the free memory of the fullest device; for CPU devices, the machine's divided by their number."""
         statistics = [device.memory_stats() for device in self._own]
@@ -172,6 +176,10 @@ class AbsentDevices(Devices):
 
     def _put(self, parts: np.ndarray) -> Any:
         return jax.ShapeDtypeStruct(parts.shape, parts.dtype)
+
+    def run(self, program: Callable, *arguments: Any) -> Any:
+        """Returns the shapes of the results."""
+        return jax.eval_shape(program, *arguments)
 
     def free_bytes(self) -> int:
         """Returns the memory of a device that a program can use."""

@@ -19,6 +19,11 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import Phase
 
+PLACEMENT = {
+    "replicated": "stored on the device",
+    "sharded": "a share stored on each device, exchanged once an epoch",
+    "streamed": "streamed to the device",
+}
 BATCH_NORM = {
     "train": "with batch statistics",
     "freeze_statistics": "with frozen running statistics of init",
@@ -113,7 +118,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
     yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
-    where = f"{'stored on' if experiment.train_loader.resident else 'streamed to'} the device"
+    where = PLACEMENT[experiment.train_loader.placement]
     if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"

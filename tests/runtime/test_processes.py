@@ -16,6 +16,7 @@ from sft_jax import main
 from sft_jax.runtime.processes import _LOST, HEARTBEAT_SECONDS
 
 EPOCHS = 2
+SHARDED = "--config.data.placement=sharded"
 
 
 def free_port():
@@ -85,17 +86,18 @@ def test_only_the_first_process_prints(pair, whole):
 
 @counts(kills=2)
 def test_a_run_continues_after_a_process_was_killed(pair, whole):
-    """Kills first one of them, then the other one after both have resumed."""
+    """Kills first one of them, then the other one after both have resumed. Each holds half of the images only."""
     for lost, left, flags in (("first", 1, []), ("second", 0, ["--resume"])):
         start = time.monotonic()
-        ends = pair.run("killed", *flags, **{lost: "training:2:0:SIGKILL"})
+        ends = pair.run("killed", *flags, SHARDED, **{lost: "training:2:0:SIGKILL"})
         assert time.monotonic() - start < 60
         assert ends[1 - left][0] == -9
         code, _, error = ends[left]
         assert code == 1
         assert _LOST in error
         assert "Traceback" not in error
-    assert [code for code, _, _ in pair.run("killed", "--resume")] == [0, 0]
+    assert [code for code, _, _ in pair.run("killed", "--resume", SHARDED)] == [0, 0]
+    assert "a share stored on each device" in (pair.place / "killed" / "train.log").read_text()
     assert_same_run(pair.place / "killed", pair.place / "whole")
     assert results_of(pair.place / "killed") == results_of(pair.place / "whole")
 

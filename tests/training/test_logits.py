@@ -30,15 +30,15 @@ def digits():
 
 
 @pytest.mark.parametrize("count", [1, 8])
-@pytest.mark.parametrize("streamed", [False, True])
-def test_logits_are_in_the_order_of_the_images(network, digits, count, streamed):
+@pytest.mark.parametrize("placement", ["replicated", "sharded", "streamed"])
+def test_logits_are_in_the_order_of_the_images(network, digits, count, placement):
     split, preprocess = digits
     images, labels = split.images, split.labels
-    if streamed:
+    if placement == "streamed":
         split = StreamedSplit.of_images(images.__getitem__, np.arange(len(labels)), labels)
     devices = Devices(jax.devices()[:count])
-    loader = Loader(split, devices)
-    assert loader.resident != streamed
+    loader = Loader(split, devices, "auto" if placement == "streamed" else placement)
+    assert loader.placement == ("replicated" if (count, placement) == (1, "sharded") else placement)
     logits = predict_all(network, data.of_image(preprocess), BATCH)(network.params, network.batch_stats, loader)
     assert (logits.shape, logits.dtype) == ((61, 5), np.float32)
     whole = jax.jit(functools.partial(network.apply, train=False))

@@ -59,17 +59,17 @@ def programs(count):
     program = make_train_steps(make_train_step(NETWORK, TASK, OPTIMIZER, AXIS), AUGMENT, AXIS, count)
 
     def of(loader):
-        if loader.resident not in compiled:
-            compiled[loader.resident] = loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
-        return compiled[loader.resident]
+        if loader.placement not in compiled:
+            compiled[loader.placement] = loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
+        return compiled[loader.placement]
 
     return devices, of
 
 
-def run_epoch(count, split, steps_per_call):
+def run_epoch(count, split, steps_per_call, placement="auto"):
     """Trains an epoch; returns the losses, the counts of correct predictions, and the state."""
     devices, program_of = programs(count)
-    loader = Loader(split, devices)
+    loader = Loader(split, devices, placement)
     state = devices.replicate(TrainState.create(*weights(), OPTIMIZER))
     key = devices.replicate(jax.random.key(0))
     order = epoch_order(0, 0, split.labels, BATCH)
@@ -159,12 +159,52 @@ def test_streamed_images_train_like_those_in_memory(count):
     jax.tree.map(np.testing.assert_array_equal, state, wanted)
 
 
-def test_images_that_do_not_fit_are_streamed(monkeypatch):
-    devices, split = Devices(jax.devices()[:1]), split_of(32)
-    assert Loader(split, devices).resident
-    assert not Loader(streamed(split), devices).resident
-    monkeypatch.setattr(Devices, "free_bytes", lambda self: 3 * split.images.nbytes)
-    assert not Loader(split, devices).resident, "it would take more than a quarter of the free memory"
+@pytest.mark.parametrize("kind", [lambda split: split, streamed])
+def test_shares_of_the_images_train_like_all_of_them(kind):
+    split = split_of(STEPS * BATCH + 3)
+    losses, correct, state = run_epoch(8, kind(split), steady(2), "sharded")
+    wanted_losses, wanted_correct, wanted = run_epoch(8, split, steady(STEPS), "replicated")
+    np.testing.assert_array_equal(losses, wanted_losses)
+    np.testing.assert_array_equal(correct, wanted_correct)
+    jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+def test_every_device_holds_its_share():
+    devices, split = Devices(jax.devices()), split_of(63, size=8)
+    loader = Loader(split, devices, "sharded")
+    order = np.random.default_rng(0).integers(0, len(split), (5, 16)).astype(np.int32)
+    steps_per_call = StepsPerCall()
+    steps_per_call.steps = 2
+    calls = list(loader.calls(order, first=1, steps_per_call=steps_per_call))
+    assert [(call.rows.start, call.rows.stop) for call in calls] == [(1, 3), (3, 5)]
+    chunk = calls[0].chunk
+    images = chunk.data["image"].values
+    assert {shard.data.shape for shard in images.addressable_shards} == {(1, 5 * 2, 8 * 8 * 3)}
+    by_device = order.reshape(5, 8, 2).swapaxes(0, 1).reshape(8, 10)
+    np.testing.assert_array_equal(images, split.images[by_device].reshape(8, 10, -1))
+    np.testing.assert_array_equal(chunk.data["label"].values, split.labels[by_device])
+    assert loader.resident_bytes == 2 * 8 * (8 * 8 * 3 + 4), "the share, and the examples of an epoch"
+
+
+@pytest.mark.parametrize(
+    ("free", "placement"), [(4.1, "replicated"), (3.9, "sharded"), (2.1, "sharded"), (1.9, "streamed")]
+)
+def test_where_the_images_fit(free, placement, monkeypatch):
+    devices, split = Devices(jax.devices()), split_of(64)
+    monkeypatch.setattr(Devices, "free_bytes", lambda self: int(free * split.nbytes))
+    assert Loader(split, devices).placement == placement
+    assert Loader(streamed(split), devices).placement == "streamed"
+    one = Devices(jax.devices()[:1])
+    assert Loader(split, one).placement == ("replicated" if free > 4 else "streamed")
+    assert Loader(split, one, "sharded").placement == "replicated"
+
+
+def test_a_placement_that_does_not_fit_is_refused(monkeypatch):
+    split = split_of(64)
+    monkeypatch.setattr(Devices, "free_bytes", lambda self: split.nbytes // 4)
+    wanted = "data.placement=sharded: 64 examples need .* of each device, which has .* free; use data.placement=auto"
+    with pytest.raises(UserError, match=wanted):
+        Loader(split, Devices(jax.devices()), "sharded")
 
 
 def test_batch_sizes_that_do_not_divide_are_refused():
