@@ -16,6 +16,7 @@ from sft_jax.models.layers import BatchNorm2d
 from sft_jax.ops import conv, depthwise
 from sft_jax.ops.conv import conv_patch_gradient
 from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps
+from sft_jax.ops.norm import _one_pass
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles
 
@@ -404,6 +405,30 @@ def test_batch_norm_far_from_zero():
     x = np.random.default_rng(0).normal(1e4, 1.0, (64, 4, 4, 3)).astype(np.float32)
     _, _, variance = ops.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3))
     np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", [0.0, 3.0, 30.0])
+def test_statistics_in_one_pass_are_exact_near_the_running_mean(distance):
+    """As on accelerators; the mean, 1e4, has no digit left for the deviation, 1."""
+    x = np.random.default_rng(0).normal(1e4, 1.0, (64, 4, 4, 3)).astype(np.float32)
+    near = jnp.full(3, 1e4 + distance, jnp.float32)
+    mean, variance = _one_pass(jnp.asarray(x), near, None)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-7)
+    np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 1, 2)), rtol=1e-3)
+    _, constant = _one_pass(jnp.full((64, 2), 0.1), jnp.asarray([3.0, 0.1]), None)
+    assert np.all((constant >= 0) & (constant < 1e-5)), "rounding makes no variance negative"
+
+
+@pytest.mark.parametrize("near", [None, np.zeros(8, np.float32)])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_an_accelerator_takes_one_pass_and_only_near_the_mean(platform, near):
+    def statistics(x):
+        return ops.batch_norm(x, jnp.ones(8), jnp.zeros(8), near=near)[1:]
+
+    traced = jax.jit(statistics).trace(jax.ShapeDtypeStruct((4, 2, 8), np.float32))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    one_pass = "stablehlo.maximum" in text  # its variance could be rounded to less than 0
+    assert one_pass == (platform != "cpu" and near is not None)
 
 
 def test_batch_norm_of_bfloat16_has_float32_statistics():
