@@ -7,6 +7,7 @@ from convert.convnext import ConvNeXtReference
 from convert.efficientnet import EfficientNetReference
 from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
+from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
 from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
@@ -19,6 +20,7 @@ REFERENCES: dict[str, Reference] = {
     "resnet": ResNetReference(),
     "efficientnet": EfficientNetReference(),
     "mobilenet": MobileNetReference(),
+    "regnet": RegNetReference(),
     "convnext": ConvNeXtReference(),
     "vit": VitReference(),
 }

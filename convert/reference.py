@@ -29,7 +29,8 @@ def empty_network(arch: str, outputs: int, size: int | None = None) -> torch.nn.
     settings: dict[str, Any] = {"num_classes": outputs}
     if ARCHITECTURES[arch].reference == "torchvision":
         settings |= {} if size is None else {"image_size": size}
-        with torch.device("meta"):
+        # torchvision computes the widths of a RegNet with tensors.
+        with torch.device("cpu" if arch.startswith("regnet") else "meta"):
             return torchvision.models.get_model(arch, weights=None, **settings)
     import timm  # torchvision's networks do without it
 

@@ -46,12 +46,19 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
     "efficientnet_b6": (84.008,), "efficientnet_b7": (84.122,), "efficientnet_v2_s": (84.228,),
     "efficientnet_v2_m": (85.112,), "efficientnet_v2_l": (85.808,), "vit_b_16": (81.072,), "vit_b_32": (75.912,),
     "vit_l_16": (79.662,), "vit_l_32": (76.972,), "convnext_tiny": (82.52,), "convnext_small": (83.616,),
-    "convnext_base": (84.062,), "convnext_large": (84.414,),
+    "convnext_base": (84.062,), "convnext_large": (84.414,), "regnet_y_400mf": (74.046, 75.804),
+    "regnet_y_800mf": (76.42, 78.828), "regnet_y_1_6gf": (77.95, 80.876), "regnet_y_3_2gf": (78.948, 81.982),
+    "regnet_y_8gf": (80.032, 82.828), "regnet_y_16gf": (80.424, 82.886), "regnet_y_32gf": (80.878, 83.368),
 }  # fmt: skip
 # torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
-_SWAG: dict[str, tuple[float, float]] = {"vit_b_16": (85.304, 81.886), "vit_l_16": (88.064, 85.146)}
+_SWAG: dict[str, tuple[float, float]] = {
+    "vit_b_16": (85.304, 81.886),
+    "vit_l_16": (88.064, 85.146),
+    "regnet_y_16gf": (86.012, 83.976),
+    "regnet_y_32gf": (86.838, 84.622),
+}
 _RSB = "a1_in1k a2_in1k a3_in1k"
-# timm's tags, without its copies of torchvision's weights.
+# timm's tags, without its copies of torchvision's weights; with timm's name of the network where that is another one.
 _TIMM: dict[str, str] = {
     "resnet18": f"{_RSB} fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k",
     "resnet34": f"{_RSB} bt_in1k gluon_in1k ra4_e3600_r224_in1k",
@@ -69,6 +76,10 @@ _TIMM: dict[str, str] = {
     "tf_efficientnet_b6": "aa_in1k ap_in1k ns_jft_in1k",
     "tf_efficientnet_b7": "aa_in1k ap_in1k ns_jft_in1k ra_in1k",
     **{f"tf_efficientnetv2_{size}": "in1k in21k in21k_ft_in1k" for size in "sml"},
+    "regnet_y_400mf": "regnety_004.pycls_in1k", "regnet_y_1_6gf": "regnety_016.pycls_in1k",
+    "regnet_y_3_2gf": "regnety_032.pycls_in1k regnety_032.ra_in1k",
+    "regnet_y_16gf": "regnety_160.deit_in1k regnety_160.lion_in12k_ft_in1k regnety_160.pycls_in1k "
+    "regnety_160.sw_in12k regnety_160.sw_in12k_ft_in1k", "regnet_y_32gf": "regnety_320.pycls_in1k",
     "efficientnet_lite0": "ra_in1k", **{f"tf_efficientnet_lite{n}": "in1k" for n in range(5)},
     "mobilenetv3_small_100": "lamb_in1k",
     "mobilenetv3_large_100": "miil_in21k miil_in21k_ft_in1k ra4_e3600_r224_in1k ra_in1k",
@@ -118,6 +129,8 @@ NON_COMMERCIAL = ("mae", "fcmae", "fb_ssl", "fb_swsl", "fb_wsl")
 def _timm_licence(tag: str) -> str | None:
     if tag == "bamboo":
         return None
+    if tag.endswith(".pycls_in1k"):
+        return "MIT"
     return "CC-BY-NC-4.0" if tag.startswith(NON_COMMERCIAL) else "Apache-2.0"
 
 
