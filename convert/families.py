@@ -9,6 +9,7 @@ from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
 from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
+from convert.swin import SwinReference
 from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError
@@ -22,6 +23,7 @@ REFERENCES: dict[str, Reference] = {
     "mobilenet": MobileNetReference(),
     "regnet": RegNetReference(),
     "convnext": ConvNeXtReference(),
+    "swin": SwinReference(),
     "vit": VitReference(),
 }
 

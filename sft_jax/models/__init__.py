@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, vit
+from sft_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
@@ -20,6 +20,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **mobilenet.ARCHITECTURES,
     **regnet.ARCHITECTURES,
     **convnext.ARCHITECTURES,
+    **swin.ARCHITECTURES,
     **vit.ARCHITECTURES,
 }
 

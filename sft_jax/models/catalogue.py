@@ -49,6 +49,7 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
     "convnext_base": (84.062,), "convnext_large": (84.414,), "regnet_y_400mf": (74.046, 75.804),
     "regnet_y_800mf": (76.42, 78.828), "regnet_y_1_6gf": (77.95, 80.876), "regnet_y_3_2gf": (78.948, 81.982),
     "regnet_y_8gf": (80.032, 82.828), "regnet_y_16gf": (80.424, 82.886), "regnet_y_32gf": (80.878, 83.368),
+    "swin_t": (81.474,), "swin_s": (83.196,), "swin_b": (83.582,),
 }  # fmt: skip
 # torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
 _SWAG: dict[str, tuple[float, float]] = {
@@ -57,6 +58,7 @@ _SWAG: dict[str, tuple[float, float]] = {
     "regnet_y_16gf": (86.012, 83.976),
     "regnet_y_32gf": (86.838, 84.622),
 }
+_SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
 _RSB = "a1_in1k a2_in1k a3_in1k"
 # timm's tags, without its copies of torchvision's weights; with timm's name of the network where that is another one.
 _TIMM: dict[str, str] = {
@@ -87,6 +89,10 @@ _TIMM: dict[str, str] = {
     "mobilenetv4_conv_small": "e1200_r224_in1k e2400_r224_in1k e3600_r256_in1k",
     "mobilenetv4_conv_medium": "e180_ad_r384_in12k e180_r384_in12k e250_r384_in12k e250_r384_in12k_ft_in1k "
     "e500_r224_in1k e500_r256_in1k",
+    **{
+        f"swin_{name[0]}": " ".join(f"swin_{name}_patch4_window7_224.{tag}" for tag in _SWIN)
+        for name in ("tiny", "small", "base")
+    },
     "vit_tiny_patch16_224": "augreg_in21k augreg_in21k_ft_in1k",
     "vit_small_patch16_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k dino",
     "vit_small_patch32_224": "augreg_in21k augreg_in21k_ft_in1k",
@@ -129,7 +135,7 @@ NON_COMMERCIAL = ("mae", "fcmae", "fb_ssl", "fb_swsl", "fb_wsl")
 def _timm_licence(tag: str) -> str | None:
     if tag == "bamboo":
         return None
-    if tag.endswith(".pycls_in1k"):
+    if ".pycls_" in tag or ".ms_" in tag:
         return "MIT"
     return "CC-BY-NC-4.0" if tag.startswith(NON_COMMERCIAL) else "Apache-2.0"
 

@@ -4,6 +4,7 @@ XLA's CPU backend multiplies such matrices twice as fast as [batch, tokens, chan
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +19,37 @@ DEVIATION = 0.02
 class Dense(nnx.Module):
     """A linear layer within the network, `torch.nn.Linear`: kernel [in, out]; products of `dtype`."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, dtype, rngs):
         self.kernel = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, in] to [rows, out], of `dtype`."""
-        return ops.dense(x.astype(self.dtype), self.kernel[...], self.bias[...])
+        return self.product(x, self.kernel[...])
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Multiplies x with a kernel [in, out], and adds the bias."""
+        return ops.dense(x.astype(self.dtype), kernel, None if self.bias is None else self.bias[...])
 
 
 class LayerNorm(nnx.Module):
-    """`torch.nn.LayerNorm` with the epsilon of vision transformers, 1e-6; computed in float32 or wider."""
+    """`torch.nn.LayerNorm`, by default with the epsilon of vision transformers; computed in float32 or wider."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, epsilon: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
+        self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises rows [rows, channels]."""
-        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=1e-6)
+        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+
+
+def normalised(norm: Any, x: jax.Array) -> jax.Array:
+    """Applies a `LayerNorm` to x [..., channels], in float32 or wider."""
+    rows = x.reshape(-1, x.shape[-1]).astype(norm.scale[...].dtype)
+    return norm(rows).reshape(x.shape)
 
 
 class LayerScale(nnx.Module):
