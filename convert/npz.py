@@ -55,9 +55,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     arrays = _arrays(path)
     prefix = next((prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in arrays), None)
     if prefix is None:
-        raise UserError(
-            f"{path} is not a vision transformer of vision_transformer's or big_vision's: no embedding/kernel"
-        )
+        raise UserError(f"{path} is not a vision transformer of vision_transformer or big_vision: no embedding/kernel")
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     notices = ["its keys are vision_transformer's; renamed to timm's"]
     if ignored := len(arrays) - len(own):
