@@ -4,6 +4,7 @@ import functools
 import importlib.util
 
 from convert.convnext import ConvNeXtReference
+from convert.dinov3 import DinoV3Reference
 from convert.efficientnet import EfficientNetReference
 from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
@@ -25,6 +26,7 @@ REFERENCES: dict[str, Reference] = {
     "convnext": ConvNeXtReference(),
     "swin": SwinReference(),
     "vit": VitReference(),
+    "dinov3": DinoV3Reference(),
 }
 
 

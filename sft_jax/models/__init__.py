@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, swin, vit
+from sft_jax.models import convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 
@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **convnext.ARCHITECTURES,
     **swin.ARCHITECTURES,
     **vit.ARCHITECTURES,
+    **dinov3.ARCHITECTURES,
 }
 
 

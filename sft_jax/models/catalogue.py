@@ -25,7 +25,7 @@ class Published(NamedTuple):
       library: where they come from.
       name: their name in torchvision, or the tag after the dot in timm; with the network before the dot if timm has
         another name for it.
-      licence: its SPDX identifier, None if unknown.
+      licence: its SPDX identifier, or its name if it has none; None if unknown.
       top1: accuracy on ImageNet's validation images in percent, None if the library does not record it.
     """
 
@@ -105,6 +105,9 @@ _TIMM: dict[str, str] = {
     **{f"deit3_{size}_patch16_224": "fb_in1k fb_in22k_ft_in1k" for size in ("small", "base", "large")},
     **{f"vit_{size}_patch14_dinov2": "lvd142m" for size in ("small", "base", "large")},
     **{f"vit_{size}_patch14_reg4_dinov2": "lvd142m" for size in ("small", "base", "large")},
+    "vit_small_patch16_dinov3": "lvd1689m", "vit_small_patch16_dinov3_qkvb": "eupe_lvd1689m lvd1689m",
+    "vit_base_patch16_dinov3": "lvd1689m", "vit_base_patch16_dinov3_qkvb": "eupe_lvd1689m lvd1689m",
+    **dict.fromkeys(("vit_large_patch16_dinov3", "vit_large_patch16_dinov3_qkvb"), "lvd1689m sat493m"),
     "convnextv2_atto": "fcmae fcmae_ft_in1k",
     **dict.fromkeys(
         ("convnextv2_nano", "convnextv2_tiny", "convnextv2_base"),
@@ -135,6 +138,10 @@ NON_COMMERCIAL = ("mae", "fcmae", "fb_ssl", "fb_swsl", "fb_wsl")
 def _timm_licence(tag: str) -> str | None:
     if tag == "bamboo":
         return None
+    if tag in ("lvd1689m", "sat493m"):
+        return "DINOv3"
+    if tag == "eupe_lvd1689m":
+        return "FAIR-Noncommercial"
     if ".pycls_" in tag or ".ms_" in tag:
         return "MIT"
     return "CC-BY-NC-4.0" if tag.startswith(NON_COMMERCIAL) else "Apache-2.0"

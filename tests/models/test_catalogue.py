@@ -12,6 +12,8 @@ from sft_jax.models import ARCHITECTURES, __main__, catalogue
 from sft_jax.models.catalogue import measured, published, row, sizes
 
 LICENCES = {
+    "dinov3-license": "DINOv3",
+    "fair-noncommercial-research-license": "FAIR-Noncommercial",
     "mit": "MIT",
     "bsd-3-clause": "BSD-3-Clause",
     "apache-2.0": "Apache-2.0",
