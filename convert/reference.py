@@ -99,8 +99,8 @@ class Reference:
         """Returns the `model.stem` of a state_dict: `recorded` if its shapes allow it, otherwise from the shapes."""
         return "imagenet"
 
-    def whole(self, state_dict: Mapping[str, torch.Tensor]) -> Tensors:
-        """Returns a state_dict of ours with the reference's constants, which `adapted` has removed."""
+    def whole(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> Tensors:
+        """Returns a state_dict of our network `arch` with the reference's constants, which `adapted` has removed."""
         return dict(state_dict)
 
     def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:

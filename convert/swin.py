@@ -1,4 +1,4 @@
-"""Swin transformers in torch: torchvision's `swin_t`, `swin_s` and `swin_b`.
+"""Swin transformers in torch: torchvision's `swin_t`, `swin_s`, `swin_b`, and `swin_v2_t` to `swin_v2_b`.
 
 | torchvision              | timm                   | Microsoft              | Hugging Face                         |
 | ------------------------ | ---------------------- | ---------------------- | ------------------------------------ |
@@ -13,10 +13,10 @@
 | norm, head               | norm, head.fc          | norm, head             | layernorm, classifier                |
 
 Hugging Face has other names in files than in state_dicts since transformers 5. torchvision and Microsoft also keep
-constants: the indices of relative positions, and masks.
+constants: the indices of relative positions, their coordinates, and masks. In V2 keys have no bias: torchvision ignores
+that part of `attn.qkv.bias`, others have `attn.q_bias` and `attn.v_bias`.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,10 +27,12 @@ from convert import keys
 from convert.attention import joined
 from convert.names import PREFIX, Dialect, Replacement
 from convert.reference import Reference, Tensors, empty_network
-from sft_jax.models.swin import VARIANTS, torchvision_path
+from sft_jax.models.swin import VARIANTS, Variant, torchvision_path
 from sft_jax.models.swin_block import relative_index
+from sft_jax.models.swin_v2_block import relative_coordinates
 
-TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
+TABLE, INDEX, COORDINATES = "relative_position_bias_table", "relative_position_index", "relative_coords_table"
+_LEAVES = rf"weight|bias|q_bias|v_bias|logit_scale|{TABLE}|{INDEX}|{COORDINATES}"
 # Names within a block of timm's and of Hugging Face's.
 _BLOCK = {
     "layernorm_before": "norm1", "layernorm_after": "norm2", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
@@ -43,7 +45,7 @@ _BLOCK = {
 def _name(match: re.Match) -> str:
     """Returns torchvision's name for a tensor of a block; `match` has the groups stage, block, module, and leaf."""
     stage, block, module, leaf = match.group("stage", "block", "module", "leaf")
-    own = "attn" if leaf == TABLE else _BLOCK.get(module, module)
+    own = "attn" if leaf in (TABLE, INDEX) else _BLOCK.get(module, module)
     return f"{torchvision_path(f'layers.{stage}.blocks.{block}.{own}')}.{leaf}"
 
 
@@ -56,8 +58,8 @@ _ENDS: tuple[tuple[str, Replacement], ...] = (
     (r"patch_embed\.proj\.(.+)", r"features.0.0.\1"),
     (r"patch_embed\.norm\.(.+)", r"features.0.2.\1"),
     (
-        r"layers\.(?P<stage>\d)\.blocks\.(?P<block>\d+)\.(?P<module>norm[12]|attn\.qkv|attn\.proj|attn|mlp\.fc[12])\."
-        rf"(?P<leaf>weight|bias|{TABLE}|{INDEX})",
+        r"layers\.(?P<stage>\d)\.blocks\.(?P<block>\d+)\."
+        rf"(?P<module>norm[12]|attn|attn\.qkv|attn\.proj|attn\.cpb_mlp\.[02]|mlp\.fc[12])\.(?P<leaf>{_LEAVES})",
         _name,
     ),
 )
@@ -90,7 +92,7 @@ DIALECTS = (
             (r"encoder\.layers\.(\d)\.downsample\.(norm|reduction)\.(.+)", _later),
             (
                 r"encoder\.layers\.(?P<stage>\d)\.blocks\.(?P<block>\d+)\.(?P<module>.+)\."
-                rf"(?P<leaf>weight|bias|{TABLE}|{INDEX})",
+                rf"(?P<leaf>{_LEAVES})",
                 _name,
             ),
             (r"layernorm\.(.+)", r"norm.\1"),
@@ -110,7 +112,7 @@ class SwinReference(Reference):
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
         module = empty_network(arch, outputs)
-        module.load_state_dict(self.whole(state_dict), strict=True, assign=True)
+        module.load_state_dict(self.whole(state_dict, arch), strict=True, assign=True)
         return module.eval()
 
     def stages(self, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -133,35 +135,45 @@ class SwinReference(Reference):
         return state_dict["norm.bias"].numel() if "norm.bias" in state_dict else None
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-        """Returns the networks with as many blocks in each stage."""
+        """Returns the networks of the same version with as many blocks in each stage."""
+        second = "features.1.0.attn.logit_scale" in state_dict
         blocks = {match[1] for name in state_dict if (match := re.match(r"(features\.[1357]\.\d+)\.", name))}
         counts = tuple(sum(block.startswith(f"features.{stage}.") for block in blocks) for stage in (1, 3, 5, 7))
-        return [arch for arch, variant in VARIANTS.items() if variant.blocks == counts]
+        return [arch for arch, variant in VARIANTS.items() if (variant.blocks, variant.second) == (counts, second)]
 
-    def whole(self, state_dict: Mapping[str, torch.Tensor]) -> Tensors:
-        """See `Reference`; the constants are the indices of relative positions."""
-        tables = {name: table for name, table in state_dict.items() if name.endswith(TABLE)}
-        return dict(state_dict) | {name.replace(TABLE, INDEX): _index(table) for name, table in tables.items()}
+    def whole(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> Tensors:
+        """See `Reference`; the constants are indices of relative positions and, in V2, coordinates."""
+        return dict(state_dict) | _constants(state_dict, VARIANTS[arch])
 
     def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Joins queries, keys and values, and removes constants."""
-        tensors = joined(state_dict)
-        for name in state_dict:
-            table = tensors.get(name.replace(INDEX, TABLE))
-            if name.endswith("attn_mask") or (name.endswith(INDEX) and _is_index(tensors[name], table)):
+        tensors, constants = joined(state_dict), _constants(state_dict, VARIANTS[arch])
+        for name in list(tensors):
+            wanted = constants.get(name)
+            if name.endswith("attn_mask") or (wanted is not None and _holds(tensors[name], wanted)):
                 del tensors[name]
+            elif name.endswith(".attn.q_bias"):
+                value = tensors.get(name.replace("q_bias", "v_bias"))
+                query = tensors[name]
+                if value is not None and keys.is_plain(query) and query.shape == value.shape and query.ndim == 1:
+                    del tensors[name], tensors[name.replace("q_bias", "v_bias")]
+                    tensors[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
         return tensors, []
 
 
-def _index(table: torch.Tensor) -> torch.Tensor:
-    """Returns the index of relative positions that belongs to a table of their biases, [window^4]."""
-    return torch.from_numpy(relative_index((math.isqrt(len(table)) + 1) // 2).reshape(-1))
+def _constants(state_dict: Mapping[str, torch.Tensor], variant: Variant) -> Tensors:
+    """Returns the constants of the network that a state_dict belongs to."""
+    index = torch.from_numpy(relative_index(variant.window).reshape(-1))
+    coordinates = torch.from_numpy(relative_coordinates(variant.window))[None]
+    attentions = {name.removesuffix("proj.weight") for name in state_dict if name.endswith(".attn.proj.weight")}
+    constants = {f"{attention}{INDEX}": index for attention in attentions}
+    if variant.second:
+        constants |= {f"{attention}{COORDINATES}": coordinates for attention in attentions}
+    return constants
 
 
-def _is_index(tensor: torch.Tensor, table: torch.Tensor | None) -> bool:
-    """Returns whether `tensor` is the index that belongs to a table; one with other values is not ours."""
-    # The side of a window is small; a tensor in a file may claim any shape.
-    if table is None or table.ndim != 2 or len(table) > 2**12 or not keys.is_plain(tensor):
+def _holds(tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Returns whether a tensor holds a constant, up to rounding and to its shape."""
+    if not keys.is_plain(tensor) or tensor.numel() != wanted.numel():
         return False
-    wanted = _index(table)
-    return tensor.numel() == wanted.numel() and torch.equal(tensor.reshape(-1).long(), wanted)
+    return torch.allclose(tensor.reshape(-1).double(), wanted.reshape(-1).double(), atol=1e-6)

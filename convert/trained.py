@@ -76,6 +76,6 @@ def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Tr
     counters = weights.metadata.get("num_batches_tracked")
     own = keys.to_torch(arrays, network.architecture, None if counters is None else json.loads(counters))
     reference = reference_of(weights.arch)
-    state_dict = reference.whole(own)
+    state_dict = reference.whole(own, weights.arch)
     module = reference.module(weights.arch, classes, state_dict, stem)
     return Trained(weights.arch, stem, classes, facts, network, arrays, state_dict, module)

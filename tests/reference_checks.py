@@ -69,7 +69,8 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
         theirs, their_logits = parity.torch_activations(module, images(size), reference)
         found, logits = parity.flax_activations(ours, arrays, images(size))
         assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, tolerance)
-    back = reference.whole(keys.to_torch(arrays, ours.architecture, keys.counters_of(state_dict)))
+    back = keys.to_torch(arrays, ours.architecture, keys.counters_of(state_dict))
+    back = reference.whole(back, ours.architecture.name)
     assert back.keys() == state_dict.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
@@ -107,7 +108,7 @@ def assert_same_shapes(name):
     tensors = {
         key: torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
         for key, tensor in empty_network(name, 1000).state_dict().items()
-        if not key.endswith("relative_position_index")
+        if not key.endswith(("relative_position_index", "relative_coords_table"))
     }
     assert not keys.problems(tensors, ours)
     for key in ours.params | ours.batch_stats:
@@ -128,4 +129,4 @@ def expanded(name, outputs=1000):
         key: torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
         for key, tensor in empty_network(name, outputs).state_dict().items()
     }
-    return REFERENCES[ARCHITECTURES[name].family].whole(tensors)
+    return REFERENCES[ARCHITECTURES[name].family].whole(tensors, name)

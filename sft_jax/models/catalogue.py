@@ -49,7 +49,8 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
     "convnext_base": (84.062,), "convnext_large": (84.414,), "regnet_y_400mf": (74.046, 75.804),
     "regnet_y_800mf": (76.42, 78.828), "regnet_y_1_6gf": (77.95, 80.876), "regnet_y_3_2gf": (78.948, 81.982),
     "regnet_y_8gf": (80.032, 82.828), "regnet_y_16gf": (80.424, 82.886), "regnet_y_32gf": (80.878, 83.368),
-    "swin_t": (81.474,), "swin_s": (83.196,), "swin_b": (83.582,),
+    "swin_t": (81.474,), "swin_s": (83.196,), "swin_b": (83.582,), "swin_v2_t": (82.072,), "swin_v2_s": (83.712,),
+    "swin_v2_b": (84.112,),
 }  # fmt: skip
 # torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
 _SWAG: dict[str, tuple[float, float]] = {
@@ -93,6 +94,7 @@ _TIMM: dict[str, str] = {
         f"swin_{name[0]}": " ".join(f"swin_{name}_patch4_window7_224.{tag}" for tag in _SWIN)
         for name in ("tiny", "small", "base")
     },
+    **{f"swin_v2_{name[0]}": f"swinv2_{name}_window8_256.ms_in1k" for name in ("tiny", "small", "base")},
     "vit_tiny_patch16_224": "augreg_in21k augreg_in21k_ft_in1k",
     "vit_small_patch16_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k dino",
     "vit_small_patch32_224": "augreg_in21k augreg_in21k_ft_in1k",

@@ -1,4 +1,4 @@
-"""Swin transformers (Liu et al., 2021, arXiv:2103.14030) as in `torchvision.models.swin_transformer`.
+"""Swin transformers (Liu et al., 2021, arXiv:2103.14030) and V2 (2021, arXiv:2111.09883), as in torchvision.
 
 Attribute paths are timm's state_dict keys, except that of the head; `torchvision_path` maps them to torchvision's.
 """
@@ -17,6 +17,7 @@ from sft_jax.models.convnext_block import Patches
 from sft_jax.models.layers import Linear
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.swin_block import EPSILON, Block, PatchMerging
+from sft_jax.models.swin_v2_block import BlockV2, PatchMergingV2
 from sft_jax.models.transformer import LayerNorm, normalised
 
 PATCH = 4  # side of the patches that are embedded
@@ -30,12 +31,14 @@ class Variant:
       blocks, heads: of the four stages.
       channels: of the first stage; each later one has twice as many.
       window: side of a window in tokens.
+      second: whether it is V2.
     """
 
     blocks: tuple[int, int, int, int]
     heads: tuple[int, int, int, int]
     channels: int
     window: int = 7
+    second: bool = False
 
 
 class Stage(nnx.Module):
@@ -43,8 +46,10 @@ class Stage(nnx.Module):
 
     def __init__(self, index: int, variant: Variant, *, dtype, rngs):
         channels = variant.channels * 2**index
-        self.downsample = PatchMerging(channels // 2, dtype=dtype, rngs=rngs) if index else None
-        block = functools.partial(Block, channels, variant.heads[index], variant.window, dtype=dtype, rngs=rngs)
+        merging = PatchMergingV2 if variant.second else PatchMerging
+        self.downsample = merging(channels // 2, dtype=dtype, rngs=rngs) if index else None
+        kind = BlockV2 if variant.second else Block
+        block = functools.partial(kind, channels, variant.heads[index], variant.window, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([block(shifted=number % 2 == 1) for number in range(variant.blocks[index])])
 
 
@@ -131,7 +136,8 @@ def torchvision_path(path: str) -> str:
 
 def architecture(name: str, variant: Variant, resize: int = 256) -> Architecture:
     """Describes the network `name` of the family; its weights' images have `resize` pixels before the crop."""
-    table = "attn.relative_position_bias_table"
+    # Each with its axes.
+    kept = {"attn.relative_position_bias_table": (0, 1), "attn.logit_scale": (0, 1, 2)}
     return Architecture(
         name=name,
         family="swin",
@@ -147,11 +153,12 @@ def architecture(name: str, variant: Variant, resize: int = 256) -> Architecture
                 (r"norm\.", lambda match: (4, variant.blocks[-1] - 1)),  # with the last block
             ]
         ),
-        pretrained=Pretrained(resize=resize, interpolation="bicubic"),
+        pretrained=Pretrained(256 if variant.second else 224, resize, "bicubic"),
         module_path=torchvision_path,
         rules=tuple(
-            Rule(rf"layers\.{stage}\.blocks\.(\d+)\.{table}", rf"features.{2 * stage + 1}.\1.{table}", (0, 1))
+            Rule(rf"layers\.{stage}\.blocks\.(\d+)\.{name}", rf"features.{2 * stage + 1}.\1.{name}", axes)
             for stage in range(4)
+            for name, axes in kept.items()
         ),
     )
 
@@ -161,5 +168,9 @@ VARIANTS = {
     "swin_s": Variant((2, 2, 18, 2), (3, 6, 12, 24), 96),
     "swin_b": Variant((2, 2, 18, 2), (4, 8, 16, 32), 128),
 }
-_RESIZE = {"swin_t": 232, "swin_s": 246, "swin_b": 238}
+VARIANTS |= {
+    name.replace("swin_", "swin_v2_"): dataclasses.replace(variant, window=8, second=True)
+    for name, variant in VARIANTS.items()
+}
+_RESIZE = {"swin_t": 232, "swin_s": 246, "swin_b": 238, "swin_v2_t": 260, "swin_v2_s": 260, "swin_v2_b": 272}
 ARCHITECTURES = {name: architecture(name, variant, _RESIZE[name]) for name, variant in VARIANTS.items()}

@@ -74,17 +74,25 @@ class WindowAttention(nnx.Module):
         shifts = tuple(side // 2 if self.shifted and length > side else 0 for length in (rows, columns))
         x = jnp.roll(x, (-shifts[0], -shifts[1]), (1, 2)) if any(shifts) else x
         windows = x.reshape(batch, rows // side, side, columns // side, side, channels).swapaxes(2, 3)
-        qkv = self.qkv(windows.reshape(-1, channels))
+        qkv = self.project(windows.reshape(-1, channels))
         mixed = self.proj(ops.self_attention(qkv, side * side, self.heads, self._bias(rows, columns, shifts)))
         x = mixed.reshape(windows.shape).swapaxes(2, 3).reshape(x.shape)
         x = jnp.roll(x, shifts, (1, 2)) if any(shifts) else x
         return x[:, :height, :width]
 
+    def project(self, rows: jax.Array) -> jax.Array:
+        """Maps rows [rows, channels] to queries, keys and values [rows, 3 * channels]."""
+        return self.qkv(rows)
+
+    def offset_biases(self) -> jax.Array:
+        """Returns the bias for each offset, [(2 window - 1)^2, heads]."""
+        return self.relative_position_bias_table[...]
+
     def _bias(self, rows: int, columns: int, shifts: tuple[int, ...]) -> jax.Array:
         """Returns the bias of the scores, [1 or windows, heads, window^2, window^2]."""
-        table = self.relative_position_bias_table[...]
-        bias = table[relative_index(self.window).reshape(-1)].reshape(self.window**2, self.window**2, self.heads)
-        bias = bias.transpose(2, 0, 1)[None]
+        positions = self.window**2
+        bias = self.offset_biases()[relative_index(self.window).reshape(-1)]
+        bias = bias.reshape(positions, positions, self.heads).transpose(2, 0, 1)[None]
         if not any(shifts):
             return bias
         mask = shift_mask(rows, columns, self.window, (shifts[0], shifts[1]))
@@ -105,10 +113,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, factors: Sequence[jax.Array | None]) -> jax.Array:
         """Maps x [batch, height, width, channels]; `factors` of the two branches are [batch], see `skip_factor`."""
-        x = x + _scaled(self.attn(normalised(self.norm1, x)).astype(x.dtype), factors[0])
+        x = x + scaled(self.attn(normalised(self.norm1, x)).astype(x.dtype), factors[0])
         rows = normalised(self.norm2, x).reshape(-1, x.shape[-1])
         branch = self.mlp["fc2"](ops.gelu(self.mlp["fc1"](rows))).reshape(x.shape).astype(x.dtype)
-        return x + _scaled(branch, factors[1])
+        return x + scaled(branch, factors[1])
 
 
 class PatchMerging(nnx.Module):
@@ -120,13 +128,21 @@ class PatchMerging(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [batch, height, width, channels] to [batch, ceil(height / 2), ceil(width / 2), 2 channels]."""
-        batch, height, width, channels = x.shape
-        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        # The rows of a square are the faster axis, unlike in a ConvNeXt's patches.
-        squares = x.reshape(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
-        rows = normalised(self.norm, squares.reshape(-1, 4 * channels))
-        return self.reduction(rows).reshape(*squares.shape[:3], 2 * channels).astype(x.dtype)
+        neighbours = squares(x)
+        rows = normalised(self.norm, neighbours).reshape(-1, neighbours.shape[-1])
+        return self.reduction(rows).reshape(*neighbours.shape[:3], -1).astype(x.dtype)
 
 
-def _scaled(branch: jax.Array, factor: jax.Array | None) -> jax.Array:
+def squares(x: jax.Array) -> jax.Array:
+    """Concatenates the channels of 2 x 2 neighbours: [batch, ceil(height / 2), ceil(width / 2), 4 channels]."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = x.shape[1] // 2, x.shape[2] // 2
+    # The rows of a square are the faster axis, unlike in a ConvNeXt's patches.
+    ordered = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 4, 2, 5)
+    return ordered.reshape(batch, rows, columns, 4 * channels)
+
+
+def scaled(branch: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Multiplies a residual branch by `factor` [batch], of stochastic depth, or by 1 for None."""
     return branch if factor is None else branch * factor.astype(branch.dtype)[:, None, None, None]

@@ -25,6 +25,7 @@ TINY = {
     ),
     "regnet_y": regnet.architecture("tiny_family", regnet.Variant((1, 2, 1, 1), (8, 16, 16, 24), 8)),
     "swin": swin.architecture("tiny_family", swin.Variant((1, 2, 1, 1), (1, 1, 2, 2), 16, window=2)),
+    "swin_v2": swin.architecture("tiny_family", swin.Variant((1, 2, 1, 1), (1, 1, 2, 2), 16, window=2, second=True)),
     "dinov3": dinov3.architecture("tiny_family", _SHAPE, Pretrained(16, 16)),
 }
 CHANGES = {

@@ -1,8 +1,7 @@
-"""Swin transformers against torchvision's, the names of other libraries, and attention with a bias."""
+"""Swin transformers against torchvision's, and the names of other libraries."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -23,25 +22,27 @@ from torchvision.models import swin_transformer as torch_swin
 from convert import flax_to_resnet, resnet_to_flax
 from convert.fit import fit
 from convert.sources import read
-from sft_jax import ops
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.architecture import HEAD_DEPTH
 from sft_jax.models.swin import VARIANTS, Variant, architecture
 
-NAME = "swin_small_test"
-SMALL = Variant((2, 2, 1, 1), (1, 2, 4, 8), 8, window=3)
+SMALL = Variant((2, 1, 1, 1), (1, 2, 4, 8), 8, window=3)
+NAME, SECOND = "swin_test", "swin_v2_test"
 
 
 def torch_network(arch=NAME, outputs=CLASSES):
     shape = {"embed_dim": SMALL.channels, "depths": [*SMALL.blocks], "num_heads": [*SMALL.heads]}
+    if arch == SECOND:
+        shape |= {"block": torch_swin.SwinTransformerBlockV2, "downsample_layer": torch_swin.PatchMergingV2}
     return torch_swin.SwinTransformer([4, 4], **shape, window_size=[SMALL.window] * 2, num_classes=outputs)
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, NAME, architecture(NAME, SMALL))
-    monkeypatch.setitem(VARIANTS, NAME, SMALL)
+    for name, variant in {NAME: SMALL, SECOND: dataclasses.replace(SMALL, second=True)}.items():
+        monkeypatch.setitem(ARCHITECTURES, name, architecture(name, variant))
+        monkeypatch.setitem(VARIANTS, name, variant)
 
 
 @pytest.fixture
@@ -49,60 +50,49 @@ def built(monkeypatch):
     monkeypatch.setattr("convert.swin.empty_network", torch_network)
 
 
-# 70 px: 17 patches, so that maps are padded to whole windows, and an odd one is merged. 48 px: 12, 6, 3 and 2.
-@pytest.mark.parametrize("size", [48, 70])
-def test_every_stage_agrees(size):
-    assert_same_function(moved(torch_network()), network(ARCHITECTURES[NAME]), sizes=(size,))
+# 70 px: 17 patches, so that maps are padded to whole windows, and an odd one is merged.
+@pytest.mark.parametrize("name", [NAME, SECOND])
+def test_every_stage_agrees(name):
+    assert_same_function(moved(torch_network(name)), network(ARCHITECTURES[name]), sizes=(70,))
 
 
-def test_gradients_agree():
-    assert_same_gradients(moved(torch_network()), ARCHITECTURES[NAME], size=70, tolerance=1e-9)
+@pytest.mark.parametrize("name", [NAME, SECOND])
+def test_gradients_agree(name):
+    assert_same_gradients(moved(torch_network(name)), ARCHITECTURES[name], size=70, tolerance=1e-9)
+
+
+PUBLISHED = ("swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swin_t", "swin_s", "swin_b"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_stage_of_whole_networks_agrees(name):
-    assert_same_function(moved(with_classes(name)), network(ARCHITECTURES[name]), sizes=(224,))
+    size = ARCHITECTURES[name].pretrained.size
+    assert_same_function(moved(with_classes(name)), network(ARCHITECTURES[name]), sizes=(size,))
 
 
-@pytest.mark.parametrize("name", ["swin_t", "swin_s", "swin_b"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_are_torchvision_s(name):
     assert_same_shapes(name)
 
 
-def test_attention_with_a_bias_has_the_gradients_that_jax_derives():
-    keys = jax.random.split(jax.random.key(0), 2)
-    qkv, bias = jax.random.normal(keys[0], (12 * 4, 3 * 2 * 5)), jax.random.normal(keys[1], (3, 2, 4, 4))
-
-    def plain(qkv, bias):
-        q, k, v = qkv.reshape(4, 3, 4, 3, 2, 5).transpose(3, 0, 1, 4, 2, 5)
-        weights = jax.nn.softmax(jnp.einsum("bgnqd,bgnkd->bgnqk", q, k) / np.sqrt(5).astype(np.float32) + bias[None])
-        return jnp.einsum("bgnqk,bgnkd->bgqnd", weights, v).reshape(12 * 4, 10)
-
-    def loss(attention):
-        return lambda qkv, bias: jnp.square(attention(qkv, bias)).sum()
-
-    found = jax.grad(loss(lambda qkv, bias: ops.self_attention(qkv, 4, 2, bias)), (0, 1))(qkv, bias)
-    wanted = jax.grad(loss(plain), (0, 1))(qkv, bias)
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_there_and_back_is_bitwise_the_same(built, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [NAME, SECOND])
+def test_there_and_back_is_bitwise_the_same(name, built, tmp_path, monkeypatch):
     monkeypatch.setattr("convert.sources.published", lambda arch, digest: None)
     monkeypatch.setattr("convert.reference.SIZES", (32,))
-    state_dict = moved(torch_network()).state_dict()
+    state_dict = moved(torch_network(name)).state_dict()
     torch.save(state_dict, tmp_path / "a.pth")
-    resnet_to_flax.convert(NAME, tmp_path / "a.pth", "", tmp_path / "b.safetensors", dataset="none")
+    resnet_to_flax.convert(name, tmp_path / "a.pth", "", tmp_path / "b.safetensors", dataset="none")
     flax_to_resnet.convert(None, tmp_path / "b.safetensors", tmp_path / "c.pth")
     back = torch.load(tmp_path / "c.pth")
     assert back.keys() == state_dict.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
 
-def timm_network():
+def timm_network(name=NAME):
     shape = {"embed_dim": SMALL.channels, "depths": SMALL.blocks, "num_heads": SMALL.heads}
-    return timm.models.SwinTransformer(img_size=96, window_size=SMALL.window, num_classes=CLASSES, **shape)
+    kind = timm.models.SwinTransformerV2 if name == SECOND else timm.models.SwinTransformer
+    return kind(img_size=96, window_size=SMALL.window, num_classes=CLASSES, **shape)
 
 
 def microsoft(state_dict):
@@ -124,19 +114,29 @@ def hugging_face_network():
     return transformers.SwinForImageClassification(config)
 
 
-@pytest.mark.parametrize("kind", ["timm's", "Microsoft's", "Hugging Face's", "Hugging Face's saved"])
-def test_names_of_others(kind, built, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (NAME, "timm's"),
+        (NAME, "Microsoft's"),
+        (NAME, "Hugging Face's"),
+        (NAME, "Hugging Face's saved"),
+        (SECOND, "timm's"),
+        (SECOND, "Microsoft's"),
+    ],
+)
+def test_names_of_others(name, kind, built, tmp_path):
     """At a size at which no map is smaller than a window, where they would shrink it."""
-    module = moved(hugging_face_network() if kind.startswith("Hugging") else timm_network())
+    module = moved(hugging_face_network() if kind.startswith("Hugging") else timm_network(name))
     path = tmp_path / "model.safetensors"
     if kind.endswith("saved"):
         module.save_pretrained(tmp_path)
     else:
         path = tmp_path / "w.pth"
         torch.save(microsoft(module.state_dict()) if kind == "Microsoft's" else module.state_dict(), path)
-    checkpoint = read(path, arch=NAME)
+    checkpoint = read(path, arch=name)
     assert f"its keys are {kind.removesuffix(' saved')}; renamed to torchvision's" in checkpoint.notices
-    found = fit(checkpoint.state_dict, NAME, "w.pth")
+    found = fit(checkpoint.state_dict, name, "w.pth")
     assert found.classes == CLASSES
     inputs = torch.from_numpy(images(96)).permute(0, 3, 1, 2)
     with torch.no_grad():
