@@ -4,10 +4,13 @@ import functools
 import importlib.util
 
 from convert.convnext import ConvNeXtReference
+from convert.dinov3 import DinoV3Reference
 from convert.efficientnet import EfficientNetReference
 from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
+from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
+from convert.swin import SwinReference
 from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError
@@ -19,8 +22,11 @@ REFERENCES: dict[str, Reference] = {
     "resnet": ResNetReference(),
     "efficientnet": EfficientNetReference(),
     "mobilenet": MobileNetReference(),
+    "regnet": RegNetReference(),
     "convnext": ConvNeXtReference(),
+    "swin": SwinReference(),
     "vit": VitReference(),
+    "dinov3": DinoV3Reference(),
 }
 
 

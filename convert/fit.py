@@ -143,6 +143,8 @@ def _fitting(state_dict: Mapping[str, torch.Tensor]) -> Iterator[str]:
 def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, problems: list[str]) -> str:
     """Says in a few lines what is wrong, or which other network fits."""
     siblings = reference_of(arch).siblings(state_dict)
-    if others := [other for other in siblings if not _attempt(state_dict, other).problems]:
+    others = [other for other in siblings if not _attempt(state_dict, other).problems]
+    family = ARCHITECTURES[arch].family
+    if others := others or [other for other in _fitting(state_dict) if ARCHITECTURES[other].family != family]:
         return f"{source} does not fit {arch}, but fits {' and '.join(others)}: add --arch {' or '.join(others)}"
     return "\n  ".join([f"{source} does not fit {arch}, nothing was written:", *first_few(problems)])

@@ -118,7 +118,7 @@ def to_torch(
 def image_size(state_dict: Mapping[str, torch.Tensor], architecture: Architecture) -> int | None:
     """Returns the size of the images in pixels that position embeddings are for; None if there are none, or unknown."""
     positions = architecture.positions
-    if positions is None:
+    if positions is None or positions.name is None:
         return None
     return positions.size_of({positions.name: state_dict.get(torch_key(positions.name, architecture), np.empty(0))})
 

@@ -94,8 +94,9 @@ def torch_activations(
 
     def keep(name: str):
         def hook(_module, _inputs, output: torch.Tensor) -> None:
-            # Images have their channels second in torch and last here; tokens have them last in both.
-            stages[name] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
+            # Images have their channels second in most networks of torch and last here; tokens have them last in both.
+            moved = output.ndim == 4 and not reference.channels_last
+            stages[name] = (output.permute(0, 2, 3, 1) if moved else output).numpy()
 
         return hook
 

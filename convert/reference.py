@@ -29,7 +29,8 @@ def empty_network(arch: str, outputs: int, size: int | None = None) -> torch.nn.
     settings: dict[str, Any] = {"num_classes": outputs}
     if ARCHITECTURES[arch].reference == "torchvision":
         settings |= {} if size is None else {"image_size": size}
-        with torch.device("meta"):
+        # torchvision computes the widths of a RegNet with tensors.
+        with torch.device("cpu" if arch.startswith("regnet") else "meta"):
             return torchvision.models.get_model(arch, weights=None, **settings)
     import timm  # torchvision's networks do without it
 
@@ -47,11 +48,13 @@ class Reference:
       landmark: a name of the reference's that every network of the family has, for messages.
       body: prefixes of the reference's names outside the head. Files have heads of other shapes and under other names,
         which `heads.py` finds among the remaining tensors.
+      channels_last: whether `stages` have their channels last.
     """
 
     title = "a network of this family"
     landmark = ""
     body: tuple[str, ...] = ()
+    channels_last = False
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """Returns the network `arch` with `state_dict`, in evaluation mode."""
@@ -95,6 +98,10 @@ class Reference:
     def stem_of(self, state_dict: Mapping[str, torch.Tensor], recorded: str | None) -> str:
         """Returns the `model.stem` of a state_dict: `recorded` if its shapes allow it, otherwise from the shapes."""
         return "imagenet"
+
+    def whole(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> Tensors:
+        """Returns a state_dict of our network `arch` with the reference's constants, which `adapted` has removed."""
+        return dict(state_dict)
 
     def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Returns the state_dict as our network `arch` takes it, and notices about what was changed beyond names."""

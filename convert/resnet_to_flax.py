@@ -43,7 +43,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     source.add_argument(
         "--weights", metavar="NAME", default="IMAGENET1K_V1", help="torchvision's own weights (default: %(default)s)"
     )
-    source.add_argument("--state-dict", type=Path, metavar="FILE", help="your own .pth or .safetensors file instead")
+    source.add_argument(
+        "--state-dict", type=Path, metavar="FILE", help="your own file instead: .pth, .safetensors, .npz"
+    )
     own = parser.add_argument_group("options for --state-dict, if the file does not record them")
     own.add_argument("--key", metavar="NAME", help="which of several state_dicts, e.g. model_ema or state_dict.net")
     own.add_argument("--classes", metavar="FILE|a,b,c", help="class names: a file with one per line, JSON, or a list")

@@ -16,7 +16,7 @@ import safetensors
 import torch
 import torchvision
 
-from convert import heads, safe_load, unwrap
+from convert import heads, npz, safe_load, unwrap
 from convert.families import reference_of
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
@@ -48,7 +48,7 @@ def read(path: Path, key: str | None = None, *, arch: str = "resnet18") -> Check
     """Reads a state_dict of the family of `arch` without running any code in its file.
 
     Args:
-      path: an existing file, `.safetensors` or otherwise written by torch.save.
+      path: an existing file, `.safetensors`, `.npz` (see `npz.py`), or otherwise written by torch.save.
       key: which of several state_dicts to use, see `unwrap.choose`.
       arch: name of the network.
 
@@ -58,14 +58,20 @@ def read(path: Path, key: str | None = None, *, arch: str = "resnet18") -> Check
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
             raise UserError(f"{path} is only a Git LFS pointer; fetch the file with git lfs pull")
-    if path.suffix == ".safetensors":
+    renamed: list[str] = []
+    metadata: dict[str, str] = {}
+    if path.suffix == ".npz":
+        content, renamed = npz.read(path)
+        class_names = None
+    elif path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
         class_names = unwrap.class_names_in({"class_names": _parsed(metadata.get("class_names", ""))})
     else:
-        content, metadata = safe_load.load(path), {}
+        content = safe_load.load(path)
         class_names = unwrap.class_names_in(content)
     reference, architecture = reference_of(arch), ARCHITECTURES[arch]
     chosen, notices = unwrap.choose(content, reference.dialects(arch), key, str(path), architecture.reference)
+    notices = renamed + notices
     if chosen.naming is None:
         return Checkpoint(chosen.tensors, notices, class_names, metadata)
     head = architecture.module_path(architecture.head)

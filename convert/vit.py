@@ -24,6 +24,7 @@ import torch
 import torchvision
 
 from convert import keys
+from convert.attention import joined
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors, empty_network
 from sft_jax.models import ARCHITECTURES
@@ -139,7 +140,7 @@ class VitReference(Reference):
 
     def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
         """Joins queries, keys and values, drops the token of masked patches, and places registers as timm does."""
-        tensors, notices = _joined(state_dict), []
+        tensors, notices = joined(state_dict), []
         if tensors.pop("mask_token", None) is not None:
             notices.append("dropped mask_token, which only pretraining uses")
         if _places_registers(tensors):
@@ -154,22 +155,6 @@ class VitReference(Reference):
             tensors.pop("norm.bias", None)
             notices.append("its last norm was replaced by a new one after the mean, as MAE is fine-tuned")
         return tensors, notices
-
-
-def _joined(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
-    """Returns the state_dict with queries, keys and values as one matrix, where they are three."""
-    tensors = dict(state_dict)
-    for name in state_dict:
-        if match := re.fullmatch(r"(blocks\.\d+\.attn\.)q\.(weight|bias)", name):
-            parts = [f"{match[1]}{kind}.{match[2]}" for kind in "qkv"]
-            # Only what fits and is plain: a tensor in a file may claim any shape.
-            if all(_alike(tensors.get(part), tensors[name]) for part in parts):
-                tensors[f"{match[1]}qkv.{match[2]}"] = torch.cat([tensors.pop(part) for part in parts])
-    return tensors
-
-
-def _alike(tensor: torch.Tensor | None, other: torch.Tensor) -> bool:
-    return tensor is not None and keys.is_plain(tensor) and (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
 
 
 def _places_registers(state_dict: Mapping[str, torch.Tensor]) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, efficientnet, mobilenet, resnet, vit
+from sft_jax.models import convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 from sft_jax.models.precision import PRECISIONS
@@ -19,8 +19,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
     **efficientnet.ARCHITECTURES,
     **mobilenet.ARCHITECTURES,
+    **regnet.ARCHITECTURES,
     **convnext.ARCHITECTURES,
+    **swin.ARCHITECTURES,
     **vit.ARCHITECTURES,
+    **dinov3.ARCHITECTURES,
 }
 
 

@@ -25,7 +25,7 @@ class Published(NamedTuple):
       library: where they come from.
       name: their name in torchvision, or the tag after the dot in timm; with the network before the dot if timm has
         another name for it.
-      licence: its SPDX identifier, None if unknown.
+      licence: its SPDX identifier, or its name if it has none; None if unknown.
       top1: accuracy on ImageNet's validation images in percent, None if the library does not record it.
     """
 
@@ -46,12 +46,22 @@ _TORCHVISION: dict[str, tuple[float, ...]] = {
     "efficientnet_b6": (84.008,), "efficientnet_b7": (84.122,), "efficientnet_v2_s": (84.228,),
     "efficientnet_v2_m": (85.112,), "efficientnet_v2_l": (85.808,), "vit_b_16": (81.072,), "vit_b_32": (75.912,),
     "vit_l_16": (79.662,), "vit_l_32": (76.972,), "convnext_tiny": (82.52,), "convnext_small": (83.616,),
-    "convnext_base": (84.062,), "convnext_large": (84.414,),
+    "convnext_base": (84.062,), "convnext_large": (84.414,), "regnet_y_400mf": (74.046, 75.804),
+    "regnet_y_800mf": (76.42, 78.828), "regnet_y_1_6gf": (77.95, 80.876), "regnet_y_3_2gf": (78.948, 81.982),
+    "regnet_y_8gf": (80.032, 82.828), "regnet_y_16gf": (80.424, 82.886), "regnet_y_32gf": (80.878, 83.368),
+    "swin_t": (81.474,), "swin_s": (83.196,), "swin_b": (83.582,), "swin_v2_t": (82.072,), "swin_v2_s": (83.712,),
+    "swin_v2_b": (84.112,),
 }  # fmt: skip
 # torchvision's IMAGENET1K_SWAG_E2E_V1 and IMAGENET1K_SWAG_LINEAR_V1, which are not for commercial use.
-_SWAG: dict[str, tuple[float, float]] = {"vit_b_16": (85.304, 81.886), "vit_l_16": (88.064, 85.146)}
+_SWAG: dict[str, tuple[float, float]] = {
+    "vit_b_16": (85.304, 81.886),
+    "vit_l_16": (88.064, 85.146),
+    "regnet_y_16gf": (86.012, 83.976),
+    "regnet_y_32gf": (86.838, 84.622),
+}
+_SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
 _RSB = "a1_in1k a2_in1k a3_in1k"
-# timm's tags, without its copies of torchvision's weights.
+# timm's tags, without its copies of torchvision's weights; with timm's name of the network where that is another one.
 _TIMM: dict[str, str] = {
     "resnet18": f"{_RSB} fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k",
     "resnet34": f"{_RSB} bt_in1k gluon_in1k ra4_e3600_r224_in1k",
@@ -69,6 +79,10 @@ _TIMM: dict[str, str] = {
     "tf_efficientnet_b6": "aa_in1k ap_in1k ns_jft_in1k",
     "tf_efficientnet_b7": "aa_in1k ap_in1k ns_jft_in1k ra_in1k",
     **{f"tf_efficientnetv2_{size}": "in1k in21k in21k_ft_in1k" for size in "sml"},
+    "regnet_y_400mf": "regnety_004.pycls_in1k", "regnet_y_1_6gf": "regnety_016.pycls_in1k",
+    "regnet_y_3_2gf": "regnety_032.pycls_in1k regnety_032.ra_in1k",
+    "regnet_y_16gf": "regnety_160.deit_in1k regnety_160.lion_in12k_ft_in1k regnety_160.pycls_in1k "
+    "regnety_160.sw_in12k regnety_160.sw_in12k_ft_in1k", "regnet_y_32gf": "regnety_320.pycls_in1k",
     "efficientnet_lite0": "ra_in1k", **{f"tf_efficientnet_lite{n}": "in1k" for n in range(5)},
     "mobilenetv3_small_100": "lamb_in1k",
     "mobilenetv3_large_100": "miil_in21k miil_in21k_ft_in1k ra4_e3600_r224_in1k ra_in1k",
@@ -76,6 +90,11 @@ _TIMM: dict[str, str] = {
     "mobilenetv4_conv_small": "e1200_r224_in1k e2400_r224_in1k e3600_r256_in1k",
     "mobilenetv4_conv_medium": "e180_ad_r384_in12k e180_r384_in12k e250_r384_in12k e250_r384_in12k_ft_in1k "
     "e500_r224_in1k e500_r256_in1k",
+    **{
+        f"swin_{name[0]}": " ".join(f"swin_{name}_patch4_window7_224.{tag}" for tag in _SWIN)
+        for name in ("tiny", "small", "base")
+    },
+    **{f"swin_v2_{name[0]}": f"swinv2_{name}_window8_256.ms_in1k" for name in ("tiny", "small", "base")},
     "vit_tiny_patch16_224": "augreg_in21k augreg_in21k_ft_in1k",
     "vit_small_patch16_224": "augreg_in1k augreg_in21k augreg_in21k_ft_in1k dino",
     "vit_small_patch32_224": "augreg_in21k augreg_in21k_ft_in1k",
@@ -88,6 +107,9 @@ _TIMM: dict[str, str] = {
     **{f"deit3_{size}_patch16_224": "fb_in1k fb_in22k_ft_in1k" for size in ("small", "base", "large")},
     **{f"vit_{size}_patch14_dinov2": "lvd142m" for size in ("small", "base", "large")},
     **{f"vit_{size}_patch14_reg4_dinov2": "lvd142m" for size in ("small", "base", "large")},
+    "vit_small_patch16_dinov3": "lvd1689m", "vit_small_patch16_dinov3_qkvb": "eupe_lvd1689m lvd1689m",
+    "vit_base_patch16_dinov3": "lvd1689m", "vit_base_patch16_dinov3_qkvb": "eupe_lvd1689m lvd1689m",
+    **dict.fromkeys(("vit_large_patch16_dinov3", "vit_large_patch16_dinov3_qkvb"), "lvd1689m sat493m"),
     "convnextv2_atto": "fcmae fcmae_ft_in1k",
     **dict.fromkeys(
         ("convnextv2_nano", "convnextv2_tiny", "convnextv2_base"),
@@ -118,6 +140,12 @@ NON_COMMERCIAL = ("mae", "fcmae", "fb_ssl", "fb_swsl", "fb_wsl")
 def _timm_licence(tag: str) -> str | None:
     if tag == "bamboo":
         return None
+    if tag in ("lvd1689m", "sat493m"):
+        return "DINOv3"
+    if tag == "eupe_lvd1689m":
+        return "FAIR-Noncommercial"
+    if ".pycls_" in tag or ".ms_" in tag:
+        return "MIT"
     return "CC-BY-NC-4.0" if tag.startswith(NON_COMMERCIAL) else "Apache-2.0"
 
 

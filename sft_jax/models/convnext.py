@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
-from sft_jax.models.convnext_block import Block, Patches, normalised
+from sft_jax.models.convnext_block import Block, Patches
 from sft_jax.models.layers import Linear
 from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
-from sft_jax.models.transformer import LayerNorm
+from sft_jax.models.transformer import LayerNorm, normalised
 
 PATCH = 4  # side of the stem's patches
 

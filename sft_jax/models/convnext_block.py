@@ -4,7 +4,6 @@ Convolutions other than the depthwise one are matrix products over rows [rows, c
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,6 @@ EPSILON = 1e-6  # of the response normalisation
 KERNEL = 7  # side of the depthwise convolutions
 LAYER_SCALE = 1e-6  # initial factor of a residual branch
 EXPANSION = 4
-
-
-def normalised(norm: Any, x: jax.Array) -> jax.Array:
-    """Applies a `LayerNorm` to x [..., channels], in float32 or wider."""
-    rows = x.reshape(-1, x.shape[-1]).astype(norm.scale[...].dtype)
-    return norm(rows).reshape(x.shape)
 
 
 def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -38,7 +31,7 @@ class Pointwise(Dense):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, in] to [rows, out], of `dtype`."""
-        return ops.dense(x.astype(self.dtype), self.kernel[...][0, 0], self.bias[...])
+        return self.product(x, self.kernel[...][0, 0])
 
 
 class Patches(nnx.Module):

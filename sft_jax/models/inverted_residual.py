@@ -119,10 +119,10 @@ class SqueezeExcite(nnx.Module):
         self.conv_expand = Pointwise(squeezed, channels, rngs=rngs)
         self.style = style
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [batch, height, width, channels] to the same shape."""
-        squeezed = self.style.activation(self.conv_reduce(x.mean((1, 2))))
-        return x * self.style.gate(self.conv_expand(squeezed))[:, None, None]
+    def __call__(self, x: jax.Array, positions: tuple[int, int] = (1, 2)) -> jax.Array:
+        """Maps x [batch, height, width, channels] to the same shape; `positions` are the axes of height and width."""
+        squeezed = self.style.activation(self.conv_reduce(x.mean(positions)))
+        return x * jnp.expand_dims(self.style.gate(self.conv_expand(squeezed)), positions)
 
 
 class ConvNorm(nnx.Module):

@@ -80,6 +80,23 @@ class BatchNorm2d(nnx.Module):
         return ops.normalize(x, mean, var, scale, bias, residual=residual, relu=relu, epsilon=self.epsilon)
 
 
+class NormedConv(nnx.Module):
+    """A convolution and the normalisation after it, timm's `ConvNormAct`.
+
+    Args:
+      conv: the convolution.
+      axis_name, epsilon: see `BatchNorm2d`.
+    """
+
+    def __init__(self, conv: Conv2d, *, axis_name: str | None = None, epsilon: float = EPSILON):
+        self.conv = conv
+        self.bn = BatchNorm2d(conv.kernel.shape[-1], axis_name=axis_name, epsilon=epsilon)
+
+    def __call__(self, x: jax.Array, *, train: bool, relu: bool = False, layout: Layout = "HWNC") -> jax.Array:
+        """Maps x [height, width, batch, in], or in the given `layout`."""
+        return self.bn(self.conv(x, layout), train=train, relu=relu)
+
+
 class Linear(nnx.Linear):
     """`torch.nn.Linear`; kernel [in, out], initialised uniformly in +-1/sqrt(in) as in torch."""
 

@@ -16,12 +16,12 @@ class Positions:
     """Where a network keeps its position embeddings, and how they follow the size of its (square) images.
 
     Attributes:
-      name: the parameter, [1, prefix + side * side, channels] for side * side patches.
+      name: the parameter, [1, prefix + side * side, channels] for side * side patches; None if positions are computed.
       patch: side of a patch in pixels, which divides the size of the images.
       prefix: number of embeddings of tokens that are not patches (class token, registers); they come first.
     """
 
-    name: str
+    name: str | None
     patch: int
     prefix: int
 
@@ -36,7 +36,7 @@ class Positions:
 
     def size_of(self, arrays: Mapping[str, Any]) -> int | None:
         """Returns the size of the images, in pixels, that weights are for; None if their shape fits none."""
-        if self.name not in arrays or len(arrays[self.name].shape) != 3:
+        if self.name is None or self.name not in arrays or len(arrays[self.name].shape) != 3:
             return None
         count = arrays[self.name].shape[1] - self.prefix
         side = math.isqrt(max(count, 0))
@@ -45,7 +45,8 @@ class Positions:
     def resampled(self, arrays: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], str]:
         """Returns weights for images of `size` pixels, and what was changed, to end a sentence; empty for nothing."""
         known = self.size_of(arrays)
-        if known is None or known == size:  # the shape of others is reported with all other mismatches
+        # The shape of others is reported with all other mismatches.
+        if self.name is None or known is None or known == size:
             return dict(arrays), ""
         positions = np.asarray(resample(arrays[self.name], size // self.patch, size // self.patch, self.prefix))
         before, after = (f"{side // self.patch}x{side // self.patch}" for side in (known, size))

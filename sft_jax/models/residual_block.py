@@ -26,10 +26,10 @@ class BasicBlock(nnx.Module):
         self.downsample = _downsample(inputs, planes, stride, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., planes]; see `_residual` for `factor`."""
+        """Maps x [height, width, batch, inputs] to [..., planes]; see `with_residual` for `factor`."""
         shortcut = _shortcut(self.downsample, x, train=train)
         x = self.bn1(self.conv1(x), train=train, relu=True)
-        return _residual(self.bn2, self.conv2(x), shortcut, train=train, factor=factor)
+        return with_residual(self.bn2, self.conv2(x), shortcut, train=train, factor=factor)
 
 
 class Bottleneck(nnx.Module):
@@ -53,11 +53,11 @@ class Bottleneck(nnx.Module):
         self.downsample = _downsample(inputs, outputs, stride, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        """Maps x [height, width, batch, inputs] to [..., 4 planes]; see `_residual` for `factor`."""
+        """Maps x [height, width, batch, inputs] to [..., 4 planes]; see `with_residual` for `factor`."""
         shortcut = _shortcut(self.downsample, x, train=train)
         x = self.bn1(self.conv1(x), train=train, relu=True)
         x = self.bn2(self.conv2(x), train=train, relu=True)
-        return _residual(self.bn3, self.conv3(x), shortcut, train=train, factor=factor)
+        return with_residual(self.bn3, self.conv3(x), shortcut, train=train, factor=factor)
 
 
 def _downsample(
@@ -99,7 +99,7 @@ class AveragePool(nnx.Module):
         return x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, batch, channels).mean((1, 3))
 
 
-def _residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bool, factor: jax.Array | None):
+def with_residual(norm: BatchNorm2d, x: jax.Array, shortcut: jax.Array, *, train: bool, factor: jax.Array | None):
     """Computes ReLU(norm(x) * factor + shortcut); `factor` [batch], of stochastic depth, may be None."""
     if factor is None:
         return norm(x, train=train, relu=True, residual=shortcut)

@@ -4,40 +4,57 @@ XLA's CPU backend multiplies such matrices twice as fast as [batch, tokens, chan
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
+from sft_jax.models.rotary import Rotation, rotated
 
 # Standard deviation of new kernels and position embeddings, as in timm and BERT.
 DEVIATION = 0.02
 
 
+# Which of queries, keys and values have biases.
+Biases = Literal["qkv", "qv", ""]
+
+
 class Dense(nnx.Module):
     """A linear layer within the network, `torch.nn.Linear`: kernel [in, out]; products of `dtype`."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, dtype, rngs):
         self.kernel = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, in] to [rows, out], of `dtype`."""
-        return ops.dense(x.astype(self.dtype), self.kernel[...], self.bias[...])
+        return self.product(x, self.kernel[...])
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Multiplies x with a kernel [in, out], and adds the bias."""
+        return ops.dense(x.astype(self.dtype), kernel, None if self.bias is None else self.bias[...])
 
 
 class LayerNorm(nnx.Module):
-    """`torch.nn.LayerNorm` with the epsilon of vision transformers, 1e-6; computed in float32 or wider."""
+    """`torch.nn.LayerNorm`, by default with the epsilon of vision transformers; computed in float32 or wider."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, epsilon: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
+        self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises rows [rows, channels]."""
-        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=1e-6)
+        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+
+
+def normalised(norm: Any, x: jax.Array) -> jax.Array:
+    """Applies a `LayerNorm` to x [..., channels], in float32 or wider."""
+    rows = x.reshape(-1, x.shape[-1]).astype(norm.scale[...].dtype)
+    return norm(rows).reshape(x.shape)
 
 
 class LayerScale(nnx.Module):
@@ -84,33 +101,60 @@ class EncoderBlock(nnx.Module):
       channels: of a token; the MLP has four times as many.
       heads: number of attention heads.
       layer_scale: initial value of LayerScale on both branches; None for none.
+      epsilon: of layer normalisation.
+      biases: of queries, keys and values; "qv" for parameters `q_bias` and `v_bias` alone.
       dtype: of the operands of matrix products.
     """
 
-    def __init__(self, channels: int, heads: int, layer_scale: float | None, *, dtype, rngs):
-        def dense(inputs: int, outputs: int) -> Dense:
-            return Dense(inputs, outputs, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        layer_scale: float | None,
+        *,
+        epsilon: float = 1e-6,
+        biases: Biases = "qkv",
+        dtype,
+        rngs,
+    ):
+        def dense(inputs: int, outputs: int, bias: bool = True) -> Dense:
+            return Dense(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs)
 
         self.heads = heads
-        self.norm1 = LayerNorm(channels)
-        self.attn = nnx.Dict(qkv=dense(channels, 3 * channels), proj=dense(channels, channels))
+        self.norm1 = LayerNorm(channels, epsilon=epsilon)
+        self.attn: Any = nnx.Dict(qkv=dense(channels, 3 * channels, biases == "qkv"), proj=dense(channels, channels))
+        if biases == "qv":
+            self.attn["q_bias"], self.attn["v_bias"] = (nnx.Param(jnp.zeros(channels)) for _ in range(2))
         self.ls1 = None if layer_scale is None else LayerScale(channels, layer_scale)
-        self.norm2 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels, epsilon=epsilon)
         self.mlp = nnx.Dict(fc1=dense(channels, 4 * channels), fc2=dense(4 * channels, channels))
         self.ls2 = None if layer_scale is None else LayerScale(channels, layer_scale)
 
-    def __call__(self, x: jax.Array, tokens: int, factors: Sequence[jax.Array | None]) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, tokens: int, factors: Sequence[jax.Array | None], rotation: Rotation | None = None
+    ) -> jax.Array:
         """Maps rows x [batch * tokens, channels] to the same.
 
         Args:
           x: the residual stream, float32 or wider.
           tokens: number of tokens of an image.
           factors: of the two branches, each [batch] or None for 1, see `skip_factor`.
+          rotation: by which queries and keys are rotated; None for none.
         """
-        y = self.attn["proj"](ops.self_attention(self.attn["qkv"](self.norm1(x)), tokens, self.heads))
+        qkv = self._qkv(self.norm1(x))
+        qkv = qkv if rotation is None else rotated(qkv, tokens, self.heads, rotation)
+        y = self.attn["proj"](ops.self_attention(qkv, tokens, self.heads))
         x = x + _branch(y, self.ls1, factors[0], tokens).astype(x.dtype)
         y = self.mlp["fc2"](ops.gelu(self.mlp["fc1"](self.norm2(x))))
         return x + _branch(y, self.ls2, factors[1], tokens).astype(x.dtype)
+
+    def _qkv(self, x: jax.Array) -> jax.Array:
+        """Maps rows [rows, channels] to queries, keys and values [rows, 3 * channels]."""
+        y = self.attn["qkv"](x)
+        if "q_bias" not in self.attn:
+            return y
+        query, value = self.attn["q_bias"][...], self.attn["v_bias"][...]
+        return y + jnp.concatenate([query, jnp.zeros_like(query), value]).astype(y.dtype)[None]
 
 
 def _branch(y: jax.Array, scale: LayerScale | None, factor: jax.Array | None, tokens: int) -> jax.Array:

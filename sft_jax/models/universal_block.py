@@ -4,20 +4,9 @@ The attribute names are those of timm's `UniversalInvertedResidual`. Activations
 """
 
 import jax
-from flax import nnx
 
-from sft_jax.models.inverted_residual import ConvNorm, Style, same_conv, with_shortcut
-from sft_jax.models.layers import BatchNorm2d
-
-
-class NormedConv(nnx.Module):
-    """A convolution and the normalisation after it, timm's `ConvNormAct`."""
-
-    def __init__(
-        self, inputs: int, outputs: int, size: int, stride: int, style: Style, *, groups, dtype, axis_name, rngs
-    ):
-        self.conv = same_conv(inputs, outputs, size, stride, style, groups=groups, dtype=dtype, rngs=rngs)
-        self.bn = BatchNorm2d(outputs, axis_name=axis_name, epsilon=style.epsilon)
+from sft_jax.models.inverted_residual import ConvNorm, same_conv, with_shortcut
+from sft_jax.models.layers import NormedConv
 
 
 class UniversalBlock(ConvNorm):
@@ -49,8 +38,8 @@ class UniversalBlock(ConvNorm):
         self.style, self.shortcut = style, stride == 1 and inputs == outputs
 
         def conv(inputs: int, outputs: int, size: int = 1, stride: int = 1, groups: int = 1) -> NormedConv:
-            settings = {"groups": groups, "dtype": dtype, "axis_name": axis_name, "rngs": rngs}
-            return NormedConv(inputs, outputs, size, stride, style, **settings)
+            layer = same_conv(inputs, outputs, size, stride, style, groups=groups, dtype=dtype, rngs=rngs)
+            return NormedConv(layer, axis_name=axis_name, epsilon=style.epsilon)
 
         self.dw_start = conv(inputs, inputs, start, 1 if size else stride, groups=inputs) if start else None
         self.pw_exp = conv(inputs, inner)

@@ -19,8 +19,9 @@ from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
 from sft_jax.models.rematerialise import Rematerialising
+from sft_jax.models.rotary import rotation
 from sft_jax.models.stochastic_depth import skip_factor
-from sft_jax.models.transformer import EncoderBlock, LayerNorm, PatchEmbedding, token
+from sft_jax.models.transformer import Biases, EncoderBlock, LayerNorm, PatchEmbedding, normalised, token
 
 INCEPTION = (0.5, 0.5, 0.5)
 
@@ -37,7 +38,11 @@ class Variant:
       layer_scale: initial LayerScale; None for networks without it.
       registers: number of register tokens.
       class_position: whether the class token (and registers) have position embeddings too.
-      pool: whether the head sees the class token, or the mean of the patches, normalised afterwards.
+      pool: whether the head sees the class token, or the mean of the patches, normalised afterwards ("mean") or before
+        ("patches").
+      rotary: whether queries and keys are rotated by position instead of adding position embeddings.
+      biases: of queries, keys and values, see `EncoderBlock`.
+      epsilon: of layer normalisation.
     """
 
     patch: int
@@ -47,7 +52,10 @@ class Variant:
     layer_scale: float | None = None
     registers: int = 0
     class_position: bool = True
-    pool: Literal["token", "mean"] = "token"
+    pool: Literal["token", "mean", "patches"] = "token"
+    rotary: bool = False
+    biases: Biases = "qkv"
+    epsilon: float = 1e-6
 
     @property
     def prefix(self) -> int:
@@ -93,13 +101,22 @@ class VisionTransformer(Rematerialising):
         width, patches = variant.width, (size // variant.patch) ** 2
         self.cls_token = token(1, width, rngs=rngs)
         self.reg_token = token(variant.registers, width, rngs=rngs) if variant.registers else None
-        self.pos_embed = token(patches + variant.placed, width, rngs=rngs)
+        self.pos_embed = None if variant.rotary else token(patches + variant.placed, width, rngs=rngs)
         self.patch_embed = nnx.Dict(proj=PatchEmbedding(variant.patch, width, dtype=dtype, rngs=rngs))
-        block = functools.partial(EncoderBlock, width, variant.heads, variant.layer_scale, dtype=dtype, rngs=rngs)
+        block = functools.partial(
+            EncoderBlock,
+            width,
+            variant.heads,
+            variant.layer_scale,
+            epsilon=variant.epsilon,
+            biases=variant.biases,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.blocks = nnx.List([block() for _ in range(variant.depth)])
         # One of the two: all that follows the blocks is of each token alone, up to a mean over them.
-        self.norm = LayerNorm(width) if variant.pool == "token" else None
-        self.fc_norm = LayerNorm(width) if variant.pool == "mean" else None
+        self.norm = LayerNorm(width, epsilon=variant.epsilon) if variant.pool != "mean" else None
+        self.fc_norm = LayerNorm(width, epsilon=variant.epsilon) if variant.pool == "mean" else None
         self.head = Linear(width, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -115,6 +132,8 @@ class VisionTransformer(Rematerialising):
         blocks = [tokens for _, tokens in self.stages(x, key=key)][1:]
         batch, rows, columns = x.shape[0], *(side // self.variant.patch for side in x.shape[1:3])
         maps = tuple(tokens[:, prefix:].reshape(batch, rows, columns, -1) for tokens in blocks)
+        if self.variant.pool == "patches":
+            return Features(normalised(self.norm, maps[-1]).mean((1, 2)), maps)
         norm, pooled = self.norm, blocks[-1][:, 0]
         if norm is None:
             norm, pooled = self.fc_norm, blocks[-1][:, prefix:].mean(1)
@@ -126,18 +145,22 @@ class VisionTransformer(Rematerialising):
         variant, batch = self.variant, x.shape[0]
         patches = self.patch_embed["proj"](x).reshape(batch, -1, variant.width)
         rows, columns = (side // variant.patch for side in x.shape[1:3])
-        positions = resample(self.pos_embed[...], rows, columns, variant.placed)
         registers = [] if self.reg_token is None else [self.reg_token[...]]
         prefix = jnp.concatenate([self.cls_token[...], *registers], axis=1)
-        if variant.class_position:
-            prefix = prefix + positions[:, : variant.prefix]
+        turn = None
+        if self.pos_embed is None:
+            turn = rotation(rows, columns, variant.prefix, variant.width // variant.heads, patches.dtype)
+        else:
+            positions = resample(self.pos_embed[...], rows, columns, variant.placed)
+            prefix = prefix + positions[:, : variant.prefix] if variant.class_position else prefix
+            patches = patches + positions[:, variant.placed :]
         prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
-        tokens = jnp.concatenate([prefix, patches + positions[:, variant.placed :]], axis=1)
+        tokens = jnp.concatenate([prefix, patches], axis=1)
         yield "embedding", tokens
         shape, count = tokens.shape, tokens.shape[1]
         y = tokens.reshape(-1, variant.width)
         for index, block in enumerate(self.blocks):
-            y = self.run_block(block, y, tokens=count, factors=self._factors(key, index, batch))
+            y = self.run_block(block, y, tokens=count, factors=self._factors(key, index, batch), rotation=turn)
             yield f"blocks.{index}", y.reshape(shape)
 
     def _factors(self, key: jax.Array | None, block: int, batch: int) -> list[jax.Array | None]:

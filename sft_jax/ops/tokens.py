@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Computes x kernel + bias [rows, out], in x's dtype, for x [rows, in], kernel [in, out] and bias [out]."""
-    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=bias.dtype)
-    return (y + bias[None]).astype(x.dtype)
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Computes x kernel + bias [rows, out], in x's dtype, for x [rows, in], kernel [in, out] and bias [out] or None."""
+    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=kernel.dtype)
+    return (y if bias is None else y + bias[None]).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:

@@ -68,14 +68,16 @@ def test_the_step_is_the_same(name):
     [
         "tiny",
         "convnext",
-        pytest.param("efficientnet_lite0", marks=pytest.mark.slow),
-        pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("efficientnet_lite0", "vit_tiny_patch16_224", "regnet_y_400mf", "swin_t", "swin_v2_t")
+        ),
     ],
 )
 def test_every_block_is_computed_again(name):
     programs, shapes = steps(name)
     plain, rematerialised = (str(program.trace(*shapes).jaxpr).count("differentiated=True") for program in programs)
-    names = (re.match(r"(.*blocks\.\d+\.|.*layer\d\.)", key) for key in shapes[0].params)
+    names = (re.match(r"(.*blocks\.\d+\.|.*layer\d\.|s\d\.b\d)", key) for key in shapes[0].params)
     inside = {models.ARCHITECTURES[name].locate(match.string) for match in names if match}
     assert (plain, rematerialised) == (0, len(inside))
 
