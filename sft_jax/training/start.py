@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax import data
@@ -176,4 +177,14 @@ def initial_weights(
     head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
     inherited, description = inherited_head(init, class_names, head)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
-    return params, batch_stats, f"weights of {config.init}{description}{resampled}"
+    return params, batch_stats, f"weights of {config.init}{description}{resampled}{_normalisation(init, config)}"
+
+
+def _normalisation(init: Weights, config: ConfigDict) -> str:
+    """Returns a note if `init` was trained on images that were normalised in another way than those of this run."""
+    trained = Preprocess.of_metadata(init.metadata, Preprocess.of_config(config.data))
+    pairs = ((trained.mean, config.data.mean), (trained.std, config.data.std))
+    if all(np.allclose(theirs, ours, atol=1e-3) for theirs, ours in pairs):
+        return ""
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (trained.mean, trained.std))
+    return f"; notice: they were trained with --config.data.mean={mean} --config.data.std={std}"

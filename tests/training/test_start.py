@@ -1,14 +1,17 @@
 """Tests of initial weights from weights for the same, overlapping and different classes."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from sft_jax.config import complete
+from sft_jax.config import complete, flatten
+from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.models import Network, builder, initial_arrays
+from sft_jax.models.architecture import Pretrained
 from sft_jax.models.weights import Weights
 from sft_jax.training.start import initial_weights
 
@@ -16,11 +19,11 @@ NAMES = ("ant", "bee", "cat")
 CONFIG = complete({"model.name": "tiny", "init": "w.safetensors", "seed": 3})
 
 
-def started(names, config=CONFIG):
+def started(names, config=CONFIG, metadata=None):
     """Returns weights with the classes `NAMES`, the initial parameters made from them, and their description."""
     arrays = weights_of(NAMES, seed=1)
     build = builder(config.model, len(names))
-    init = Weights(arrays, "tiny", NAMES, {})
+    init = Weights(arrays, "tiny", NAMES, metadata or {})
     params, batch_stats, said = initial_weights(config, build, Network.abstract(build), init, names)
     return arrays, jax.device_get(params | batch_stats), said
 
@@ -57,6 +60,17 @@ def test_new_classes_get_the_rows_of_a_new_head(names, kept, words):
         np.testing.assert_array_equal(initial[key], array, strict=True)
     np.testing.assert_array_equal(initial["conv1.kernel"], arrays["conv1.kernel"])
     assert said == f"weights of w.safetensors{words}"
+
+
+def test_another_normalisation_than_the_weights_were_trained_with_is_reported():
+    pretrained = Preprocess.of_pretrained(Pretrained())
+    metadata = {"preprocess": json.dumps(pretrained.to_json())}
+    _, _, said = started(NAMES, metadata=metadata)
+    assert said.endswith(
+        "; notice: they were trained with --config.data.mean=0.485,0.456,0.406 --config.data.std=0.229,0.224,0.225"
+    )
+    same = complete(flatten(CONFIG) | {"data.mean": pretrained.mean, "data.std": pretrained.std})
+    assert "notice" not in started(NAMES, same, metadata)[2]
 
 
 def test_another_stem_is_refused_with_the_flag_to_use():
