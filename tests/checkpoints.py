@@ -91,9 +91,9 @@ class Subclass(collections.OrderedDict):
 
 
 def with_metadata(tensors: dict) -> collections.OrderedDict:
-    found = collections.OrderedDict(tensors)
-    found._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
-    return found
+    state_dict = collections.OrderedDict(tensors)
+    state_dict._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    return state_dict
 
 
 LEFTOVERS = {
@@ -103,7 +103,7 @@ LEFTOVERS = {
     "log": collections.defaultdict(list, {"loss": [0.1]}),
 }
 
-# What is saved for a state_dict d, and fragments of the expected notices in order. All convert to d.
+# What is saved for a state_dict d, and fragments of the expected notices in order. All of them convert to d.
 SAME = {
     "plain": (lambda d: d, []),
     "metadata": (with_metadata, []),

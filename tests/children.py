@@ -1,10 +1,10 @@
-"""The environment of processes that tests start: they compile as fast as the tests do, and share their programs."""
+"""The environment of processes that tests start: fast compilation, and the tests' cache of compiled programs."""
 
 import os
 
-# Nearly all time goes into compiling: with LLVM's -O1 a third less of it, for programs as fast and as exact.
+# Nearly all time is compilation. LLVM's -O1 takes a third less, and the programs are as fast and as exact.
 COMPILE_FAST = "--xla_backend_optimization_level=1"
-# How jax caches programs. With a bound on its size the cache is locked while it is read or written, which processes
+# JAX's cache of compiled programs. Only with a size limit does JAX lock it for reading and writing, which processes
 # that share it need.
 CACHE = {"jax_compilation_cache_max_size": 8 << 30, "jax_persistent_cache_min_compile_time_secs": 0.2}
 

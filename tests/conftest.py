@@ -11,7 +11,7 @@ from children import CACHE, xla_flags
 # Before jax is imported: the number of CPU devices is fixed when its backend starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Before torch is imported: its threads spin while they wait for a core that another process of the tests uses.
+# Before torch is imported: its threads spin while they wait for a core that another test process uses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reads or leaves anything in the user's cache folder.
 os.environ["SFT_JAX_CACHE"] = "0"
@@ -23,7 +23,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# What takes longest begins first, so that no worker of pytest-xdist is left with it at the end.
+# The longest files start first, so that no worker of pytest-xdist is left with one at the end.
 LONGEST = (
     "test_processes.py",
     "test_ops.py",
@@ -43,19 +43,19 @@ LONGEST = (
 
 
 def pytest_configure(config):
-    """Keeps the order of the files where whole files are handed to the workers of pytest-xdist."""
+    """Makes pytest-xdist hand out whole files in the order of collection."""
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
-    """Sorts the tests by file, see `LONGEST`."""
+    """Moves the files of `LONGEST` to the start."""
     place = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Shares compiled programs between runs, also across the workers of pytest-xdist and the processes of tests."""
+    """Shares compiled programs between runs, workers of pytest-xdist and processes that tests start."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
@@ -66,7 +66,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def tiny():
     """Registers the network "tiny" for recipes in tests."""
-    # Imported late: with pytest's settings in force, among them that warnings are errors.
+    # Imported here, after pytest has applied its settings, such as warnings being errors.
     from tiny_runs import TINY_VARIANT
 
     from sft_jax.models import ARCHITECTURES
@@ -84,43 +84,44 @@ def whole(tmp_path_factory, compiled_once, tiny):
     return folder, run(folder)
 
 
-# Linux ends a process at 65,530 memory mappings; every program that a process holds takes some dozens.
+# Linux limits a process to 65,530 memory mappings, and each compiled program takes dozens.
 MAPPINGS = 25_000
-# Above it programs are dropped. What the tests import takes 1,150 MiB, half of it torch with CUDA.
-MEMORY = 1_500 << 20
+# Resident memory above which programs are dropped, and by how much a process may grow until it drops them again: what
+# the tests import stays, and grows with every package (torch with CUDA, tensorflow, transformers).
+MEMORY, GROWTH = 1_500 << 20, 300 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_in_time():
-    """Keeps compiled programs for the next test files while there is enough memory."""
+def within_mappings():
+    """Keeps compiled programs for the next test files up to a limit on memory mappings."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_bytes().splitlines()) > MAPPINGS:
         forget_programs()
 
 
+@pytest.fixture(scope="session")
+def limit():
+    """The resident memory above which the next test drops programs, as the only item of a list."""
+    return [MEMORY]
+
+
 @pytest.fixture(autouse=True)
-def within_memory():
-    """Programs are kept for the next tests, as long as they take no more than their share of memory."""
+def within_memory(limit):
+    """Keeps compiled programs for the next tests up to a limit on memory."""
     yield
-    if above_memory():
-        give_back()
-        if above_memory():
-            forget_programs()
+    if resident() > limit[0]:
+        forget_programs()
+        limit[0] = max(MEMORY, resident() + GROWTH)
 
 
-def above_memory():
-    return psutil.Process().memory_info().rss > MEMORY
+def resident():
+    return psutil.Process().memory_info().rss
 
 
 def forget_programs():
-    """Drops compiled programs, and gives their memory back to the system."""
+    """Drops compiled programs and returns their memory to the system; the C library would keep it."""
     jax.clear_caches()
-    give_back()
-
-
-def give_back():
-    """Gives the system what is freed, which the C library keeps: some hundred MiB after every few runs."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Counts how many times tests do what they test; `python tests/counted.py` writes the sums to README.md."""
+"""Counts the kills, faults and inputs of the tests; `python tests/counted.py` writes the sums to README.md."""
 
 import importlib
 import math
@@ -11,7 +11,7 @@ ROW = re.compile(r"^(\| (\w+) \|[^|]+\|)[\d, ]+\|[\d, ]+\|(.*)\|$", re.MULTILINE
 
 
 def counts(**numbers: int):
-    """Declares how many things of each kind a test case does, instead of one."""
+    """Declares how many kills, faults or inputs a test case comprises, by kind; the default is one."""
 
     def mark(test):
         test.counted = numbers
@@ -21,7 +21,7 @@ def counts(**numbers: int):
 
 
 def count(test, kind: str) -> int:
-    """Returns how many things of a kind all cases of a test do."""
+    """Returns how many kills, faults or inputs of a kind all cases of a test comprise."""
     cases = [len(list(mark.args[1])) for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
     return math.prod(cases) * getattr(test, "counted", {}).get(kind, 1)
 

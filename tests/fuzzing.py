@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sft_jax.errors import UserError
 
-# `pytest -m slow` tries so many times as many.
+# `pytest -m slow` tries this many times as many inputs.
 TIMES = 20
 FACTOR = int(os.environ.get("SFT_JAX_FUZZ", "1"))
 

@@ -1,4 +1,4 @@
-"""Creates folders of small images, and returns the messages of reading them."""
+"""Creates folders of small images, and returns the error messages of reading them."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ from sft_jax.errors import UserError
 SIZE = 8
 
 
-def picture(seed, width=12, height=10):
+def noise_image(seed, width=12, height=10):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -22,7 +22,7 @@ def fill(folder, classes, count, start=0):
     for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            picture(start + 1000 * index + number).save(folder / name / f"{number:03}.png")
+            noise_image(start + 1000 * index + number).save(folder / name / f"{number:03}.png")
 
 
 def message(path, **settings):

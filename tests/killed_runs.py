@@ -11,7 +11,7 @@ from tiny_runs import TINY
 from sft_jax.run.folder import Run
 
 PROGRAM = Path(__file__).with_name("tiny_program.py")
-# Saved after every step; on one device, as a process of its own sees it.
+# Saves after every step; a separate process has one device.
 SETTINGS = TINY | {"epochs": 5, "limit_train_examples": 192, "limit_eval_examples": 150, "save_minutes": 1e-9}
 
 
@@ -39,19 +39,19 @@ class Program:
         print(json.dumps([arguments, environment]), file=self._server.stdin, flush=True)
 
     def finish(self):
-        """Waits for its end; returns exit code, stdout and stderr."""
+        """Waits for the program to exit; returns exit code, stdout and stderr."""
         return json.loads(self._server.stdout.readline())
 
     def run(self, name, *flags, **environment):
-        """Runs it; returns the exit code and stderr."""
+        """Runs the program; returns the exit code and stderr."""
         self.start(name, *flags, **environment)
         code, _, error = self.finish()
         return code, error
 
-    def whole(self):
-        """Runs without interruption; returns the number of moments of each kind per epoch."""
-        counts = self.place / "moments.json"
-        assert self.run("whole", MOMENTS=str(counts)) == (0, "")
+    def run_uninterrupted(self):
+        """Runs without interruption in the folder "whole"; returns the number of events of each kind per epoch."""
+        counts = self.place / "events.json"
+        assert self.run("whole", EVENT_COUNTS=str(counts)) == (0, "")
         return {kind: count // self.epochs for kind, count in json.loads(counts.read_text()).items()}
 
 

@@ -12,8 +12,9 @@ NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
 
 
 def make_run(folder, seed=0, preprocess=None, **changes):
-    """A run of the network "tiny" or of `model__name`, whose statistics are not what they begin with; with
-    `preprocess` as what its images went through.
+    """Makes a run of the network "tiny", or of `model__name`, whose batch statistics differ from their initial values.
+
+    The preprocessing of its images is recorded as `preprocess`, if given.
     """
     values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})

@@ -1,4 +1,4 @@
-"""Small datasets that tensorflow_datasets prepares here."""
+"""Small datasets, prepared with tensorflow_datasets."""
 
 import io
 
@@ -6,18 +6,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-# Lets tfds's own class for CIFAR-100 find the dataset that is prepared here instead.
+# The version of tfds's own CIFAR-100, so that tfds finds the dataset prepared here instead.
 VERSION = tfds.builder_cls("cifar100").VERSION
 
 
-class Pictures:
+class ImageSet:
     """Images of class `label`, filled with its value; `draw` may create others."""
 
     def __init__(self, classes, shape, keys=("image", "label"), draw=None):
         self.classes, self.shape, self.keys, self.draw = classes, shape, keys, draw
 
     def prepare(self, name, directory, version=VERSION, **counts):
-        """Makes tfds write them as a dataset of this name, as PNG files, because it encodes arrays with TensorFlow."""
+        """Writes them as a dataset of tfds; as PNG files, because tfds encodes arrays with TensorFlow."""
         features = tfds.features.FeaturesDict(
             {
                 self.keys[0]: tfds.features.Image(shape=self.shape),

@@ -16,7 +16,7 @@ ROWS = [
     ["report", "search", "doctor", "benchmark"],
     ["", "main", "evaluate", "predict", "export", "command"],
 ]
-# A process of its own, which the benchmark starts where torch is installed.
+# A separate process, which the benchmark starts if torch is installed.
 MAY_IMPORT_TORCH = "benchmark/torch_side.py"
 ROOT_MODULES = 8
 
@@ -33,7 +33,7 @@ def imports(path):
 
 
 def modules(root):
-    """Returns the package's files with their folders; for a file at the root, its name, and none for the package."""
+    """Returns the package's files with their folders, or their names at the root (empty for the package itself)."""
     for path in sorted((root / "sft_jax").rglob("*.py")):
         first = path.relative_to(root / "sft_jax").with_suffix("").parts[0]
         yield path, "" if first == "__init__" else first
@@ -48,12 +48,12 @@ def test_imports_flow_one_way(pytestconfig):
                 assert place[target] <= place[folder], f"{path} imports {imported}, which comes later"
 
 
-def test_few_modules_at_the_root(pytestconfig):
+def test_there_are_few_modules_at_the_root(pytestconfig):
     assert len(list((pytestconfig.rootpath / "sft_jax").glob("*.py"))) <= ROOT_MODULES
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision"])
-def test_the_package_does_not_import(package, pytestconfig):
+def test_the_package_does_not_import_torch(package, pytestconfig):
     for path, _ in modules(pytestconfig.rootpath):
         if path.match(MAY_IMPORT_TORCH):
             continue
@@ -61,21 +61,38 @@ def test_the_package_does_not_import(package, pytestconfig):
 
 
 @pytest.mark.parametrize("package", ["scipy", "sklearn"])
-def test_what_takes_a_second_is_imported_late(package, pytestconfig):
-    """Within functions: most commands can spare them."""
+def test_slow_packages_are_imported_within_functions(package, pytestconfig):
+    """They take a second to import, and most commands do not need them."""
     for path, _ in modules(pytestconfig.rootpath):
         assert not re.search(rf"^(import|from) {package}\b", path.read_text(), re.MULTILINE), path
 
 
-def test_one_file_replaces_files(pytestconfig):
+def test_only_one_file_replaces_files(pytestconfig):
     root = pytestconfig.rootpath
     for path in [*(root / "sft_jax").rglob("*.py"), *(root / "convert").rglob("*.py")]:
         if not path.match("runtime/files.py"):
             assert not re.search(r"\.tmp\b|\bos\.(replace|rename)\b", path.read_text()), path
 
 
-def test_one_file_knows_about_devices(pytestconfig):
+def test_only_one_file_knows_about_devices(pytestconfig):
     for path, _ in modules(pytestconfig.rootpath):
         if not path.match("runtime/devices.py"):
             assert not {"jax.sharding", "jax.pmap"} & set(imports(path)), path
             assert "pmap(" not in path.read_text(), path
+
+
+def test_few_files_know_about_processes(pytestconfig):
+    """They read and write files, load examples, or talk to devices; and the command that connects the processes."""
+    root = pytestconfig.rootpath / "sft_jax"
+    importing = {
+        path.relative_to(root).as_posix()
+        for path, _ in modules(pytestconfig.rootpath)
+        if re.search(r"from sft_jax.runtime import .*\bprocesses\b", path.read_text())
+    }
+    assert importing == {
+        "run/folder.py",
+        "run/checkpoints.py",
+        "data/loader.py",
+        "runtime/devices.py",
+        "main.py",
+    }

@@ -32,7 +32,7 @@ def parser():
         (["--config", "a.py", "--config.epochs"], "--config.epochs needs a value"),
     ],
 )
-def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, capsys):
+def test_wrong_usage_is_one_line_with_a_remedy(parser, words, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_with_overrides(parser, words)
     assert stopped.value.code == 2
@@ -48,7 +48,7 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(parser, words, message, ca
         ("epochs=3", "--config epochs=3 is not a file; to set a key of the recipe, use --config.epochs=3 (with a dot)"),
     ],
 )
-def test_what_is_no_recipe(recipe, message, tmp_path, monkeypatch):
+def test_recipes_that_do_not_exist_are_refused(recipe, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10.py").touch()
     with pytest.raises(UserError) as caught:
@@ -57,7 +57,7 @@ def test_what_is_no_recipe(recipe, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("source", "meant"), [("cifar10", "tfds:cifar10"), ("flowers", "folder:flowers")])
-def test_a_source_without_its_kind(source, meant, tmp_path, monkeypatch):
+def test_a_source_without_its_kind_is_refused_with_a_suggestion(source, meant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flowers").mkdir()
     config = complete({"data.source": source})

@@ -40,15 +40,15 @@ def test_the_test_split_gives_the_results_of_the_run(run, monkeypatch, capsys):
     assert json.loads((run.folder / "evaluations" / "test_best.json").read_text()) == json.loads(before)
 
 
-def test_the_latest_checkpoint_on_the_validation_split(run, monkeypatch, capsys):
+def test_the_latest_checkpoint_gives_the_metrics_of_the_last_epoch(run, monkeypatch, capsys):
     code, printed, _ = call(monkeypatch, capsys, run, "--split", "validation", "--checkpoint", "latest", "--json")
-    found, last = json.loads(printed), rows(run)[-1]
+    results, last = json.loads(printed), rows(run)[-1]
     assert code == 0
-    assert (found["test_accuracy"], found["test_loss"]) == (last["val_accuracy"], pytest.approx(last["val_loss"]))
-    assert found["test_count"] == 61
+    assert (results["test_accuracy"], results["test_loss"]) == (last["val_accuracy"], pytest.approx(last["val_loss"]))
+    assert results["test_count"] == 61
 
 
-def test_the_training_images(run, monkeypatch, capsys):
+def test_the_training_images_can_be_evaluated(run, monkeypatch, capsys):
     code, printed, _ = call(monkeypatch, capsys, run, "--split", "train")
     assert code == 0
     assert f"best checkpoint of {run.folder}, train: accuracy " in printed
@@ -69,15 +69,15 @@ def test_the_training_images(run, monkeypatch, capsys):
         (["--workdir", "nowhere"], "nowhere contains no run: it has no config.json"),
     ],
 )
-def test_wrong_usage(run, monkeypatch, capsys, flags, message):
+def test_wrong_usage_is_a_one_line_error(run, monkeypatch, capsys, flags, message):
     code, printed, complaints = call(monkeypatch, capsys, run, *flags)
     assert (code, printed) == (2, "")
     assert complaints.startswith(f"error: {message}")
     assert complaints.count("\n") == 1
 
 
-def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, capsys):
-    """In a large folder, reading the training images would take longest."""
+def test_only_the_requested_split_is_decoded(tmp_path, monkeypatch, capsys):
+    """In a large folder, reading the training images takes the most time."""
     for part in ("train", "val", "test"):
         fill(tmp_path / part, NAMES, 2)
     broken = tmp_path / "train" / "bee" / "001.png"
@@ -90,7 +90,7 @@ def test_only_the_split_that_is_asked_for_is_decoded(tmp_path, monkeypatch, caps
     assert (code, complaints) == (2, f"error: {broken} cannot be read (image file is truncated); repair or remove it\n")
 
 
-def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):
+def test_a_batch_may_not_divide_over_the_devices(run, tmp_path, monkeypatch, capsys):
     """Evaluates on other devices than the run was trained on."""
     record = json.loads(run.config_file.read_text())
     record["config"]["batch_size"] = 60
@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_divide_over_the_devices(run, tmp_path, monkeypatc
     assert json.loads(printed)["confusion"] == json.loads(run.results_file.read_text())["confusion"]
 
 
-def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
+def test_a_run_without_a_finished_epoch_is_refused(tmp_path, monkeypatch, capsys):
     run = Run(tmp_path)
     run.write_config(complete(TINY))
     code, _, complaints = call(monkeypatch, capsys, run)
@@ -115,7 +115,7 @@ def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_help(monkeypatch, capsys):
+def test_help_lists_flags_and_an_example(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--help"])
     with pytest.raises(SystemExit) as stopped:
         main()

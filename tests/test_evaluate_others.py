@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from image_folders import fill
 from made_run import NAMES, make_run
-from prepared_sets import Pictures
+from prepared_sets import ImageSet
 
 import sft_jax
 from sft_jax.data.preprocess import Preprocess
@@ -26,7 +26,7 @@ SIZE = 16
 def trained(tmp_path_factory):
     """A run with six classes, and the same network in a file."""
     root = tmp_path_factory.mktemp("trained")
-    # Without a record the file's images would be those of ImageNet, of 224 px.
+    # Without recorded preprocessing, a file's images would be those of ImageNet, 224 px.
     preprocess = Preprocess(SIZE, "crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     run = make_run(root / "run", data__source="folder:flowers", preprocess=preprocess)
     save_weights(root / "tiny.safetensors", load_run_weights(run.folder))
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 def few(tmp_path_factory):
     """Returns a data directory of tensorflow_datasets."""
     directory = tmp_path_factory.mktemp("tfds")
-    Pictures(3, (SIZE, SIZE, 3)).prepare("few", directory, train=9, test=6)
+    ImageSet(3, (SIZE, SIZE, 3)).prepare("few", directory, train=9, test=6)
     return directory
 
 
@@ -63,23 +63,23 @@ def expected(folder, paths):
     return np.mean(logits.argmax(-1) == labels), -np.mean(logs[np.arange(len(labels)), labels])
 
 
-@pytest.mark.parametrize("layout", ["classes", "one part", "all parts"])
+@pytest.mark.parametrize("layout", ["classes", "one split", "all splits"])
 def test_every_image_of_a_folder_is_scored_once(run, tmp_path, monkeypatch, capsys, layout):
     flowers = tmp_path / "flowers"
-    parts = {"classes": [""], "one part": ["valid"], "all parts": ["train", "val", "test"]}[layout]
+    parts = {"classes": [""], "one split": ["valid"], "all splits": ["train", "val", "test"]}[layout]
     for index, part in enumerate(parts):
         fill(flowers / part, NAMES, 7, start=100 * index)
     code, printed, said = call(monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{flowers}", "--json")
     assert code == 0
-    found, paths = json.loads(printed), sorted(flowers.rglob("*.png"))
-    assert found["test_count"] == len(paths) == np.sum(found["confusion"])
+    results, paths = json.loads(printed), sorted(flowers.rglob("*.png"))
+    assert results["test_count"] == len(paths) == np.sum(results["confusion"])
     accuracy, loss = expected(run.folder, paths)
-    assert (found["test_accuracy"], found["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
-    assert found["class_names"] == list(NAMES)
-    assert ("evaluating all splits of " in said) == (layout == "all parts")
+    assert (results["test_accuracy"], results["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
+    assert results["class_names"] == list(NAMES)
+    assert ("evaluating all splits of " in said) == (layout == "all splits")
 
 
-def test_one_part_of_a_folder(run, tmp_path, monkeypatch, capsys):
+def test_one_split_of_a_folder_can_be_evaluated(run, tmp_path, monkeypatch, capsys):
     for index, part in enumerate(("Training", "Testing")):
         fill(tmp_path / "flowers" / part, NAMES, 3 + index, start=100 * index)
     flags = ("--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}", "--json", "--split")
@@ -89,7 +89,7 @@ def test_one_part_of_a_folder(run, tmp_path, monkeypatch, capsys):
     assert "has no val split; drop --split to evaluate all of its images" in said
 
 
-def test_the_runs_own_evaluation_is_left_as_it_is(run, tmp_path, monkeypatch, capsys):
+def test_the_evaluation_of_the_run_itself_is_not_changed(run, tmp_path, monkeypatch, capsys):
     fill(tmp_path / "new", NAMES, 2)
     own = {run.results_file: "results", run.folder / "evaluations" / "test_best.json": "evaluation"}
     (run.folder / "evaluations").mkdir()
@@ -103,14 +103,14 @@ def test_the_runs_own_evaluation_is_left_as_it_is(run, tmp_path, monkeypatch, ca
     assert str(written) in printed
 
 
-def test_a_file_name_for_any_source():
+def test_any_source_has_a_file_name():
     assert file_name("tfds:cifar10", "train[:10%]") == "tfds%3Acifar10_train%5B%3A10%25%5D"
     long = [file_name("folder:/" + letter + "long/" * 100, None) for letter in "ab"]
     assert len(set(long)) == 2
     assert all(len(name) < 200 and "/" not in name for name in long)
 
 
-def test_converted_weights_without_a_run(trained, tmp_path, monkeypatch, capsys):
+def test_converted_weights_are_evaluated_without_a_run(trained, tmp_path, monkeypatch, capsys):
     weights = tmp_path / "tiny.safetensors"
     shutil.copy(trained.folder.parent / "tiny.safetensors", weights)
     fill(tmp_path / "photos", NAMES, 2)
@@ -119,10 +119,10 @@ def test_converted_weights_without_a_run(trained, tmp_path, monkeypatch, capsys)
     )
     assert code == 0
     accuracy, loss = expected(weights, sorted((tmp_path / "photos").rglob("*.png")))
-    found = json.loads(printed)
-    assert (found["test_accuracy"], found["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
+    results = json.loads(printed)
+    assert (results["test_accuracy"], results["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
     (written,) = tmp_path.glob("tiny_*.json")
-    assert json.loads(written.read_text()) == found
+    assert json.loads(written.read_text()) == results
 
 
 def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
@@ -131,9 +131,9 @@ def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
     flags = ("--workdir", run.folder, "--json", "--data")
     code, printed, said = call(monkeypatch, capsys, *flags, f"folder:{tmp_path / 'two'}")
     assert code == 0
-    found = json.loads(printed)
-    assert np.sum(found["confusion"], 1).tolist() == [0, 3, 0, 0, 0, 3]
-    assert found["per_class_accuracy"][0] is None
+    results = json.loads(printed)
+    assert np.sum(results["confusion"], 1).tolist() == [0, 3, 0, 0, 0, 3]
+    assert results["per_class_accuracy"][0] is None
     assert "has no images of 4 of the network's 6 classes: ant, cat, dög and 1 more" in said
     fill(tmp_path / "one", ("eel",), 2)
     assert json.loads(call(monkeypatch, capsys, *flags, f"folder:{tmp_path / 'one'}")[1])["test_count"] == 2
@@ -143,7 +143,7 @@ def test_classes_are_matched_by_name(run, tmp_path, monkeypatch, capsys):
     ("name", "said"),
     [("Fox", "'Fox' (the nearest is 'fox')"), ("foxes", "'foxes' (the nearest is 'fox')"), ("whale", "have: 'whale';")],
 )
-def test_unknown_classes_are_named_with_the_nearest(run, tmp_path, monkeypatch, capsys, name, said):
+def test_unknown_classes_are_named_with_the_nearest_ones(run, tmp_path, monkeypatch, capsys, name, said):
     fill(tmp_path / "flowers", (*NAMES[:3], name), 2)
     code, printed, complaints = call(
         monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}"
@@ -153,7 +153,7 @@ def test_unknown_classes_are_named_with_the_nearest(run, tmp_path, monkeypatch, 
     assert not (run.folder / "evaluations").exists()
 
 
-def test_unlabelled_images_are_said_and_not_scored(run, tmp_path, monkeypatch, capsys):
+def test_unlabelled_images_are_reported_and_not_scored(run, tmp_path, monkeypatch, capsys):
     fill(tmp_path / "flowers", (*NAMES, "test"), 2)
     code, printed, said = call(
         monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'flowers'}", "--json"
@@ -162,7 +162,7 @@ def test_unlabelled_images_are_said_and_not_scored(run, tmp_path, monkeypatch, c
     assert f"{tmp_path / 'flowers' / 'test'} ignored: it is not one of the network's classes" in said
 
 
-def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
+def test_a_table_of_new_images_is_evaluated(run, tmp_path, monkeypatch, capsys):
     fill(tmp_path / "images", NAMES, 3)
     rows = [f"{name}/{number:03}.png,{name}" for name in NAMES for number in range(3)]
     (tmp_path / "new.csv").write_text("\n".join(["where,what", *rows]))
@@ -182,9 +182,9 @@ def test_a_table_of_new_images(run, tmp_path, monkeypatch, capsys):
         ("digits:0-2", "test", 107),
     ],
 )
-def test_sets_that_are_no_files(run, few, tmp_path, monkeypatch, capsys, source, split, count):
-    """Evaluates all splits or one; the classes are called 0, 1, 2 etc., as those of the network are here."""
-    Pictures(3, (SIZE, SIZE, 3)).prepare("few", tmp_path / "tfds", train=9, test=6)
+def test_datasets_without_files_are_evaluated(run, few, tmp_path, monkeypatch, capsys, source, split, count):
+    """Evaluates one or all splits; the classes are called 0, 1, 2 etc., here also those of the network."""
+    ImageSet(3, (SIZE, SIZE, 3)).prepare("few", tmp_path / "tfds", train=9, test=6)
     flags = (
         "--data",
         source,
@@ -217,20 +217,20 @@ def test_images_that_the_run_was_trained_on_are_counted(run, tmp_path, monkeypat
     assert f"the run was trained on {len(parts['train'])} images of folder:{tmp_path / 'flowers'}: " in said
 
 
-def test_mirror_images_count_where_the_run_counts_them(tmp_path, monkeypatch, capsys):
+def test_mirror_images_are_used_if_the_run_uses_them(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run", data__source="folder:flowers", evaluation__flips=True)
     fill(tmp_path / "new", NAMES, 5)
     _, printed, _ = call(monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'new'}", "--json")
     classifier = sft_jax.load(run.folder)
     paths = sorted((tmp_path / "new").rglob("*.png"))
-    pictures = [classifier.preprocess.read(path) for path in paths]
-    both = classifier.square_logits(pictures) + classifier.square_logits([each[:, ::-1] for each in pictures])
+    images = [classifier.preprocess.read(path) for path in paths]
+    both = classifier.square_logits(images) + classifier.square_logits([each[:, ::-1] for each in images])
     labels = [NAMES.index(path.parent.name) for path in paths]
     assert json.loads(printed)["test_accuracy_flips"] == np.mean(both.argmax(-1) == labels)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])
-def test_what_cannot_be_read_is_named(run, tmp_path, monkeypatch, capsys, content):
+def test_unreadable_images_are_named(run, tmp_path, monkeypatch, capsys, content):
     fill(tmp_path / "new", NAMES, 2)
     (tmp_path / "new" / "bee" / "001.png").write_bytes(content)
     code, printed, said = call(monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'new'}")
@@ -250,7 +250,7 @@ def test_what_cannot_be_read_is_named(run, tmp_path, monkeypatch, capsys, conten
         (["--data", "folder:nowhere"], "data.source=folder:nowhere: no such folder"),
     ],
 )
-def test_wrong_usage(run, monkeypatch, capsys, flags, said):
+def test_wrong_usage_is_a_one_line_error(run, monkeypatch, capsys, flags, said):
     network = [] if "--weights" in flags else ["--workdir", run.folder]
     try:
         code, printed, complaints = call(monkeypatch, capsys, *network, *flags)

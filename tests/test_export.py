@@ -30,7 +30,7 @@ from sft_jax.training.trainer import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    # 32 px: convolutions of all kinds that conv2d knows are among it.
+    # At 32 px, all of the lowerings of conv2d are used.
     preprocess = Preprocess(32, "pad", integers=(0, 4095), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     return make_run(tmp_path_factory.mktemp("runs") / "run", preprocess=preprocess, data__size=32)
 
@@ -55,21 +55,21 @@ def call(monkeypatch, capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_the_logits_of_any_number_of_images(run, exported):
-    source, found = sft_jax.load(run.folder), sft_jax.load(exported)
+def test_an_export_gives_the_logits_of_its_source(run, exported):
+    source, export = sft_jax.load(run.folder), sft_jax.load(exported)
     for count, height, width in [(1, 32, 32), (7, 32, 32), (40, 32, 32), (8, 50, 40)]:
         images = pixels(count, height, width)
-        np.testing.assert_allclose(found.logits(images), source.logits(images), atol=1e-4)
+        np.testing.assert_allclose(export.logits(images), source.logits(images), atol=1e-4)
     x_ray = np.random.default_rng(0).integers(0, 4096, (50, 40), np.uint16)
-    np.testing.assert_allclose(found.logits(x_ray), source.logits(x_ray), atol=1e-4)
-    np.testing.assert_allclose(found.logits(x_ray), found.logits((x_ray / 4095).astype(np.float32)), atol=0.05)
-    assert found.class_names == source.class_names == NAMES
-    assert found.preprocess == source.preprocess
+    np.testing.assert_allclose(export.logits(x_ray), source.logits(x_ray), atol=1e-4)
+    np.testing.assert_allclose(export.logits(x_ray), export.logits((x_ray / 4095).astype(np.float32)), atol=0.05)
+    assert export.class_names == source.class_names == NAMES
+    assert export.preprocess == source.preprocess
     with pytest.raises(AttributeError, match="an export contains no NNX module"):
-        _ = found.model
+        _ = export.model
 
 
-def test_it_runs_without_this_package(run, exported):
+def test_an_export_runs_without_this_package(run, exported):
     program = jax.export.deserialize(bytearray(exported.read_bytes()))
     assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
     inputs = np.random.default_rng(0).standard_normal((8, 32, 32, 3), np.float32)
@@ -81,7 +81,7 @@ def test_it_runs_without_this_package(run, exported):
     assert metadata["preprocess"].items() >= facts.items()
 
 
-def test_the_command(run, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_and_verifies_an_export(run, tmp_path, monkeypatch, capsys):
     output = tmp_path / "new" / "classifier.jax"
     code, printed, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", output)
     assert (code, complaints) == (0, "")
@@ -91,7 +91,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("factor", [1.001, np.nan])
-def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, factor):
+def test_a_program_that_differs_is_not_written(run, tmp_path, monkeypatch, capsys, factor):
     def distorted(path):
         classifier = load_export(path)
         program = classifier.program
@@ -110,7 +110,7 @@ def test_a_program_that_differs_is_not_kept(run, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("jax"), OSError("No space left on device")])
-def test_an_interrupted_export_leaves_the_file_of_before(run, tmp_path, monkeypatch, error):
+def test_an_interrupted_export_keeps_the_old_file(run, tmp_path, monkeypatch, error):
     def interrupted(_):
         raise error
 
@@ -150,12 +150,12 @@ def test_other_files_are_refused(tmp_path, content):
         ("a.txt", "a.txt must end in .stablehlo or .jax"),
     ],
 )
-def test_other_formats_are_elsewhere(run, monkeypatch, capsys, name, message):
+def test_other_formats_name_their_commands(run, monkeypatch, capsys, name, message):
     code, _, complaints = call(monkeypatch, capsys, "--workdir", run.folder, "--output", name)
     assert (code, complaints) == (2, f"error: --output {message}\n")
 
 
-def test_help(monkeypatch, capsys):
+def test_help_lists_flags_and_an_example(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, capsys, "--help")
     assert stopped.value.code == 0
@@ -179,14 +179,14 @@ class TestOnnx:
         session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
         images = pixels(5)
         inputs = (images.astype(np.float32) / 255 - np.float32([0.4, 0.5, 0.6])) / np.float32([0.2, 0.3, 0.25])
-        (found,) = session.run(["logits"], {"images": np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))})
+        (logits,) = session.run(["logits"], {"images": np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))})
         wanted = sft_jax.load(resnet18.folder).logits(images)
-        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+        assert np.abs(logits - wanted).max() < 1e-4 * np.abs(wanted).max()
         facts = session.get_modelmeta().custom_metadata_map
         assert json.loads(facts["class_names"]) == list(NAMES)
         assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
 
-    def test_one_that_differs_is_not_kept(self, resnet18, tmp_path, monkeypatch):
+    def test_a_network_that_differs_is_not_written(self, resnet18, tmp_path, monkeypatch):
         from convert import parity
 
         activations = parity.flax_activations
@@ -195,7 +195,7 @@ class TestOnnx:
             flax_to_onnx.convert(resnet18.folder, None, tmp_path / "r.onnx")
         assert list(tmp_path.iterdir()) == []
 
-    def test_what_ends_it_leaves_the_file_of_before(self, resnet18, tmp_path, monkeypatch):
+    def test_an_interruption_keeps_the_old_file(self, resnet18, tmp_path, monkeypatch):
         def ended(*_):
             raise RuntimeError("onnxruntime")
 
@@ -206,7 +206,7 @@ class TestOnnx:
             flax_to_onnx.convert(resnet18.folder, None, output)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {output.name: b"before"}
 
-    def test_wrong_usage(self, monkeypatch):
+    def test_wrong_usage_is_refused(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["flax_to_onnx.py", "--workdir", "x", "--output", "r.pth"])
         with pytest.raises(UserError, match=r"--output r.pth must end in .onnx"):
             flax_to_onnx.main()
@@ -237,7 +237,7 @@ def test_ten_thousand_predictions_are_the_same_everywhere(tmp_path):
     module.load_state_dict(torch.load(outputs[0]))
     session = onnxruntime.InferenceSession(str(outputs[2]), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        found = {
+        by_program = {
             "PyTorch": np.concatenate([module.eval()(torch.from_numpy(block)).numpy() for block in blocks]),
             "jax.export": sft_jax.load(outputs[1]).logits(images),
             "onnxruntime": np.concatenate([session.run(None, {"images": block})[0] for block in blocks]),
@@ -245,6 +245,6 @@ def test_ten_thousand_predictions_are_the_same_everywhere(tmp_path):
     second, first = np.sort(wanted, axis=-1)[:, -2:].T
     clear = first - second > 1e-3
     assert clear.sum() > 9900
-    for name, logits in found.items():
+    for name, logits in by_program.items():
         assert len(logits) == 10_000
         np.testing.assert_array_equal(logits.argmax(-1)[clear], wanted.argmax(-1)[clear], err_msg=name)

@@ -32,10 +32,10 @@ ARRAYS = {
 }
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
+def assert_same(actual, wanted):
+    assert actual.keys() == wanted.keys()
     for key, array in wanted.items():
-        np.testing.assert_array_equal(np.asarray(found[key]), np.asarray(array), err_msg=key, strict=True)
+        np.testing.assert_array_equal(np.asarray(actual[key]), np.asarray(array), err_msg=key, strict=True)
 
 
 # --- Converted weights
@@ -96,10 +96,10 @@ def test_any_header(tmp_path, header, length, data):
 @pytest.mark.parametrize(
     "facts",
     [{}, {"arch": "resnet18"}, {"arch": "resnet18", "class_names": "["}, {"arch": "resnet18", "class_names": "3"}],
-    ids=["none", "no names", "no json", "no list"],
+    ids=["none", "no names", "not JSON", "not a list"],
 )
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_facts_that_are_missing_or_wrong(tmp_path, facts, dtype):
+def test_missing_and_wrong_metadata_is_refused(tmp_path, facts, dtype):
     size = {"F32": 4, "BF16": 2}[dtype]
     tensor = {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}
     header = json.dumps({"__metadata__": {"format": FORMAT} | facts, "fc.bias": tensor}).encode()
@@ -110,7 +110,7 @@ def test_facts_that_are_missing_or_wrong(tmp_path, facts, dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(tmp_path, value):
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(ARRAYS | {"fc.bias": np.array([0, value], np.float32)}, "resnet18", None, {}))
     with pytest.raises(UserError, match=r"contains NaN or infinite values in fc\.bias"):
@@ -132,7 +132,7 @@ def state_dict(network):
 
 
 def broken(tensor, kind):
-    """Draws a changed tensor."""
+    """Returns `tensor` changed in a way that is detected."""
     return {
         "double": lambda: tensor.double(),
         "half": lambda: tensor.bfloat16(),
@@ -150,7 +150,7 @@ def broken(tensor, kind):
 BROKEN = ("double", "half", "float8", "integers", "complex", "sparse", "quantized", "nan", "transposed", "immense")
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # that they will be dropped
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # a deprecation
 @given(seed=st.integers(0, 2**32 - 1), place=st.floats(0, 1), change=st.sampled_from(["drop", "rename", *BROKEN]))
 @tries(40)
 def test_state_dicts_that_do_not_fit(network, state_dict, seed, place, change):
@@ -195,7 +195,7 @@ class Hostile:
 
 @pytest.mark.parametrize("wrap", [lambda it: it, lambda it: {"a": it}, lambda it: {"state_dict": {"a": [it]}}])
 @pytest.mark.parametrize("form", ["zip", "legacy", "plain", "safetensors", "image", "checkpoint"])
-def test_no_pickle_is_run(tmp_path, form, wrap):
+def test_no_pickle_is_executed(tmp_path, form, wrap):
     place = tmp_path / "was-here"
     hostile = wrap(Hostile(str(place)))
     path = tmp_path / {"safetensors": "w.safetensors", "image": "w.png"}.get(form, "w.pth")
@@ -216,7 +216,7 @@ def test_no_pickle_is_run(tmp_path, form, wrap):
     assert not place.exists()
 
 
-def test_zip_bombs(tmp_path):
+def test_zip_bombs_are_refused(tmp_path):
     """A gigabyte of zeros in a megabyte is rejected: torch never compresses, so no compressed file is read."""
     torch.save({"a": torch.zeros(10)}, tmp_path / "small.pth")
     with zipfile.ZipFile(tmp_path / "small.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w") as new:
@@ -275,8 +275,8 @@ def test_damaged_runs(saved, tmp_path, damage, data):
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/../../../b", ".."])
-def test_names_do_not_lead_out_of_the_folder(tmp_path, name):
-    """Neither the order of arrays nor of classes."""
+def test_names_do_not_escape_the_folder(tmp_path, name):
+    """Neither names of arrays nor of classes do."""
     folder = tmp_path / "in" / "run"
     checkpoints = Checkpoints(folder)
     checkpoints.save("latest", 1, {name: np.ones(3, np.float32)}, {"class_names": [name]})

@@ -1,4 +1,4 @@
-"""The fuzz tests with twenty times as many inputs, drawn anew each time."""
+"""Runs the fuzz tests with twenty times as many inputs, which are different ones each time."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from fuzzing import TIMES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["config", "files", "images"])
-def test_twenty_times_as_many(name, pytestconfig):
-    command = [sys.executable, "-m", "pytest", "-q", f"tests/test_fuzz_{name}.py"]
+@pytest.mark.parametrize("path", ["config/test_fuzz_config.py", "test_fuzz_files.py", "data/test_fuzz_images.py"])
+def test_twenty_times_as_many(path, pytestconfig):
+    command = [sys.executable, "-m", "pytest", "-q", f"tests/{path}"]
     environment = os.environ | {"SFT_JAX_FUZZ": str(TIMES)}
     done = subprocess.run(
         command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, check=False

@@ -53,7 +53,7 @@ def installed(built, tmp_path_factory):
     return run
 
 
-def test_the_wheel_holds_recipes_and_converters_and_nothing_else(built):
+def test_the_wheel_contains_recipes_and_converters_and_nothing_else(built):
     with zipfile.ZipFile(built) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     for folder in ("configs", "convert"):
@@ -65,8 +65,8 @@ def test_the_wheel_holds_recipes_and_converters_and_nothing_else(built):
     assert not [name for name in names if "__pycache__" in name or not name.startswith("sft_jax/")]
 
 
-def test_the_quick_start_without_a_checkout(installed):
-    alone = ["--config.compare_with_scratch=False", "--config.finetune.method=head"]  # which compile far less
+def test_the_quick_start_runs_without_a_checkout(installed):
+    alone = ["--config.compare_with_scratch=False", "--config.finetune.method=head"]  # which compiles much less
     for recipe, folder, flags in (("digits:source", "digits_source", []), ("digits", "digits", alone)):
         done = installed("train", recipe, *QUICK, *flags, "--quiet")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -74,7 +74,7 @@ def test_the_quick_start_without_a_checkout(installed):
         assert (installed.here / "runs" / folder / "results.json").exists()
 
 
-def test_the_converter_without_a_checkout(installed):
+def test_the_converter_runs_without_a_checkout(installed):
     done = installed("convert", "--state-dict", "nothing.pth", "--output", "w.safetensors")
     assert (done.returncode, done.stderr) == (2, "error: no such file: nothing.pth\n")
     done = installed("train", "cifar10", "--quiet")
@@ -82,7 +82,7 @@ def test_the_converter_without_a_checkout(installed):
     assert "create them with: sft-jax convert --output weights/resnet18.safetensors" in done.stderr
 
 
-def test_a_path_wins_over_a_recipe_of_that_name(tmp_path, monkeypatch):
+def test_a_path_takes_precedence_over_a_recipe_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipe_file("cifar10") == ROOT / "configs" / "cifar10.py"
     (tmp_path / "cifar10").write_text("")
@@ -92,7 +92,7 @@ def test_a_path_wins_over_a_recipe_of_that_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [[], ["--help"]])
-def test_help_names_commands_and_recipes(capsys, monkeypatch, flags):
+def test_help_lists_commands_and_recipes(capsys, monkeypatch, flags):
     monkeypatch.setattr(sys, "argv", ["sft-jax", *flags])
     command.main()
     printed = capsys.readouterr().out

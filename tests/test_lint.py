@@ -1,9 +1,9 @@
-"""What is checked before a commit is what is checked after it."""
+"""Tests that the commit hooks and CI run the same checks."""
 
 import re
 
 
-def test_the_hooks_are_the_checks_of_ci(pytestconfig):
+def test_the_commit_hooks_are_the_checks_of_ci(pytestconfig):
     hooks = (pytestconfig.rootpath / ".pre-commit-config.yaml").read_text()
     script = (pytestconfig.rootpath / ".ci" / "run").read_text()
     (checks,) = re.findall(r'^step "ruff, mypy"\n((?:.+\n)+)', script, re.MULTILINE)

@@ -28,7 +28,7 @@ def recipes(pytestconfig):
     return pytestconfig.rootpath / "configs"
 
 
-def test_overrides_in_both_spellings():
+def test_overrides_have_two_spellings():
     args, overrides = parse(
         ["--config", "a.py", "--config.epochs=3", "--resume", "--config.init", "x=y", "--config.a.b=c=d"]
     )
@@ -50,7 +50,7 @@ def test_wrong_flags_exit_with_2(flags, monkeypatch, capsys):
     assert stopped.value.code == 2
 
 
-def test_help(monkeypatch, capsys):
+def test_help_lists_flags_and_an_example(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main", "--help"])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -75,7 +75,7 @@ def test_help(monkeypatch, capsys):
     ],
     ids=["key", "value", "batch", "weights", "source", "folder", "model", "run"],
 )
-def test_wrong_input_is_one_line_and_2(flags, message, recipes, monkeypatch, capsys, tmp_path):
+def test_wrong_input_is_one_line_and_exit_code_2(flags, message, recipes, monkeypatch, capsys, tmp_path):
     defaults = ["--config", f"{recipes}/digits.py:source", "--config.init=scratch"]
     code, error = run_main(monkeypatch, capsys, *defaults, *flags)
     assert code == 2
@@ -85,7 +85,7 @@ def test_wrong_input_is_one_line_and_2(flags, message, recipes, monkeypatch, cap
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_a_missing_recipe(monkeypatch, capsys):
+def test_a_missing_recipe_is_named(monkeypatch, capsys):
     code, error = run_main(monkeypatch, capsys, "--config", "configs/nothing.py")
     assert (code, error) == (
         2,
@@ -102,7 +102,7 @@ def test_a_missing_recipe(monkeypatch, capsys):
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_exit_codes(raised, code, printed, capsys):
+def test_errors_have_exit_codes(raised, code, printed, capsys):
     def command():
         raise raised
 
@@ -143,25 +143,25 @@ def unread():
     ],
     ids=["much", "little", "rich", "exit", "a refusal"],
 )
-def test_nobody_reads_the_output(body, said, unread):
-    """As after `| head` has exited."""
+def test_a_closed_output_ends_the_command_quietly(body, said, unread):
+    """For example after `| head` has exited."""
     assert unread(body) == (128 + signal.SIGPIPE, said)
 
 
-def test_another_pipe_that_broke_is_a_bug(unread):
+def test_another_broken_pipe_is_a_bug(unread):
     code, said = unread("sys.stdout = sys.stderr; raise BrokenPipeError('of a worker')")
     assert code == 1
     assert said.endswith("BrokenPipeError: of a worker\n")
 
 
-def test_no_standard_output_at_all():
+def test_a_command_runs_without_standard_output():
     command = [sys.executable, "-c", "import sys; from sft_jax.errors import *; sys.exit(run_command(print))"]
     done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_as_a_process(tmp_path):
-    """`python -m` passes the exit code on, and prints no traceback."""
+def test_a_process_returns_the_exit_code(tmp_path):
+    """`python -m` returns the exit code and prints no traceback."""
     command = [sys.executable, "-m", "sft_jax.main", "--config", "no.py"]
     done = subprocess.run(command, env=os.environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

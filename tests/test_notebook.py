@@ -6,7 +6,7 @@ import json
 import pytest
 
 PATH = "notebooks/finetune_cifar10.ipynb"
-# Instead of CIFAR-10 and ImageNet weights: nothing is downloaded.
+# Replaces CIFAR-10 and the ImageNet weights, so that nothing is downloaded.
 DIGITS = {
     "NOTEBOOK_CONFIG": "configs/digits.py:source",
     "NOTEBOOK_CHANGES": "--config.epochs=3",
@@ -21,7 +21,7 @@ def cells(pytestconfig):
     return json.loads((pytestconfig.rootpath / PATH).read_text())["cells"]
 
 
-def test_no_outputs_are_kept(cells):
+def test_the_notebook_contains_no_outputs(cells):
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code
     for cell in code:
@@ -38,11 +38,11 @@ def test_one_cell_has_the_parameters(cells):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, TOOLS)), reason=f"needs {', '.join(TOOLS)}")
-def test_it_runs_from_top_to_bottom(pytestconfig, tmp_path, monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom(pytestconfig, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
-    # Of the libraries that run notebooks, not ours: warnings of theirs are no errors.
+    # The libraries that run notebooks are not ours: their warnings are not errors.
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     for name, value in DIGITS.items():
         monkeypatch.setenv(name, value)

@@ -22,7 +22,7 @@ def names_in(path):
             yield from (f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef))
 
 
-def test_every_promise_names_tests_that_exist(table, pytestconfig):
+def test_the_tests_named_in_the_readme_exist(table, pytestconfig):
     files = {path.name: path for path in (pytestconfig.rootpath / "tests").rglob("test_*.py")}
     numbers = []
     for line in table.splitlines():

@@ -17,7 +17,7 @@ import torchvision
 from image_folders import fill
 from made_run import NAMES, make_run
 from PIL import Image
-from prepared_sets import Pictures, noise
+from prepared_sets import ImageSet, noise
 from tiny_runs import one_device
 from tiny_runs import run as train_tiny
 
@@ -54,10 +54,12 @@ def trained(tmp_path_factory):
 
 
 def made(root, shape, draw):
-    """A run on a set of tensorflow_datasets, whose training is left out; its figures on the test split, the split's
-    images as a caller has them, and their labels.
+    """Makes an untrained run on a dataset of tensorflow_datasets.
+
+    Returns:
+      the run, its metrics on the test split, the images of the split as tfds stores them, and their labels.
     """
-    Pictures(len(NAMES), shape, draw=draw).prepare("made", root, train=8, test=12)
+    ImageSet(len(NAMES), shape, draw=draw).prepare("made", root, train=8, test=12)
     settings = {"data.source": "tfds:made", "data.dir": str(root), "batch_size": 8, "data.size": 16}
     settings |= {"data.train": "train", "data.validation": "train", "data.test": "test", "model.name": "tiny"}
     config = complete(settings)
@@ -85,7 +87,7 @@ def loss(logits, labels):
     ],
     ids=["many sizes", "oblong", "square"],
 )
-def test_predictions_of_tfds_sets_are_those_of_evaluation(tmp_path, shape, draw, square):
+def test_predictions_on_tfds_datasets_equal_evaluation(tmp_path, shape, draw, square):
     """Arrays and files are preprocessed as in evaluation, and give the same loss."""
     run, figures, images, labels = made(tmp_path, shape, draw)
     classifier = sft_jax.load(run.folder)
@@ -97,8 +99,8 @@ def test_predictions_of_tfds_sets_are_those_of_evaluation(tmp_path, shape, draw,
     np.testing.assert_allclose(classifier.logits(paths), classifier.logits(images), atol=1e-4)
 
 
-def test_predictions_of_a_folder_are_those_of_evaluation(trained):
-    """Returns the run's test loss."""
+def test_predictions_on_a_folder_equal_evaluation(trained):
+    """The loss of the predictions equals the run's test loss."""
     run, paths = trained
     labels = [int(path.parent.name == "b") for path in paths]
     classifier = sft_jax.load(run.folder)
@@ -116,8 +118,8 @@ def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(run.results()["test_loss"], rel=1e-5)
 
 
-def test_a_resumed_run_sees_its_images_as_before(trained):
-    """Uses the record; a run without a record must not get a range of gray values when resumed."""
+def test_a_resumed_run_preprocesses_images_as_before(trained):
+    """It uses the record; a run without one must not get a range of gray values when it is resumed."""
     run, _ = trained
     resumed = read_dataset(run.config(), Console(), before=earlier(run), resuming=True)
     assert resumed.square == Square(16, "pad", integers=(0, 4095))
@@ -126,7 +128,7 @@ def test_a_resumed_run_sees_its_images_as_before(trained):
 
 
 def test_the_report_shows_what_the_network_saw(trained):
-    """The mistakes are shown as preprocessed."""
+    """Mistakes are shown as preprocessed images."""
     run, paths = trained
     assert "centre crop" not in run.log_file.read_text()
     assert "pad: 35% of the input is black padding on average" in run.log_file.read_text()
@@ -162,7 +164,7 @@ def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
     save_weights(tmp_path / "v2.safetensors", Weights(arrays, "resnet18", None, {"preprocess": json.dumps(facts)}))
     paths = photos(tmp_path)
     for file, resize, theirs in [
-        # Files that say nothing are of the first version.
+        # Files without recorded preprocessing are of the first version.
         (first, 256, torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()),
         (tmp_path / "v2.safetensors", 232, transforms),
     ]:
@@ -177,8 +179,8 @@ def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
         np.testing.assert_allclose(classifier.logits(paths), logits, atol=1e-4 * np.abs(logits).max())
 
 
-def test_runs_of_before_are_read_as_they_were(tmp_path):
-    """Their checkpoints do not record it."""
+def test_runs_of_earlier_versions_keep_their_preprocessing(tmp_path):
+    """Their checkpoints do not record the preprocessing."""
     fill(tmp_path / "images", ["a"], 1)
     (path,) = (tmp_path / "images").rglob("*.png")
     for source, square in {"folder:x": Square(16), "tfds:x": Square(16, keep_square=True)}.items():

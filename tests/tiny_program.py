@@ -1,10 +1,11 @@
-"""`sft_jax.main` with the network "tiny", in processes that end themselves when they are told to.
+"""Runs `sft_jax.main` with the network "tiny" in forked processes, which can send themselves a signal at an event.
 
 Reads lines [arguments, environment] of JSON and answers each with the process's [exit code, stdout, stderr]. The
-processes are forked, before any of them has started JAX: importing everything takes longer than such a run.
+processes are forked after the imports, which take longer than such a run, and before JAX has started.
 
-END=KIND:NUMBER:SECONDS:SIGNAL in the environment sends SIGNAL that long after the NUMBER-th moment of KIND: training,
-evaluation, save or report. MOMENTS=FILE has the moments of a whole run counted there.
+An event is a finished step of training or of evaluation, or a file operation of a save or of a report. With
+END=KIND:NUMBER:SECONDS:SIGNAL in the environment, a process sends itself SIGNAL that many seconds after its NUMBER-th
+event of KIND: training, evaluation, save or report. EVENT_COUNTS=FILE writes the number of events of each kind to FILE.
 """
 
 import collections
@@ -32,20 +33,21 @@ from sft_jax.training import evaluator
 from sft_jax.training import trainer as train_module
 
 ARCHITECTURES["tiny"] = architecture("tiny", TINY_VARIANT)
-EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
+AUDIT_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
 REPORTS = ("metrics.jsonl", "report.html", "results.json", "train.log")
-seen: collections.Counter[str] = collections.Counter()
+event_counts: collections.Counter[str] = collections.Counter()
 lock = threading.Lock()
 
 
-def moment(kind: str) -> None:
+def record_event(kind: str) -> None:
+    """Counts an event, and sends the signal of END if this is its event."""
     with lock:
-        seen[kind] += 1
-        number = seen[kind]
+        event_counts[kind] += 1
+        number = event_counts[kind]
     if os.environ.get("END", "").startswith(f"{kind}:{number}:"):
         *_, seconds, name = os.environ["END"].split(":")
         end = (os.getpid(), signal.Signals[name])
-        if name == "SIGSTOP":  # what hangs is ended in the end, as a cluster would
+        if name == "SIGSTOP":  # a process that hangs is killed in the end, as a cluster would do
             subprocess.Popen(["sh", "-c", f"sleep 75; kill -KILL {os.getpid()}"])
         if float(seconds):
             threading.Timer(float(seconds), os.kill, end).start()
@@ -54,20 +56,20 @@ def moment(kind: str) -> None:
 
 
 def watch_files(event: str, arguments: tuple) -> None:
-    if event in EVENTS and isinstance(arguments[0], str | Path):
+    if event in AUDIT_EVENTS and isinstance(arguments[0], str | Path):
         path = Path(arguments[0])
         if "checkpoints" in path.parts:
-            moment("save")
+            record_event("save")
         elif re.sub(r"\.\d+\.tmp$", "", path.name) in REPORTS or "tensorboard" in path.parts:
-            moment("report")
+            record_event("report")
 
 
 def after(function, kind: str):
-    """Wraps `function` so that a moment follows it."""
+    """Wraps `function` so that an event of `kind` is recorded after each call."""
 
     def watched(*arguments, **named):
         result = function(*arguments, **named)
-        moment(kind)
+        record_event(kind)
         return result
 
     return watched
@@ -77,19 +79,19 @@ def run(arguments: list[str], environment: dict[str, str]) -> int:
     """Runs the program in a forked process."""
     os.environ.update(environment)
     sys.argv[1:] = arguments
-    train_module.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]  # a moment for every step
+    train_module.StepsPerCall = lambda: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]  # an event for every step
     evaluator.StepsPerCall = lambda **_: StepsPerCall(seconds=0)  # type: ignore[assignment,misc]
-    Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is under way then
+    Progress.add = after(Progress.add, "training")  # type: ignore[method-assign]  # the next step is running by then
     Bar.set = after(Bar.set, "evaluation")  # type: ignore[method-assign]
     sys.addaudithook(watch_files)
     code = run_command(main)
-    if "MOMENTS" in os.environ:
-        Path(os.environ["MOMENTS"]).write_text(json.dumps(seen))
+    if "EVENT_COUNTS" in os.environ:
+        Path(os.environ["EVENT_COUNTS"]).write_text(json.dumps(event_counts))
     return code
 
 
 def serve() -> None:
-    """Runs the processes one after the other."""
+    """Runs one process per line of standard input, one after the other."""
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             pid = os.fork()

@@ -19,7 +19,7 @@ from sft_jax.training.trainer import train
 
 TINY_VARIANT = Variant(BasicBlock, (1, 1, 0, 0))
 
-# The same everywhere, so that its programs are compiled once for all tests.
+# Shared by all tests, so that its programs are compiled once.
 TINY = {
     "epochs": 2,
     "batch_size": 64,
@@ -97,5 +97,5 @@ class StopAt:
 
     @property
     def signal(self):
-        # Validation reads the signal without asking first: that counts as a call too.
+        # Validation reads the signal without calling bool() first; that counts as a query too.
         return signal.SIGTERM if self._asked or bool(self) else None

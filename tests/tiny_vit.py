@@ -9,7 +9,7 @@ from sft_jax.models.vit import Variant
 
 CLASSES, SIZE = 5, 16
 PLAIN = Variant(patch=4, width=24, depth=2, heads=3)
-# Our variant, and the arguments of timm's class that say the same.
+# Our variant, and the equivalent arguments of timm's class.
 VARIANTS = {
     "plain": (PLAIN, {}),
     "plain_avg": (Variant(4, 24, 2, 3, pool="mean"), {"global_pool": "avg"}),
@@ -48,7 +48,7 @@ def moved(module):
 
 
 def register(patch):
-    """Enters the networks as tiny_plain, tiny_mean, ... for the duration of a MonkeyPatch."""
+    """Registers the networks as tiny_plain, tiny_plain_avg, ... for the duration of a MonkeyPatch."""
     for name in (*VARIANTS, "torchvision"):
         patch.setitem(ARCHITECTURES, f"tiny_{name}", architecture(name))
     patch.setattr(timm, "create_model", lambda arch, **settings: build(arch.removeprefix("tiny_"), **settings))

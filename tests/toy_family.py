@@ -1,6 +1,6 @@
 """A second family of networks, in Flax and in torch: three convolutions under other names, without batch norm.
 
-What a family needs is all here; CONTRIBUTING.md shows it.
+It is a complete example of what a family needs, named in CONTRIBUTING.md.
 """
 
 import functools
@@ -82,7 +82,7 @@ class TorchConvNet(torch.nn.Module):
         widths = zip((3, *CHANNELS[:-1]), CHANNELS, strict=True)
         self.convs = torch.nn.ModuleList(torch.nn.Conv2d(inputs, outputs, 3, 2, 1) for inputs, outputs in widths)
         self.gammas = torch.nn.ParameterList(torch.randn(channels, 1, 1) for channels in CHANNELS)
-        self.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in CHANNELS)  # places to look at activations
+        self.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in CHANNELS)  # where activations are read
         self.classifier = torch.nn.Linear(CHANNELS[-1], outputs)
 
     def forward(self, x):

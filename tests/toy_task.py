@@ -1,4 +1,4 @@
-"""A second task: the label as a number, by regression. What a task needs is all here; CONTRIBUTING.md shows it."""
+"""A second task, regression of the label: a complete example of what a task needs, named in CONTRIBUTING.md."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from sft_jax.tasks import Monitor, Task
 
 
 class Sums(NamedTuple):
-    """Over evaluated examples: their number (exact), squared and absolute errors."""
+    """Sums over evaluated examples: their number (exact), squared and absolute errors."""
 
     total: jax.Array
     squared: jax.Array
@@ -50,6 +50,6 @@ class Regression(Task):
 
 
 def errors_of(outputs, labels):
-    """What `summarize` is to give, in numpy."""
+    """Returns the expected result of `summarize`, computed with numpy."""
     errors = np.asarray(outputs, np.float64)[:, 0] - labels
     return {"loss": (errors**2).mean(), "mae": np.abs(errors).mean()}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft_jax.benchmark.turns import Side
 from sft_jax.cli import make_parser
 from sft_jax.errors import run_command
+from sft_jax.runtime.ahead import ask
 from sft_jax.runtime.allocator import SWITCH
-from sft_jax.runtime.chips import peak_of
+from sft_jax.runtime.chips import TARGETS, peak_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,17 +21,20 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   python -m sft_jax.benchmark --batch 64 --size 64
   python -m sft_jax.benchmark --epoch --rounds 1
+  python -m sft_jax.benchmark --target gpu-h100 --arch resnet50 --batch 64 --size 224 --precision bfloat16
 
 Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
 without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
 PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, with and without
 sft-jax's allocator settings, and under autocast for bfloat16. The fastest of these is what sft-jax is compared with.
+--target times nothing: it compiles the step for a device that is not here and counts what it does, beside that of a
+ResNet of stock Flax layers.
 """
 
 # What the table calls the workers.
 SIDES = {
     "": "sft-jax",
-    "stock": "with XLA's convolutions",
+    "stock": "stock Flax layers",
     "torch_nchw": "PyTorch",
     "torch_nchw_allocator": "PyTorch, allocator set",
     "torch_channels_last": "PyTorch, channels_last",
@@ -54,10 +58,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="precision of both sides (default: %(default)s)",
     )
     parser.add_argument("--rounds", default=5, help="turns of each process (default: %(default)s)", **number)
-    parser.add_argument("--stock", action="store_true", help="also time sft-jax with XLA's own convolutions")
+    parser.add_argument("--stock", action="store_true", help="also time a ResNet of stock Flax layers in the same loop")
     parser.add_argument("--epoch", action="store_true", help="also time an epoch of configs/cifar10.py, with its input")
+    parser.add_argument("--target", choices=TARGETS, help="compile for this device, which need not be here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.target and (args.stock or args.epoch):
+        parser.error("--target times nothing: leave out --stock and --epoch; stock Flax is always beside it")
+    return args
 
 
 class Timing(NamedTuple):
@@ -161,6 +169,9 @@ def figures(args: argparse.Namespace, facts: Mapping[str, Any], found: Sequence[
 def main() -> None:
     """Runs the benchmark and prints the figures."""
     args = parse(sys.argv[1:])
+    if args.target:
+        compile_for(args)
+        return
     facts, found = measure(args)
     values = figures(args, facts, found)
     if args.json:
@@ -176,6 +187,46 @@ def main() -> None:
         f"{values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
         highlight=False,
     )
+
+
+# Rows of the table for a target: figures, and what they are called.
+COUNTS = {
+    "transposes": "transposes",
+    "copies": "copies",
+    "kernels": "kernels",
+    "loops": "inner loops",
+    "all_reduces": "all-reduces",
+    "host_transfers": "transfers to or from the host",
+}
+SIZES = {"bytes_accessed": "bytes moved", "temp_bytes": "temporary memory", "train_bytes": "memory in all"}
+
+
+def compile_for(args: argparse.Namespace) -> None:
+    """Compiles the step for `args.target` and prints what it does, beside that of stock Flax. Raises UserError."""
+
+    def tell(line: str) -> None:
+        if not args.json:
+            print(line, flush=True)
+
+    request = [args.target, args.arch, args.batch, args.size, args.precision]
+    values = ask("sft_jax.benchmark.ahead", args.target, request, tell)
+    if args.json:
+        print(json.dumps(values))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from sft_jax.runtime.estimate import size_text
+
+    title = f"a step of {args.arch}, {args.precision}, batch {args.batch}, {args.size} px, on {args.target}"
+    table = Table("", title=title)
+    prefixes = {"": "sft-jax"} | ({"stock_": "stock Flax"} if "stock_transposes" in values else {})
+    for name in prefixes.values():
+        table.add_column(name, justify="right")
+    for rows, shown in ((COUNTS, str), (SIZES, size_text)):
+        for figure, name in rows.items():
+            table.add_row(name, *(shown(values[f"{prefix}{figure}"]) for prefix in prefixes))
+    Console().print(table)
 
 
 def _table(values: Mapping[str, Any], found: Sequence[Timing]) -> "Table":

@@ -16,12 +16,11 @@ import jax  # noqa: E402  # the allocator first
 import numpy as np  # noqa: E402
 
 from sft_jax import data, models  # noqa: E402
-from sft_jax.benchmark import worker  # noqa: E402
+from sft_jax.benchmark import stock, worker  # noqa: E402
 from sft_jax.config import complete  # noqa: E402
 from sft_jax.data.dataset import ArraySplit  # noqa: E402
 from sft_jax.data.loader import Loader, StepsPerCall  # noqa: E402
-from sft_jax.errors import run_command  # noqa: E402
-from sft_jax.ops import conv  # noqa: E402
+from sft_jax.errors import UserError, run_command  # noqa: E402
 from sft_jax.run.console import Console  # noqa: E402
 from sft_jax.run.folder import Run  # noqa: E402
 from sft_jax.runtime.devices import AXIS, Devices  # noqa: E402
@@ -42,8 +41,8 @@ STEPS = 4
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
     arch, batch, size, precision, *rest = sys.argv[1:]
-    if rest == ["stock"]:
-        conv._cpu_lowering = lambda *_: None  # XLA's own convolutions, as in stock Flax
+    if rest == ["stock"] and not stock.use_stock_layers(arch):
+        raise UserError(f"--stock: only ResNets are written in stock Flax layers, not {arch}")
     config = complete(
         {
             "init": "scratch",

@@ -90,8 +90,10 @@ KEYS: dict[str, Key] = {
     "precision": Key(
         "float32",
         str,
-        "Data type of activations and matrix products; weights stay float32.",
-        **_one_of("float32", "bfloat16"),
+        "Data type of activations and matrix products; weights stay float32. With float32 products are what the device "
+        "has by default: float32 on CPUs, TF32 on NVIDIA GPUs since A100, bfloat16 on TPUs; tf32 means at least TF32 "
+        "(on TPUs, 3 passes of bfloat16), highest means float32 on every device.",
+        **_one_of("float32", "highest", "tf32", "bfloat16"),
     ),
     "save_minutes": Key(
         10.0, float, "Minutes between checkpoints within an epoch; one is always saved at its end.", **_POSITIVE
@@ -147,6 +149,13 @@ KEYS: dict[str, Key] = {
         "Class-balanced sampling of training images. none: in proportion to the number of images in the class; sqrt: "
         "to its square root; full: all classes equally often.",
         **_one_of("none", "sqrt", "full"),
+    ),
+    "data.placement": Key(
+        "auto",
+        str,
+        "Where the images are. replicated: on each device; sharded: a share on each, exchanged once an epoch; auto: "
+        "replicated if they fit, else sharded if they fit on all devices together, else streamed in chunks.",
+        **_one_of("auto", "replicated", "sharded"),
     ),
     "data.size": Key(32, int, "Side length in pixels to which images are resized for the network.", **_POSITIVE),
     "data.fit": Key(
@@ -240,6 +249,13 @@ KEYS: dict[str, Key] = {
         "Factor on the learning rate for each block further from the head (BEiT, arXiv:2106.08254).",
         check=lambda value: 0 < value <= 1,
         rule="greater than 0 and at most 1",
+    ),
+    "finetune.rematerialise": Key(
+        "none",
+        str,
+        "blocks: activations within the network's blocks are computed again in the backward pass instead of kept, "
+        "which takes less memory and about a third more time (arXiv:1604.06174).",
+        **_one_of("none", "blocks"),
     ),
     "finetune.batch_norm": Key(
         "train",

@@ -1,4 +1,4 @@
-"""Moves the examples of a split to the devices: all at once if they fit, otherwise streamed in chunks."""
+"""Moves the examples of a split to the devices: all at once if they fit, otherwise in shares or streamed in chunks."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,12 @@ import jax
 import numpy as np
 
 from sft_jax.data.dataset import ArraySplit, Batch, Split
+from sft_jax.data.rows import Rows, flat_rows
+from sft_jax.data.shares import COPIES, Shares, share_size
+from sft_jax.errors import UserError
 from sft_jax.runtime import processes
 from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.estimate import size_text
 
 # Maximum fraction of a device's free memory for a split; activations and gradients need the rest.
 RESIDENT_FRACTION = 0.25
@@ -19,32 +23,12 @@ RESIDENT_FRACTION = 0.25
 STREAMED_STEPS = 8
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Arrays of examples on the devices, one flat row each.
-
-    A TPU stores the last two axes of an array in tiles of 8 x 128 numbers: images [n, 32, 32, 3] would take four times
-    their size, and a copy of all of them in every call (TPU v5e, jax 0.10.2).
-
-    Attributes:
-      values: [n, size], or [n] if the examples are scalars.
-      shape: of an example.
-    """
-
-    values: jax.Array
-    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-
-    def __getitem__(self, index: jax.Array) -> jax.Array:
-        """Returns the examples at `index`, an integer array: [*index.shape, *shape]."""
-        return self.values[index].reshape(*index.shape, *self.shape)
-
-
 class Chunk(NamedTuple):
     """The arguments, on the devices, of a compiled call that runs consecutive steps.
 
     Attributes:
-      data: the whole split, or only the examples of these steps: arrays by name.
+      data: arrays by name: of the whole split, of those examples of an epoch that this device uses, or only of those
+        of these steps.
       order: int32 [steps, local batch], indices into `data`.
       mask: bool [steps, local batch], false for the padding of the last batch; None if all batches are full.
       start, stop: int32 [], the range of steps to run.
@@ -95,26 +79,61 @@ class Loader:
 
     Attributes:
       split: the split.
+      placement: "replicated" (all of it on each device), "sharded" (a share on each) or "streamed" (in chunks).
       resident_bytes: what the split takes on each device; 0 if it is streamed.
+
+    Args:
+      split: the split.
+      devices: the devices.
+      placement: "replicated", "sharded" or "auto": arrays that fit on each device are replicated, those that fit on
+        all devices together are sharded, others and what is decoded on demand are streamed.
+
+    Raises:
+      UserError: the split does not fit in the memory of the devices in the placement that was asked for.
     """
 
-    def __init__(self, split: Split, devices: Devices):
+    def __init__(self, split: Split, devices: Devices, placement: str = "auto"):
         self.split, self._devices = split, devices
         self._resident: dict[str, Rows] | None = None
-        self.resident_bytes = 0
-        if isinstance(split, ArraySplit):
-            rows = {name: _flat(array, axes=1) for name, array in (split.inputs | split.targets).items()}
-            size = devices.stored_bytes(rows)
-            if size <= RESIDENT_FRACTION * devices.free_bytes():
-                self._resident, self.resident_bytes = devices.replicate(rows), size
+        self._shares: Shares | None = None
+        self.placement, self.resident_bytes = self._place(placement), 0
+        if self.placement == "replicated":
+            rows = {name: flat_rows(array, axes=1) for name, array in _arrays(split).items()}
+            self._resident, self.resident_bytes = devices.replicate(rows), devices.stored_bytes(rows)
+        elif self.placement == "sharded":
+            self._shares = Shares(split, devices)
+            self.resident_bytes = self._shares.bytes
+
+    def _place(self, asked: str) -> str:
+        if asked == "sharded" and self._devices.count == 1:
+            asked = "replicated"  # the same, but simpler
+        if asked == "auto" and not isinstance(self.split, ArraySplit):
+            return "streamed"  # decoding everything first would delay the first step
+        example = next(self.split.batches(np.zeros((1, 1), np.int32)))
+        free = self._devices.free_bytes()
+        needed = {
+            "replicated": self._stored(example, len(self.split)),
+            "sharded": COPIES * self._stored(example, share_size(len(self.split), self._devices)),
+        }
+        if asked == "auto":
+            fitting = (name for name, size in needed.items() if size <= RESIDENT_FRACTION * free)
+            return next(fitting, "streamed")
+        if needed[asked] > free:
+            raise UserError(
+                f"data.placement={asked}: {len(self.split):,} examples need {size_text(needed[asked])} of each device, "
+                f"which has {size_text(free)} free; use data.placement=auto"
+            )
+        return asked
+
+    def _stored(self, example: Batch, count: int) -> int:
+        rows = {
+            name: jax.ShapeDtypeStruct((count, *([values[0].size] if values.ndim > 1 else [])), values.dtype)
+            for name, values in example.items()
+        }
+        return self._devices.stored_bytes(rows)
 
     def __len__(self) -> int:
         return len(self.split)
-
-    @property
-    def resident(self) -> bool:
-        """Whether the whole split is on the devices."""
-        return self._resident is not None
 
     def compile(
         self, program: Callable, *, chunk_at: int, arguments: int, donate: tuple[int, ...] = (), gather: bool = True
@@ -128,7 +147,7 @@ class Loader:
           donate: positions of the arguments whose memory the results may reuse.
           gather: see `Devices.compile`.
         """
-        chunk = Chunk(data=not self.resident, order=True, mask=True, start=False, stop=False)  # type: ignore[arg-type]
+        chunk = Chunk(data=self.placement != "replicated", order=True, mask=True, start=False, stop=False)  # type: ignore[arg-type]
         sharded = tuple(chunk if position == chunk_at else False for position in range(arguments))
         return self._devices.compile(program, sharded=sharded, donate=donate, gather=gather)
 
@@ -149,7 +168,16 @@ class Loader:
         """
         if self._resident is not None:
             return self._resident_calls(self._resident, order, mask, first, steps_per_call)
+        if self._shares is not None:
+            data = self._shares.in_order(order)
+            return self._resident_calls(data, self._in_turn(len(order), order.shape[1]), mask, first, steps_per_call)
         return self._streamed_calls(order, mask, first)
+
+    def _in_turn(self, steps: int, batch: int) -> np.ndarray:
+        """Returns the order int32 [steps, batch] in which each device takes its own examples one after the other."""
+        local = batch // self._devices.count
+        rows = np.arange(steps * local, dtype=np.int32).reshape(steps, local)
+        return np.tile(rows, (1, self._devices.count))
 
     def _resident_calls(self, data, order, mask, first, steps_per_call) -> Iterator[Call]:
         own_order, own_mask = self._devices.shard(order), None if mask is None else self._devices.shard(mask)
@@ -159,10 +187,7 @@ class Loader:
             first = stop
 
     def _streamed_calls(self, order, mask, first) -> Iterator[Call]:
-        # Each device reads its part of a chunk in order.
-        local = order.shape[1] // self._devices.count
-        rows = np.arange(STREAMED_STEPS * local, dtype=np.int32).reshape(STREAMED_STEPS, local)
-        chunk_order = self._devices.shard(np.tile(rows, (1, self._devices.count)))
+        chunk_order = self._devices.shard(self._in_turn(STREAMED_STEPS, order.shape[1]))
         batches = self.split.batches(self._devices.local_batch(order[first:]))
         while first < len(order):
             stop = min(first + STREAMED_STEPS, len(order))
@@ -173,17 +198,18 @@ class Loader:
             first = stop
 
     def _stacked(self, batches: list[Batch]) -> dict[str, Rows]:
-        rows = {name: _flat(_filled(np.stack([batch[name] for batch in batches])), axes=2) for name in batches[0]}
+        rows = {name: flat_rows(_filled(np.stack([batch[name] for batch in batches])), axes=2) for name in batches[0]}
         return jax.tree.map(lambda values: self._devices.shard_local(values, flat=True), rows)
 
     def _bounds(self, start: int, stop: int) -> tuple[jax.Array, jax.Array]:
         return self._devices.replicate((np.int32(start), np.int32(stop)))
 
 
-def _flat(array: np.ndarray, axes: int) -> Rows:
-    """Flattens the examples, which follow the first `axes` axes of an array."""
-    leading, shape = array.shape[:axes], array.shape[axes:]
-    return Rows(array.reshape(*leading, -1) if shape else array, shape)  # type: ignore[arg-type]  # not yet on a device
+def _arrays(split: Split) -> Batch:
+    """Returns all examples of a split: inputs and targets by name."""
+    if isinstance(split, ArraySplit):
+        return split.inputs | split.targets
+    return next(split.batches(np.arange(len(split))[None]))
 
 
 def _filled(table: np.ndarray) -> np.ndarray:

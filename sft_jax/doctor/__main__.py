@@ -89,13 +89,14 @@ def main() -> None:
 
 def compile_for(args: argparse.Namespace, overrides: Overrides) -> None:
     """Compiles the recipe for the target and prints the report. Raises UserError if it does not compile."""
-    from sft_jax.doctor.target import report_on
+    from sft_jax.runtime.ahead import ask
 
     def tell(line: str) -> None:
         if not args.json:
             print(line, flush=True)
 
-    report = report_on(args.target, args.config, overrides, args.batches, tell)
+    request = [args.target, args.config, overrides, args.batches]
+    report = ask("sft_jax.doctor.ahead", args.target, request, tell)
     if args.json:
         print(json.dumps(report))
     if not report["compiles"]:

@@ -1,13 +1,9 @@
 """Compiles a recipe's own programs for devices that are not in this machine, and reports what the compiler says.
 
-A process of its own, `python -m sft_jax.doctor.ahead REQUEST`, because the compiler's environment is fixed when JAX
-starts and because compilers of devices may abort. It prints lines of JSON, see `doctor.target`.
+It is run by `runtime.ahead.ask`, as `python -m sft_jax.doctor.ahead REQUEST`.
 """
 
-import json
-import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +21,7 @@ from sft_jax.doctor.largest import Need, largest_batch
 from sft_jax.errors import UserError, reason
 from sft_jax.run.console import Console
 from sft_jax.runtime.absent import absent_devices
+from sft_jax.runtime.ahead import Tell, answer
 from sft_jax.runtime.devices import AbsentDevices
 from sft_jax.runtime.estimate import bytes_needed, compiled
 from sft_jax.training.experiment import Experiment
@@ -32,8 +29,6 @@ from sft_jax.training.phase_programs import PhasePrograms
 
 # Images on each device in the largest batch that is tried; larger ones are of no use.
 LIMIT = 4096
-
-Tell = Callable[[str], None]
 
 
 class Request(NamedTuple):
@@ -75,7 +70,7 @@ class Compiler:
         state = jax.eval_shape(programs.new_state, experiment.network.params, experiment.network.batch_stats)
         call = next(programs.train_loader.calls(experiment.order(0), steps_per_call=StepsPerCall()))
         kept = programs.validation_loader.resident_bytes
-        if not programs.train_loader.resident:  # the next chunk arrives during the call
+        if programs.train_loader.placement == "streamed":  # the next chunk arrives during the call
             kept += self.devices.stored_bytes(call.chunk.data, sharded=True)
         return compiled(programs.train_steps, state, call.chunk, experiment.key), kept
 
@@ -83,7 +78,7 @@ class Compiler:
         """Compiles the evaluation of the whole network on the test split; returns the same, raises the same."""
         experiment, programs = self.programs(batch_size)
         network, evaluator = experiment.network, experiment.evaluate
-        loader = Loader(self.dataset.test, self.devices)
+        loader = experiment.loader(self.dataset.test)
         order, mask = evaluator.order(loader)
         call = next(loader.calls(order, mask, steps_per_call=StepsPerCall()))
         state = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
@@ -100,7 +95,7 @@ def _feature_loaders(experiment: Experiment) -> tuple[Loader, Loader]:
     loaders = []
     for split, views in ((experiment.dataset.train, 1 + config.data.flip), (experiment.dataset.validation, 1)):
         table = np.broadcast_to(np.float32(0), (len(split), views, channels))
-        loaders.append(Loader(ArraySplit({"feature": table}, dict(split.targets)), experiment.devices))
+        loaders.append(experiment.loader(ArraySplit({"feature": table}, dict(split.targets))))
     return loaders[0], loaders[1]
 
 
@@ -162,22 +157,15 @@ def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> di
     return figures(name, devices, programs, start, needs, largest, flops, why)
 
 
-def main() -> None:
-    """Answers the request that is the argument."""
-    request = Request(*json.loads(sys.argv[1]))
-
-    def say(**what: Any) -> None:
-        print(json.dumps(what), flush=True)
-
-    try:
-        config = load_config(request.config, [(key, text) for key, text in request.overrides])
-        report = examine(config, request.target, request.batches, lambda line: say(line=line))
-        for line in text_lines(report):
-            say(line=line)
-        say(report=report)
-    except UserError as error:
-        say(error=str(error))
+def report_on(request: list[Any], tell: Tell) -> dict[str, Any]:
+    """Returns the report on a `Request`, and tells its lines. Raises UserError as `examine` does."""
+    asked = Request(*request)
+    config = load_config(asked.config, [(key, text) for key, text in asked.overrides])
+    report = examine(config, asked.target, asked.batches, tell)
+    for line in text_lines(report):
+        tell(line)
+    return report
 
 
 if __name__ == "__main__":
-    main()
+    answer(report_on)

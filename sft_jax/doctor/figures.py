@@ -7,7 +7,7 @@ from sft_jax.doctor.largest import Found, Need
 from sft_jax.runtime.chips import TARGETS, Target
 from sft_jax.runtime.devices import AbsentDevices
 from sft_jax.runtime.estimate import bytes_needed, size_text
-from sft_jax.runtime.hlo import StepCounts, count_step
+from sft_jax.runtime.hlo import count_step
 
 WORDS = {"bfloat16": "bfloat16", "tf32": "TF32 (float32 rounded to 10 bits)", "float32": "float32"}
 STEP_KEYS = (
@@ -69,10 +69,10 @@ def figures(
         "smallest_batch_too_large": None if largest is None else largest.too_large,
         "flops": flops,
     }
-    counts, cost = None, None
+    step = dict.fromkeys(STEP_KEYS)
     if programs.train is not None:
         program, others = programs.train
-        counts, cost = count_step(program.as_text()), program.cost_analysis()
+        step = step_figures(target, program, flops)
         report |= {
             "train_bytes": bytes_needed(program),
             "temp_bytes": program.memory_analysis().temp_size_in_bytes,
@@ -86,13 +86,15 @@ def figures(
             "eval_other_bytes": others,
         }
     missing = ("train_bytes", "temp_bytes", "other_bytes", "eval_bytes", "eval_temp_bytes", "eval_other_bytes")
-    return dict.fromkeys(missing) | report | _of_step(target, counts, cost, flops)
+    return dict.fromkeys(missing) | report | step
 
 
-def _of_step(target: Target, counts: StepCounts | None, cost: Any, flops: float) -> dict[str, Any]:
-    """Returns the figures of a step; None for those that are unknown, because the program was refused."""
-    if counts is None:
-        return dict.fromkeys(STEP_KEYS)
+def step_figures(target: Target, program: Any, flops: float) -> dict[str, Any]:
+    """Returns the figures of a step, with the names `STEP_KEYS`, of a compiled training program.
+
+    `flops` are those of a step on one device.
+    """
+    counts, cost = count_step(program.as_text()), program.cost_analysis()
     if cost is None:  # XLA has no cost analysis for a GPU that is not there
         moved, by = counts.bytes, "operands and results of all kernels"
     else:

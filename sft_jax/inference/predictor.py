@@ -38,7 +38,7 @@ class Classifier:
       program: normalised float32 [n, size, size, 3] -> logits [n, classes]; compiled and pure.
       preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
       class_names: class names of the outputs.
-      precision: dtype of activations and matrix products, "float32" or "bfloat16".
+      precision: a key of `PRECISIONS`: dtype of activations, and how products are computed.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from sft_jax.errors import UserError
 from sft_jax.models import convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
+from sft_jax.models.precision import PRECISIONS
 
 __all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
 
@@ -42,6 +43,7 @@ def builder(
     precision: str = "float32",
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
+    rematerialise: bool = False,
 ) -> Builder:
     """Returns the constructor of the network that `config`, the group `model` of the configuration, describes.
 
@@ -49,9 +51,10 @@ def builder(
       config: `name` and `stem` are read.
       outputs: size of the head.
       size: side of the images in pixels, of which position embeddings depend; by default that of pretrained weights.
-      precision: dtype of activations and matrix products, "float32" or "bfloat16".
+      precision: a key of `PRECISIONS`.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
+      rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
       UserError: the network or its stem is unknown, or it cannot take images of this size.
@@ -62,11 +65,11 @@ def builder(
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")
     settings: dict[str, Any] = {
         "stem": config.stem,
-        "dtype": jnp.dtype(precision),
+        "dtype": jnp.dtype(PRECISIONS[precision].dtype),
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
     if found.positions is not None and size is not None:
         found.check_size(size)
         settings["size"] = size
-    return Builder(found, outputs, settings)
+    return Builder(found, outputs, settings, PRECISIONS[precision].products, rematerialise)

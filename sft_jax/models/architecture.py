@@ -18,6 +18,7 @@ from flax import nnx
 
 from sft_jax.errors import UserError
 from sft_jax.models.positions import Positions
+from sft_jax.models.rematerialise import Rematerialising
 
 # Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
@@ -191,15 +192,24 @@ class Builder:
       architecture: the architecture of the network.
       outputs: size of its head.
       settings: further arguments of `Architecture.make`.
+      products: how products are computed, see `precision.Precision`.
+      rematerialise: see `rematerialise.Rematerialising`.
     """
 
     architecture: Architecture
     outputs: int
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    products: str | None = None
+    rematerialise: bool = False
 
     def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns the module with initial weights drawn from `rngs`."""
-        return self.architecture.make(self.outputs, **self.settings, rngs=rngs)
+        """Returns the module with initial weights drawn from `rngs`. Raises UserError if it cannot rematerialise."""
+        module = self.architecture.make(self.outputs, **self.settings, rngs=rngs)
+        if self.rematerialise:
+            if not isinstance(module, Rematerialising):
+                raise UserError(f"finetune.rematerialise=blocks: {self.architecture.name} has no blocks; use none")
+            module.rematerialise = True
+        return module
 
 
 def located_by(patterns: Sequence[tuple[str, Callable[[re.Match], Depth]]]) -> Callable[[str], Depth | None]:

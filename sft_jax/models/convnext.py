@@ -16,6 +16,7 @@ from flax import nnx
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
 from sft_jax.models.convnext_block import Block, Patches
 from sft_jax.models.layers import Linear
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import LayerNorm, normalised
 
@@ -53,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(dtype=dtype, rngs=rngs) for _ in range(blocks)])
 
 
-class ConvNeXt(nnx.Module):
+class ConvNeXt(Rematerialising):
     """A ConvNeXt: stem, four stages of blocks, global average pooling, layer normalisation, linear head.
 
     Parameters, the residual stream, normalisations, the head and the logits are float32; convolutions and matrix
@@ -118,7 +119,8 @@ class ConvNeXt(nnx.Module):
                 yield f"trunk.{index}.downsample", x
             for number, block in enumerate(stage.blocks):
                 rate = self.stochastic_depth * position / last
-                x = block(x, skip_factor(key, rate, position, x.shape[0], self.axis_name))
+                factor = skip_factor(key, rate, position, x.shape[0], self.axis_name)
+                x = self.run_block(block, x, factor=factor)
                 position += 1
                 yield f"trunk.{index}.blocks.{number}", x
 

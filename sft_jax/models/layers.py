@@ -63,7 +63,14 @@ class BatchNorm2d(nnx.Module):
             if count == 1:
                 raise OneValueError(f"batch norm in training needs more than one value per channel, got x {x.shape}")
             y, mean, var = ops.batch_norm(
-                x, scale, bias, residual=residual, relu=relu, axis_name=self.axis_name, epsilon=self.epsilon
+                x,
+                scale,
+                bias,
+                near=self.mean[...],
+                residual=residual,
+                relu=relu,
+                axis_name=self.axis_name,
+                epsilon=self.epsilon,
             )
             unbiased = var * (count / (count - 1))
             self.mean[...] = KEEP_STATISTICS * self.mean[...] + (1 - KEEP_STATISTICS) * mean

@@ -14,6 +14,7 @@ from flax import nnx
 from sft_jax.models.architecture import Features, located_by
 from sft_jax.models.inverted_residual import Activation, Block, ConvNorm, Kind, Style, same_conv
 from sft_jax.models.layers import BatchNorm2d, Linear
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.universal_block import UniversalBlock
 
@@ -61,7 +62,7 @@ def make_block(row: Row, inputs: int, style: Style, **settings: Any) -> nnx.Modu
     return Block(row.kind, inputs, row.outputs, shortcut=row.shortcut, **sizes, style=own, **settings)
 
 
-class MobileNetwork(ConvNorm):
+class MobileNetwork(ConvNorm, Rematerialising):
     """Stem and stages of blocks; subclasses add the last convolution, which yields the features, and `classifier`.
 
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
@@ -141,7 +142,8 @@ class MobileNetwork(ConvNorm):
         ]
         for position, (name, block) in enumerate(blocks):
             rate = self.stochastic_depth * position / len(blocks)
-            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[0], self.axis_name))
+            factor = skip_factor(key, rate, position, x.shape[0], self.axis_name)
+            x = self.run_block(block, x, train=train, factor=factor)
             yield name, x
         yield "head", self.last(x, train=train)
 

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Builder
+from sft_jax.models.precision import multiplying
 
 Arrays = dict[str, jax.Array]
 
@@ -20,6 +21,7 @@ class Network:
     Attributes:
       architecture: the architecture of the network.
       inputs: names of the batch's arrays that it reads.
+      products: how its products, and those of their gradients, are computed, see `precision.multiplying`.
       params: parameters.
       batch_stats: running means and variances of batch norm.
     """
@@ -27,11 +29,17 @@ class Network:
     @classmethod
     def abstract(cls, build: Builder, inputs: tuple[str, ...] = ("image",)) -> "Network":
         """Builds a network of shapes instead of arrays, without drawing random numbers."""
-        return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))), build.architecture, inputs)
+        return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))), build.architecture, inputs, build.products)
 
-    def __init__(self, model: nnx.Module, architecture: Architecture, inputs: tuple[str, ...] = ("image",)):
+    def __init__(
+        self,
+        model: nnx.Module,
+        architecture: Architecture,
+        inputs: tuple[str, ...] = ("image",),
+        products: str | None = None,
+    ):
         structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]  # typed for 1
-        self.architecture, self.inputs = architecture, inputs
+        self.architecture, self.inputs, self.products = architecture, inputs, products
         self._structure = structure
         self.params, self.batch_stats = _flatten(params), _flatten(batch_stats)
         self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}
@@ -58,7 +66,8 @@ class Network:
           outputs [batch, ...] and the batch statistics, which are updated if `train` is set.
         """
         model = self.bind(params, batch_stats)
-        outputs = model(*inputs, train=train, key=key)
+        with multiplying(self.products):
+            outputs = model(*inputs, train=train, key=key)
         return outputs, _flatten(nnx.state(model, nnx.BatchStat))
 
     def features(
@@ -66,7 +75,8 @@ class Network:
     ) -> jax.Array:
         """Computes the head's inputs in evaluation mode: [batch, channels]."""
         model: Any = self.bind(params, batch_stats)
-        return model.features(*inputs, train=False).pooled
+        with multiplying(self.products):
+            return model.features(*inputs, train=False).pooled
 
     def _state(self, kind: type[nnx.Variable], arrays: Mapping[str, jax.Array]) -> nnx.State:
         return nnx.from_flat_state([(self._paths[key], kind(value)) for key, value in sorted(arrays.items())])
@@ -79,7 +89,7 @@ class HeadNetwork:
 
     def __init__(self, network: Network):
         self._network = network
-        self.params, self.batch_stats = network.params, network.batch_stats
+        self.params, self.batch_stats, self.products = network.params, network.batch_stats, network.products
 
     def apply(
         self,

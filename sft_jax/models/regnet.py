@@ -15,6 +15,7 @@ from flax import nnx
 from sft_jax.models.architecture import Architecture, Features, located_by
 from sft_jax.models.inverted_residual import Squeeze, SqueezeExcite
 from sft_jax.models.layers import Conv2d, Linear, NormedConv
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.residual_block import with_residual
 from sft_jax.models.stochastic_depth import skip_factor
 
@@ -60,7 +61,7 @@ class Block(nnx.Module):
         return with_residual(self.conv3.bn, self.conv3.conv(x), shortcut, train=train, factor=factor)
 
 
-class RegNet(nnx.Module):
+class RegNet(Rematerialising):
     """A RegNet: stem, four stages of blocks, global average pooling, linear head.
 
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
@@ -141,7 +142,7 @@ class RegNet(nnx.Module):
             for number in range(1, count + 1):
                 rate = self.stochastic_depth * position / last
                 factor = skip_factor(key, rate, position, x.shape[2], self.axis_name)
-                x = blocks[f"b{number}"](x, train=train, factor=factor)
+                x = self.run_block(blocks[f"b{number}"], x, train=train, factor=factor)
                 position += 1
                 yield f"s{stage}.b{number}", x
 

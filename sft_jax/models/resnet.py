@@ -17,6 +17,7 @@ from flax import nnx
 from sft_jax import ops
 from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.residual_block import BasicBlock, Bottleneck, Variant
 from sft_jax.models.stochastic_depth import skip_factor
 
@@ -63,7 +64,7 @@ def _deep_stem(*, dtype, axis_name, rngs) -> nnx.List:
     return nnx.List([first, norms[0], None, second, norms[1], None, third])
 
 
-class ResNet(nnx.Module):
+class ResNet(Rematerialising):
     """A residual network: stem, four stages of blocks, global average pooling, linear head.
 
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
@@ -157,7 +158,8 @@ class ResNet(nnx.Module):
         ]
         for position, (name, block) in enumerate(blocks, start=1):
             rate = self.stochastic_depth * position / len(blocks)
-            x = block(x, train=train, factor=skip_factor(key, rate, position, x.shape[2], self.axis_name))
+            factor = skip_factor(key, rate, position, x.shape[2], self.axis_name)
+            x = self.run_block(block, x, train=train, factor=factor)
             yield name, x
 
     def _first(self, x: jax.Array, *, train: bool) -> jax.Array:

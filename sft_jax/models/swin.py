@@ -15,6 +15,7 @@ from flax import nnx
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
 from sft_jax.models.convnext_block import Patches
 from sft_jax.models.layers import Linear
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.swin_block import EPSILON, Block, PatchMerging
 from sft_jax.models.swin_v2_block import BlockV2, PatchMergingV2
@@ -53,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(shifted=number % 2 == 1) for number in range(variant.blocks[index])])
 
 
-class Swin(nnx.Module):
+class Swin(Rematerialising):
     """A Swin transformer: patches, four stages of blocks, layer normalisation, global average pooling, linear head.
 
     Images may have any size. Parameters, the residual stream, normalisations, the head and the logits are float32;
@@ -115,7 +116,8 @@ class Swin(nnx.Module):
             for number, block in enumerate(stage.blocks):
                 rate = self.stochastic_depth * position / last
                 branches = (2 * position, 2 * position + 1)
-                x = block(x, [skip_factor(key, rate, branch, x.shape[0], self.axis_name) for branch in branches])
+                factors = [skip_factor(key, rate, branch, x.shape[0], self.axis_name) for branch in branches]
+                x = self.run_block(block, x, factors=factors)
                 position += 1
                 yield f"layers.{index}.blocks.{number}", x
 

@@ -18,6 +18,7 @@ from flax import nnx
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
+from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.rotary import rotation
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import Biases, EncoderBlock, LayerNorm, PatchEmbedding, normalised, token
@@ -67,7 +68,7 @@ class Variant:
         return self.prefix if self.class_position else 0
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Rematerialising):
     """`timm.models.VisionTransformer`.
 
     Images may also have another size than `size`, as with timm's dynamic_img_size: position embeddings are then
@@ -159,7 +160,7 @@ class VisionTransformer(nnx.Module):
         shape, count = tokens.shape, tokens.shape[1]
         y = tokens.reshape(-1, variant.width)
         for index, block in enumerate(self.blocks):
-            y = block(y, count, self._factors(key, index, batch), turn)
+            y = self.run_block(block, y, tokens=count, factors=self._factors(key, index, batch), rotation=turn)
             yield f"blocks.{index}", y.reshape(shape)
 
     def _factors(self, key: jax.Array | None, block: int, batch: int) -> list[jax.Array | None]:

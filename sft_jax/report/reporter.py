@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.loader import Loader
 from sft_jax.errors import reason
 from sft_jax.report.classification import report_page
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
-from sft_jax.runtime import processes
 from sft_jax.runtime.files import write_text
 from sft_jax.tasks.classification import Classification, summary_of
 from sft_jax.tasks.statistics import fit_temperature
@@ -64,7 +62,7 @@ class Reports:
         records = Records(name, self._run.record(), rows, results)
         write = self._classification_page if isinstance(self._experiment.task, Classification) else self._plain_page
         page = write(weights, records, validation)
-        if processes.is_primary():
+        if self._run.writable:
             write_text(output, page)
         return output
 
@@ -72,8 +70,8 @@ class Reports:
         dataset, loader = self._experiment.dataset, self._experiment.validation_loader
         on_validation = outputs = self._outputs(*weights, loader)
         if records.results is not None:
-            outputs = self._outputs(*weights, Loader(dataset.test, self._experiment.devices))
-        if not processes.is_primary():
+            outputs = self._outputs(*weights, self._experiment.loader(dataset.test))
+        if not self._run.writable:
             return ""
         temperature = fit_temperature(on_validation, loader.split.labels)
         if records.results is None:
@@ -107,13 +105,13 @@ class Reporter(Observer):
     def begin(self, experiment: Experiment, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
         """See `Observer`."""
         self._reports, self._run, self._say = Reports(experiment, run), run, say
+        self._agreed = experiment.devices.largest
         self._due = -np.inf
 
     def best(self, weights: Variables, figures: Mapping[str, Any], progress: Progress) -> None:
         """See `Observer`."""
         start = time.monotonic()
-        (due,) = processes.all_max(start >= self._due)
-        if not due:
+        if not self._agreed(start >= self._due):
             return
         self._try(lambda: self._reports.write(weights, progress.rows, figures))
         cost = time.monotonic() - start

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from sft_jax.errors import UserError
 from sft_jax.models.weights import mismatches
+from sft_jax.runtime import processes
 from sft_jax.runtime.files import digest
 
 FORMAT = 1
@@ -87,7 +88,10 @@ class InvalidError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints "latest" and "best" of a run, in subfolders of these names in `directory`."""
+    """The checkpoints "latest" and "best" of a run, in subfolders of these names in `directory`.
+
+    Of several processes the primary one writes and reads them, and all must call `save` and `restore_in_all`.
+    """
 
     def __init__(self, directory: Path):
         self._directory = Path(directory).absolute()
@@ -104,6 +108,9 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written; earlier ones are unchanged.
         """
+        processes.on_primary(lambda: self._save(name, step, arrays, metadata))
+
+    def _save(self, name: str, step: int, arrays: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
         host = jax.device_get(dict(arrays))
         empty = {key: [str(array.dtype), array.shape] for key, array in host.items() if array.size == 0}
         contents = {"step": step, "metadata": dict(metadata), "empty": empty}
@@ -158,6 +165,19 @@ class Checkpoints:
         if notices:
             raise UserError(f"there is no valid {name} checkpoint; {'; '.join(notices)}")
         return None
+
+    def restore_in_all(self, name: str) -> Restored | None:
+        """Calls `restore` in the primary process and returns its result in all of them. Raises as `restore` does."""
+        own: Restored | None = None
+        with processes.all_or_none():
+            if processes.is_primary():
+                own = self.restore(name)
+        facts = processes.all_gather_objects(own and [own.step, own.metadata, own.notices, str(own.folder)])[0]
+        if facts is None:
+            return None
+        step, metadata, notices, folder = facts
+        arrays = processes.broadcast(own.arrays if own else {})
+        return Restored(step, arrays, metadata, tuple(notices), Path(folder))
 
     def _folders(self, name: str) -> list[tuple[int, int, Path]]:
         """Returns (step, attempt, folder) from oldest to newest; Orbax's temporary folders have other names."""

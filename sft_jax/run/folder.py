@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from sft_jax.data.sources.load import SOURCES
 from sft_jax.errors import UserError
 from sft_jax.models.weights import Weights
 from sft_jax.run.checkpoints import Checkpoints, Restored
-from sft_jax.runtime.files import digest, write_bytes, write_json, write_text
+from sft_jax.runtime import processes
+from sft_jax.runtime.files import digest, write_bytes, write_json, write_rows, write_text
 from sft_jax.tasks import monitor_of
 
 # Keys that may change when a run is resumed, because they do not affect the steps done so far.
@@ -31,6 +32,7 @@ RESUMABLE_KEYS = {
     "compare_with_scratch",
     "data.dir",
     "data.download",
+    "data.placement",
     "data.allow_overlap",
     "regularization.early_stopping",
 }
@@ -39,9 +41,18 @@ RESUMABLE_GROUPS = ("logging.", "evaluation.")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Paths within a run's folder."""
+    """Paths within a run's folder, which of several processes only the primary one reads and writes."""
 
     folder: Path
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process is the one that writes to the folder."""
+        return processes.is_primary()
+
+    def on_primary(self, call: Callable[[], Any]) -> Any:
+        """Calls `call` in the process that writes; returns its JSON-serialisable result, or its UserError, in all."""
+        return processes.on_primary(call)
 
     @property
     def config_file(self) -> Path:
@@ -84,13 +95,23 @@ class Run:
 
     @contextlib.contextmanager
     def claimed(self, config: ConfigDict, *, resume: bool) -> Iterator[None]:
-        """Locks the folder against other processes. Raises UserError as `check_use` does."""
-        with self._locked():
-            self._check_content(config, resume=resume)
+        """Locks the folder against other runs. Raises UserError, in all processes, as `check_use` does."""
+        with contextlib.ExitStack() as lock:
+
+            def claim() -> None:
+                lock.enter_context(self._locked())
+                self._check_content(config, resume=resume)
+
+            self.on_primary(claim)
             yield
 
     def check_use(self, config: ConfigDict, *, resume: bool) -> None:
-        """Raises UserError if `config` cannot continue the run in the folder, or the folder is locked or read-only."""
+        """Raises UserError if `config` cannot continue the run in the folder, or the folder is locked or read-only.
+
+        It does nothing in processes that do not write.
+        """
+        if not self.writable:
+            return
         self._check_content(config, resume=resume)
         if self.exists():
             with self._locked():
@@ -182,6 +203,10 @@ class Run:
         # Without a timestamp, so that equal records are identical files.
         write_bytes(self.dataset_file, gzip.compress(text.encode(), mtime=0))
 
+    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes metrics.jsonl. Raises UserError, in all processes, if it cannot be written."""
+        self.on_primary(lambda: write_rows(self.metrics_file, rows))
+
     def rows(self) -> list[dict[str, Any]]:
         """Returns metrics.jsonl, empty before the end of the first epoch. Raises UserError if it cannot be read."""
         try:
@@ -199,6 +224,10 @@ class Run:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.results_file} cannot be read: {error}") from None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json. Raises UserError, in all processes, if it cannot be written."""
+        self.on_primary(lambda: write_json(self.results_file, results))
 
     def restored(self, which: str) -> Restored:
         """Restores the "best" or "latest" checkpoint. Raises UserError if there is none, or none that can be read."""

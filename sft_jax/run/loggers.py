@@ -14,7 +14,6 @@ from sft_jax.errors import UserError, reason
 from sft_jax.run.event_file import EventFile
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
-from sft_jax.runtime import processes
 from sft_jax.runtime.files import write_json
 
 Row = Mapping[str, Any]
@@ -149,7 +148,7 @@ class Logs:
 
     def begin(self, experiment: object, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
         """See `Observer`. Only the primary process logs."""
-        if processes.is_primary():
+        if run.writable:
             self.open(run.folder, run.record()["config"], progress.rows, say)
 
     def epoch(self, progress: Progress) -> None:

@@ -5,6 +5,7 @@ compiler; both come as Python packages and need neither the device nor its drive
 """
 
 import importlib.metadata
+import os
 
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError, reason
@@ -34,7 +35,12 @@ def _installed(package: str) -> bool:
 
 def environment(name: str) -> dict[str, str]:
     """Returns the environment variables of a process that compiles for target `name`, without using any device."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if TARGETS[name].platform == "gpu":
+        # Without a GPU to time them on, XLA's own matrix products get tiles that may not fit; on one they are timed.
+        flags += " --xla_gpu_enable_triton_gemm=false"
     return {
+        "XLA_FLAGS": flags.strip(),
         "JAX_PLATFORMS": "cpu",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # there is no driver to ask for its version
         "TPU_SKIP_MDS_QUERY": "1",  # nor a server that knows the TPU

@@ -1,7 +1,8 @@
 """Data parallelism over all devices of all processes. Only this module uses pmap, meshes and shardings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -31,6 +32,18 @@ class Devices:
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """Raises a UserError that occurs in the context in any process in all of them."""
+        return processes.all_or_none()
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Raises UserError if the JSON-serialisable `facts` differ between processes."""
+        processes.check_same(facts)
+
+    def largest(self, number: float) -> float:
+        """Returns the maximum of the processes' numbers, so that they decide alike."""
+        return processes.all_max(number)[0]
+
     def check_batch(self, batch_size: int, parts: int = 1) -> None:
         """Raises UserError if the batch does not divide evenly; pmap would silently run on fewer devices.
 
@@ -53,6 +66,14 @@ class Devices:
     def replicate(self, tree: Any) -> Any:
         """Copies every array to each device of this process."""
         return jax.device_put(tree, self._replicated)
+
+    def replicate_primary(self, tree: Any) -> Any:
+        """Copies the primary process's arrays to each device of all processes, whose rounding may differ."""
+        if not processes.is_multiprocess():
+            return self.replicate(tree)
+        leaves, structure = jax.tree.flatten(tree)
+        arrays = processes.broadcast({str(place): leaf for place, leaf in enumerate(leaves)})
+        return self.replicate(jax.tree.unflatten(structure, [arrays[str(place)] for place in range(len(leaves))]))
 
     def local_batch(self, batches: np.ndarray) -> np.ndarray:
         """Returns this process's part of every batch: [steps, batch, ...] -> [steps, process batch, ...]."""
@@ -98,6 +119,10 @@ class Devices:
             devices=self.devices,
             donate_argnums=donate,
         )
+
+    def run(self, program: Callable, *arguments: Any) -> Any:
+        """Calls a program that `compile` returned."""
+        return program(*arguments)
 
     def free_bytes(self) -> int:
         """Returns the free memory of the fullest device; for CPU devices, the machine's divided by their number."""
@@ -151,6 +176,10 @@ class AbsentDevices(Devices):
 
     def _put(self, parts: np.ndarray) -> Any:
         return jax.ShapeDtypeStruct(parts.shape, parts.dtype)
+
+    def run(self, program: Callable, *arguments: Any) -> Any:
+        """Returns the shapes of the results."""
+        return jax.eval_shape(program, *arguments)
 
     def free_bytes(self) -> int:
         """Returns the memory of a device that a program can use."""

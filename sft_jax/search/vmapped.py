@@ -174,7 +174,7 @@ class VmappedPrograms(PhasePrograms):
     def compiled(self) -> Callable:
         """See `PhasePrograms`."""
         loader = self.train_loader
-        key = (self.phase.first, self._count, loader.resident)
+        key = (self.phase.first, self._count, loader.placement)
         if key not in self._kept:
             self._kept[key] = loader.compile(self._several, chunk_at=2, arguments=4, donate=(1,))
         self._program = self._kept[key]

@@ -7,8 +7,6 @@ from ml_collections import ConfigDict
 from sft_jax.config import complete, flatten
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
-from sft_jax.runtime import processes
-from sft_jax.runtime.files import write_json
 from sft_jax.tasks import task_class
 from sft_jax.training.observer import Observers, nobody
 from sft_jax.training.trainer import train
@@ -31,7 +29,7 @@ def train_and_compare(
     main = task_class(config).main()
     ours, theirs = f"test_{main.figure}", f"scratch_test_{main.figure}"
     results[theirs] = scratch[ours]
-    processes.on_primary(lambda: write_json(run.results_file, results))
+    run.write_results(results)
     console.log_to(run.log_file)
     console.conclude(
         f"test {main.figure.replace('_', ' ')} {main.shown(results[ours])} from {config.init}, "

@@ -52,7 +52,7 @@ class Evaluator:
     ):
         self._program = make_eval_steps(make_eval_step(network, task, flips=flips), preprocess, AXIS)
         self._batch_size = batch_size
-        self._compiled: dict[bool, Callable] = {}
+        self._compiled: dict[str, Callable] = {}
         self._steps_per_call = StepsPerCall()
 
     def __call__(
@@ -84,9 +84,9 @@ class Evaluator:
 
     def program(self, loader: Loader) -> Callable:
         """Returns the compiled program (params, batch_stats, `Chunk`) -> `Task.sums` for chunks of `loader`."""
-        if loader.resident not in self._compiled:
-            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3)
-        return self._compiled[loader.resident]
+        if loader.placement not in self._compiled:
+            self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3)
+        return self._compiled[loader.placement]
 
     def order(self, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
@@ -120,13 +120,13 @@ class PerExample:
             return lax.fori_loop(chunk.start, chunk.stop, body, table)
 
         self._program, self._batch_size = program, batch_size
-        self._compiled: dict[bool, Callable] = {}
+        self._compiled: dict[str, Callable] = {}
 
     def __call__(self, params: Weights, batch_stats: Weights, loader: Loader) -> np.ndarray:
         """Returns the outputs for all examples of the split of `loader`, in order: float32 [n, ...]."""
-        if loader.resident not in self._compiled:
-            self._compiled[loader.resident] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
-        program = self._compiled[loader.resident]
+        if loader.placement not in self._compiled:
+            self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
+        program = self._compiled[loader.placement]
         order, _ = eval_order(len(loader), self._batch_size)
         outputs = []
         calls = map_split(

@@ -72,6 +72,7 @@ class Experiment:
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
+            rematerialise=config.finetune.rematerialise == "blocks",
         )
         self.network = models.Network.abstract(self.build, self.task.inputs)
         self.phases = phases.phases(config, self.network)
@@ -80,15 +81,19 @@ class Experiment:
         self.evaluate = self.evaluator()
         self.key = devices.replicate(jax.random.fold_in(jax.random.key(config.seed), TRAINING))
 
+    def loader(self, split: Split) -> Loader:
+        """Makes a loader of `split`, placed on the devices as `data.placement` says."""
+        return Loader(split, self.devices, self.config.data.placement)
+
     @functools.cached_property
     def train_loader(self) -> Loader:
         """Loader of the training split, moved to the devices on first use."""
-        return Loader(self.dataset.train, self.devices)
+        return self.loader(self.dataset.train)
 
     @functools.cached_property
     def validation_loader(self) -> Loader:
         """Loader of the validation split, moved to the devices on first use."""
-        return Loader(self.dataset.validation, self.devices)
+        return self.loader(self.dataset.validation)
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
@@ -125,7 +130,7 @@ class Experiment:
 
         With `evaluation.flips` they include the task's main metric with flips, e.g. `test_accuracy_flips`.
         """
-        loader = Loader(self.dataset.test if split is None else split, self.devices)
+        loader = self.loader(self.dataset.test if split is None else split)
         task, figure = self.task, self.task.main().figure
         results = task.results(task.summarize(self.evaluate(params, batch_stats, loader, after_call)))
         if self.config.evaluation.flips:

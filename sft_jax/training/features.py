@@ -63,7 +63,7 @@ def feature_loaders(
             mirrored=mirrored,
         )
         split = ArraySplit({"feature": table}, dict(loader.split.targets))
-        loaders.append(Loader(split, experiment.devices))
+        loaders.append(experiment.loader(split))
     train, validation = loaders
     return train, validation
 

@@ -87,7 +87,7 @@ class PhasePrograms:
         self.prepare(params, batch_stats)
         if self.phase.on_features:
             params = params | solved_head(self.experiment, self.train_loader.split, self.validation_loader.split)
-        return experiment.devices.replicate(self.new_state(params, batch_stats))
+        return experiment.devices.replicate_primary(self.new_state(params, batch_stats))
 
     def next_state(self, state: TrainState, before: "PhasePrograms") -> TrainState:
         """Returns the initial state of this phase, which follows that of `before`, and calls `prepare`.

@@ -10,6 +10,7 @@ from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
 from sft_jax.data.sampling import class_draws
 from sft_jax.data.sources.load import source_of
+from sft_jax.models.precision import factors
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text
 from sft_jax.training import phases
@@ -18,6 +19,11 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import Phase
 
+PLACEMENT = {
+    "replicated": "stored on the device",
+    "sharded": "a share stored on each device, exchanged once an epoch",
+    "streamed": "streamed to the device",
+}
 BATCH_NORM = {
     "train": "with batch statistics",
     "freeze_statistics": "with frozen running statistics of init",
@@ -26,12 +32,19 @@ BATCH_NORM = {
 }
 
 
+def _precision(config: ConfigDict, experiment: Experiment) -> str:
+    device = experiment.devices.devices[0]
+    # GPUs have TF32 from compute capability 8.0 on.
+    computed = factors(config.precision, device.platform, tf32=float(getattr(device, "compute_capability", 0)) >= 8)
+    return config.precision + ("" if computed == config.precision else f" (products: {computed})")
+
+
 def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     """Yields the lines of the plan for the console; `start` describes the initial weights."""
     config, dataset = experiment.config, experiment.dataset
     yield from dataset.notices
     yield from _data(experiment)
-    yield f"model      {config.model.name} at {config.data.size} px, {config.precision}; {start}"
+    yield f"model      {config.model.name} at {config.data.size} px, {_precision(config, experiment)}; {start}"
     on_features = all(phase.on_features for phase in experiment.phases)
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
@@ -105,7 +118,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
     yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
-    where = f"{'stored on' if experiment.train_loader.resident else 'streamed to'} the device"
+    where = PLACEMENT[experiment.train_loader.placement]
     if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
     yield f"           {where}"

@@ -2,16 +2,13 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.run.checkpoints import Restored
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
-from sft_jax.runtime import processes
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import phase_of
@@ -36,7 +33,7 @@ class Continued:
 
 
 class Saves:
-    """The checkpoints of `experiment` in the folder of `run`, which only the primary process writes and reads."""
+    """The checkpoints of `experiment` in the folder of `run`, see `Checkpoints`."""
 
     def __init__(self, experiment: Experiment, run: Run):
         self._experiment, self._checkpoints = experiment, run.checkpoints
@@ -55,26 +52,13 @@ class Saves:
             "preprocess": Preprocess.of_config(self._experiment.config.data, dataset.square).to_json(),
             "progress": progress.to_json(),
         }
-        processes.on_primary(lambda: self._checkpoints.save(name, step, to_arrays(what), metadata))
+        self._checkpoints.save(name, step, to_arrays(what), metadata)
         if name == "latest":
             self._saved_at = time.monotonic()
 
-    def read(self, name: str) -> Restored | None:
-        """Returns the newest valid checkpoint called "latest" or "best", see `Checkpoints.restore`."""
-        own: Restored | None = None
-        with processes.all_or_none():
-            if processes.is_primary():
-                own = self._checkpoints.restore(name)
-        facts = processes.all_gather_objects(own and [own.step, own.metadata, own.notices, str(own.folder)])[0]
-        if facts is None:
-            return None
-        step, metadata, notices, folder = facts
-        arrays = processes.broadcast(own.arrays if own else {})
-        return Restored(step, arrays, metadata, tuple(notices), Path(folder))
-
     def restore(self) -> Continued | None:
         """Restores the latest checkpoint; None if there is none. Raises UserError if it does not fit the experiment."""
-        restored = self.read("latest")
+        restored = self._checkpoints.restore_in_all("latest")
         if restored is None:
             return None
         progress = Progress.from_json(restored.metadata["progress"])

@@ -12,6 +12,7 @@ from jax import lax
 
 from sft_jax.data.mixup import Mixture, mix
 from sft_jax.models import HeadNetwork, Network
+from sft_jax.models.precision import multiplying
 from sft_jax.ops.collectives import all_mean, all_sum
 from sft_jax.tasks.base import Batch, Task
 from sft_jax.training.state import Arrays, TrainState
@@ -100,9 +101,9 @@ def make_train_step(
             return loss.mean(), (task.train_sums(outputs, part.batch | part.main_targets()), batch_stats)
 
         def gradients_at(trained):
-            return _accumulated(
-                jax.value_and_grad(mean_loss, has_aux=True), trained, state.batch_stats, mixture, skip_key, settings
-            )
+            value_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+            with multiplying(network.products):
+                return _accumulated(value_and_gradient, trained, state.batch_stats, mixture, skip_key, settings)
 
         (loss, (sums, batch_stats)), gradients = gradients_at(trained)
         loss, gradients = all_mean((loss, gradients), axis_name)

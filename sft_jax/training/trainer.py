@@ -17,10 +17,8 @@ from sft_jax.models.weights import Weights
 from sft_jax.run.console import Bar, Console, epoch_line, epoch_note, speed_line
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress, waited
-from sft_jax.runtime import processes
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step
-from sft_jax.runtime.files import write_json, write_rows
 from sft_jax.runtime.signals import StopRequest
 from sft_jax.training.experiment import Experiment, fingerprint
 from sft_jax.training.finite import check_losses, check_state
@@ -30,7 +28,7 @@ from sft_jax.training.plan import memory_line, plan_lines
 from sft_jax.training.record import record_run
 from sft_jax.training.resume import Saves
 from sft_jax.training.start import Earlier, earlier, initial_weights, load_init, read_dataset
-from sft_jax.training.state import TrainState, from_arrays, to_arrays
+from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepMetrics
 
 # Seconds of training in the first epoch before the speed is extrapolated.
@@ -62,23 +60,22 @@ def train(
       StoppedError: a signal stopped the run; the state is saved.
     """
     with contextlib.ExitStack() as opened, StopRequest() as stop:
+        devices = Devices()
         # Checks come first, the fastest ones at the start; the folder is written only after they have passed.
-        with processes.all_or_none():
+        with devices.all_or_none():
             tasks.monitor_of(config)
             watching = observers(config)
-            if processes.is_primary():
-                run.check_use(config, resume=resume)
-            devices = Devices()
+            run.check_use(config, resume=resume)
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
-        before = Earlier.from_json(processes.on_primary(lambda: earlier(run).to_json())) if resume else Earlier()
-        with processes.all_or_none():
+        before = Earlier.from_json(run.on_primary(lambda: earlier(run).to_json())) if resume else Earlier()
+        with devices.all_or_none():
             # A run with a checkpoint does not need init, which may have been deleted.
             init = None if before.saved else load_init(config)
             dataset = read_dataset(config, console, before=before, resuming=resume)
             common = fingerprint(config, dataset, tasks.make(config, dataset))
-        processes.check_same(common | {"--resume": resume})
+        devices.check_same(common | {"--resume": resume})
         trainer = Trainer(config, dataset, devices, run, console, stop, watching)
-        processes.on_primary(lambda: opened.enter_context(run.claimed(config, resume=resume)))
+        opened.enter_context(run.claimed(config, resume=resume))
         for observer in watching:
             opened.enter_context(observer)
         trainer.begin(init, resume=resume, command=command)
@@ -129,20 +126,16 @@ class Trainer:
             )
             features = self.programs.phase.on_features
             with self.console.status("computing image features" if features else "preparing the weights"):
-                state = self.programs.first_state(params, batch_stats)
-            if processes.is_multiprocess():
-                # Rounding may differ between machines.
-                state = self.devices.replicate(from_arrays(state, processes.broadcast(to_arrays(state))))
-            self.state = state
+                self.state = self.programs.first_state(params, batch_stats)
         step = int(self.state.step)
-        processes.on_primary(
+        self.run.on_primary(
             lambda: record_run(self.experiment, self.run, self.console, step=step, resume=resume, command=command)
         )
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.experiment, start):
             self.console.line(line)
-        processes.on_primary(self._write_rows)
+        self.run.write_rows(self.progress.rows)
         self.audience.tell("begin", self.experiment, self.run, self.progress, self.console.line)
 
     def fit(self) -> None:
@@ -169,7 +162,7 @@ class Trainer:
             if is_best:  # saved before "latest", whose progress refers to it
                 self._save("best", weights)
             self._save("latest", self.state)
-            processes.on_primary(self._write_rows)
+            self.run.write_rows(self.progress.rows)
             self.audience.tell("epoch", self.progress)
             row = self.progress.rows[-1]
             left = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
@@ -188,7 +181,7 @@ class Trainer:
 
         Raises StoppedError if a signal arrives before it is written.
         """
-        best = self.saves.read("best")
+        best = self.run.checkpoints.restore_in_all("best")
         if best is None:
             what = self.experiment.monitor.words
             raise UserError(
@@ -198,16 +191,13 @@ class Trainer:
         weights = Variables(*self.experiment.weights(best.arrays))
         figures = self.experiment.test(*weights, after_call=lambda done, steps: self._obey())
         results = figures | self.progress.outcome(self.experiment.task, self.experiment.monitor)
-        processes.on_primary(lambda: write_json(self.run.results_file, results))
+        self.run.write_results(results)
         self.audience.tell("end", weights, results, self.progress)
         page = self.run.report_file if self.run.report_file.exists() else self.run.folder
         self.console.conclude(
             f"best epoch {self.progress.best_epoch}: {self.experiment.task.conclusion(results)}; see {page}"
         )
         return results
-
-    def _write_rows(self) -> None:
-        write_rows(self.run.metrics_file, self.progress.rows)
 
     def _enter_phase(self) -> None:
         """Switches to the programs of the next epoch's phase if necessary, and prepares them and the state."""
@@ -234,7 +224,7 @@ class Trainer:
             if pending is not None:
                 self._account(*pending, bar)
             pending = (call, metrics)
-            if any(processes.all_max(bool(self.stop), self.saves.overdue)):
+            if self.devices.largest(bool(self.stop) or self.saves.overdue):
                 self._account(*pending, bar)
                 pending = None
                 check_state(self.state, epoch=self.progress.epoch + 1, run=self.run)
@@ -299,7 +289,7 @@ class Trainer:
 
     def _obey(self) -> None:
         """Saves the state and raises StoppedError if a signal has requested a stop."""
-        (number,) = processes.all_max(self.stop.signal or 0)
+        number = self.devices.largest(self.stop.signal or 0)
         if not number:
             return
         self._save("latest", self.state)

@@ -1,4 +1,4 @@
-"""The benchmark reports the right figures; speed itself is not tested."""
+"""Tests the figures that the benchmark reports, not the speed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sft_jax.errors import UserError
 ALLOCATOR = ("", "_allocator") if sys.platform.startswith("linux") else ("",)
 
 
-def test_all_sides_take_part():
+def test_the_command_measures_all_sides():
     flags = ["--batch", "4", "--rounds", "1", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "sft_jax.benchmark", *flags],
@@ -25,22 +25,22 @@ def test_all_sides_take_part():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["arch"], found["batch"], found["size"], found["device"]) == ("resnet18", 4, 32, "1 x cpu")
+    report = json.loads(done.stdout)
+    assert (report["arch"], report["batch"], report["size"], report["device"]) == ("resnet18", 4, 32, "1 x cpu")
     for task in ("train", "eval"):
-        assert found[f"{task}_ms"] > 0
-        assert found[f"{task}_images_per_s"] == pytest.approx(4e3 / found[f"{task}_ms"])
-        ratio = found[f"torch_{task}_ms"] / found[f"{task}_ms"]
-        assert found[f"{task}_speedup_vs_torch"] == pytest.approx(ratio)
-    assert found["precision"] == "float32"
-    assert found["rival"].startswith("PyTorch")
-    settings = [found[f"torch_{format}{kind}_train_ms"] for format in ("nchw", "channels_last") for kind in ALLOCATOR]
-    assert found["torch_train_ms"] == min(settings)
-    assert found["train_flops"] > 4 * 30e6, "forward and backward of 4 images"
+        assert report[f"{task}_ms"] > 0
+        assert report[f"{task}_images_per_s"] == pytest.approx(4e3 / report[f"{task}_ms"])
+        ratio = report[f"torch_{task}_ms"] / report[f"{task}_ms"]
+        assert report[f"{task}_speedup_vs_torch"] == pytest.approx(ratio)
+    assert report["precision"] == "float32"
+    assert report["rival"].startswith("PyTorch")
+    settings = [report[f"torch_{format}{kind}_train_ms"] for format in ("nchw", "channels_last") for kind in ALLOCATOR]
+    assert report["torch_train_ms"] == min(settings)
+    assert report["train_flops"] > 4 * 30e6, "forward and backward of 4 images"
 
 
 class Measured:
-    """Stands in for a `Side` that has run."""
+    """Replaces a `Side` that has run."""
 
     def __init__(self, facts, times):
         self.facts, self.times = facts, times
@@ -48,22 +48,22 @@ class Measured:
     median = Side.median
 
 
-def test_figures():
+def test_figures_are_medians_and_ratios():
     ours = Measured(
         {"device": "2 x Tesla T4", "train_flops": 13e12}, {"train": [9.0, 200, 100], "eval": [50.0], "epoch": [4000.0]}
     )
     slow = Measured({}, {"train": [150.0], "eval": [75.0], "epoch": [8000.0]})
     fast = Measured({}, {"train": [160.0], "eval": [25.0]})
     sides = {"": ours, "torch_nchw": slow, "torch_channels_last": fast}
-    found = figures(parse(["--batch", "10"]), ours.facts, timings(sides))
-    assert found["train_ms"] == 100, "the median"
-    assert found["train_images_per_s"] == 100
-    assert found["train_speedup_vs_torch"] == 1.5
-    assert found["eval_speedup_vs_torch"] == 0.5, "the fastest setting of each task is the rival"
-    assert (found["rival"], found["eval_rival"]) == ("PyTorch", "PyTorch, channels_last")
-    assert found["eval_speedup_vs_torch_nchw"] == 1.5
-    assert (found["epoch_s"], found["torch_epoch_s"], found["epoch_speedup_vs_torch"]) == (4, 8, 2)
-    assert found["share_of_peak"] == pytest.approx(130e12 / (2 * 65e12))
+    report = figures(parse(["--batch", "10"]), ours.facts, timings(sides))
+    assert report["train_ms"] == 100, "the median"
+    assert report["train_images_per_s"] == 100
+    assert report["train_speedup_vs_torch"] == 1.5
+    assert report["eval_speedup_vs_torch"] == 0.5, "the fastest setting of each task is the rival"
+    assert (report["rival"], report["eval_rival"]) == ("PyTorch", "PyTorch, channels_last")
+    assert report["eval_speedup_vs_torch_nchw"] == 1.5
+    assert (report["epoch_s"], report["torch_epoch_s"], report["epoch_speedup_vs_torch"]) == (4, 8, 2)
+    assert report["share_of_peak"] == pytest.approx(130e12 / (2 * 65e12))
 
 
 def test_a_side_that_dies_is_named(capfd):
@@ -75,7 +75,7 @@ def test_a_side_that_dies_is_named(capfd):
 
 
 @pytest.mark.parametrize(("switch", "expected"), [("0", "False"), ("1", "True")])
-def test_the_allocator_has_a_switch(switch, expected):
+def test_the_allocator_can_be_switched_off(switch, expected):
     script = "from sft_jax.runtime.allocator import keep_freed_memory; print(keep_freed_memory())"
     changed = os.environ | {"SFT_JAX_MALLOPT": switch}
     done = subprocess.run([sys.executable, "-c", script], env=changed, capture_output=True, text=True, check=True)

@@ -1,3 +1,5 @@
+"""Tests of recipes, overrides and the values of config keys."""
+
 import pytest
 from image_folders import fill
 
@@ -12,12 +14,12 @@ def recipe(tmp_path, body: str) -> str:
     return str(file)
 
 
-def test_defaults_satisfy_their_own_rules():
+def test_defaults_are_valid():
     assert flatten(complete({})) == {name: key.default for name, key in KEYS.items()}
     assert flatten(default_config()) == flatten(complete({}))
 
 
-def test_recipe_argument_and_overrides(tmp_path):
+def test_recipes_take_an_argument_and_overrides(tmp_path):
     path = recipe(tmp_path, "    c = default_config(); c.init = arg; c.data.per_class = 3; return c")
     overrides = [
         ("epochs", "7"),
@@ -58,7 +60,7 @@ def test_a_recipe_may_set_only_some_keys(tmp_path):
         ("optimizer.learning_rate", "nan", "must be 0 or more"),
         ("optimizer.learning_rate", "inf", "must be 0 or more"),
         ("optimizer.momentum", "1", "must be at least 0 and less than 1"),
-        ("precision", "float16", "must be one of float32, bfloat16"),
+        ("precision", "float16", "must be one of float32, highest, tf32, bfloat16"),
         ("model.stem", "tiny", "must be one of imagenet, cifar"),
         ("limit_train_examples", "0", "must be greater than 0"),
     ],
@@ -83,7 +85,7 @@ def test_bad_recipes_are_refused(tmp_path):
         load_config(recipe(tmp_path, "    return {'epochs': '3'}"))
 
 
-def test_config_name():
+def test_the_name_of_a_config_has_the_argument():
     assert config_name("configs/digits.py:source") == "digits_source"
     assert config_name("/a/b/cifar10.py") == "cifar10"
 
@@ -104,7 +106,7 @@ def test_every_recipe_is_a_config(pytestconfig, tmp_path):
             load_config(f"{path}:sorce")
 
 
-def test_unknown_arguments_of_a_recipe():
+def test_unknown_arguments_of_a_recipe_are_refused():
     check_argument("")
     check_argument("source", "source")
     with pytest.raises(

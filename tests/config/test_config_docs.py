@@ -9,7 +9,7 @@ from sft_jax.config.schema import KEYS
 from sft_jax.errors import run_command
 
 
-def test_the_page_is_what_the_schema_gives(pytestconfig):
+def test_the_page_agrees_with_the_schema(pytestconfig):
     written = (pytestconfig.rootpath / PATH).read_text()
     assert written == document(), "run: python -m sft_jax.config.docs"
 
@@ -24,13 +24,13 @@ def test_every_key_has_a_row_with_all_its_cells():
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_defaults_as_the_command_line_takes_them(name):
+def test_defaults_can_be_typed(name):
     key = KEYS[name]
     assert key.parse(as_text(key.default)) == key.default
     assert key.check(key.default)
 
 
-def test_the_command_writes_it(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["config_docs"])
     monkeypatch.chdir(tmp_path)
     assert run_command(main) == 2

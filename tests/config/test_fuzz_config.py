@@ -126,7 +126,7 @@ def test_sources(tmp_path, monkeypatch, source, seed, limit, per_class):
             assert set(split.labels) <= set(range(len(found.class_names)))
 
 
-def test_mistakes_in_recipes(tmp_path):
+def test_mistakes_in_recipes_are_located(tmp_path):
     recipe = tmp_path / "recipe.py"
     for text, said in {
         "def get_config(arg=''):\n    return {'epochs': 1 / 0}": "line 2: ZeroDivisionError: division by zero",
@@ -149,7 +149,7 @@ def test_a_runs_folder_stays_in_runs(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["../../cifar10", "/etc/passwd", "cifar10/../../x", "..", "a\0b"])
-def test_no_data_set_lies_outside_its_folder(tmp_path, name):
+def test_no_dataset_lies_outside_its_folder(tmp_path, name):
     place = tmp_path / "tfds"
     place.mkdir()
     config = complete({"data.source": f"tfds:{name}", "data.dir": str(place), "data.download": False})

@@ -1,4 +1,4 @@
-"""The converters as commands: their output, their errors, and the round trip."""
+"""Tests of the converters as commands: their output, their errors, and the round trip."""
 
 import email.message
 import hashlib
@@ -43,8 +43,8 @@ def one_size(monkeypatch):
     monkeypatch.setattr(reference, "SIZES", (32,))
 
 
-def refused(file: Path, arch: str = "resnet18") -> str:
-    """Returns the error message of converting `file`, and asserts that nothing was written."""
+def refusal(file: Path, arch: str = "resnet18") -> str:
+    """Returns the error message of converting `file`; asserts that nothing was written."""
     output = file.parent / "out" / "w.safetensors"
     with pytest.raises(UserError) as caught:
         resnet_to_flax.convert(arch, file, "IMAGENET1K_V1", output)
@@ -52,11 +52,11 @@ def refused(file: Path, arch: str = "resnet18") -> str:
     return str(caught.value)
 
 
-def assert_same(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
+def assert_same(actual: dict, wanted: dict) -> None:
+    assert actual.keys() == wanted.keys()
     for key, tensor in wanted.items():
-        assert found[key].dtype == tensor.dtype
-        assert torch.equal(found[key], tensor), key
+        assert actual[key].dtype == tensor.dtype
+        assert torch.equal(actual[key], tensor), key
 
 
 def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
@@ -94,7 +94,7 @@ def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
 @pytest.mark.usefixtures("one_size")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("counted", [True, False])
-def test_there_and_back_is_bitwise_the_same(tmp_path, state_dict, suffix, counted):
+def test_a_round_trip_is_bit_identical(tmp_path, state_dict, suffix, counted):
     if not counted:
         state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith("tracked")}
     source, middle, back = tmp_path / f"a{suffix}", tmp_path / "b.safetensors", tmp_path / f"c{suffix}"
@@ -104,14 +104,14 @@ def test_there_and_back_is_bitwise_the_same(tmp_path, state_dict, suffix, counte
         safetensors.torch.save_file(state_dict, source)
     resnet_to_flax.convert("resnet18", source, "", middle)
     flax_to_resnet.convert(None, middle, back)
-    found = torch.load(back) if suffix == ".pth" else safetensors.torch.load_file(back)
-    assert_same(found, state_dict)
-    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(found, strict=True)
+    converted = torch.load(back) if suffix == ".pth" else safetensors.torch.load_file(back)
+    assert_same(converted, state_dict)
+    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(converted, strict=True)
 
 
 @pytest.mark.parametrize("suffix", flax_to_resnet.SUFFIXES)
-def test_a_full_disk_leaves_the_file_of_before(tmp_path, state_dict, suffix):
-    """A limit on the size of files: the write fails half-way, as on a full disk."""
+def test_a_full_disk_keeps_the_old_file(tmp_path, state_dict, suffix):
+    """A limit on file sizes makes the write fail half-way, as on a full disk."""
     output = tmp_path / f"out{suffix}"
     output.write_bytes(b"before")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -136,9 +136,11 @@ def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
     names = [f"class {index}" for index in range(CLASSES)]
     run.checkpoints.save("best", 5, saved, {"class_names": names, "progress": {}})
     flax_to_resnet.convert(run.folder, None, tmp_path / "out.pth")
-    found = torch.load(tmp_path / "out.pth")
-    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(found, strict=True)
-    assert_same(found, {key: torch.zeros_like(t) if key.endswith("tracked") else t for key, t in state_dict.items()})
+    converted = torch.load(tmp_path / "out.pth")
+    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(converted, strict=True)
+    assert_same(
+        converted, {key: torch.zeros_like(t) if key.endswith("tracked") else t for key, t in state_dict.items()}
+    )
     said = capsys.readouterr().out
     assert "resnet18(num_classes=7)" in said
     assert "class 0, class 1" in said
@@ -161,7 +163,7 @@ def _reference(arch):
         if name != "tiny"
     ],
 )
-def test_every_network_has_the_reference_s_keys_and_shapes(arch):
+def test_every_network_has_the_keys_and_shapes_of_its_reference(arch):
     module = _reference(arch)
     shapes = {key: list(t.shape) for key, t in module.state_dict().items() if not key.endswith("tracked")}
     network = families.flax_network(arch, CLASSES)
@@ -174,7 +176,7 @@ def test_every_network_has_the_reference_s_keys_and_shapes(arch):
     assert ours == shapes
 
 
-def test_every_problem_is_listed_at_once(tmp_path, state_dict):
+def test_all_problems_are_listed_at_once(tmp_path, state_dict):
     broken = dict(state_dict)
     del broken["layer1.0.bn1.running_var"]
     broken["conv1.weight"] = broken["conv1.weight"].permute(2, 3, 1, 0).contiguous()
@@ -190,15 +192,15 @@ def test_every_problem_is_listed_at_once(tmp_path, state_dict):
         "  conv1.weight is float32[7, 7, 3, 64], not float32[64, 3, 7, 7]",
         "  bn1.bias has values that are not finite",
     ]
-    assert refused(tmp_path / "w.pth").splitlines() == lines
+    assert refusal(tmp_path / "w.pth").splitlines() == lines
     torch.save(broken | {"extra.weight": torch.zeros(2)}, tmp_path / "w.pth")
     lines[2:] = ["  extra.weight is unknown", *lines[2:5], "  and 1 more"]
-    assert refused(tmp_path / "w.pth").splitlines() == lines
+    assert refusal(tmp_path / "w.pth").splitlines() == lines
 
 
 def test_another_network_is_recognised(tmp_path, state_dict):
     torch.save(state_dict, tmp_path / "w.pth")
-    assert refused(tmp_path / "w.pth", "resnet50").endswith(
+    assert refusal(tmp_path / "w.pth", "resnet50").endswith(
         "does not fit resnet50, but fits resnet18: add --arch resnet18"
     )
 
@@ -212,12 +214,12 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.weight": Hostile()}, "zip.pth")
     Path("plain.pth").write_bytes(pickle.dumps(Hostile()))
-    assert "it contains posix.mkdir, and code in a pickle is never run here" in refused(Path("zip.pth"))
-    refused(Path("plain.pth"))
+    assert "it contains posix.mkdir, and code in a pickle is never run here" in refusal(Path("zip.pth"))
+    refusal(Path("plain.pth"))
     assert sorted(os.listdir()) == ["plain.pth", "zip.pth"]
 
 
-def test_files_that_are_no_state_dict_are_refused_with_one_line(tmp_path, state_dict):
+def test_files_without_a_state_dict_are_refused_with_one_line(tmp_path, state_dict):
     whole = io.BytesIO()
     torch.save(state_dict, whole)
     tensors = safetensors.torch.save(state_dict)
@@ -230,26 +232,26 @@ def test_files_that_are_no_state_dict_are_refused_with_one_line(tmp_path, state_
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        message = refused(tmp_path / name)
+        message = refusal(tmp_path / name)
         assert "is damaged or " in message
         assert "\n" not in message
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "contains no state_dict" in refused(tmp_path / "list.pth")
+    assert "contains no state_dict" in refusal(tmp_path / "list.pth")
 
 
 @pytest.mark.usefixtures("one_size")
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
-def test_networks_that_differ_leave_nothing_behind(tmp_path, state_dict, monkeypatch, factor):
+def test_networks_that_differ_are_not_written(tmp_path, state_dict, monkeypatch, factor):
     def distorted(*args):
         return {key: np.float32(factor) * array for key, array in to_flax(*args).items()}
 
     to_flax = keys.to_flax
     monkeypatch.setattr(keys, "to_flax", distorted)
     torch.save(state_dict, tmp_path / "w.pth")
-    assert "the two networks differ: at 32 px a logit is off by" in refused(tmp_path / "w.pth")
+    assert "the two networks differ: at 32 px a logit is off by" in refusal(tmp_path / "w.pth")
 
 
-class TestTorchvisionsOwnWeights:
+class TestWeightsOfTorchvision:
     @pytest.fixture(autouse=True)
     def empty_cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -264,7 +266,7 @@ class TestTorchvisionsOwnWeights:
 
         monkeypatch.setattr("torch.hub.urlopen", urlopen)
 
-    def test_offline_says_what_to_do_instead(self, monkeypatch):
+    def test_being_offline_is_an_error_with_a_remedy(self, monkeypatch):
         self.served(monkeypatch, urllib.error.URLError("Name or service not known"))
         with pytest.raises(UserError) as caught:
             sources.torchvision_file("resnet18", "IMAGENET1K_V1")
@@ -293,7 +295,7 @@ class TestTorchvisionsOwnWeights:
             sources.torchvision_file("resnet18", "V7")
 
     @pytest.mark.usefixtures("one_size")
-    def test_they_bring_their_class_names(self, tmp_path, monkeypatch):
+    def test_they_have_their_class_names(self, tmp_path, monkeypatch):
         torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
         monkeypatch.setattr(sources, "torchvision_file", lambda arch, name: tmp_path / "w.pth")
         resnet_to_flax.convert("resnet18", None, "IMAGENET1K_V1", tmp_path / "w.safetensors")
@@ -321,7 +323,7 @@ def test_wrong_usage_is_refused(monkeypatch, arguments, message):
 
 
 @pytest.mark.skipif("SFT_JAX_TEST_DATA" not in os.environ, reason="SFT_JAX_TEST_DATA names no folder with weights/")
-def test_real_weights(tmp_path):
+def test_real_weights_survive_a_round_trip(tmp_path):
     source = Path(os.environ["SFT_JAX_TEST_DATA"]) / "weights" / "resnet18-imagenet-stage123.pth"
     resnet_to_flax.convert("resnet18", source, "", tmp_path / "w.safetensors")
     flax_to_resnet.convert(None, tmp_path / "w.safetensors", tmp_path / "back.pth")

@@ -1,4 +1,4 @@
-"""Metadata of a converted file: class names and preprocessing."""
+"""Tests of the metadata of a converted file: class names and preprocessing."""
 
 import json
 import sys
@@ -32,11 +32,11 @@ class TestNames:
             ("keras.json", json.dumps({str(label): [f"n{label}", name] for label, name in enumerate(NAMES)})),
         ],
     )
-    def test_from_files(self, tmp_path, name, text):
+    def test_names_are_read_from_files(self, tmp_path, name, text):
         (tmp_path / name).write_bytes(text.encode())
         assert classes.parse(str(tmp_path / name)) == NAMES
 
-    def test_from_the_command_line(self):
+    def test_names_are_read_from_the_command_line(self):
         assert classes.parse("ant, bee,cat") == ("ant", "bee", "cat")
 
     @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ class TestNames:
             ("ant,,bee", "--classes ant,,bee: a name is empty"),
         ],
     )
-    def test_what_is_refused(self, text, message):
+    def test_unusable_names_are_refused(self, text, message):
         with pytest.raises(UserError, match=message):
             classes.parse(text)
 
@@ -54,7 +54,7 @@ class TestNames:
         "content", [b"", b"ant\n\nbee", b"{", b"3", b'{"0": "ant", "2": "bee"}', b'{"a": "b"}', b"\xff\xfe\x00"]
     )
     @pytest.mark.parametrize("suffix", [".txt", ".json"])
-    def test_files_that_are_refused(self, tmp_path, content, suffix):
+    def test_unusable_files_are_refused(self, tmp_path, content, suffix):
         path = tmp_path / f"names{suffix}"
         path.write_bytes(content)
         if suffix == ".txt" and content.isascii() and content and b"\n\n" not in content:
@@ -64,7 +64,7 @@ class TestNames:
             classes.parse(str(path))
         assert "\n" not in str(caught.value)
 
-    def test_imagenets_are_the_default_for_a_thousand_outputs(self):
+    def test_imagenets_names_are_the_default_for_a_thousand_outputs(self):
         names, notices = classes.choose(None, None, None, 1000, "w.pth")
         assert (names, len(notices)) == (IMAGENET.class_names, 1)
         assert "assuming ImageNet's classes for 1,000 outputs; if not, use --dataset none" in notices[0]
@@ -72,7 +72,7 @@ class TestNames:
         assert classes.choose(None, None, "none", 1000, "w.pth") == (None, [])
         assert classes.choose(None, None, None, 10, "w.pth") == (None, [])
 
-    def test_what_the_user_says_goes_before_what_the_file_records(self):
+    def test_names_of_the_user_override_those_of_the_file(self):
         assert classes.choose(NAMES, ("a", "b", "c", "d", "e"), None, 5, "w.pth") == (NAMES, [])
         assert classes.choose(None, NAMES, None, 5, "w.pth") == (NAMES, [])
         wrong = "ignoring its 5 class names, as it has 6 outputs"
@@ -102,40 +102,40 @@ def completed(known=UNKNOWN, stem="imagenet", channels=3, **given):
 
 class TestPreprocessing:
     @pytest.mark.parametrize("arch", TORCHVISION)
-    def test_it_is_what_torchvisions_transforms_say(self, arch):
+    def test_it_equals_torchvisions_transforms(self, arch):
         for weights in torchvision.models.get_model_weights(arch):
-            found, theirs = facts.of_weights(arch, weights.name).preprocess, weights.transforms()
-            assert [found["resize"]] == theirs.resize_size
-            assert [found["size"]] == theirs.crop_size
-            assert (found["interpolation"], found["fit"]) == (theirs.interpolation.value, "crop")
-            assert (found["mean"], found["std"]) == (theirs.mean, theirs.std)
+            ours, theirs = facts.of_weights(arch, weights.name).preprocess, weights.transforms()
+            assert [ours["resize"]] == theirs.resize_size
+            assert [ours["size"]] == theirs.crop_size
+            assert (ours["interpolation"], ours["fit"]) == (theirs.interpolation.value, "crop")
+            assert (ours["mean"], ours["std"]) == (theirs.mean, theirs.std)
 
-    def test_a_file_of_somebodys_own_is_taken_for_torchvisions_first_and_that_is_said(self):
-        found = completed()
-        assert found.preprocess == IMAGENET.preprocess
-        assert found.notices == (
+    def test_the_preprocessing_of_torchvisions_first_weights_is_assumed_with_a_notice(self):
+        result = completed()
+        assert result.preprocess == IMAGENET.preprocess
+        assert result.notices == (
             "assuming the preprocessing of torchvision's IMAGENET1K_V1; if that is wrong, use --size, --mean, --std",
         )
         assert completed(facts.Facts(None, IMAGENET.preprocess)).notices == ()
 
     @pytest.mark.parametrize("form", [{"stem": "cifar3x3"}, {"channels": 1}])
-    def test_what_was_not_made_for_imagenet_is_not_said_to_be(self, form):
-        found = completed(**form)
-        assert found.preprocess is None
+    def test_networks_that_are_not_for_imagenet_have_unknown_preprocessing(self, form):
+        result = completed(**form)
+        assert result.preprocess is None
         assert (
             "its preprocessing is unknown; to predict with it, convert it with --size, --mean, --std"
-            in found.notices[0]
+            in result.notices[0]
         )
         with pytest.raises(UserError, match="w.pth needs --mean, --std too"):
             completed(**form, size=32)
-        found = completed(**form, size=32, mean="0.5", std="0.2,0.3,0.25")
+        result = completed(**form, size=32, mean="0.5", std="0.2,0.3,0.25")
         values = {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.3, 0.25]}
-        assert (found.preprocess, found.notices) == ({"interpolation": "bilinear", "fit": "crop"} | values, ())
+        assert (result.preprocess, result.notices) == ({"interpolation": "bilinear", "fit": "crop"} | values, ())
 
-    def test_the_user_may_say_some_of_it(self):
-        found = completed(mean="0.5", std="0.5")
-        assert found.preprocess == IMAGENET.preprocess | {"mean": [0.5] * 3, "std": [0.5] * 3}
-        assert found.notices[0].endswith("if that is wrong, use --size")
+    def test_the_user_may_give_some_of_it(self):
+        result = completed(mean="0.5", std="0.5")
+        assert result.preprocess == IMAGENET.preprocess | {"mean": [0.5] * 3, "std": [0.5] * 3}
+        assert result.notices[0].endswith("if that is wrong, use --size")
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -147,7 +147,7 @@ class TestPreprocessing:
             ({"std": "0.5,0,0.5"}, "--std 0.5,0,0.5 must not be 0"),
         ],
     )
-    def test_what_is_refused(self, given, message):
+    def test_unusable_values_are_refused(self, given, message):
         with pytest.raises(UserError, match=message):
             completed(**given)
 
@@ -167,7 +167,7 @@ def pets(tmp_path_factory):
 PREPROCESS = IMAGENET.preprocess | {"std": [0.5, 0.5, 0.5]}
 
 
-def test_they_are_in_the_file_and_in_its_certificate(pets):
+def test_names_and_preprocessing_are_in_the_file_and_its_certificate(pets):
     weights, certificate = load_weights(pets), json.loads(pets.with_name("pets.safetensors.json").read_text())
     assert (weights.class_names, weights.stem) == (NAMES, "imagenet")
     assert json.loads(weights.metadata["preprocess"]) == PREPROCESS
@@ -180,7 +180,7 @@ def test_a_converted_file_predicts_with_its_names(pets):
     assert sft_jax.load(pets).class_names == NAMES
 
 
-def test_they_travel_to_torch_and_back(pets, tmp_path, monkeypatch):
+def test_names_and_preprocessing_survive_a_round_trip(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "SIZES", (32,))
     flax_to_resnet.convert(None, pets, tmp_path / "torch.safetensors")
     with safetensors.safe_open(tmp_path / "torch.safetensors", framework="pt") as file:
@@ -197,18 +197,18 @@ def test_they_travel_to_torch_and_back(pets, tmp_path, monkeypatch):
     assert (back.class_names, json.loads(back.metadata["preprocess"])) == (NAMES, PREPROCESS)
 
 
-def test_they_are_in_the_metadata_of_onnx(pets):
-    found = flax_to_onnx.metadata(trained.read(None, pets))
-    assert found["arch"] == "resnet18"
-    assert json.loads(found["class_names"]) == list(NAMES)
-    assert json.loads(found["preprocess"]) == PREPROCESS
-    assert (json.loads(found["mean"]), json.loads(found["std"])) == (PREPROCESS["mean"], PREPROCESS["std"])
+def test_names_and_preprocessing_are_in_the_metadata_of_onnx(pets):
+    metadata = flax_to_onnx.metadata(trained.read(None, pets))
+    assert metadata["arch"] == "resnet18"
+    assert json.loads(metadata["class_names"]) == list(NAMES)
+    assert json.loads(metadata["preprocess"]) == PREPROCESS
+    assert (json.loads(metadata["mean"]), json.loads(metadata["std"])) == (PREPROCESS["mean"], PREPROCESS["std"])
 
 
 @pytest.mark.parametrize(
     "content", [{"classes": {"a": [1]}}, {"classes": [1, 2]}, {"class_to_idx": {"a": 0, "b": 2}}, {"classes": []}, [1]]
 )
-def test_what_a_checkpoint_calls_classes_may_be_something_else(content):
+def test_entries_called_classes_may_be_something_else(content):
     assert not unwrap.class_names_in(content)
 
 

@@ -1,4 +1,4 @@
-"""Files of vision transformers in the forms of torchvision, timm, Hugging Face, and facebookresearch."""
+"""Tests of files of vision transformers as torchvision, timm, Hugging Face and facebookresearch write them."""
 
 import json
 
@@ -28,7 +28,7 @@ def state_dict_of(name, **changes):
 
 
 def read_as(content, name, path):
-    """Returns what the converter reads of a file for a tiny network, and its notices."""
+    """Returns what the converter reads from a file for a tiny network, and its notices."""
     torch.save(content, path)
     checkpoint = read(path, arch=f"tiny_{name}")
     fitted = fit(checkpoint.state_dict, f"tiny_{name}", path.name)
@@ -37,14 +37,14 @@ def read_as(content, name, path):
 
 def assert_same_network(fitted, wanted):
     """Asserts that both have the same parameters, under torch's names."""
-    found = fitted.module.state_dict()
-    assert found.keys() == wanted.keys()
+    actual = fitted.module.state_dict()
+    assert actual.keys() == wanted.keys()
     for key, tensor in wanted.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=key)
+        torch.testing.assert_close(actual[key], tensor, rtol=0, atol=1e-6, msg=key)
 
 
 @pytest.mark.parametrize("name", ["plain", "registers", "torchvision"])
-def test_there_and_back_is_bitwise_the_same(name, tmp_path):
+def test_a_round_trip_is_bit_identical(name, tmp_path):
     state_dict = state_dict_of(name, img_size=24)
     torch.save({"model": state_dict, "epoch": 3}, tmp_path / "a.pth")
     resnet_to_flax.convert(f"tiny_{name}", tmp_path / "a.pth", "", tmp_path / "b.safetensors")
@@ -71,7 +71,7 @@ def hugging_face(kind):
 @pytest.mark.parametrize(
     ("kind", "name"), [("ViT", "plain"), ("Dinov2", "dinov2"), ("Dinov2WithRegisters", "registers")]
 )
-def test_hugging_faces_are_timms(kind, name, saved, tmp_path):
+def test_files_of_hugging_face_equal_timms(kind, name, saved, tmp_path):
     """The names that `save_pretrained` writes, and those of a state_dict since transformers 5."""
     module = moved(hugging_face(kind))
     path = tmp_path / "model.pth"
@@ -95,7 +95,7 @@ def test_hugging_faces_are_timms(kind, name, saved, tmp_path):
     assert (class_position in notices) == (name == "registers")
 
 
-def test_dinov2_as_facebookresearch_has_it(tmp_path):
+def test_dinov2_of_facebookresearch_is_read(tmp_path):
     """Registers have another name, and the class token has a position."""
     wanted = state_dict_of("registers", num_classes=0)
     own = dict(wanted) | {"register_tokens": wanted["reg_token"], "mask_token": torch.zeros(1, 24)}
@@ -105,23 +105,23 @@ def test_dinov2_as_facebookresearch_has_it(tmp_path):
     fitted, notices = read_as(
         {"teacher": {f"backbone.{key}": tensor for key, tensor in own.items()}}, "registers", tmp_path / "a.pth"
     )
-    found = {key: tensor for key, tensor in fitted.module.state_dict().items() if not key.startswith("head.")}
+    tensors = {key: tensor for key, tensor in fitted.module.state_dict().items() if not key.startswith("head.")}
     for key, tensor in wanted.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=key)
+        torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=1e-6, msg=key)
     assert "using the state_dict under 'teacher'" in notices
     assert fitted.classes == 0
 
 
-def test_mae_is_fine_tuned_with_a_new_norm_after_the_mean(tmp_path):
+def test_mae_gets_a_new_norm_after_the_mean(tmp_path):
     wanted = state_dict_of("plain", num_classes=0)
     fitted, notices = read_as({"model": wanted}, "plain_avg", tmp_path / "a.pth")
-    found = fitted.module.state_dict()
-    assert (found["fc_norm.weight"].unique(), found["fc_norm.bias"].unique()) == (1, 0)
-    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items() if not key.startswith("norm."))
+    tensors = fitted.module.state_dict()
+    assert (tensors["fc_norm.weight"].unique(), tensors["fc_norm.bias"].unique()) == (1, 0)
+    assert all(torch.equal(tensors[key], tensor) for key, tensor in wanted.items() if not key.startswith("norm."))
     assert "its last norm was replaced by a new one after the mean, as MAE is fine-tuned" in notices
 
 
-def test_deit3_as_facebookresearch_has_it(tmp_path):
+def test_deit3_of_facebookresearch_is_read(tmp_path):
     wanted = state_dict_of("deit3")
     own = {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): each for key, each in wanted.items()}
     assert own.keys() != wanted.keys()
@@ -129,7 +129,7 @@ def test_deit3_as_facebookresearch_has_it(tmp_path):
     assert_same_network(fitted, wanted)
 
 
-def test_torchvisions_files_before_its_version_0_14(tmp_path):
+def test_files_of_torchvision_before_0_14_are_read(tmp_path):
     wanted = state_dict_of("torchvision")
     own = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): wanted[key] for key in wanted}
     fitted, _ = read_as(own, "torchvision", tmp_path / "a.pth")
@@ -158,8 +158,8 @@ def test_a_size_that_patches_do_not_tile_is_refused(tmp_path):
         resnet_to_flax.convert("tiny_plain", tmp_path / "a.pth", "", tmp_path / "b.safetensors", size=30)
 
 
-def test_a_file_is_used_at_the_size_that_was_asked_for(tmp_path):
-    """`--size 24` for weights of 16 px: predictions and ONNX are at 24 px, the weights stay what they were."""
+def test_a_file_is_used_at_the_given_size(tmp_path):
+    """With `--size 24` for weights of 16 px, predictions and ONNX are at 24 px, and the weights are unchanged."""
     torch.save(state_dict_of("plain"), tmp_path / "a.pth")
     resnet_to_flax.convert("tiny_plain", tmp_path / "a.pth", "", tmp_path / "b.safetensors", size=24)
     assert load_weights(tmp_path / "b.safetensors").arrays["pos_embed"].shape == (1, 17, 24)

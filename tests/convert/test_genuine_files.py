@@ -1,4 +1,4 @@
-"""Files like torchvision's published weights: parameters that require gradients, no counters."""
+"""Tests of files like torchvision's published weights: parameters that require gradients, no counters."""
 
 import email.message
 import hashlib
@@ -51,7 +51,7 @@ def convert(monkeypatch, *words) -> None:
     resnet_to_flax.main()
 
 
-def assert_are(path: Path, state_dict) -> None:
+def assert_converted(path: Path, state_dict) -> None:
     """Asserts that the converted file has these weights, ImageNet's names and torchvision's preprocessing."""
     weights = load_weights(path)
     for key, array in keys.to_flax(state_dict, families.flax_network("resnet18", 1000)).items():
@@ -73,7 +73,7 @@ def assert_are(path: Path, state_dict) -> None:
     assert float(weights.metadata["logit_difference"]) < 1e-5
 
 
-def test_the_form_is_the_genuine_one(contents, tmp_path):
+def test_the_imitation_has_the_form_of_the_genuine_file(contents, tmp_path):
     (tmp_path / "w.pth").write_bytes(contents)
     tensors = torch.load(tmp_path / "w.pth", weights_only=True)
     assert len(tensors) == 102
@@ -81,7 +81,7 @@ def test_the_form_is_the_genuine_one(contents, tmp_path):
     assert not any(key.endswith("num_batches_tracked") for key in tensors)
 
 
-def test_the_readmes_line_with_a_download(published, contents, state_dict, tmp_path, monkeypatch):
+def test_the_command_of_the_readme_downloads_and_converts(published, contents, state_dict, tmp_path, monkeypatch):
     def urlopen(*_):
         response = io.BytesIO(contents)
         response.info = email.message.Message  # type: ignore[attr-defined]
@@ -90,20 +90,20 @@ def test_the_readmes_line_with_a_download(published, contents, state_dict, tmp_p
     monkeypatch.setattr("torch.hub.urlopen", urlopen)
     convert(monkeypatch, "--weights", "IMAGENET1K_V1", "--output", tmp_path / "w.safetensors")
     assert published.read_bytes() == contents
-    assert_are(tmp_path / "w.safetensors", state_dict)
+    assert_converted(tmp_path / "w.safetensors", state_dict)
 
 
-def test_the_readmes_line_with_a_file_in_torchvisions_cache(published, contents, state_dict, tmp_path, monkeypatch):
+def test_the_command_of_the_readme_uses_torchvisions_cache(published, contents, state_dict, tmp_path, monkeypatch):
     published.parent.mkdir(parents=True)
     published.write_bytes(contents)
     convert(monkeypatch, "--output", tmp_path / "w.safetensors")
-    assert_are(tmp_path / "w.safetensors", state_dict)
+    assert_converted(tmp_path / "w.safetensors", state_dict)
 
 
 def test_a_copy_of_torchvisions_file_is_recognised(published, contents, state_dict, tmp_path, monkeypatch, capsys):
     (tmp_path / "copy.pth").write_bytes(contents)
     convert(monkeypatch, "--state-dict", tmp_path / "copy.pth", "--output", tmp_path / "w.safetensors")
-    assert_are(tmp_path / "w.safetensors", state_dict)
+    assert_converted(tmp_path / "w.safetensors", state_dict)
     said = capsys.readouterr().out
     assert f"{tmp_path / 'copy.pth'} is torchvision's IMAGENET1K_V1 of resnet18" in said
     assert "were taken" not in said
@@ -111,15 +111,15 @@ def test_a_copy_of_torchvisions_file_is_recognised(published, contents, state_di
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_network_is_read_from_one(tmp_path, arch, zipped):
+def test_genuine_files_of_every_network_are_read(tmp_path, arch, zipped):
     with torch.device("meta"):
         shapes = torchvision.models.get_model(arch, weights=None).state_dict()
     # One number per tensor keeps the files small; otherwise they are like the genuine ones.
     numbers = {key: torch.full((), 1 + index / 1000) for index, key in enumerate(shapes)}
     tensors = {key: numbers[key].expand(tensor.shape) for key, tensor in shapes.items()}
     torch.save(checkpoints.genuine(tensors), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    found = fit(sources.read(tmp_path / "w.pth", arch=arch).state_dict, arch, "w.pth")
-    assert (found.classes, found.counters, found.notices) == (1000, {}, [])
-    assert found.arrays.keys() == (found.network.params | found.network.batch_stats).keys()
-    for key, array in found.arrays.items():
+    result = fit(sources.read(tmp_path / "w.pth", arch=arch).state_dict, arch, "w.pth")
+    assert (result.classes, result.counters, result.notices) == (1000, {}, [])
+    assert result.arrays.keys() == (result.network.params | result.network.batch_stats).keys()
+    for key, array in result.arrays.items():
         assert array.min() == array.max() == np.float32(numbers[keys.torch_key(key, ARCHITECTURES[arch])])

@@ -1,4 +1,4 @@
-"""Class names and preprocessing from the files that hubs keep beside weights, as transformers and timm write them."""
+"""Tests of class names and preprocessing from the files that transformers and timm write beside weights."""
 
 import json
 
@@ -20,7 +20,7 @@ def file(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_without_such_files_nothing_is_known(file):
+def test_without_these_files_nothing_is_known(file):
     assert beside(file, "resnet18") == Facts(None, None)
     file.with_name("config.json").write_text("[1")
     assert beside(file, "resnet18") == Facts(None, None)
@@ -28,7 +28,7 @@ def test_without_such_files_nothing_is_known(file):
     assert beside(file, "resnet18") == Facts(None, None)
 
 
-def test_timm_s_config(file):
+def test_the_config_of_timm_is_read(file):
     model = timm.create_model("tf_efficientnet_lite0", num_classes=2)
     save_config_for_hf(model, file.with_name("config.json"), model_config={"label_names": ["ant", "bee"]})
     names, preprocess, notices = beside(file, "tf_efficientnet_lite0")
@@ -42,7 +42,7 @@ def test_timm_s_config(file):
         beside(file, "efficientnet_lite0")
 
 
-def test_timm_s_test_size(file):
+def test_the_test_size_of_timm_is_used(file):
     config = {"input_size": [3, 192, 192], "test_input_size": [3, 224, 224], "crop_pct": 0.875, "test_crop_pct": 0.95}
     config |= {"interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
     file.with_name("config.json").write_text(json.dumps({"architecture": "efficientnet_b0", "pretrained_cfg": config}))
@@ -71,7 +71,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
-def test_transformers_preprocessor_config(case, file):
+def test_the_preprocessor_config_of_transformers_is_read(case, file):
     processor, settings, wanted = PROCESSORS[case]
     processor(**settings, **NORMAL).save_pretrained(file.parent)
     file.with_name("config.json").write_text(json.dumps({"id2label": {"1": "bee", "0": "ant"}}))
@@ -82,7 +82,7 @@ def test_transformers_preprocessor_config(case, file):
     assert notices == ("class names and preprocessing from preprocessor_config.json beside it",)
 
 
-def test_the_file_s_own_facts_come_first():
+def test_facts_of_the_file_itself_take_precedence():
     own, other = Facts(("a",), None, ("own",)), Facts(("b",), {"size": 1}, ("other",))
     assert facts.filled(own, other) == Facts(("a",), {"size": 1}, ("own", "other"))
     assert facts.filled(Facts(("a",), {"size": 2}, ("own",)), other).notices == ("own",)

@@ -1,4 +1,4 @@
-"""Class-balanced sampling: which images an epoch draws (data.balance)."""
+"""Tests of class-balanced sampling: which images an epoch draws (data.balance)."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def test_without_balance_every_image_is_drawn_once():
 
 
 @pytest.mark.parametrize(
-    ("balance", "shares"), [("full", (0.5, 0, 0.5)), ("sqrt", (10**0.5 / (1 + 10**0.5), 0, 1 / (1 + 10**0.5)))]
+    ("balance", "fractions"), [("full", (0.5, 0, 0.5)), ("sqrt", (10**0.5 / (1 + 10**0.5), 0, 1 / (1 + 10**0.5)))]
 )
-def test_classes_are_drawn_equally_often_or_by_the_root_of_their_number(balance, shares):
+def test_classes_are_drawn_equally_often_or_by_the_root_of_their_size(balance, fractions):
     order = epoch_order(0, 0, LABELS, 10, balance)
     assert order.shape == (11, 10), "as many steps as without"
-    np.testing.assert_allclose(np.bincount(LABELS[order.ravel()], minlength=3) / 110, shares, atol=1 / 110)
+    np.testing.assert_allclose(np.bincount(LABELS[order.ravel()], minlength=3) / 110, fractions, atol=1 / 110)
 
 
 @given(
@@ -39,7 +39,7 @@ def test_classes_are_drawn_equally_often_or_by_the_root_of_their_number(balance,
     st.sampled_from(["sqrt", "full"]),
     st.integers(0, 3),
 )
-def test_no_image_is_drawn_two_times_more_often_than_another_one_of_its_class(labels, batch_size, balance, seed):
+def test_images_of_a_class_are_drawn_equally_often_within_one_draw(labels, batch_size, balance, seed):
     """Within an epoch, and over all epochs so far."""
     labels = np.array(labels)
     if len(labels) < batch_size:
@@ -67,7 +67,7 @@ def test_a_balanced_order_is_a_function_of_seed_and_epoch():
         assert (one != epoch_order(seed, epoch, LABELS, 10, "full")).mean() > 0.8
 
 
-def test_what_is_drawn_how_often_is_said():
+def test_the_average_draws_of_an_image_are_reported():
     images = ArraySplit.of_images(np.zeros((110, 16, 16, 3), np.uint8), LABELS)
     config = complete(TINY | {"batch_size": 10, "data.balance": "full"})
     experiment = Experiment(config, Dataset(images, images, images, ("ant", "bee", "cat")), one_device())

@@ -1,4 +1,4 @@
-"""Sampling order, augmentation, digits and choices per class."""
+"""Tests of sampling order, augmentation, digits and images per class."""
 
 import functools
 
@@ -59,19 +59,19 @@ def test_evaluation_sees_every_image_once(n, batch_size):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=80), st.integers(0, 3))
-def test_stratified_parts_hold_each_row_once_and_each_class_in_its_share(labels, seed):
+def test_stratified_splits_have_each_row_once_and_each_class_in_proportion(labels, seed):
     labels = np.array(labels)
-    parts = stratified(labels, (0.8, 0.1, 0.1), seed)
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    splits = stratified(labels, (0.8, 0.1, 0.1), seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate(splits)), np.arange(len(labels)))
     for label in np.unique(labels):
         count = (labels == label).sum()
-        for rows, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
+        for rows, fraction in zip(splits, (0.8, 0.1, 0.1), strict=True):
             here = (labels[rows] == label).sum()
-            assert abs(here - share * count) <= 2
+            assert abs(here - fraction * count) <= 2
             assert here >= (count >= 3)
 
 
-def test_so_many_of_each_class():
+def test_per_class_draws_the_same_number_of_each_class():
     labels = np.repeat(np.arange(3), [5, 9, 6])
     rows = per_class(labels, 5, seed=0)
     np.testing.assert_array_equal(labels[rows], np.repeat(np.arange(3), 5))
@@ -96,7 +96,7 @@ def test_images_that_may_be_scaled_already_are_refused(dtype):
         augment_module.preprocess(jnp.zeros((1, 4, 4, 3), dtype), size=4, **HALF)
 
 
-def test_normalisation_is_torchvisions():
+def test_normalisation_matches_torchvision():
     import torch
     from torchvision.transforms import v2
 
@@ -108,7 +108,7 @@ def test_normalisation_is_torchvisions():
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 64), (64, 32), (33, 48)])
-def test_resizing_is_torchvisions(side, size):
+def test_resizing_matches_torch(side, size):
     import torch
 
     pixels = images(2, side, side)
@@ -129,13 +129,13 @@ def plain_augment(pixels, **changes):
 def candidates(image, padding, flip):
     """Returns all possible crops of the padded `image`, with and without flip."""
     size = len(image)
-    found = set()
-    for turned in (image, image[:, ::-1])[: 2 if flip else 1]:
-        padded = np.pad(turned, ((padding, padding), (padding, padding), (0, 0)))
+    crops = set()
+    for view in (image, image[:, ::-1])[: 2 if flip else 1]:
+        padded = np.pad(view, ((padding, padding), (padding, padding), (0, 0)))
         for top in range(2 * padding + 1):
             for left in range(2 * padding + 1):
-                found.add(padded[top : top + size, left : left + size].tobytes())
-    return found
+                crops.add(padded[top : top + size, left : left + size].tobytes())
+    return crops
 
 
 @pytest.mark.parametrize(("padding", "flip"), [(4, True), (2, False), (0, True), (0, False)])
@@ -163,10 +163,10 @@ def test_shifts_and_flips_are_uniform():
     assert abs((columns <= 9).mean() - (0.5 + 0.5 * 4 / 9)) < 0.03, "half of them flipped to column 10"
 
 
-def test_every_draw_of_a_batch_is_its_own():
+def test_each_image_of_a_batch_is_augmented_independently():
     pixels = np.repeat(images(1, 16, 16), 64, axis=0)
     out = np.asarray(plain_augment(pixels)(jnp.asarray(pixels), jax.random.key(0), 0, 64))
-    assert len({image.tobytes() for image in out}) > 40, "162 pictures are possible"
+    assert len({image.tobytes() for image in out}) > 40, "162 images are possible"
     again = np.asarray(plain_augment(pixels)(jnp.asarray(pixels), jax.random.key(1), 0, 64))
     assert (out != again).any((1, 2, 3)).mean() > 0.9
 
@@ -177,12 +177,14 @@ def test_augmentation_does_not_depend_on_the_number_of_devices(devices):
     key = jax.random.key(5)
     augment = data.make_augment(complete({"data.size": 32}).data)
     whole = augment(jnp.asarray(pixels), key, 0, 16)
-    share = 16 // devices
-    parts = [augment(jnp.asarray(pixels[first : first + share]), key, first, 16) for first in range(0, 16, share)]
+    local_batch = 16 // devices
+    parts = [
+        augment(jnp.asarray(pixels[first : first + local_batch]), key, first, 16) for first in range(0, 16, local_batch)
+    ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_the_recipe_reaches_the_augmentation():
+def test_the_augmentation_uses_the_config():
     settings = {"data.size": 16, "data.mean": (0.1, 0.2, 0.3), "data.std": (0.5, 0.6, 0.7)}
     config = complete(settings | {"data.crop_padding": 0, "data.flip": False}).data
     pixels = jnp.asarray(images(2))
@@ -192,7 +194,7 @@ def test_the_recipe_reaches_the_augmentation():
     assert data.make_preprocess(config)(pixels).shape == (2, 16, 16, 3)
 
 
-def test_digits():
+def test_digits_are_split_and_relabelled():
     whole = load_digits("digits")
     assert whole.class_names == tuple("0123456789")
     counts = [len(split) for split in (whole.train, whole.validation, whole.test)]
@@ -210,19 +212,19 @@ def test_digits():
 
 
 @pytest.mark.parametrize("source", ["digits:5", "digits:9-5", "digits:5-5", "digits:a-b", "digits5", "digits:"])
-def test_no_such_digits(source):
+def test_invalid_digits_are_refused(source):
     with pytest.raises(UserError, match="must be digits or a range such as digits:5-9"):
         load_digits(source)
 
 
 @pytest.mark.parametrize("source", ["tfds", "tfds:", "folder:", "cifar10", ""])
-def test_an_unknown_source(source):
+def test_an_unknown_source_is_refused(source):
     config = complete({"data.source": source}).data
     with pytest.raises(UserError, match="must be one of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
         data.load_dataset(config, seed=0)
 
 
-def test_limits_are_drawn_at_random_by_seed():
+def test_limits_draw_images_by_seed():
     config = complete({"data.source": "digits"}).data
     one, same, other = (data.load_dataset(config, seed=seed, limit_train=50, limit_eval=20) for seed in (0, 0, 1))
     assert [len(split) for split in (one.train, one.validation, one.test)] == [50, 20, 20]
@@ -232,7 +234,7 @@ def test_limits_are_drawn_at_random_by_seed():
     assert len(data.load_dataset(config, seed=0, limit_train=10**6).train) > 1000
 
 
-def test_so_many_images_of_each_class_of_a_source():
+def test_per_class_limits_the_training_images():
     config = complete({"data.source": "digits:5-9", "data.per_class": 10}).data
     np.testing.assert_array_equal(np.bincount(data.load_dataset(config, seed=0).train.labels), 5 * [10])
 
@@ -247,6 +249,6 @@ def test_so_many_images_of_each_class_of_a_source():
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)),
     ],
 )
-def test_arrays_of_another_kind_are_refused(pixels, labels):
+def test_arrays_of_other_dtypes_and_shapes_are_refused(pixels, labels):
     with pytest.raises(TypeError, match="must be (uint8|int32)"):
         ArraySplit.of_images(pixels, labels)

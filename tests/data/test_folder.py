@@ -1,10 +1,10 @@
-"""Folders of images: image modes, layouts, and errors."""
+"""Tests of folders of images: image modes, layouts, and errors."""
 
 import runpy
 
 import numpy as np
 import pytest
-from image_folders import SIZE, fill, message, picture
+from image_folders import SIZE, fill, message, noise_image
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -17,15 +17,15 @@ from sft_jax.data.sources.folder import load_folder
 @pytest.mark.parametrize(
     ("width", "height"), [(12, 10), (9, 31), (8, 8), (31, 31), (5, 7), (1, 1), (200, 3), (17, 1), (9, 8), (8, 11)]
 )
-def test_any_size_is_brought_to_a_square_as_torchvision_does(width, height):
-    image = picture(0, width, height)
+def test_any_size_becomes_a_square_as_in_torchvision(width, height):
+    image = noise_image(0, width, height)
     theirs = np.asarray(v2.Compose([v2.Resize(SIZE), v2.CenterCrop(SIZE)])(image))
     np.testing.assert_array_equal(Square(SIZE).of_image(image), theirs)
     np.testing.assert_array_equal(Square(SIZE).of_array(np.asarray(image)), theirs)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA", "I;16", "HSV", "RGBX"])
-def test_modes(tmp_path, mode):
+def test_images_of_any_mode_become_rgb(tmp_path, mode):
     gray = np.full((SIZE, SIZE), 128, np.uint8)
     gray[:, : SIZE // 2] = 0
     if mode == "I;16":
@@ -37,13 +37,13 @@ def test_modes(tmp_path, mode):
     else:
         image = Image.fromarray(gray).convert("RGB").convert(mode)
     bright = 255 if mode == "1" else 128
-    found = Square(SIZE).of_image(image)
-    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), np.uint8)
-    np.testing.assert_allclose(found[:, : SIZE // 2], 0, atol=2)
-    np.testing.assert_allclose(found[:, SIZE // 2 :], bright, atol=2)
+    pixels = Square(SIZE).of_image(image)
+    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_allclose(pixels[:, : SIZE // 2], 0, atol=2)
+    np.testing.assert_allclose(pixels[:, SIZE // 2 :], bright, atol=2)
     if mode in ("L", "P", "1", "RGBA", "LA", "I;16"):
         image.save(tmp_path / "image.png")
-        np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "image.png"), found)
+        np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "image.png"), pixels)
 
 
 def test_transparency_is_white():
@@ -51,24 +51,24 @@ def test_transparency_is_white():
     assert (Square(SIZE).of_image(image) == 255).all()
 
 
-def test_exif_rotation(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[0] = 255  # a bright upper edge
     exif = Image.Exif()
     exif[0x0112] = 6  # camera held in portrait: rotate by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
-    found = Square(SIZE).read(tmp_path / "image.png")
-    assert found[:, -1].min() == 255
-    assert found[:, :-1].max() == 0
+    rotated = Square(SIZE).read(tmp_path / "image.png")
+    assert rotated[:, -1].min() == 255
+    assert rotated[:, :-1].max() == 0
 
 
-def test_the_first_frame(tmp_path):
+def test_the_first_frame_is_read(tmp_path):
     frames = [Image.new("RGB", (SIZE, SIZE), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "image.gif")[0, 0], (255, 0, 0))
 
 
-def test_parts_of_its_own(tmp_path):
+def test_split_folders_are_used(tmp_path):
     for part, count in {"train": 5, "val": 2, "test": 3}.items():
         fill(tmp_path / part, ["cat", "dög"], count, start=100 * count)
     dataset = load_folder(tmp_path, SIZE)
@@ -80,13 +80,13 @@ def test_parts_of_its_own(tmp_path):
     np.testing.assert_array_equal(dataset.train.images[5], first)
 
 
-def test_validation_may_be_spelled_out(tmp_path):
+def test_the_validation_folder_may_have_its_full_name(tmp_path):
     for index, part in enumerate(("train", "validation", "test")):
         fill(tmp_path / part, ["a", "b"], 2, start=100 * index)
     assert load_folder(tmp_path, SIZE).notices == ()
 
 
-def test_without_parts_they_are_drawn_by_name_and_class_and_said(tmp_path):
+def test_without_split_folders_splits_are_drawn_by_name_and_class_with_a_notice(tmp_path):
     fill(tmp_path, ["a", "b", "c"], 20)
     dataset = load_folder(tmp_path, SIZE)
     splits = (dataset.train, dataset.validation, dataset.test)
@@ -97,10 +97,10 @@ def test_without_parts_they_are_drawn_by_name_and_class_and_said(tmp_path):
     for split in splits:
         assert np.bincount(split.labels).min() >= 1
     everything = [image.tobytes() for split in splits for image in split.images]
-    assert len(set(everything)) == len(everything) == 60, "no image is in two parts"
+    assert len(set(everything)) == len(everything) == 60, "no image is in two splits"
 
 
-def test_a_missing_validation_part_comes_from_training(tmp_path):
+def test_a_missing_validation_split_is_drawn_from_training(tmp_path):
     fill(tmp_path / "train", ["a", "b"], 20)
     fill(tmp_path / "test", ["a", "b"], 3, start=500)
     dataset = load_folder(tmp_path, SIZE)
@@ -109,7 +109,7 @@ def test_a_missing_validation_part_comes_from_training(tmp_path):
     assert dataset.notices[0].startswith("no val split: using about 10% of the training images of each class")
 
 
-def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
+def test_other_files_are_counted_and_skipped(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     (tmp_path / "a" / "notes.txt").write_text("")
     (tmp_path / "b" / "pipe.png").symlink_to("nowhere")
@@ -125,7 +125,7 @@ def test_what_is_no_picture_is_counted_and_left_out(tmp_path):
     )
 
 
-def test_images_in_folders_of_a_class_are_its_own(tmp_path):
+def test_images_in_subfolders_belong_to_the_class(tmp_path):
     """As in torchvision's ImageFolder, for training, prediction and the recipe."""
     fill(tmp_path, ["a", "b"], 10)
     fill(tmp_path / "a", ["2023", "2024"], 5)
@@ -137,13 +137,13 @@ def test_images_in_folders_of_a_class_are_its_own(tmp_path):
     assert runpy.run_path("configs/folder.py")["count"](tmp_path) == round(0.8 * 30)
 
 
-def assert_same_batch(found, wanted):
-    assert found.keys() == wanted.keys() == {"image", "label"}
+def assert_same_batch(actual, wanted):
+    assert actual.keys() == wanted.keys() == {"image", "label"}
     for name, column in wanted.items():
-        np.testing.assert_array_equal(found[name], column, strict=True)
+        np.testing.assert_array_equal(actual[name], column, strict=True)
 
 
-def test_streamed_images_are_those_in_memory(tmp_path):
+def test_streamed_images_equal_those_in_memory(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     memory, streamed = load_folder(tmp_path, SIZE), load_folder(tmp_path, SIZE, reading=Reading(memory_bytes=1000))
     for data in (memory, streamed):
@@ -153,14 +153,14 @@ def test_streamed_images_are_those_in_memory(tmp_path):
                 np.testing.assert_array_equal(image, Square(SIZE).read(tmp_path / name), name)
     assert streamed.notices[-1] == "the images would need 0.0 GiB of memory: decoding them anew in each epoch"
     order = np.array([[3, 0, 13], [7, 7, 1]])
-    for found, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
-        assert_same_batch(found, wanted)
+    for actual, wanted in zip(streamed.train.batches(order), memory.train.batches(order), strict=True):
+        assert_same_batch(actual, wanted)
     rows = np.array([4, 2])
-    (found,), (wanted,) = (list(data.train.take(rows).batches(np.array([[1, 0]]))) for data in (streamed, memory))
-    assert_same_batch(found, wanted)
+    (actual,), (wanted,) = (list(data.train.take(rows).batches(np.array([[1, 0]]))) for data in (streamed, memory))
+    assert_same_batch(actual, wanted)
 
 
-def test_refusals(tmp_path):
+def test_unusable_folders_are_refused(tmp_path):
     assert message(tmp_path / "no") == f"data.source=folder:{tmp_path / 'no'}: no such folder"
     needs = f"{tmp_path} needs one folder of images per class, at least two; found "
     assert message(tmp_path) == needs + "none"
@@ -183,7 +183,7 @@ def test_refusals(tmp_path):
     assert message(tmp_path / "labels.csv").endswith(f" is a file; use csv:{tmp_path / 'labels.csv'}")
 
 
-def test_too_few_to_split(tmp_path):
+def test_too_few_images_to_split_are_refused(tmp_path):
     fill(tmp_path, ["a", "b"], 1)
     assert message(tmp_path).startswith(f"{tmp_path} has too few images to draw a ")
 
@@ -198,7 +198,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("memory_bytes", [None, 100], ids=["in memory", "streamed"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
+def test_damaged_images_are_named(tmp_path, damage, memory_bytes):
     fill(tmp_path, ["a", "b"], 10)
     bad = tmp_path / "b" / "003.png"
     bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
@@ -207,7 +207,7 @@ def test_damaged_pictures_are_named(tmp_path, damage, memory_bytes):
     assert said.endswith("; repair or remove them, or skip them with --config.data.on_error=skip")
 
 
-def test_many_damaged_pictures_are_counted_and_listed(tmp_path, monkeypatch):
+def test_many_damaged_images_are_counted_and_listed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for part in ("train", "val", "test"):
         fill(tmp_path / part, ["a", "b"], 12)

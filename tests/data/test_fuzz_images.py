@@ -1,4 +1,4 @@
-"""Images and folders of all kinds are read correctly or named in an error; never a hang or a traceback."""
+"""Tests that images and folders of all kinds are read correctly or named in an error, without hanging."""
 
 import io
 import itertools
@@ -59,7 +59,7 @@ def test_damaged_pictures(tmp_path, kind, damage):
     assert contents(tmp_path) == before
 
 
-NO_PICTURES = {
+NOT_IMAGES = {
     "no pixels": png(0, 0),
     "no width": png(0, 5),
     "no height": png(5, 0, data=b""),
@@ -72,9 +72,9 @@ NO_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
-def test_no_pictures_at_all(tmp_path, content):
-    """Named in the error within seconds, even in a folder of good images."""
+@pytest.mark.parametrize("content", NOT_IMAGES.values(), ids=NOT_IMAGES)
+def test_files_that_are_not_images_are_named(tmp_path, content):
+    """They are named within seconds, even in a folder of good images."""
     classes(tmp_path, "a", "b")
     bad = tmp_path / "b" / "bad.png"
     bad.write_bytes(content)
@@ -90,23 +90,23 @@ def test_no_pictures_at_all(tmp_path, content):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 1), (1, 20_000), (20_000, 300), (2, 60_000)])
-def test_strips_and_dots(width, height):
+def test_extreme_aspect_ratios_are_resized(width, height):
     """Resized naively to `SIZE`, a strip one pixel wide would take 4 GB."""
     colors = np.zeros((height, width, 3), np.uint8)
     colors[..., 1] = 200
     start = time.monotonic()
-    found = Square(224).of_image(Image.fromarray(colors))
-    np.testing.assert_array_equal(found, np.broadcast_to([0, 200, 0], (224, 224, 3)))
+    resized = Square(224).of_image(Image.fromarray(colors))
+    np.testing.assert_array_equal(resized, np.broadcast_to([0, 200, 0], (224, 224, 3)))
     assert time.monotonic() - start < 5
 
 
-def test_the_middle_of_a_strip():
+def test_the_middle_of_a_strip_is_kept():
     colors = np.zeros((2, 4000, 3), np.uint8)
     colors[:, 1999:2001] = 255
-    found = Square(32).of_image(Image.fromarray(colors))
-    assert found[:, 8:24].min() > 120
-    assert found[:, [0, -1]].max() < 140
-    np.testing.assert_array_equal(found, found[:, ::-1])
+    resized = Square(32).of_image(Image.fromarray(colors))
+    assert resized[:, 8:24].min() > 120
+    assert resized[:, [0, -1]].max() < 140
+    np.testing.assert_array_equal(resized, resized[:, ::-1])
 
 
 # --- Folders
@@ -128,7 +128,7 @@ def parts(dataset):
     return dataset.train, dataset.validation, dataset.test
 
 
-def test_links_that_go_round(tmp_path):
+def test_circular_links_are_not_followed(tmp_path):
     classes(tmp_path, "a", "b")
     (tmp_path / "a" / "self.png").symlink_to("self.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
@@ -160,11 +160,11 @@ def as_nobody(action):
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("kind", ["picture", "class", "folder"])
-def test_what_may_not_be_read(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["image", "class", "folder"])
+def test_unreadable_files_and_folders_are_named(tmp_path, kind):
     root = tmp_path / "images"
     classes(root, "a", "b")
-    closed = {"picture": root / "b" / "03.png", "class": root / "b", "folder": root}[kind]
+    closed = {"image": root / "b" / "03.png", "class": root / "b", "folder": root}[kind]
     for parent in [tmp_path, *tmp_path.parents[:3]]:
         parent.chmod(0o755)
     closed.chmod(0)
@@ -197,7 +197,7 @@ def test_any_names(tmp_path_factory, names):
     assert not said or len(wanted) < 2 or any(map(part_of, wanted))
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_text_are_refused_or_replaced(tmp_path):
     """A name in Latin-1 could not be printed."""
     if sys.platform != "linux":
         pytest.skip("file names are text here")

@@ -1,4 +1,4 @@
-"""Real-world images: formats, aspect ratios, 16 bits, damaged files; and the notices about them."""
+"""Tests of real-world images: formats, aspect ratios, 16 bits, damaged files, and the notices about them."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from sft_jax.models.architecture import Pretrained
 USUAL = Preprocess.of_pretrained(Pretrained())
 
 
-def drawn(seed=0, width=12, height=10):
+def noise_image(seed=0, width=12, height=10):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -39,11 +39,11 @@ def gray(path, values):
 # --- Aspect ratios
 
 
-def test_a_crop_of_a_larger_size_is_torchvisions():
+def test_a_crop_of_a_larger_size_matches_torchvision():
     for interpolation in ("bilinear", "bicubic"):
         mode = InterpolationMode[interpolation.upper()]
         for width, height in ((40, 30), (30, 55), (16, 16), (9, 100)):
-            image = drawn(0, width, height)
+            image = noise_image(0, width, height)
             theirs = v2.Compose([v2.Resize(20, mode), v2.CenterCrop(16)])(image)
             ours = Square(16, resize=20, interpolation=interpolation)
             np.testing.assert_array_equal(ours.of_image(image), theirs)
@@ -52,9 +52,9 @@ def test_a_crop_of_a_larger_size_is_torchvisions():
 
 def test_pad_keeps_everything_between_black_bars():
     for width, height in ((40, 20), (20, 40), (33, 20)):
-        image = drawn(0, width, height)
-        found = Square(16, "pad").of_image(image)
-        np.testing.assert_array_equal(found, ImageOps.pad(image, (16, 16), Image.Resampling.BILINEAR))
+        image = noise_image(0, width, height)
+        padded = Square(16, "pad").of_image(image)
+        np.testing.assert_array_equal(padded, ImageOps.pad(image, (16, 16), Image.Resampling.BILINEAR))
     white = Image.new("RGB", (40, 20), "white")
     rows = Square(16, "pad").of_image(white).mean((1, 2))
     np.testing.assert_array_equal(rows, 4 * [0] + 8 * [255] + 4 * [0])
@@ -62,15 +62,15 @@ def test_pad_keeps_everything_between_black_bars():
     assert Square(16, "pad").of_image(Image.new("RGB", (4000, 2), "white")).max() == 255
 
 
-def test_squash_brings_both_sides_to_the_size():
-    image = drawn(0, 40, 20)
+def test_squash_resizes_both_sides():
+    image = noise_image(0, 40, 20)
     theirs = v2.Resize((16, 16))(image)
     np.testing.assert_array_equal(Square(16, "squash").of_image(image), theirs)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_images_in_floating_point_go_the_same_way(fit):
-    pixels = np.asarray(drawn(0, 5, 3).resize((40, 24), Image.Resampling.BICUBIC))
+def test_floating_point_images_are_resized_like_uint8(fit):
+    pixels = np.asarray(noise_image(0, 5, 3).resize((40, 24), Image.Resampling.BICUBIC))
     for square in (Square(16, fit), Square(16, fit, resize=20, interpolation="bicubic")):
         whole, exact = square.of_array(pixels), square.of_array(pixels.astype(np.float32) / 255)
         assert exact.dtype == np.float32
@@ -89,12 +89,12 @@ def test_images_in_floating_point_go_the_same_way(fit):
         ),
     ],
 )
-def test_what_becomes_of_images_that_are_not_square_is_said(tmp_path, fit, said):
+def test_the_treatment_of_oblong_images_is_reported(tmp_path, fit, said):
     for part in ("train", "val", "test"):
         fill(tmp_path / part, ["a", "b"], 2)
     for seed, path in enumerate(sorted(tmp_path.rglob("*.png"))):
-        drawn(seed, 40, 20).save(path)
-    first = drawn(4, 40, 20)  # after those of the test split
+        noise_image(seed, 40, 20).save(path)
+    first = noise_image(4, 40, 20)  # after those of the test split
     dataset = load(tmp_path, fit=fit)
     assert dataset.notices == (said,)
     assert dataset.square == Square(SIZE, fit)
@@ -107,25 +107,25 @@ def test_what_becomes_of_images_that_are_not_square_is_said(tmp_path, fit, said)
 @pytest.mark.parametrize(
     "suffix", ["tif", "tiff", "ppm", "pgm", "jfif", "avif", "webp", "bmp", "gif", "jp2", "JPG", "tga"]
 )
-def test_what_pillow_reads_is_an_image(tmp_path, suffix):
+def test_every_format_of_pillow_is_an_image(tmp_path, suffix):
     """Regression: only six suffixes were known, and folders of TIFF lost their images."""
     name = {"jfif": "jpg", "pgm": "ppm"}.get(suffix, suffix.lower())
-    drawn().save(tmp_path / f"a.{name}")
+    noise_image().save(tmp_path / f"a.{name}")
     (tmp_path / f"a.{name}").rename(tmp_path / f"b.{suffix}")
     assert find_images(tmp_path).images == [tmp_path / f"b.{suffix}"]
     assert Square(SIZE).read(tmp_path / f"b.{suffix}").shape == (SIZE, SIZE, 3)
 
 
-def test_photographs_of_several_frames_are_read(tmp_path):
+def test_photographs_with_several_frames_are_read(tmp_path):
     """Some phones write MPO, JPEG with a second image, with the suffix of JPEG."""
-    drawn().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[drawn(1)])
+    noise_image().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise_image(1)])
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.format == "MPO"
         np.testing.assert_array_equal(Square(SIZE).read(tmp_path / "a.jpg"), Square(SIZE).of_image(image))
 
 
-def test_a_file_without_a_suffix_is_known_by_its_content(tmp_path):
-    drawn().save(tmp_path / "a.png")
+def test_a_file_without_a_suffix_is_recognised_by_its_content(tmp_path):
+    noise_image().save(tmp_path / "a.png")
     for name in ("no_suffix", "image.123", "image.jpg_large", "photo.jpg?v=2"):
         (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
     texts = {
@@ -137,9 +137,9 @@ def test_a_file_without_a_suffix_is_known_by_its_content(tmp_path):
     }
     for name, content in texts.items():
         (tmp_path / name).write_bytes(content)
-    found = find_images(tmp_path)
-    assert {path.name for path in found.others} == set(texts)
-    assert len(found.images) == 5
+    files = find_images(tmp_path)
+    assert {path.name for path in files.others} == set(texts)
+    assert len(files.images) == 5
 
 
 def test_a_program_in_place_of_an_image_is_not_run(tmp_path):
@@ -149,7 +149,7 @@ def test_a_program_in_place_of_an_image_is_not_run(tmp_path):
         Square(SIZE).read(tmp_path / "a.png")
 
 
-def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+def test_heic_is_read_if_pillow_heif_is_installed(tmp_path):
     """A fake package of that name registers a format, as the real one does."""
     package = tmp_path / "path" / "pillow_heif"
     package.mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
         "    Image.register_open('HEIF', PngImagePlugin.PngImageFile, lambda prefix: prefix.startswith(b'\\x89PNG'))\n"
         "    Image.register_extensions('HEIF', ['.heic', '.heif'])\n"
     )
-    drawn().save(tmp_path / "a.png")
+    noise_image().save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "IMG_1.HEIC")
     code = (
         "import sys, pathlib\n"
@@ -177,7 +177,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
     assert "IMG_1.HEIC" in done.stdout
 
 
-def test_heic_under_another_name_says_what_to_install(tmp_path):
+def test_heic_with_another_suffix_names_the_package_to_install(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
     with pytest.raises(Image.UnidentifiedImageError) as caught:
         Square(SIZE).read(tmp_path / "a.jpg")
@@ -190,13 +190,13 @@ def test_heic_under_another_name_says_what_to_install(tmp_path):
 def test_an_image_above_pillows_limit_is_read_up_to_the_setting(tmp_path, monkeypatch):
     """For maps and slide scans: Pillow warns above 89 million pixels and refuses above 179 million."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    drawn(0, 20, 10).save(tmp_path / "a.png")
+    noise_image(0, 20, 10).save(tmp_path / "a.png")
     assert Square(SIZE).read(tmp_path / "a.png", 200).shape == (SIZE, SIZE, 3)
-    assert Image.MAX_IMAGE_PIXELS == 50, "the limit of the process is as it was"
+    assert Image.MAX_IMAGE_PIXELS == 50, "Pillow's own limit is unchanged"
     with pytest.raises(formats.TooLargeError, match=r"it has 200 pixels, more than 199; .*--config.data.max_pixels"):
         Square(SIZE).read(tmp_path / "a.png", 199)
     fill(tmp_path, ["a", "b"], 10)
-    drawn(0, 20, 10).save(tmp_path / "b" / "large.png")
+    noise_image(0, 20, 10).save(tmp_path / "b" / "large.png")
     with pytest.raises(UserError, match=f"1 image cannot be read: {tmp_path}/b/large.png .it has 200 pixels"):
         load(tmp_path, max_pixels=199)
 
@@ -243,14 +243,14 @@ def test_gray_values_are_scaled_by_the_range_of_the_training_images(tmp_path, na
     assert dataset.test.images[0, 0, -1, 0] >= 255 * min(1, (high + high - low) / limits[1]) - 1, "clipped, not wrapped"
 
 
-def test_sixteen_bits_that_are_filled_stay_as_they_are(tmp_path):
+def test_gray_values_over_all_16_bits_are_not_rescaled(tmp_path):
     dataset = grays(tmp_path, ".png", 0, 30_000, np.uint16)
     assert (dataset.square, dataset.notices) == (Square(SIZE), ())
     wanted = np.linspace(0, 30_000, SIZE).astype(np.uint16) >> 8
     np.testing.assert_array_equal(np.delete(dataset.train.images[0, 0, :, 0], 1), np.delete(wanted, 1))
 
 
-def test_sixteen_bits_of_color_are_reduced_and_it_is_said(tmp_path):
+def test_16_bit_colour_is_reduced_to_8_bits_with_a_notice(tmp_path):
     for part in ("train", "val", "test"):
         fill(tmp_path / part, ["a", "b"], 2, start=10 * len(part))
     rows = b"".join(b"\0" + bytes([value, 255] * 3 * SIZE) for value in range(SIZE))
@@ -258,12 +258,12 @@ def test_sixteen_bits_of_color_are_reduced_and_it_is_said(tmp_path):
     for memory_bytes in (None, 1):
         dataset = load(tmp_path, memory_bytes=memory_bytes)
         assert dataset.notices[0] == "images with 16 bits per channel (1): only the upper 8 bits are used"
-    found = Square(SIZE).read(tmp_path / "train" / "a" / "deep.png")
-    np.testing.assert_array_equal(found[:, 0, 0], np.arange(SIZE))
+    pixels = Square(SIZE).read(tmp_path / "train" / "a" / "deep.png")
+    np.testing.assert_array_equal(pixels[:, 0, 0], np.arange(SIZE))
 
 
-def test_the_recorded_range_is_used_again(tmp_path):
-    """Evaluation and prediction repeat the preprocessing of training, whatever the images are by then."""
+def test_the_recorded_range_is_reused(tmp_path):
+    """Evaluation and prediction repeat the preprocessing of training, even if the images have changed."""
     square = grays(tmp_path, ".png", 0, 4000, np.uint16).square
     recorded = Preprocess.from_json(
         json.loads(json.dumps(Preprocess(**vars(square), mean=(0,) * 3, std=(1,) * 3).to_json()))
@@ -293,7 +293,7 @@ NAMES = ("train/b/001.png", "val/a/002.png", "test/b/003.png")
 
 
 @pytest.mark.parametrize("memory_bytes", [None, 100], ids=["in memory", "streamed"])
-def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_path, memory_bytes):
+def test_broken_images_of_all_splits_are_listed_at_once_and_can_be_skipped(tmp_path, memory_bytes):
     bad = broken(tmp_path, *NAMES)
     with pytest.raises(UserError) as caught:
         load(tmp_path, memory_bytes=memory_bytes)
@@ -311,24 +311,24 @@ def test_broken_images_of_all_parts_are_found_at_once_and_can_be_skipped(tmp_pat
             np.testing.assert_array_equal(image, Square(SIZE).read(path))
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path, monkeypatch):
+def test_a_class_without_readable_images_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     broken(tmp_path, *(f"val/b/{number:03}.png" for number in range(3)), "val/b/003.png")
     with pytest.raises(UserError, match=r"no val image of the class of .*val/b/000.png is readable"):
         load(tmp_path, on_error="skip")
 
 
-def test_a_truncated_jpeg_is_found_before_training_where_images_are_streamed(tmp_path):
+def test_a_truncated_jpeg_is_detected_before_training_on_streamed_images(tmp_path):
     """Regression: such files have a valid header, and ended runs midway."""
     fill(tmp_path, ["a", "b"], 10)
     path = tmp_path / "b" / "photo.jpg"
-    drawn(0, 300, 200).save(path)
+    noise_image(0, 300, 200).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError, match=f"1 image cannot be read: {path} .image file is truncated"):
         load(tmp_path, memory_bytes=1)
 
 
-def test_a_file_that_is_gone_later_is_named_with_what_to_do(tmp_path):
+def test_a_file_that_disappears_later_is_named_with_a_remedy(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     dataset = load(tmp_path, memory_bytes=1)
     (tmp_path / dataset.train.names[5]).unlink()
@@ -340,11 +340,11 @@ def test_a_file_that_is_gone_later_is_named_with_what_to_do(tmp_path):
     )
 
 
-def test_all_images_are_counted_as_they_are_read(tmp_path):
+def test_progress_counts_all_images(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     calls = []
     load(tmp_path, progress=lambda done, total: calls.append((done, total)))
-    assert calls == 2 * [(done, 20) for done in range(1, 21)], "looked at, then read"
+    assert calls == 2 * [(done, 20) for done in range(1, 21)], "checked, then read"
 
 
 def test_warnings_of_pillow_name_the_first_file(tmp_path):
@@ -352,7 +352,7 @@ def test_warnings_of_pillow_name_the_first_file(tmp_path):
     fill(tmp_path, ["a", "b"], 10)
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
     for name in ("x.jpg", "y.jpg"):
-        drawn().save(tmp_path / "a" / name, exif=exif)
+        noise_image().save(tmp_path / "a" / name, exif=exif)
     for memory_bytes in (None, 1):
         dataset = load(tmp_path, memory_bytes=memory_bytes)
         (said,) = [notice for notice in dataset.notices if "EXIF" in notice]
@@ -365,7 +365,7 @@ def test_warnings_of_pillow_name_the_first_file(tmp_path):
 # --- Records
 
 
-def test_what_images_go_through_is_recorded_and_read_back():
+def test_the_preprocessing_is_recorded_and_read_back():
     facts = {
         "size": 224,
         "resize": 256,
@@ -374,9 +374,9 @@ def test_what_images_go_through_is_recorded_and_read_back():
         "mean": [0.1, 0.2, 0.3],
         "std": [1, 1, 1],
     }
-    found = Preprocess.of_metadata({"preprocess": json.dumps(facts)}, USUAL)
-    assert found == Preprocess(224, resize=256, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
-    assert Preprocess.from_json(found.to_json()) == found
+    preprocess = Preprocess.of_metadata({"preprocess": json.dumps(facts)}, USUAL)
+    assert preprocess == Preprocess(224, resize=256, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
+    assert Preprocess.from_json(preprocess.to_json()) == preprocess
     assert Preprocess.of_metadata({}, USUAL) is USUAL
     assert Preprocess(224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) == USUAL
     first = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": False}

@@ -1,4 +1,4 @@
-"""Real-world folder layouts: detection of splits, notices, and errors."""
+"""Tests of real-world folder layouts: detection of splits, notices, and errors."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sft_jax.data.sources.folder import list_folder, load_folder
 CLASSES = ("ant", "bee", "cat")
 
 
-def parts(root, *names, count=4, classes=CLASSES):
+def make_splits(root, *names, count=4, classes=CLASSES):
     """Creates folders of splits, all images distinct."""
     for index, name in enumerate(names):
         fill(root / name, classes, count, start=10_000 * index)
@@ -38,7 +38,7 @@ def counts(dataset):
         ("seg_train", "val", "seg_test"),
     ],
 )
-def test_parts_by_their_usual_names(tmp_path, train, validation, test):
+def test_splits_are_recognised_by_their_usual_names(tmp_path, train, validation, test):
     for index, name in enumerate((train, validation, test)):
         fill(tmp_path / name, CLASSES, 4 - index, start=10_000 * index)
     dataset = load_folder(tmp_path, SIZE)
@@ -56,22 +56,22 @@ def test_parts_by_their_usual_names(tmp_path, train, validation, test):
 @pytest.mark.parametrize(
     ("present", "drawn"), [(("Training", "Testing"), "val"), (("train", "valid"), "test"), (("train",), "val or test")]
 )
-def test_missing_parts_are_drawn_from_training_and_said(tmp_path, present, drawn):
-    parts(tmp_path, *present, count=12)
+def test_missing_splits_are_drawn_from_training_with_a_notice(tmp_path, present, drawn):
+    make_splits(tmp_path, *present, count=12)
     dataset = load_folder(tmp_path, SIZE)
     assert sum(counts(dataset)) == 36 * len(present)
     assert any(line.startswith(f"no {drawn} split: using about 10%") for line in dataset.notices)
 
 
-def test_two_folders_for_one_part_are_refused(tmp_path):
-    parts(tmp_path, "train", "val", "valid")
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    make_splits(tmp_path, "train", "val", "valid")
     assert message(tmp_path) == (
         f"{tmp_path / 'val'} and {tmp_path / 'valid'} both look like the val split; keep one, or merge them"
     )
 
 
-def test_an_empty_one_of_two_is_no_matter(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_an_empty_second_folder_of_a_split_is_ignored(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     (tmp_path / "valid").mkdir()
     dataset = load_folder(tmp_path, SIZE)
     assert counts(dataset) == [12, 12, 12]
@@ -80,23 +80,23 @@ def test_an_empty_one_of_two_is_no_matter(tmp_path):
 
 @pytest.mark.parametrize("name", ["holdout", "chest_xray", "seg_pred", "extra"])
 def test_an_unknown_folder_beside_train_is_named(tmp_path, name):
-    parts(tmp_path, "train", "test")
+    make_splits(tmp_path, "train", "test")
     flat(tmp_path / name)
     assert message(tmp_path).startswith(
         f"{tmp_path / name}, next to the train folder, contains images but is not named like a split; rename it to "
     )
 
 
-def test_a_folder_without_images_beside_train_is_no_matter(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_a_folder_without_images_beside_train_is_ignored(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "all.json").write_text("{}")
     assert load_folder(tmp_path, SIZE).notices == ()
 
 
-def test_an_unlabelled_test_part_is_not_scored(tmp_path):
+def test_an_unlabelled_test_split_is_not_scored(tmp_path):
     """As on Kaggle: the test split is drawn from the training images instead, with a notice."""
-    parts(tmp_path, "train", count=12)
+    make_splits(tmp_path, "train", count=12)
     flat(tmp_path / "test")
     dataset = load_folder(tmp_path, SIZE)
     assert sum(counts(dataset)) == 36
@@ -104,7 +104,7 @@ def test_an_unlabelled_test_part_is_not_scored(tmp_path):
     assert dataset.notices[1].startswith("no val or test split: ")
 
 
-def test_a_part_in_a_folder_of_its_own_name(tmp_path):
+def test_a_split_may_be_nested_in_a_folder_of_its_name(tmp_path):
     """As in Kaggle archives: seg_train/seg_train/CLASS."""
     for index, name in enumerate(("seg_train", "seg_test")):
         fill(tmp_path / name / name, CLASSES, 12, start=10_000 * index)
@@ -113,7 +113,7 @@ def test_a_part_in_a_folder_of_its_own_name(tmp_path):
     assert len(dataset.test) == 36
 
 
-def test_the_folder_of_an_archive_is_named(tmp_path):
+def test_the_folder_of_an_archive_is_suggested(tmp_path):
     fill(tmp_path / "flower_photos", CLASSES, 4)
     assert message(tmp_path).endswith(
         f"found only 'flower_photos', which contains ant, bee, cat: if these are the classes, use "
@@ -122,8 +122,8 @@ def test_the_folder_of_an_archive_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_a_part_may_lack_a_class(tmp_path, empty):
-    parts(tmp_path, "train", "test")
+def test_a_split_may_lack_a_class(tmp_path, empty):
+    make_splits(tmp_path, "train", "test")
     fill(tmp_path / "val", CLASSES[:2], 4, start=5000)
     if empty:
         (tmp_path / "val" / "cat").mkdir()
@@ -133,14 +133,14 @@ def test_a_part_may_lack_a_class(tmp_path, empty):
     assert dataset.notices == ("the val split has no images of 'cat'",)
 
 
-def test_an_unknown_class_of_a_part_is_refused(tmp_path):
-    parts(tmp_path, "train")
+def test_an_unknown_class_of_a_split_is_refused(tmp_path):
+    make_splits(tmp_path, "train")
     fill(tmp_path / "val", (*CLASSES, "dog"), 4)
     assert message(tmp_path).startswith(f"{tmp_path / 'val'} has classes that are not in the training split: 'dog';")
 
 
-def test_classes_that_differ_in_capitals_are_named(tmp_path):
-    parts(tmp_path, "train")
+def test_classes_that_differ_in_case_are_named(tmp_path):
+    make_splits(tmp_path, "train")
     fill(tmp_path / "val", ("Ant", "bee"), 4)
     assert "'Ant' (names are case-sensitive: 'Ant' is 'ant' there); rename" in message(tmp_path)
     fill(tmp_path / "both", ("Ant", "ant"), 10)
@@ -149,14 +149,14 @@ def test_classes_that_differ_in_capitals_are_named(tmp_path):
     )
 
 
-def test_an_empty_class_of_training_is_refused_by_name(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_an_empty_training_class_is_named(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     (tmp_path / "train" / "dog").mkdir()
     assert message(tmp_path).startswith(f"{tmp_path / 'train' / 'dog'} contains no images; add some, or remove")
 
 
-def test_images_beside_the_classes_are_said(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_images_outside_class_folders_are_reported(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     for name in ("a.png", "b.png"):
         (tmp_path / "train" / name).write_bytes((tmp_path / "train" / "ant" / "000.png").read_bytes())
     assert load_folder(tmp_path, SIZE).notices[0] == (
@@ -165,7 +165,7 @@ def test_images_beside_the_classes_are_said(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "odd"), [(("bus", "car"), "train"), (("control",), "test")])
-def test_a_class_that_is_called_like_a_part(tmp_path, classes, odd):
+def test_a_class_may_be_named_like_a_split(tmp_path, classes, odd):
     """A train is a vehicle: if nothing else makes sense, the folder is a class."""
     fill(tmp_path, (*classes, odd), 12)
     dataset = load_folder(tmp_path, SIZE)
@@ -175,7 +175,7 @@ def test_a_class_that_is_called_like_a_part(tmp_path, classes, odd):
     )
 
 
-def test_a_class_or_images_without_labels_is_asked_back(tmp_path):
+def test_a_folder_that_may_be_a_class_or_unlabelled_images_is_refused(tmp_path):
     fill(tmp_path, ("ant", "bee", "test"), 12)
     assert message(tmp_path) == (
         f"{tmp_path / 'test'} may be a class or unlabelled images; move the class folders into "
@@ -183,7 +183,7 @@ def test_a_class_or_images_without_labels_is_asked_back(tmp_path):
     )
 
 
-def test_a_part_with_labels_beside_the_classes(tmp_path):
+def test_a_split_may_lie_beside_the_classes(tmp_path):
     """ROOT/CLASS and ROOT/test/CLASS."""
     fill(tmp_path, CLASSES, 12)
     fill(tmp_path / "Test", CLASSES, 4, start=500)
@@ -191,7 +191,7 @@ def test_a_part_with_labels_beside_the_classes(tmp_path):
     assert (len(dataset.train) + len(dataset.validation), len(dataset.test)) == (36, 12)
 
 
-def test_flat_folders_hint_at_a_table(tmp_path):
+def test_flat_folders_suggest_a_table(tmp_path):
     flat(tmp_path / "train")
     flat(tmp_path / "test")
     (tmp_path / "train.csv").write_text("id,label\n")
@@ -200,8 +200,8 @@ def test_flat_folders_hint_at_a_table(tmp_path):
     )
 
 
-def test_what_systems_leave_behind_is_no_part_and_no_class(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_system_folders_are_ignored(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     for junk in ("__MACOSX", "@eaDir", ".ipynb_checkpoints"):
         for folder in (tmp_path, tmp_path / "train", tmp_path / "train" / "ant"):
             fill(folder / junk, ["ant"], 2)
@@ -211,7 +211,7 @@ def test_what_systems_leave_behind_is_no_part_and_no_class(tmp_path):
 
 
 def test_the_same_file_in_training_and_test_is_refused(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+    make_splits(tmp_path, "train", "val", "test")
     for number in (1, 2):
         path = tmp_path / "test" / "ant" / f"00{number}.png"
         path.unlink()
@@ -225,8 +225,8 @@ def test_the_same_file_in_training_and_test_is_refused(tmp_path):
     assert allowed.notices[0].startswith("2 images of the test split are also in the train split: ")
 
 
-def test_copies_across_parts_are_counted_and_said(tmp_path):
-    parts(tmp_path, "train", "val", "test")
+def test_copies_across_splits_are_counted_and_reported(tmp_path):
+    make_splits(tmp_path, "train", "val", "test")
     copied = (tmp_path / "train" / "ant" / "001.png").read_bytes()
     (tmp_path / "test" / "ant" / "copy.png").write_bytes(copied)
     (tmp_path / "val" / "ant" / "copy.png").write_bytes(copied)
@@ -238,7 +238,7 @@ def test_copies_across_parts_are_counted_and_said(tmp_path):
 
 
 def test_names_are_relative_to_the_classes(tmp_path):
-    parts(tmp_path, "train", "val")
+    make_splits(tmp_path, "train", "val")
     assert {file.key for file in list_folder(tmp_path, []).files if file.part == "val"} == {
         f"{name}/{number:03}.png" for name in CLASSES for number in range(4)
     }

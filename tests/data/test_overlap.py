@@ -1,9 +1,9 @@
-"""Overlapping splits of prepared datasets: reported, and refused if they make a run train on test images."""
+"""Tests that overlapping splits of datasets are reported, and refused if a run would train on test images."""
 
 import numpy as np
 import pytest
 from made_run import make_run
-from prepared_sets import Pictures
+from prepared_sets import ImageSet
 
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
@@ -16,7 +16,7 @@ from sft_jax.training.start import read_dataset
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    Pictures(3, (8, 8, 3)).prepare("few", directory, train=60, test=30)
+    ImageSet(3, (8, 8, 3)).prepare("few", directory, train=60, test=30)
     return directory
 
 
@@ -26,7 +26,7 @@ def load(directory, train, validation, test, **settings):
     return load_dataset(config.data, seed=0)
 
 
-def test_splits_that_share_nothing_are_no_matter(few):
+def test_disjoint_splits_give_no_notice(few):
     assert load(few, "train[:45]", "train[45:]", "test").notices == ()
 
 
@@ -50,7 +50,7 @@ def test_training_on_test_images_is_refused(few, train, validation, test, shared
     assert any(f"data.test={test} have {shared} images in common" in line for line in allowed.notices)
 
 
-def test_training_on_validation_images_is_said(few):
+def test_training_on_validation_images_is_reported(few):
     """data.train=train while the validation split is still the recipe's."""
     dataset = load(few, "train", "train[45:]", "test")
     assert dataset.notices == (
@@ -59,7 +59,7 @@ def test_training_on_validation_images_is_said(few):
     )
 
 
-def test_choosing_on_test_images_is_said(few):
+def test_selecting_on_test_images_is_reported(few):
     """As the README's comparison with PyTorch does."""
     assert load(few, "train", "test", "test").notices == (
         "data.validation=test and data.test=test have 30 images in common: the best epoch would be selected on test "
@@ -67,10 +67,10 @@ def test_choosing_on_test_images_is_said(few):
     )
 
 
-def test_the_count_is_that_of_the_images(few):
-    """For any two expressions, as tfds itself evaluates them."""
-    found = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
-    (one,), (other,) = (next(iter(each.values())) for each in found)
+def test_common_images_are_counted(few):
+    """Splits are evaluated by tfds, so any expression works."""
+    ranges = [positions("few", directory=str(few), split=split) for split in ("train[10:20]", "train[15%:50%]")]
+    (one,), (other,) = (next(iter(each.values())) for each in ranges)
     assert (len(one), len(other)) == (10, 21)
     assert len(np.intersect1d(one, other)) == 10
 

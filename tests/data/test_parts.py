@@ -1,4 +1,4 @@
-"""Assignment of images to splits where a source does not say: it depends on file names only."""
+"""Tests of the splits that are drawn if a source has none: they depend on file names only."""
 
 import unicodedata
 
@@ -36,11 +36,11 @@ def part_by_name(parts):
         ("rose train_a trains attest contest devil value values testament training_shoes 2017 set images ö", None),
     ],
 )
-def test_the_names_that_people_give_to_parts(names, part):
+def test_common_names_of_splits_are_recognised(names, part):
     assert {name: part_of(name) for name in names.split()} == dict.fromkeys(names.split(), part)
 
 
-def test_the_draw_is_the_same_everywhere_and_for_ever():
+def test_the_draw_is_the_same_on_every_machine_and_in_every_version():
     """Otherwise a run could later be evaluated on images that it was trained on."""
     assert position("rose/001.jpg") == pytest.approx(0x42BA2551C985 / 2**48)  # sha256sum
     assert position(unicodedata.normalize("NFD", "dög/é.jpg")) == position(unicodedata.normalize("NFC", "dög/é.jpg"))
@@ -49,42 +49,42 @@ def test_the_draw_is_the_same_everywhere_and_for_ever():
     assert counts == pytest.approx({"train": 3200, "val": 400, "test": 400}, rel=0.15)
 
 
-def test_adding_an_image_moves_no_other():
+def test_adding_images_moves_no_other():
     before = part_by_name(decided(listing({"rose": 200, "tulip": 200}), []))
     after = part_by_name(decided(listing({"iris": 50, "rose": 260, "tulip": 200}), []))
     assert {name: after[name] for name in before} == before
 
 
-def test_a_part_that_is_there_moves_no_image_of_the_other():
+def test_a_given_split_moves_no_image_of_another():
     """A given test split does not change which images are drawn for validation."""
     whole = part_by_name(decided(listing({"rose": 200, "tulip": 200}), []))
     for given_part, drawn in (("test", "val"), ("val", "test")):
         files = listing({"rose": 200, "tulip": 200})
         own = [file._replace(name=f"own/{file.name}", part=given_part) for file in files.files[:1]]
-        found = decided(Listing(files.root, files.place, files.class_names, files.files + own), [])
-        assert {file.name for file in found[drawn]} == {name for name, part in whole.items() if part == drawn}
+        splits = decided(Listing(files.root, files.place, files.class_names, files.files + own), [])
+        assert {file.name for file in splits[drawn]} == {name for name, part in whole.items() if part == drawn}
 
 
 @pytest.mark.parametrize("missing", [1, 2])
 @pytest.mark.parametrize("counts", [(1,), (2, 1), (3, 3, 3), (1, 2, 3, 4, 5, 6, 7, 8), tuple(range(3, 40))])
-def test_every_class_that_has_enough_is_in_every_part(counts, missing):
+def test_every_class_with_enough_images_is_in_every_split(counts, missing):
     files = listing({f"class {number}": count for number, count in enumerate(counts)})
     if missing == 1:
         own = [file._replace(name=f"test/{file.name}", part="test") for file in files.files]
         files = Listing(files.root, files.place, files.class_names, files.files + own)
     try:
-        found = decided(files, [])
+        splits = decided(files, [])
     except UserError:
         assert max(counts) <= missing
         return
-    assert sorted(part_by_name(found)) == sorted(file.name for file in files.files), "each is in one part"
+    assert sorted(part_by_name(splits)) == sorted(file.name for file in files.files), "each image is in one split"
     drawn = ["train", "val", "test"][: missing + 1]
     for name, count in zip(files.class_names, counts, strict=True):
-        here = [part for part in drawn if any(file.class_name == name for file in found[part])]
+        here = [part for part in drawn if any(file.class_name == name for file in splits[part])]
         assert here == (drawn if count > missing else ["train"])
 
 
-def test_a_small_class_is_all_for_training_and_said(tmp_path):
+def test_a_small_class_is_used_for_training_with_a_notice(tmp_path):
     fill(tmp_path, ["a", "b", "c"], 10)
     fill(tmp_path, ["rare"], 1, start=5000)
     dataset = load_folder(tmp_path, SIZE)
@@ -92,12 +92,12 @@ def test_a_small_class_is_all_for_training_and_said(tmp_path):
     assert dataset.notices[1:] == ("the val split has no images of 'rare'", "the test split has no images of 'rare'")
 
 
-def test_too_few_to_draw_from(tmp_path):
+def test_too_few_images_to_draw_from_are_refused(tmp_path):
     fill(tmp_path, ["a", "b"], 2)
     assert message(tmp_path) == f"{tmp_path} has too few images to draw a val split from; add images or that split"
 
 
-def test_the_seed_moves_no_part(tmp_path):
+def test_the_seed_does_not_change_the_splits(tmp_path):
     """Runs with different seeds are evaluated on the same images."""
     from sft_jax.config import complete
     from sft_jax.data import load_dataset
@@ -110,7 +110,7 @@ def test_the_seed_moves_no_part(tmp_path):
     assert one.train.names != other.train.names, "few-shot draws follow the seed"
 
 
-def test_parts_are_the_same_wherever_the_folder_lies(tmp_path):
+def test_splits_do_not_depend_on_where_the_folder_is(tmp_path):
     fill(tmp_path / "here", ["a", "b"], 30)
     fill(tmp_path / "there" / "train", ["a", "b"], 30)
     here, there = (decided(list_folder(tmp_path / name, []), []) for name in ("here", "there"))

@@ -1,4 +1,4 @@
-"""A folder that changed since the run began: no image moves between classes or splits silently."""
+"""Tests that no image of a folder that has changed moves silently between the classes or splits of a run."""
 
 import contextlib
 import gzip
@@ -55,7 +55,7 @@ def refusal(action, *arguments, **settings):
     return str(caught.value)
 
 
-def test_what_is_recorded_is_read_back(flowers, tmp_path):
+def test_a_record_is_read_back(flowers, tmp_path):
     record = recorded(flowers)
     kept = Run(tmp_path / "run")
     kept.write_dataset_record(record)
@@ -73,9 +73,9 @@ def test_what_is_recorded_is_read_back(flowers, tmp_path):
         lambda content: gzip.compress(gzip.decompress(content).replace(b"000.png", b"001.png")),
         lambda content: gzip.compress(gzip.decompress(content).replace(b'"ant"', b'"ape"')),
     ],
-    ids=["cut", "empty", "another file", "another image", "another class"],
+    ids=["truncated", "empty", "another file", "another image", "another class"],
 )
-def test_a_damaged_record_is_noticed(flowers, tmp_path, damage):
+def test_a_damaged_record_is_detected(flowers, tmp_path, damage):
     kept = Run(tmp_path / "run")
     kept.write_dataset_record(recorded(flowers))
     kept.dataset_file.write_bytes(damage(kept.dataset_file.read_bytes()))
@@ -84,13 +84,13 @@ def test_a_damaged_record_is_noticed(flowers, tmp_path, damage):
     )
 
 
-def test_added_images_go_to_no_part_and_are_said(flowers):
+def test_added_images_are_ignored_with_a_notice(flowers):
     record = recorded(flowers)
     (flowers / "ant" / "000.png").write_bytes((flowers / "ant" / "000.png").read_bytes() + b"more")
     fill(flowers, ["dog"], 5, start=7000)
     shutil.copy(flowers / "dog" / "000.png", flowers / "ant" / "new.png")
-    found, notices = again(flowers, record, resuming=True)
-    assert found == names(record)
+    current, notices = again(flowers, record, resuming=True)
+    assert current == names(record)
     assert notices == [
         "changed since the run began: 1 image: ant/000.png",
         "ignored, because added since the run began: 6 images: ant/new.png, dog/000.png, dog/001.png and 3 more",
@@ -99,7 +99,7 @@ def test_added_images_go_to_no_part_and_are_said(flowers):
 
 @pytest.mark.parametrize("resuming", [False, True])
 def test_a_renamed_class_is_refused_with_both_names(flowers, resuming):
-    """Labels would shift, also those of all classes after it."""
+    """Labels would shift, including those of the classes after it."""
     record = recorded(flowers)
     (flowers / "ant").rename(flowers / "zebra")
     assert refusal(again, flowers, record, resuming=resuming).startswith(
@@ -107,7 +107,7 @@ def test_a_renamed_class_is_refused_with_both_names(flowers, resuming):
     )
 
 
-def test_a_new_class_in_front_moves_no_label(flowers):
+def test_a_new_first_class_shifts_no_label(flowers):
     record = recorded(flowers)
     fill(flowers, ["aardvark"], 5, start=7000)
     listing = list_folder(flowers, [])
@@ -115,7 +115,7 @@ def test_a_new_class_in_front_moves_no_label(flowers):
     assert {file.class_name for files in parts.values() for file in files} == set(CLASSES)
 
 
-def test_training_images_that_are_gone_stop_a_resume_only(flowers):
+def test_missing_training_images_stop_only_a_resume(flowers):
     record = recorded(flowers)
     gone = names(record)["train"][:5]
     for name in gone:
@@ -123,31 +123,31 @@ def test_training_images_that_are_gone_stop_a_resume_only(flowers):
     assert refusal(again, flowers, record, resuming=True).startswith(
         f"{flowers}: 5 training images of the run are missing: {gone[0]}, {gone[1]}, {gone[2]} and 2 more; restore them"
     )
-    found, notices = again(flowers, record)
-    assert found == names(record) | {"train": names(record)["train"][5:]}
+    current, notices = again(flowers, record)
+    assert current == names(record) | {"train": names(record)["train"][5:]}
     assert notices == [f"missing since the run began: 5 train images: {gone[0]}, {gone[1]}, {gone[2]} and 2 more"]
 
 
-def test_test_images_that_are_gone_are_said(flowers):
+def test_missing_test_images_are_reported(flowers):
     record = recorded(flowers)
     gone = names(record)["test"][0]
     (flowers / gone).unlink()
-    found, notices = again(flowers, record, resuming=True)
-    assert found["train"] == names(record)["train"]
+    current, notices = again(flowers, record, resuming=True)
+    assert current["train"] == names(record)["train"]
     assert notices == [f"missing since the run began: 1 test image: {gone}"]
 
 
-def test_images_that_moved_to_another_class_are_not_trained_on_as_either(flowers):
+def test_images_moved_to_another_class_are_ignored(flowers):
     record = recorded(flowers)
     moved = next(name for name in names(record)["test"] if name.startswith("ant/"))
     (flowers / moved).rename(flowers / "bee" / "moved.png")
-    found, notices = again(flowers, record)
-    assert moved not in found["test"]
-    assert "bee/moved.png" not in {name for part in found.values() for name in part}
+    current, notices = again(flowers, record)
+    assert moved not in current["test"]
+    assert "bee/moved.png" not in {name for part in current.values() for name in part}
     assert len(notices) == 2
 
 
-def test_another_folder_is_not_the_runs(flowers, tmp_path):
+def test_a_folder_of_other_images_is_refused(flowers, tmp_path):
     record = recorded(flowers)
     fill(tmp_path / "other", ["x", "y"], 4)
     for path in (tmp_path / "other").rglob("*.png"):
@@ -155,7 +155,7 @@ def test_another_folder_is_not_the_runs(flowers, tmp_path):
     assert "has none of the run's 36 images" in refusal(again, tmp_path / "other", record)
 
 
-def test_accents_of_another_file_system_are_the_same_name(tmp_path):
+def test_decomposed_accents_are_the_same_name(tmp_path):
     """macOS decomposes accents in file names."""
     fill(tmp_path / "composed", ["d\N{LATIN SMALL LETTER O WITH DIAERESIS}g", "cat"], 6)
     fill(tmp_path / "decomposed", ["do\N{COMBINING DIAERESIS}g", "cat"], 6)
@@ -167,7 +167,7 @@ def test_accents_of_another_file_system_are_the_same_name(tmp_path):
         assert (sum(map(len, parts.values())), notices) == (12, [])
 
 
-def test_a_record_of_no_files():
+def test_a_record_may_have_no_files():
     assert Record.from_json(json.loads(json.dumps(Record(("a", "b")).to_json()))) == Record(("a", "b"))
 
 
@@ -180,7 +180,7 @@ def train(folder, source, **changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of images, and runs of one and of two epochs on it, from weights since deleted; a relative path."""
+    """Runs of one and two epochs on a folder of images, given by a relative path, from weights deleted since."""
     root = tmp_path_factory.mktemp("trained")
     fill(root / "flowers", CLASSES, 12)
     make_run(root / "init")
@@ -191,8 +191,8 @@ def trained(tmp_path_factory):
     return root
 
 
-def test_a_run_goes_on_as_if_nothing_had_been_added_or_moved(trained, tmp_path, monkeypatch, capsys):
-    """Nor do the initial weights have to exist any more."""
+def test_a_resumed_run_ignores_added_images_and_a_moved_folder(trained, tmp_path, monkeypatch, capsys):
+    """The initial weights need not exist any more."""
     shutil.copytree(trained / "one", tmp_path / "run")
     shutil.copytree(trained / "flowers", tmp_path / "moved")
     fill(tmp_path / "moved", ["aardvark"], 3, start=7000)
@@ -258,8 +258,8 @@ def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
     assert trained_among(Run(trained / "one").dataset_record(), record) == {}
 
 
-def test_a_run_of_before_goes_on_with_the_parts_that_it_had(trained, tmp_path, monkeypatch, capsys):
-    """It recorded no images and drew its splits by seed."""
+def test_a_run_without_a_record_keeps_its_splits(trained, tmp_path, monkeypatch, capsys):
+    """Such a run drew its splits by seed."""
     shutil.copytree(trained / "one", tmp_path / "run")
     (tmp_path / "run" / "dataset.json.gz").unlink()
     monkeypatch.chdir(trained)
@@ -269,11 +269,11 @@ def test_a_run_of_before_goes_on_with_the_parts_that_it_had(trained, tmp_path, m
     assert "the run was started by a version that did not record its images" in said
 
 
-def test_the_seeded_draw_is_that_of_before(flowers):
+def test_the_seeded_draw_is_that_of_earlier_versions(flowers):
     from sft_jax.data.sampling import stratified
 
     files = list_folder(flowers, []).files
     rows = stratified(np.repeat([0, 1, 2], 12).astype(np.int32), [0.8, 0.1, 0.1], 5)
-    found = decided(list_folder(flowers, []), [], old_seed=5)
+    splits = decided(list_folder(flowers, []), [], old_seed=5)
     for part, chosen in zip(PARTS, rows, strict=True):
-        assert found[part] == [files[row] for row in chosen]
+        assert splits[part] == [files[row] for row in chosen]

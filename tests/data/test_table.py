@@ -1,8 +1,8 @@
-"""Tables of labels next to images, as written by Kaggle, pandas and Excel."""
+"""Tests of tables of labels beside images, as written by Kaggle, pandas and Excel."""
 
 import numpy as np
 import pytest
-from image_folders import SIZE, picture
+from image_folders import SIZE, noise_image
 
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
@@ -22,7 +22,7 @@ def made(tmp_path):
         for index, label in enumerate(CLASSES):
             for number in range(first, first + count):
                 name = f"{label}{number}"
-                picture(1000 * index + number).save(tmp_path / folder / f"{name}{suffix}")
+                noise_image(1000 * index + number).save(tmp_path / folder / f"{name}{suffix}")
                 rows.append((f"{name}{suffix}", label))
         return rows
 
@@ -52,7 +52,7 @@ def message(path, **keys):
     return str(caught.value)
 
 
-def test_kaggles_table_and_folder(tmp_path, made):
+def test_a_table_beside_a_folder_as_on_kaggle(tmp_path, made):
     table = write(tmp_path / "train.csv", made("train"))
     dataset = load(table)
     assert dataset.class_names == CLASSES
@@ -69,19 +69,19 @@ def test_kaggles_table_and_folder(tmp_path, made):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_however_it_was_saved(tmp_path, made, delimiter, encoding):
+def test_delimiters_and_encodings_are_detected(tmp_path, made, delimiter, encoding):
     rows = made("images")
     table = write(tmp_path / "labels.csv", rows, delimiter=delimiter, encoding=encoding)
     assert labels_by_file(table) == {f"images/{name}": label for name, label in rows}
 
 
 @pytest.mark.parametrize("folder", [".", "images", "train", "labels"])
-def test_where_the_files_lie(tmp_path, made, folder):
+def test_files_are_found_in_the_usual_folders(tmp_path, made, folder):
     rows = made(folder)
     assert len(labels_by_file(write(tmp_path / "labels.csv", rows))) == 36
 
 
-def test_absolute_paths_and_paths_that_lead_up(tmp_path, made):
+def test_absolute_paths_and_paths_through_parents(tmp_path, made):
     rows = made("elsewhere")
     (tmp_path / "tables").mkdir()
     for start in (str(tmp_path / "elsewhere"), "../elsewhere"):
@@ -91,14 +91,14 @@ def test_absolute_paths_and_paths_that_lead_up(tmp_path, made):
 
 
 @pytest.mark.parametrize("change", [lambda name: name[:-4], str.upper, lambda name: f"train\\{name}"])
-def test_names_that_are_not_quite_the_files(tmp_path, made, change):
-    """Without suffix as on Kaggle, in other case, with backslashes."""
+def test_inexact_file_names_are_matched(tmp_path, made, change):
+    """Without a suffix as on Kaggle, in another case, with backslashes."""
     rows = made("train")
     table = write(tmp_path / "train.csv", [(change(name), label) for name, label in rows])
     assert labels_by_file(table) == {f"train/{name}": label for name, label in rows}
 
 
-def test_a_name_that_means_two_files_is_refused(tmp_path, made):
+def test_an_ambiguous_name_is_refused(tmp_path, made):
     made("train", suffix=".jpg")
     table = write(tmp_path / "train.csv", [(name[:-4], label) for name, label in made("train")])
     assert message(table).endswith("is ambiguous: ant0.jpg, ant0.png; add the suffix, or keep one of them")
@@ -116,17 +116,17 @@ def test_a_name_that_means_two_files_is_refused(tmp_path, made):
         "image,y",
     ],
 )
-def test_usual_names_of_columns(tmp_path, made, header):
+def test_usual_column_names_are_recognised(tmp_path, made, header):
     assert len(labels_by_file(write(tmp_path / "t.csv", made("images"), header=header))) == 36
 
 
-def test_the_last_column_left_is_the_label(tmp_path, made):
+def test_the_remaining_column_is_the_label(tmp_path, made):
     rows = [(str(number), name, label) for number, (name, label) in enumerate(made("images"))]
     table = write(tmp_path / "t.csv", rows, header="Unnamed: 0,image,kind of animal")
     assert set(labels_by_file(table).values()) == set(CLASSES)
 
 
-def test_columns_by_name(tmp_path, made):
+def test_columns_can_be_given_by_name(tmp_path, made):
     rows = [(label, name, "x", "1") for name, label in made("images")]
     table = write(tmp_path / "t.csv", rows, header="what,where,note,weight")
     assert message(table) == (
@@ -139,7 +139,7 @@ def test_columns_by_name(tmp_path, made):
     )
 
 
-def test_no_header(tmp_path, made):
+def test_a_header_is_optional(tmp_path, made):
     rows = made("images")
     table = write(tmp_path / "t.csv", rows, header=None)
     assert labels_by_file(table) == {f"images/{name}": label for name, label in rows}
@@ -151,7 +151,7 @@ def test_no_header(tmp_path, made):
 @pytest.mark.parametrize(
     "words", [("train", "val", "test"), ("Training", "valid", "Testing"), ("TRAIN", "dev", "test")]
 )
-def test_a_column_for_the_part(tmp_path, made, words):
+def test_a_column_may_give_the_split(tmp_path, made, words):
     rows = [(name, label, words[number % 3]) for number, (name, label) in enumerate(made("images"))]
     dataset = load(write(tmp_path / "t.csv", rows, header="image,label,split"))
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [12, 12, 12]
@@ -159,7 +159,7 @@ def test_a_column_for_the_part(tmp_path, made, words):
     assert "split from 'split'" in dataset.notices[0]
 
 
-def test_folds_are_no_parts_and_unknown_parts_are_refused(tmp_path, made):
+def test_folds_are_not_splits_and_unknown_splits_are_refused(tmp_path, made):
     rows = [(name, label, str(number % 5)) for number, (name, label) in enumerate(made("images"))]
     assert sum(map(len, parts(load(write(tmp_path / "t.csv", rows, header="image,label,fold"))))) == 36
     rows[3:5] = [(*row[:2], "train") for row in rows[3:5]]
@@ -171,14 +171,14 @@ def parts(dataset):
     return dataset.train, dataset.validation, dataset.test
 
 
-def test_numbers_are_in_the_order_of_numbers(tmp_path, made):
+def test_numeric_classes_are_sorted_as_numbers(tmp_path, made):
     rows = [(name, str(number % 12)) for number, (name, _) in enumerate(made("images"))]
     dataset = load(write(tmp_path / "t.csv", rows))
     assert dataset.class_names == tuple(map(str, range(12)))
     assert np.bincount(np.concatenate([split.labels for split in parts(dataset)])).tolist() == [3] * 12
 
 
-def test_files_that_are_not_there_are_counted_and_named(tmp_path, made):
+def test_missing_files_are_counted_and_named(tmp_path, made):
     rows = [*made("images"), *((f"gone{number}.png", "ant") for number in range(5))]
     assert message(write(tmp_path / "t.csv", rows)).startswith(
         f"{tmp_path / 't.csv'}: 5 of its 41 files do not exist: gone0.png, gone1.png, gone2.png and 2 "
@@ -192,12 +192,12 @@ def test_several_labels_of_an_image_are_refused(tmp_path, made, several):
     assert f"{several!r} looks like several labels" in message(write(tmp_path / "t.csv", rows, delimiter="\t"))
 
 
-def test_names_with_commas_and_spaces_are_names(tmp_path, made):
+def test_class_names_may_contain_commas_and_spaces(tmp_path, made):
     rows = [(name, f"{label}, the animal") for name, label in made("images")]
     assert load(write(tmp_path / "t.csv", rows)).class_names == tuple(f"{name}, the animal" for name in CLASSES)
 
 
-def test_a_file_named_twice(tmp_path, made):
+def test_repeated_rows_are_skipped_and_contradictions_refused(tmp_path, made):
     rows = made("images")
     dataset = load(write(tmp_path / "t.csv", [*rows, *rows[:3]]))
     assert sum(map(len, parts(dataset))) == 36
@@ -206,21 +206,21 @@ def test_a_file_named_twice(tmp_path, made):
     assert message(table) == f"{table} lists images/ant0.png twice, as 'ant' and as 'bee'; keep one of them"
 
 
-def test_rows_without_a_label_are_left_out_and_said(tmp_path, made):
+def test_rows_without_a_label_are_skipped_with_a_notice(tmp_path, made):
     rows = made("images")
     dataset = load(write(tmp_path / "t.csv", [*rows[:-4], *((name, "") for name, _ in rows[-4:])]))
     assert sum(map(len, parts(dataset))) == 32
     assert f"4 rows of {tmp_path / 't.csv'} without a label skipped" in dataset.notices
 
 
-def test_labels_of_other_parts_that_training_has_not(tmp_path, made):
+def test_labels_that_training_lacks_are_refused(tmp_path, made):
     rows = [(name, label, "test" if label == "cat" else "train") for name, label in made("images")]
     assert "has labels that are not in the training split: 'cat'" in message(
         write(tmp_path / "t.csv", rows, header="image,label,split")
     )
 
 
-def test_a_number_for_each_image_is_no_class(tmp_path, made):
+def test_a_different_number_for_each_image_is_refused(tmp_path, made):
     rows = [(name, f"{number}.5") for number, (name, _) in enumerate(made("images"))]
     assert "has a different number for each image, not classes" in message(write(tmp_path / "t.csv", rows))
 
@@ -235,14 +235,14 @@ def test_a_number_for_each_image_is_no_class(tmp_path, made):
         (b"just text\nmore\n", "cannot tell which column has the files"),
     ],
 )
-def test_what_is_no_table(tmp_path, content, said):
+def test_files_that_are_not_tables_are_refused(tmp_path, content, said):
     (tmp_path / "t.csv").write_bytes(content)
     assert said in message(tmp_path / "t.csv")
     assert message(tmp_path / "no.csv").endswith("no such file")
     assert message(tmp_path).endswith(f" is a folder; name a table in it, or use folder:{tmp_path}")
 
 
-def test_parts_follow_the_names_not_the_place(tmp_path, made):
+def test_splits_follow_the_file_names_not_the_folder(tmp_path, made):
     """The same table gives the same splits wherever the images are."""
     rows = made("train")
     one = load(write(tmp_path / "train.csv", rows))

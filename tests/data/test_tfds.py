@@ -1,4 +1,4 @@
-"""tensorflow_datasets: small datasets prepared here, real ones if available, and being offline."""
+"""Tests of tensorflow_datasets: with small datasets prepared here, real ones if available, and offline."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
-from prepared_sets import VERSION, Pictures, encoded, noise
+from prepared_sets import VERSION, ImageSet, encoded, noise
 
 from sft_jax.data.dataset import DECODING_THREADS, StreamedSplit
 from sft_jax.data.images.reading import Reading
@@ -44,14 +44,14 @@ def contents(images):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    Pictures(100, (32, 32, 3)).prepare("cifar100", directory, train=200, test=100)
-    Pictures(10, (28, 28, 1)).prepare("gray", directory, train=20, test=10)
-    Pictures(3, (None, None, 3)).prepare("many_sizes", directory, train=9, test=3, unlabelled=3)
-    Pictures(3, (20, 30, 3), draw=lambda number: noise(number, 20, 30)).prepare("oblong", directory, train=6, test=3)
+    ImageSet(100, (32, 32, 3)).prepare("cifar100", directory, train=200, test=100)
+    ImageSet(10, (28, 28, 1)).prepare("gray", directory, train=20, test=10)
+    ImageSet(3, (None, None, 3)).prepare("many_sizes", directory, train=9, test=3, unlabelled=3)
+    ImageSet(3, (20, 30, 3), draw=lambda number: noise(number, 20, 30)).prepare("oblong", directory, train=6, test=3)
     return directory
 
 
-def test_a_set_of_a_hundred_classes(prepared):
+def test_a_dataset_of_a_hundred_classes(prepared):
     dataset = load("cifar100", prepared, ("train[:75%]", "train[75%:]", "test"))
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [150, 50, 100]
     assert len(dataset.class_names) == 100
@@ -68,16 +68,16 @@ def test_gray_images_become_rgb(prepared):
     assert set(dataset.train.labels) == set(range(10))
 
 
-def test_images_of_many_sizes_are_brought_to_one(prepared):
+def test_images_of_many_sizes_are_resized_to_one(prepared):
     dataset = load("many_sizes", prepared, ("train", "train", "test"), size=24)
     assert dataset.train.images.shape == (9, 24, 24, 3)
     np.testing.assert_array_equal(dataset.train.images[:, 3, 3, 0], dataset.train.labels)
 
 
-def test_images_of_other_modes_are_rgb(tmp_path):
+def test_images_of_other_modes_become_rgb(tmp_path):
     """Gray, CMYK and palette images among RGB ones, as in ImageNet."""
     modes = ("L", "CMYK", "P", "RGB")
-    Pictures(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
+    ImageSet(2, (None, None, 3), draw=lambda number: noise(0, 9, 9).convert(modes[number])).prepare(
         "modes", tmp_path, train=4
     )
     dataset = load("modes", tmp_path, ("train", "train", "train"), size=9)
@@ -86,7 +86,7 @@ def test_images_of_other_modes_are_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, fit):
+def test_oblong_images_are_fitted_like_those_of_folders_with_a_notice(prepared, fit):
     """Regression: oblong images of one common size were squashed silently."""
     dataset = load("oblong", prepared, ("train", "train", "test"), size=16, reading=Reading(fit=fit))
     assert dataset.square == Square(16, fit)
@@ -104,7 +104,7 @@ def test_oblong_images_are_fitted_as_those_of_folders_and_it_is_said(prepared, f
 def test_each_record_is_resized_as_it_is_read(tmp_path):
     """Regression: all images were held at full size, 669 KiB per image, 48 GiB for food101."""
     side, count = 300, 64
-    Pictures(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
+    ImageSet(2, (None, None, 3), draw=lambda number: Image.new("RGB", (side, side + number), (number, 0, 0))).prepare(
         "large", tmp_path, train=count, test=2
     )
     tracemalloc.start()
@@ -118,7 +118,7 @@ def test_each_record_is_resized_as_it_is_read(tmp_path):
     assert peak < DECODING_THREADS * side * (side + count) * 3 + 4e6 < 0.6 * count * side * side * 3
 
 
-def test_what_does_not_fit_into_memory_is_streamed(prepared):
+def test_images_that_do_not_fit_into_memory_are_streamed(prepared):
     names = ("train", "train[:3]", "test")
     wanted = load("many_sizes", prepared, names, size=24)
     streamed = load("many_sizes", prepared, names, size=24, reading=Reading(memory_bytes=1000))
@@ -140,16 +140,16 @@ def parts(dataset):
     return dataset.train, dataset.validation, dataset.test
 
 
-def test_features_of_other_names(tmp_path):
-    """Guessed with a notice if there is one of each kind; must be named if there are more."""
-    Pictures(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
+def test_features_may_have_other_names(tmp_path):
+    """They are guessed with a notice if there is one of each kind, and must be named if there are more."""
+    ImageSet(3, (8, 8, 3), keys=("photo", "species")).prepare("one", tmp_path, train=6)
     dataset = load("one", tmp_path, 3 * ("train",))
     assert dataset.notices == (
         "tfds:one: using feature 'photo' as the image",
         "tfds:one: using feature 'species' as the label",
     )
     np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], dataset.train.labels)
-    Pictures(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
+    ImageSet(3, (8, 8, 3), keys=("left", "label", "right")).prepare("several", tmp_path, train=6)
     assert message("several", tmp_path, splits=3 * ("train",)) == (
         "tfds:several: cannot tell which feature is the image; name it with "
         "--config.data.image_key=left (available: left, right)"
@@ -169,7 +169,7 @@ def test_splits_without_labels_are_refused(prepared):
     )
 
 
-def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
+def test_the_folder_of_the_dataset_or_of_a_version_is_accepted(prepared, tmp_path):
     for name, folder in {"set": prepared / "cifar100", "version": prepared / "cifar100" / str(VERSION)}.items():
         dataset = load("cifar100", folder, 3 * ("test",))
         assert dataset.notices == (
@@ -180,15 +180,15 @@ def test_the_folder_of_the_set_or_of_a_version_is_found(prepared, tmp_path):
     assert said.startswith(f"the dataset cifar100 is not prepared in {prepared}/gray and data.download is False")
 
 
-def test_a_version_that_is_not_there(prepared):
+def test_a_missing_version_is_refused(prepared):
     said = message("cifar100:9.9.9", prepared)
     assert said.startswith("tfds:cifar100:9.9.9 cannot be opened: ")
     assert said.endswith(f"; {prepared}/cifar100 has {VERSION}: use tfds:cifar100:{VERSION}")
     assert len(load(f"cifar100:{VERSION}", prepared, 3 * ("test",)).test) == 100
 
 
-def test_splits_that_are_not_there(prepared):
-    """The error has the key, the available splits, and what to type."""
+def test_missing_splits_are_refused(prepared):
+    """The error names the key, the available splits and the flag to use."""
     there = "tfds:cifar100 has train (200), test (100): name one, or a slice such as 'train[90%:]', with --config.data."
     assert message("cifar100", prepared, splits=("train", "valid", "test")) == (
         "data.validation=valid cannot be used: Unknown split 'valid'. Should be one of ['train', 'test']; "
@@ -203,7 +203,7 @@ def test_splits_that_are_not_there(prepared):
 
 
 @pytest.mark.parametrize("kept", [0.5, 0])
-def test_truncated_files(prepared, tmp_path, kept):
+def test_truncated_files_are_named(prepared, tmp_path, kept):
     shutil.copytree(prepared / "cifar100", tmp_path / "cifar100")
     (file,) = tmp_path.rglob("*test.array_record*")
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
@@ -221,7 +221,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
 
 
-def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
+def test_an_unprepared_dataset_is_refused_offline(tmp_path, offline, monkeypatch):
     has = importlib.util.find_spec
 
     def with_tensorflow(name, *rest):
@@ -238,7 +238,7 @@ def test_not_prepared_and_offline(tmp_path, offline, monkeypatch):
     )
 
 
-def test_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
+def test_an_unprepared_dataset_is_refused_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda *_: None)
     assert message("cifar100", tmp_path) == (
         f"the dataset cifar100 is not prepared in {tmp_path} and preparing it needs TensorFlow: "
@@ -246,14 +246,14 @@ def test_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
     )
 
 
-def test_not_prepared_and_not_to_be_downloaded(tmp_path):
+def test_an_unprepared_dataset_is_refused_if_downloads_are_off(tmp_path):
     assert message("cifar10", tmp_path, download=False) == (
         f"the dataset cifar10 is not prepared in {tmp_path} and data.download is False; name the folder of a prepared "
         "copy with --config.data.dir=FOLDER"
     )
 
 
-def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
+def test_a_name_lookup_that_hangs_times_out(monkeypatch):
     over = threading.Event()
 
     def hang(*_, **__):
@@ -267,7 +267,7 @@ def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
     over.set()
 
 
-def test_an_unknown_set(tmp_path, offline):
+def test_an_unknown_dataset_is_refused(tmp_path, offline):
     unknown = "tensorflow_datasets has no dataset "
     assert message("cifar_10", tmp_path) == unknown + "'cifar_10'; did you mean tfds:cifar10?"
     assert message("xyzxyzxyz", tmp_path) == unknown + "'xyzxyzxyz'"

@@ -1,4 +1,4 @@
-"""The doctor: its checks, the commands it suggests, and its exit codes."""
+"""Tests of the doctor: its checks, the commands it suggests, and its exit codes."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from sft_jax.runtime.cache import SWITCH
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
+def isolated(tmp_path, monkeypatch):
     """Runs in an empty folder, offline, and without setting the allocator."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -27,7 +27,7 @@ def apart(tmp_path, monkeypatch):
 
 @pytest.fixture
 def doctor(monkeypatch, capsys):
-    """Runs the command; returns the exit code and what was printed on standard output and standard error."""
+    """Runs the command; returns exit code, standard output and standard error."""
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["doctor", *map(str, flags)])
@@ -45,7 +45,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_without_a_config(doctor):
+def test_without_a_config_the_machine_is_checked(doctor):
     code, out, error = doctor()
     assert (code, error) == (0, "")
     lines = out.splitlines()
@@ -57,39 +57,39 @@ def test_without_a_config(doctor):
     assert lines[lines.index("next:") + 1 :][-2:] == [f"  {command}" for command in QUICK_START]
 
 
-def test_the_plan_and_costs_of_a_config(doctor, recipe):
+def test_a_config_has_a_plan_and_costs(doctor, recipe):
     code, out, error = doctor("--config", recipe, "--json", "--config.epochs=3")
     assert (code, error) == (0, "")
-    found = json.loads(out)
-    assert found["usable"]
-    assert {finding["mark"] for finding in found["findings"]} <= {OK, WARN}
-    assert any("3 epochs of 8 steps, batch 64" in line for line in found["plan"])
-    (cost,) = found["costs"]
+    report = json.loads(out)
+    assert report["usable"]
+    assert {finding["mark"] for finding in report["findings"]} <= {OK, WARN}
+    assert any("3 epochs of 8 steps, batch 64" in line for line in report["plan"])
+    (cost,) = report["costs"]
     assert cost["size"] == 16
     assert cost["memory_bytes"] > 2**20
     assert cost["gflop"] > 0
     # 8 training and 3 validation batches.
     assert cost["epoch_s"] == pytest.approx((8 * cost["step_ms"] + 3 * cost["evaluation_ms"]) / 1e3)
-    assert found["next"][-1] == f"python -m sft_jax.main --config {recipe} --config.epochs=3"
+    assert report["next"][-1] == f"python -m sft_jax.main --config {recipe} --config.epochs=3"
 
 
-def test_missing_weights_are_named_with_the_commands_that_make_them(doctor, recipe, monkeypatch):
+def test_missing_weights_are_named_with_the_commands_that_create_them(doctor, recipe, monkeypatch):
     monkeypatch.setattr(inputs, "reachable", lambda host: True)
     code, out, error = doctor("--config", recipe, "--config.init=w/a.safetensors", "--config.model.name=resnet50")
     assert (code, error) == (2, "error: missing: weights; see the commands above\n")
     command = "python convert/resnet_to_flax.py --arch resnet50 --output w/a.safetensors"
     assert out.splitlines()[-2].strip() == command
-    assert out.splitlines()[-1].strip().startswith("python -m sft_jax.doctor --config"), "then look again"
+    assert out.splitlines()[-1].strip().startswith("python -m sft_jax.doctor --config"), "then the doctor is run again"
     assert "missing weights     w/a.safetensors does not exist yet" in out
 
 
-def test_offline_a_file_of_theirs_is_wanted(doctor, recipe):
+def test_offline_the_command_needs_a_local_file(doctor, recipe):
     _, out, _ = doctor("--config", recipe, "--config.init=w/a.safetensors")
     assert "download.pytorch.org is unreachable" in out
     assert "--output w/a.safetensors --state-dict FILE.pth" in out
 
 
-def test_missing_data(doctor, recipe, tmp_path):
+def test_missing_data_is_named(doctor, recipe, tmp_path):
     code, out, error = doctor("--config", recipe, "--config.data.source=folder:nowhere")
     assert code == 2
     assert "missing data        no such folder: nowhere" in out
@@ -103,25 +103,25 @@ def test_missing_data(doctor, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--sizes"], ["--config.epochs=3"]])
-def test_a_config_is_needed_for_what_is_about_one(flags, monkeypatch):
+def test_flags_about_a_config_need_one(flags, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["doctor", *flags])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
 
 
-def test_versions_outside_the_range(monkeypatch):
+def test_versions_outside_the_range_are_reported(monkeypatch):
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0" if name == "jax" else version(name))
-    found = {finding.name: finding for finding in installed.check_installed()}
-    assert found["packages"].mark == MISSING
-    assert found["packages"].text.startswith("jax 0.1.0 is installed, but >=")
-    assert found["packages"].remedies == ("pip install -e .",)
+    findings = {finding.name: finding for finding in installed.check_installed()}
+    assert findings["packages"].mark == MISSING
+    assert findings["packages"].text.startswith("jax 0.1.0 is installed, but >=")
+    assert findings["packages"].remedies == ("pip install -e .",)
 
 
-def test_a_project_that_is_not_installed():
-    (found,) = installed.check_installed("no-such-project")
-    assert (found.mark, found.text) == (MISSING, "no-such-project is not installed")
+def test_a_missing_project_is_reported():
+    (finding,) = installed.check_installed("no-such-project")
+    assert (finding.mark, finding.text) == (MISSING, "no-such-project is not installed")
 
 
 def test_extras_are_followed():
@@ -139,7 +139,7 @@ def test_extras_are_followed():
         ("AMD GPU", None, "this machine has AMD GPU, which JAX does not use: see https://docs.jax.dev/", ()),
     ],
 )
-def test_an_accelerator_that_jax_does_not_use(words, forced, text, remedies, monkeypatch):
+def test_an_accelerator_that_jax_does_not_use_is_reported(words, forced, text, remedies, monkeypatch):
     monkeypatch.setattr(machine.accelerators, "on_machine", lambda: {"gpu": words})
     monkeypatch.delenv("JAX_PLATFORMS")
     if forced:
@@ -151,7 +151,7 @@ def test_an_accelerator_that_jax_does_not_use(words, forced, text, remedies, mon
     assert gpu.remedies == (("unset JAX_PLATFORMS",) if remedies is None else remedies)
 
 
-def test_the_cache_folder(tmp_path, monkeypatch):
+def test_the_cache_folder_is_checked(tmp_path, monkeypatch):
     monkeypatch.setenv(SWITCH, "0")
     assert machine.check_cache().remedies == (f"unset {SWITCH}",)
     folder = tmp_path / "cache"
@@ -164,7 +164,7 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     assert machine.check_cache().mark == WARN
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     assert machine.check_disk(tmp_path).mark == OK
     monkeypatch.setattr(machine, "DISK_BYTES", 1 << 60)
     assert machine.check_disk(tmp_path).mark == WARN

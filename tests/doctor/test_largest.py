@@ -1,4 +1,4 @@
-"""The search for the largest batch that fits."""
+"""Tests of the search for the largest batch that fits."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def linear(fixed, each):
 
 
 def refusing(need, memory):
-    """A TPU's compiler gives no figure for what does not fit."""
+    """Imitates a TPU's compiler, which gives no figure for a batch that does not fit."""
     return lambda batch: needed if (needed := need(batch)).bytes <= memory else None
 
 
@@ -28,22 +28,22 @@ def test_the_largest_batch_is_found_with_few_compilations(need, refuses, start):
         compiled.append(batch)
         return (refusing(need, memory) if refuses else need)(batch)
 
-    found = largest_batch(counted, start=start, unit=8, limit=10**6, memory=memory)
-    assert list(found.tried) == compiled
+    result = largest_batch(counted, start=start, unit=8, limit=10**6, memory=memory)
+    assert list(result.tried) == compiled
     assert len(compiled) <= MOST
     assert all(batch % 8 == 0 for batch in compiled)
-    assert need(found.batch).bytes <= memory
+    assert need(result.batch).bytes <= memory
     best = max(batch for batch in range(8, 10_000, 8) if need(batch).bytes <= memory)
-    assert found.batch >= (CLOSE - 0.2 * (need is curved)) * (best - 8)
-    if found.too_large is not None:
-        assert need(found.too_large).bytes > memory
+    assert result.batch >= (CLOSE - 0.2 * (need is curved)) * (best - 8)
+    if result.too_large is not None:
+        assert need(result.too_large).bytes > memory
 
 
-def test_a_limit():
-    found = largest_batch(linear(300, 1), start=100, unit=1, limit=4096, memory=10**9)
-    assert (found.batch, found.too_large, list(found.tried)) == (4096, None, [100, 4096])
+def test_the_limit_is_tried():
+    result = largest_batch(linear(300, 1), start=100, unit=1, limit=4096, memory=10**9)
+    assert (result.batch, result.too_large, list(result.tried)) == (4096, None, [100, 4096])
 
 
-def test_nothing_fits():
-    found = largest_batch(linear(20_000, 1), start=64, unit=16, limit=4096, memory=16_000)
-    assert (found.batch, found.too_large, list(found.tried)) == (None, 16, [64, 32, 16])
+def test_there_may_be_no_batch_that_fits():
+    result = largest_batch(linear(20_000, 1), start=64, unit=16, limit=4096, memory=16_000)
+    assert (result.batch, result.too_large, list(result.tried)) == (None, 16, [64, 32, 16])

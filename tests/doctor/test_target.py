@@ -1,4 +1,4 @@
-"""The doctor's compilations for devices that are not here; for most tests a CPU plays one."""
+"""Tests of the doctor's compilation for devices that are not present; a CPU imitates them in most tests."""
 
 import importlib.metadata
 import json
@@ -12,12 +12,13 @@ import pytest
 
 from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
-from sft_jax.doctor import ahead, assumed, target
+from sft_jax.doctor import ahead, assumed
 from sft_jax.doctor.__main__ import main
 from sft_jax.doctor.figures import precision_of, text_lines
 from sft_jax.errors import UserError, run_command
 from sft_jax.run.console import Console
 from sft_jax.runtime import absent
+from sft_jax.runtime import ahead as process
 from sft_jax.runtime.chips import PEAKS, TARGETS, peak_of
 from sft_jax.runtime.devices import AbsentDevices, Devices
 from sft_jax.runtime.estimate import compile_step
@@ -25,7 +26,7 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.start import initial_weights, read_dataset
 
-# Fixed by the interface.
+# These keys are part of the interface.
 KEYS = {
     "target", "compiles", "train_bytes", "temp_bytes", "eval_bytes", "largest_batch", "flops", "bytes_accessed",
     "transposes", "copies", "seconds_bandwidth", "seconds_arithmetic",
@@ -35,7 +36,7 @@ RECIPE = {"init": "scratch", "model.name": "tiny", "data.source": "digits:0-4", 
 
 @pytest.fixture
 def cpus(monkeypatch):
-    """Makes this machine's first CPU devices the target's; returns their maker."""
+    """Replaces the target by CPU devices; returns a function that changes their number and memory."""
 
     def make(count=1, memory=1 << 30):
         devices = AbsentDevices(jax.devices()[:count], memory)
@@ -72,7 +73,7 @@ def test_the_figures_are_those_of_the_program_that_trains(cpus):
     assert "compiles   yes" in text
 
 
-def test_a_batch_that_does_not_fit(cpus):
+def test_the_largest_batch_that_fits_is_reported(cpus):
     fitting, _ = examine(RECIPE)
     cpus(memory=int(1.5 * fitting["batches"]["64"]))
     report, _ = examine(RECIPE)
@@ -81,7 +82,7 @@ def test_a_batch_that_does_not_fit(cpus):
     assert report["batches"][str(report["largest_batch"])] <= report["memory_bytes"]
 
 
-def test_the_batch_of_the_recipe_does_not_fit(cpus):
+def test_a_recipe_whose_batch_does_not_fit_is_reported(cpus):
     fitting, _ = examine(RECIPE)
     cpus(memory=fitting["batches"]["64"] - 1)
     report, _ = examine(RECIPE)
@@ -92,7 +93,7 @@ def test_the_batch_of_the_recipe_does_not_fit(cpus):
 
 
 @pytest.mark.parametrize("batch", [30, 100_000])
-def test_batches_that_cannot_be(cpus, batch):
+def test_impossible_batches_are_refused(cpus, batch):
     cpus(count=8)
     with pytest.raises(UserError, match=f"--batches {batch}: it must be a multiple of 8"):
         examine(RECIPE, batch)
@@ -106,14 +107,14 @@ def test_a_batch_that_training_would_refuse_is_rounded_up(cpus):
     assert report["all_reduces"] > 0
 
 
-def test_the_head_alone_and_its_features(cpus):
+def test_a_head_on_features_costs_less(cpus):
     whole, _ = examine(RECIPE)
     head, _ = examine(RECIPE | {"finetune.method": "head"})
     assert head["compiles"]
     assert head["flops"] < whole["flops"] / 100
 
 
-def test_a_refusal_is_one_line(cpus, monkeypatch):
+def test_an_error_of_the_compiler_is_one_line(cpus, monkeypatch):
     def refuse(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM\nmore\nlines")
 
@@ -126,7 +127,7 @@ def test_a_refusal_is_one_line(cpus, monkeypatch):
     assert next(iter(text_lines(report))) == f"compiles   no: {report['reason']}"
 
 
-def test_a_dataset_that_is_not_here_is_assumed(tmp_path):
+def test_a_dataset_that_is_not_on_the_machine_is_assumed(tmp_path):
     config = complete(
         {"data.source": "tfds:cifar10", "data.dir": str(tmp_path), "data.train": "train[:90%]", "data.size": 32}
         | {"data.validation": "train[90%:]", "limit_eval_examples": 4000}
@@ -142,7 +143,7 @@ def test_a_dataset_that_is_not_here_is_assumed(tmp_path):
         assumed.dataset_shapes(config, Console(quiet=True))
 
 
-def test_images_that_are_streamed(cpus, monkeypatch):
+def test_streamed_images_need_a_second_chunk(cpus, monkeypatch):
     labels = np.arange(128, dtype=np.int32) % 5
     split = assumed._StreamedShapes({"label": labels}, 16)
     dataset = assumed.Dataset(split, split, split, tuple("01234"))
@@ -201,7 +202,7 @@ def test_a_missing_compiler_is_named(name, packages, extra, monkeypatch, capsys)
         (["--config", "cifar10", "--target", "gpu-t4", "--batches", "0"], "'0' is no batch size"),
     ],
 )
-def test_wrong_flags(flags, message, monkeypatch, capsys):
+def test_wrong_flags_are_a_one_line_error(flags, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["doctor", *flags])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -211,15 +212,15 @@ def test_wrong_flags(flags, message, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_compiler_that_aborts(tmp_path, monkeypatch):
+def test_a_compiler_that_aborts_is_an_error(tmp_path, monkeypatch):
     worker = tmp_path / "python"
     worker.write_text('#!/bin/sh\necho \'{"line": "begun"}\'\necho words\necho "Check failed: x" >&2\nexit 134\n')
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    monkeypatch.setattr(target, "check_compiler", lambda name: None)
+    monkeypatch.setattr(process, "check_compiler", lambda name: None)
     lines = []
     with pytest.raises(UserError, match=r"ended without an answer \(Check failed: x\)"):
-        target.report_on("gpu-t4", "cifar10", [], [], lines.append)
+        process.ask("sft_jax.doctor.ahead", "gpu-t4", ["gpu-t4", "cifar10", [], []], lines.append)
     assert lines == ["begun"]
 
 
@@ -263,8 +264,9 @@ RECIPES = ["cifar10", "cifar100", "cifar10_fast", "cifar10_best", "digits:source
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_compiler(name)) for name in ("tpu-v5e-1", "gpu-h100")])
 def test_every_recipe_compiles(recipe, name, tmp_path):
-    """Without any data: what is not here is assumed."""
-    report = target.report_on(name, recipe, [("data.dir", str(tmp_path))], [], lambda line: None)
+    """No data is present, so the dataset is assumed."""
+    request = [name, recipe, [("data.dir", str(tmp_path))], []]
+    report = process.ask("sft_jax.doctor.ahead", name, request, lambda line: None)
     assert report["compiles"], report["reason"]
     assert report["host_transfers"] == 0
     assert report["largest_batch"] >= report["batch_size"]

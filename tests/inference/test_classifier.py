@@ -36,23 +36,23 @@ def pixels(count, height=16, width=16, seed=0):
 
 def test_logits_are_those_of_the_network_on_normalised_images(classifier):
     images = pixels(5)
-    found = classifier.logits(images)
-    assert (found.shape, found.dtype) == ((5, len(NAMES)), np.float32)
-    assert np.ptp(found, axis=0).max() > 0.1, "different images have different logits"
+    logits = classifier.logits(images)
+    assert (logits.shape, logits.dtype) == ((5, len(NAMES)), np.float32)
+    assert np.ptp(logits, axis=0).max() > 0.1, "different images have different logits"
     inputs = (images.astype(np.float32) / 255 - MEAN) / STD
-    np.testing.assert_allclose(classifier.model(inputs, train=False), found, atol=1e-4)
-    np.testing.assert_allclose(classifier.logits(images.astype(np.float32) / 255), found, atol=1e-4)
+    np.testing.assert_allclose(classifier.model(inputs, train=False), logits, atol=1e-4)
+    np.testing.assert_allclose(classifier.logits(images.astype(np.float32) / 255), logits, atol=1e-4)
 
 
-def test_each_image_by_itself_or_among_many(classifier):
+def test_logits_do_not_depend_on_the_other_images(classifier):
     images = pixels(2 * BATCH + 3)
-    found = classifier.logits(images)
-    assert len(found) == len(images)
-    np.testing.assert_allclose(np.concatenate([classifier.logits(image[None]) for image in images]), found, atol=1e-4)
+    logits = classifier.logits(images)
+    assert len(logits) == len(images)
+    np.testing.assert_allclose(np.concatenate([classifier.logits(image[None]) for image in images]), logits, atol=1e-4)
     assert classifier.logits(images[:0]).shape == (0, len(NAMES))
 
 
-def test_few_numbers_of_images_are_compiled_for(run):
+def test_only_a_few_batch_sizes_are_compiled(run):
     classifier = sft_jax.load(run.folder)
     for count in (3, 4, BATCH + 1, 7, BATCH - 1, 2, 1):
         classifier.logits(pixels(count))
@@ -66,12 +66,12 @@ def test_other_sizes_are_resized_as_in_evaluation(classifier, run, side):
     np.testing.assert_allclose(classifier.logits(images), classifier.program(inputs), atol=1e-4)
 
 
-def test_a_run_on_a_folder_crops_as_its_pictures_were(tmp_path):
+def test_a_run_on_a_folder_crops_images_as_in_training(tmp_path):
     classifier = sft_jax.load(str(make_run(tmp_path, data__source="folder:somewhere").folder))
     images = pixels(3, 20, 30)
     squares = np.stack([Square(16).of_array(image) for image in images])
     np.testing.assert_array_equal(classifier.logits(images), classifier.logits(squares))
-    # Values need not be whole ones then: the difference is the rounding of a picture, once along each axis.
+    # Floating-point values are not rounded; uint8 images are, once along each axis.
     exact = np.stack([classifier.preprocess.of_array(image.astype(np.float32) / 255) for image in images]) * 255
     assert exact.dtype == np.float32
     assert 0.1 < np.abs(exact - squares).max() <= 1
@@ -97,12 +97,12 @@ def test_a_run_on_a_folder_crops_as_its_pictures_were(tmp_path):
         ([pixels(2), pixels(3)], ValueError, r"images in a list must be \[height, width, 3\], not \[2, 16, 16, 3\]"),
     ],
 )
-def test_images_that_are_refused(classifier, images, error, message):
+def test_unusable_images_are_refused(classifier, images, error, message):
     with pytest.raises(error, match=message):
         classifier.logits(images)
 
 
-def test_predictions(classifier):
+def test_predictions_are_ranked_classes(classifier):
     images = pixels(4)
     labels, probabilities = classifier.predict(images, top=3)
     assert labels.shape == probabilities.shape == (4, 3)
@@ -120,21 +120,21 @@ def test_predictions(classifier):
         classifier.predict(images, top=0)
 
 
-def test_equal_logits_stay_in_the_order_of_the_classes(classifier):
+def test_equal_logits_keep_the_order_of_the_classes(classifier):
     labels, _ = classifier.ranked(np.zeros((1, len(NAMES)), np.float32), 3)
     assert labels.tolist() == [list(NAMES[:3])]
 
 
-def test_what_a_run_knows_of_its_images(classifier):
+def test_class_names_and_preprocessing_are_those_of_the_run(classifier):
     assert classifier.class_names == NAMES
-    found = classifier.preprocess
-    assert (found.size, found.mean, found.std) == (16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    preprocess = classifier.preprocess
+    assert (preprocess.size, preprocess.mean, preprocess.std) == (16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
 
-def test_pictures_of_different_sizes_at_once(classifier):
-    pictures = [pixels(1, side, side)[0] for side in (16, 8, 24)]
-    wanted = np.concatenate([classifier.logits(picture[None]) for picture in pictures])
-    np.testing.assert_allclose(classifier.logits(pictures), wanted, atol=1e-4)
+def test_images_of_different_sizes_are_predicted_at_once(classifier):
+    images = [pixels(1, side, side)[0] for side in (16, 8, 24)]
+    wanted = np.concatenate([classifier.logits(image[None]) for image in images])
+    np.testing.assert_allclose(classifier.logits(images), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("source", ["digits", "folder:somewhere"])
@@ -155,11 +155,11 @@ def test_paths_pillows_images_arrays_and_lists_of_them_are_predicted_alike(tmp_p
     assert labels.shape == probabilities.shape == (1, 2)
     square = pixels(1)
     for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-4), (np.float16, 0.02)):
-        found = classifier.logits((square / 255).astype(dtype))
-        np.testing.assert_allclose(found, classifier.logits(square), atol=tolerance)
+        logits = classifier.logits((square / 255).astype(dtype))
+        np.testing.assert_allclose(logits, classifier.logits(square), atol=tolerance)
 
 
-def test_gray_images_are_rgb_with_three_alike_channels(classifier):
+def test_gray_images_are_rgb_with_three_equal_channels(classifier):
     gray = pixels(4)[..., 0]
     wanted = classifier.logits(np.repeat(gray[..., None], 3, -1))
     for given in (gray, gray[..., None], [Image.fromarray(image) for image in gray], list(gray), gray / 255):
@@ -183,7 +183,7 @@ def test_warnings_of_pillow_name_the_file(classifier, tmp_path):
 
 
 def test_a_network_with_one_output_is_refused(tmp_path, run):
-    """The softmax of one number is 1, so that class 0 would have 100% confidence for any image."""
+    """The softmax of one number is 1, so class 0 would have 100% confidence for any image."""
     arrays = dict(load_run_weights(run.folder).arrays)
     arrays |= {"fc.kernel": arrays["fc.kernel"][:, :1], "fc.bias": arrays["fc.bias"][:1]}
     save_weights(tmp_path / "w.safetensors", Weights(arrays, "tiny", None, {}))
@@ -197,17 +197,17 @@ def test_a_network_with_one_output_is_refused(tmp_path, run):
 
 
 @pytest.mark.parametrize("names", [NAMES, None])
-def test_a_converted_file_is_used_as_torchvision_does(tmp_path, run, classifier, names):
+def test_a_converted_file_is_used_as_in_torchvision(tmp_path, run, classifier, names):
     save_weights(tmp_path / "w.safetensors", Weights(load_run_weights(run.folder).arrays, "tiny", names, {}))
-    found = sft_jax.load(tmp_path / "w.safetensors")
-    assert found.class_names == (names or tuple("012345"))
-    assert (found.preprocess.size, found.preprocess.resize) == (224, 256)
-    assert (found.preprocess.mean, found.preprocess.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    loaded = sft_jax.load(tmp_path / "w.safetensors")
+    assert loaded.class_names == (names or tuple("012345"))
+    assert (loaded.preprocess.size, loaded.preprocess.resize) == (224, 256)
+    assert (loaded.preprocess.mean, loaded.preprocess.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     inputs = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
-    np.testing.assert_array_equal(found.program(inputs), classifier.program(inputs))
+    np.testing.assert_array_equal(loaded.program(inputs), classifier.program(inputs))
 
 
-def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(tmp_path, run):
+def test_a_converted_file_without_preprocessing_is_refused(tmp_path, run):
     """E.g. with a 3x3 stem; ImageNet's preprocessing would be silently wrong."""
     weights = Weights(load_run_weights(run.folder).arrays, "tiny", NAMES, {"stem": "imagenet"})
     save_weights(tmp_path / "weights.safetensors", weights)
@@ -215,19 +215,19 @@ def test_a_converted_file_that_does_not_say_how_images_are_prepared_is_refused(t
         sft_jax.load(tmp_path / "weights.safetensors")
 
 
-def test_the_latest_checkpoint_may_be_asked_for(run):
+def test_the_latest_checkpoint_may_be_chosen(run):
     latest, best = (sft_jax.load(run.folder, checkpoint=name) for name in ("latest", "best"))
     np.testing.assert_array_equal(latest.logits(pixels(2)), best.logits(pixels(2)))
 
 
-def test_weights_that_are_not_those_to_evaluate(tmp_path):
+def test_a_checkpoint_without_the_averaged_weights_is_refused(tmp_path):
     folder = make_run(tmp_path, optimizer__name="schedule_free_sgd").folder
     with pytest.raises(UserError, match="does not contain the averaged weights.*use --checkpoint best"):
         sft_jax.load(folder, checkpoint="latest")
     assert sft_jax.load(folder).class_names == NAMES
 
 
-def test_what_cannot_be_opened(tmp_path):
+def test_paths_that_cannot_be_opened_are_refused(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/no does not exist; give a run, a converted file or an export"):
         sft_jax.load(tmp_path / "no")
     with pytest.raises(UserError, match="contains no run: it has no config.json"):
@@ -237,7 +237,7 @@ def test_what_cannot_be_opened(tmp_path):
         sft_jax.load(tmp_path / "w.pth")
 
 
-def test_importing_the_package_is_quick():
+def test_importing_the_package_does_not_import_jax():
     code = "import sft_jax, sys; assert 'jax' not in sys.modules; assert 'load' in dir(sft_jax)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Tests of what stays in float32 with bfloat16 activations and products, and of the reference for such a run."""
+"""Tests of what stays in float32 with bfloat16 activations, and of the reference for exports of such a run."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_the_loss_and_its_gradient_are_float32(network):
 
 
 def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
-    """It may round elsewhere (with jax 0.10.2 it does), but is nearer to the run than the float32 network."""
+    """It may round elsewhere (with jax 0.10.2 it does), but is closer to the run than to the float32 network."""
     for precision in ("bfloat16", "float32"):
         make_run(tmp_path / precision, precision=precision)
     difference, _ = export(tmp_path / "bfloat16", "best", tmp_path / "file.stablehlo")

@@ -1,4 +1,4 @@
-"""The list of networks agrees with torchvision, timm and the networks themselves."""
+"""Tests that the list of networks agrees with torchvision, timm and the networks themselves."""
 
 import json
 import sys
@@ -24,14 +24,14 @@ LICENCES = {
 
 
 @pytest.fixture(autouse=True)
-def without_the_network_of_the_tests(monkeypatch):
+def without_tiny(monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "tiny", raising=False)
 
 
 @pytest.mark.parametrize(
     "name", [name for name, known in ARCHITECTURES.items() if known.reference == "torchvision" and name != "tiny"]
 )
-def test_torchvision_s_weights(name):
+def test_weights_of_torchvision_agree(name):
     theirs = torchvision.models.get_model_weights(name)
     wanted = {
         weights.name: (
@@ -48,29 +48,29 @@ def test_torchvision_s_weights(name):
     assert [*pretrained.mean, *pretrained.std] == [*transforms.mean, *transforms.std]
 
 
-def test_timm_s_weights():
+def test_weights_of_timm_agree():
     known: dict[str, dict[str, str | None]] = {}
     for model in timm.list_models(pretrained=True):
         name, _, tag = model.partition(".")
         known.setdefault(name, {})[tag] = LICENCES.get(timm.get_pretrained_cfg(model).license, "other")
     for name, architecture in ARCHITECTURES.items():
-        found = {entry.name: entry.licence for entry in published(name) if entry.library == "timm"}
+        licences = {entry.name: entry.licence for entry in published(name) if entry.library == "timm"}
         wanted = known.get(name.removesuffix("_avg"), {})
         if architecture.reference == "torchvision":
             if name not in catalogue._TIMM:
-                assert not found
+                assert not licences
                 continue
             if not wanted:  # timm has another name for it
-                for other, licence in found.items():
+                for other, licence in licences.items():
                     model, _, tag = other.partition(".")
                     assert known[model][tag] == licence, other
                 continue
             wanted = {tag: licence for tag, licence in wanted.items() if tag not in ("tv_in1k", "tv2_in1k")}
-        assert found == wanted, name
+        assert licences == wanted, name
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
-def test_sizes_are_those_of_the_networks(name):
+def test_sizes_agree_with_the_networks(name):
     assert sizes()[name] == measured(name)
 
 

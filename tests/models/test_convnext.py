@@ -1,4 +1,4 @@
-"""ConvNeXts against torchvision's and timm's, the names of other libraries, and a run of a tiny one."""
+"""Compares ConvNeXts with torchvision's and timm's; tests the names of other libraries, and a run of a tiny one."""
 
 import re
 
@@ -107,14 +107,14 @@ def test_gradients_agree_with_torch_in_float64(name):
         def gradient(params):
             return jax.grad(lambda params: (ours.apply(params, {}, images, train=True)[0] * weights).sum())(params)
 
-        found = gradient(keys.to_flax(module.state_dict(), ours))
+        result = gradient(keys.to_flax(module.state_dict(), ours))
     wanted = keys.to_flax(gradients, ours)
-    assert found.keys() == wanted.keys()
+    assert result.keys() == wanted.keys()
     for key, array in wanted.items():
-        np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-9 * np.abs(array).max(), err_msg=key)
+        np.testing.assert_allclose(result[key], array, rtol=0, atol=1e-9 * np.abs(array).max(), err_msg=key)
 
 
-def test_response_norms_of_what_is_zero_have_torchs_gradient():
+def test_response_norms_of_zeros_have_torchs_gradient():
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
     x[0, :, :, 1] = 0
     theirs, their_x = GlobalResponseNorm(4), torch.from_numpy(x).requires_grad_()
@@ -122,11 +122,11 @@ def test_response_norms_of_what_is_zero_have_torchs_gradient():
     theirs(their_x).square().sum().backward()
     ours = ResponseNorm(4)
     ours.scale[...] = jnp.ones(4)
-    found = jax.grad(lambda x: jnp.square(ours(x.reshape(2, 9, 4))).sum())(jnp.asarray(x))
-    np.testing.assert_allclose(found, their_x.grad, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.square(ours(x.reshape(2, 9, 4))).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(gradient, their_x.grad, atol=1e-5)
 
 
-def test_in_bfloat16_logits_are_near():
+def test_logits_in_bfloat16_are_close():
     module = with_random_weights(torch_network(V1))
     ours = network(V1, dtype=jnp.bfloat16)
     arrays = keys.to_flax(module.state_dict(), ours)
@@ -134,7 +134,7 @@ def test_in_bfloat16_logits_are_near():
     assert 1e-5 < comparison.relative < 3e-2
 
 
-def test_images_skip_blocks_as_a_whole_and_the_rest_makes_up_for_it():
+def test_stochastic_depth_skips_blocks_per_image_and_scales_the_others():
     """Rates grow from 0 in the first block, as torchvision's; a kept branch is divided by its survival probability."""
     module = with_random_weights(torch_network(V1))
     ours = network(V1, stochastic_depth=0.5)
@@ -163,7 +163,7 @@ def test_published_networks_have_the_references_parameters():
         assert sum(np.prod(leaf.shape) for leaf in ours.params.values()) == sum(p.numel() for p in module.parameters())
 
 
-def test_what_is_one_value_a_channel_does_not_decay():
+def test_parameters_with_one_value_per_channel_do_not_decay():
     for name in TINY:
         decayed = [key for key in network(name).params if ARCHITECTURES[name].decays(key)]
         assert all(key.endswith(".kernel") for key in decayed)
@@ -207,8 +207,8 @@ def convert_file(name, state_dict, folder):
 
 
 def logits(name, weights, images):
-    _, found = parity.flax_activations(network(name), weights.arrays, images)
-    return found
+    _, result = parity.flax_activations(network(name), weights.arrays, images)
+    return result
 
 
 IMAGES = np.random.default_rng(2).standard_normal((2, 64, 64, 3), np.float32)
@@ -216,19 +216,19 @@ IMAGES = np.random.default_rng(2).standard_normal((2, 64, 64, 3), np.float32)
 
 def torch_logits(module):
     with torch.no_grad():
-        found = module(torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
-    return getattr(found, "logits", found).numpy()
+        output = module(torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
+    return getattr(output, "logits", output).numpy()
 
 
 @pytest.mark.parametrize("name", [V1, ATTO])
-def test_files_of_hugging_face(name, tmp_path, capsys):
+def test_files_of_hugging_face_are_read(name, tmp_path, capsys):
     module = _hugging_face(name)
     weights = convert_file(name, module.state_dict(), tmp_path)
     np.testing.assert_allclose(logits(name, weights, IMAGES), torch_logits(module), atol=1e-4)
     assert "its keys are Hugging Face's" in capsys.readouterr().out
 
 
-def test_files_of_facebookresearch(tmp_path, capsys):
+def test_files_of_facebookresearch_are_read(tmp_path, capsys):
     name = V2
     module = with_random_weights(torch_network(name))
     weights = convert_file(name, {"model": _facebook(module.state_dict())}, tmp_path)
@@ -236,7 +236,7 @@ def test_files_of_facebookresearch(tmp_path, capsys):
     assert "its keys are facebookresearch's" in capsys.readouterr().out
 
 
-def test_files_of_timm_for_a_network_of_torchvisions(tmp_path, capsys):
+def test_files_of_timm_are_read_for_a_network_of_torchvision(tmp_path, capsys):
     variant = TINY[V1]
     module = timm.models.ConvNeXt(depths=variant.blocks, dims=variant.channels, num_classes=CLASSES)
     weights = convert_file(V1, with_random_weights(module).state_dict(), tmp_path)
@@ -266,7 +266,7 @@ CHANGES = {"model__name": V1, "data__size": 32, "optimizer__learning_rate": 0.05
 
 
 @pytest.mark.slow
-def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
+def test_it_trains_is_exported_and_converted_back(converted, tmp_path, monkeypatch):
     state_dict, path = converted
     flax_to_resnet.convert(None, path, tmp_path / "same.pth")
     same = torch.load(tmp_path / "same.pth")
@@ -288,7 +288,7 @@ def test_it_trains_exports_and_goes_back(converted, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_is_never_stopped(converted, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_identically(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     changes = CHANGES | {"init": str(converted[1]), "regularization__stochastic_depth": 0.2}
     run(tmp_path / "whole", **changes)

@@ -102,23 +102,23 @@ def references():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_activations_are_the_reference_s(name, references):
+def test_activations_match_the_reference(name, references):
     module, network = references[name], flax_network(name)
     state_dict = module.state_dict()
     assert not keys.problems(state_dict, network)
     arrays = keys.to_flax(state_dict, network)
     # An odd size, where TensorFlow's padding differs from an even one's.
     for size in (32, 37):
-        found = parity.compare(module, network, arrays, size)
-        assert max(found.stages.values()) < 5e-5
-        assert found.relative < 1e-5
+        comparison = parity.compare(module, network, arrays, size)
+        assert max(comparison.stages.values()) < 5e-5
+        assert comparison.relative < 1e-5
     back = keys.to_torch(arrays, network.architecture, keys.counters_of(state_dict))
     assert back.keys() == state_dict.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnetv2_s", "tf_efficientnet_lite0"])
-def test_gradients_and_statistics_are_the_reference_s(name, references):
+def test_gradients_and_statistics_match_the_reference(name, references):
     images, labels = np.random.default_rng(0).standard_normal((4, 16, 16, 3)), np.arange(4)
     module = torch_network(name).double().train()
     network = flax_network(name, dtype=jnp.float64)
@@ -133,20 +133,20 @@ def test_gradients_and_statistics_are_the_reference_s(name, references):
             return cross_entropy(logits, labels).mean(), statistics
 
         (value, statistics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        found = jax.device_get(gradients | statistics)
+        ours = jax.device_get(gradients | statistics)
     theirs = torch.nn.functional.cross_entropy(
         module(torch.from_numpy(images).permute(0, 3, 1, 2)), torch.from_numpy(labels)
     )
     theirs.backward()
     assert abs(float(value) - theirs.item()) < 1e-9
     wanted = dict(module.state_dict()) | {key: value.grad for key, value in module.named_parameters()}
-    for key, tensor in keys.to_torch(found, network.architecture).items():
+    for key, tensor in keys.to_torch(ours, network.architecture).items():
         if key in wanted and not key.endswith(keys.COUNTER):
             scale = wanted[key].abs().max().clip(1e-3)
             assert (tensor - wanted[key]).abs().max() / scale < 1e-7, key
 
 
-def test_relu6_has_torch_s_gradient():
+def test_relu6_has_torchs_gradient():
     x = np.float32([-1, 0, 1, 6, 7])
     theirs = torch.tensor(x, requires_grad=True)
     torch.nn.functional.relu6(theirs).sum().backward()
@@ -163,7 +163,7 @@ def _reference_names(name):
 @pytest.mark.parametrize(
     "name", ["efficientnet_b3", "efficientnet_v2_m", "efficientnet_lite2", "tf_efficientnet_b4", "tf_efficientnetv2_s"]
 )
-def test_the_published_networks_have_these_shapes(name):
+def test_published_networks_have_the_shapes_of_the_reference(name):
     network = Network.abstract(Builder(ARCHITECTURES[name], 1000))
     ours = {keys.torch_key(key, network.architecture): leaf for key, leaf in network.params.items()}
     theirs = {key: tensor for key, tensor in _reference_names(name).items() if key in ours}
@@ -177,7 +177,7 @@ def test_the_published_networks_have_these_shapes(name):
         assert tuple(theirs[their_key].shape[axis] for axis in axes) == leaf.shape, key
 
 
-def test_timm_s_names_are_translated_to_torchvision_s():
+def test_names_of_timm_are_translated_to_torchvisions():
     for name, timms in (("efficientnet_b1", "efficientnet_b1"), ("efficientnet_v2_s", "tf_efficientnetv2_s")):
         with torch.device("meta"):
             names = timm.create_model(timms).state_dict()
@@ -207,7 +207,7 @@ def _lukemelas(names):
     return result
 
 
-def test_names_of_efficientnet_pytorch_are_those_of_tensorflow_s_networks_alone():
+def test_names_of_efficientnet_pytorch_are_read_only_for_networks_of_tensorflow():
     names = _lukemelas(_reference_names("tf_efficientnet_lite0"))
     [naming] = namings(names.values(), EfficientNetReference().dialects("tf_efficientnet_lite0"))
     assert {theirs: naming.reference_name(theirs) for theirs in names.values()} == {
@@ -238,6 +238,6 @@ def test_without_timm_its_networks_are_refused_with_the_command_that_installs_it
         families.reference_of("tf_efficientnet_b0")
 
 
-def test_a_file_that_fits_nothing_is_refused_with_what_it_lacks():
+def test_a_file_that_fits_no_network_is_refused_with_the_missing_part():
     with pytest.raises(UserError, match="not an EfficientNet of this kind: it has no first block under a known name"):
         fit({"other.weight": torch.zeros(3)}, "efficientnet_b0", "w.pth")

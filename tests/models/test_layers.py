@@ -1,4 +1,4 @@
-"""The layers against formulas and torch."""
+"""Compares the layers with formulas and torch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from sft_jax.models.layers import Linear
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(512, 10), (2048, 1000), (3, 1)])
-def test_a_linear_layer_is_drawn_and_computed_as_ever(inputs, outputs):
-    """Bit by bit: a seed gives the same head in every version."""
+def test_a_linear_layer_is_drawn_and_computed_as_in_earlier_versions(inputs, outputs):
+    """A seed gives the same head, bit by bit, in every version."""
     layer, keys, bound = Linear(inputs, outputs, rngs=nnx.Rngs(params=7)), nnx.Rngs(params=7), inputs**-0.5
     kernel = jax.random.uniform(keys.params(), (inputs, outputs), minval=-bound, maxval=bound)
     bias = jax.random.uniform(keys.params(), (outputs,), minval=-bound, maxval=bound)
@@ -22,7 +22,7 @@ def test_a_linear_layer_is_drawn_and_computed_as_ever(inputs, outputs):
     np.testing.assert_array_equal(layer(x), jnp.matmul(x, kernel, precision="highest") + bias[None], strict=True)
 
 
-def test_a_linear_layer_is_torchs():
+def test_a_linear_layer_matches_torch():
     layer, theirs = Linear(64, 5, rngs=nnx.Rngs(params=0)), torch.nn.Linear(64, 5)
     bound = max(float(leaf.detach().abs().max()) for leaf in theirs.parameters())
     assert float(jnp.abs(layer.kernel[...]).max()) == pytest.approx(bound, rel=0.05)
@@ -35,7 +35,7 @@ def test_a_linear_layer_is_torchs():
 
 
 def test_accelerators_multiply_in_full_float32():
-    """Theirs is bfloat16 or TF32 otherwise."""
+    """Their default precision is bfloat16 or TF32."""
     structure, state = nnx.split(Linear(4, 3, rngs=nnx.Rngs(params=0)))
     program = jax.jit(lambda state, x: nnx.merge(structure, state)(x)).lower(state, jnp.zeros((2, 4))).as_text()
     assert "precision = [HIGHEST, HIGHEST]" in program

@@ -1,4 +1,4 @@
-"""Weights that come as Python packages: found, converted once, and kept."""
+"""Tests that weights in Python packages are found, converted once, and cached."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 @pytest.mark.slow
-def test_a_damaged_file_is_reported_and_nothing_is_kept(monkeypatch, tmp_path, cache):
+def test_a_damaged_file_is_an_error_and_leaves_no_file(monkeypatch, tmp_path, cache):
     (tmp_path / "damaged_weights").mkdir()
     (tmp_path / "damaged_weights" / "__init__.py").touch()
     (tmp_path / "damaged_weights" / "w.pth").write_bytes(b"nothing")

@@ -72,10 +72,10 @@ def nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def assert_close(found: dict, wanted: dict, tolerance: float) -> None:
+def assert_close(actual: dict, wanted: dict, tolerance: float) -> None:
     """Asserts that all arrays agree to `tolerance` relative to their largest value."""
-    assert found.keys() == wanted.keys()
-    errors = {key: np.abs(np.asarray(found[key]) - wanted[key]).max() / np.abs(wanted[key]).max() for key in wanted}
+    assert actual.keys() == wanted.keys()
+    errors = {key: np.abs(np.asarray(actual[key]) - wanted[key]).max() / np.abs(wanted[key]).max() for key in wanted}
     worst = max(errors, key=lambda key: np.nan_to_num(errors[key], nan=np.inf))
     assert errors[worst] <= tolerance, f"{worst} is off by {errors[worst]:.1e}"
 
@@ -92,7 +92,7 @@ def test_every_stage_agrees_with_torch(name):
 
 
 @pytest.mark.parametrize("stem", ["cifar", "cifar3x3"])
-def test_the_cifar_stems_are_torchs_without_its_strides(stem):
+def test_the_cifar_stems_match_torch_without_its_strides(stem):
     module, network = torch_network(BASIC), flax_network(BASIC, stem=stem)
     resnet.put_stem(module, stem)
     arrays = keys.to_flax(module.state_dict(), network)
@@ -152,7 +152,7 @@ def train_flax(
 
 
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
-def test_twenty_steps_are_torchs_in_float64(decay):
+def test_twenty_steps_match_torch_in_float64(decay):
     module = torch_network(BASIC).double()
     images, labels = batches(STEPS, 8, np.float64)
     with jax.enable_x64():
@@ -162,7 +162,7 @@ def test_twenty_steps_are_torchs_in_float64(decay):
     their_losses, optimizer = train_torch(module, images, labels, 0.05, decay)
 
     np.testing.assert_allclose(losses, their_losses, rtol=1e-5)
-    assert max(losses) - min(losses) > 0.1, "the steps must do something"
+    assert max(losses) - min(losses) > 0.1, "the loss must change"
     assert_close(state.params | state.batch_stats, keys.to_flax(module.state_dict(), network), 1e-5)
     momentum = {
         key: optimizer.state[parameter]["momentum_buffer"] for key, parameter in module.named_parameters()
@@ -171,9 +171,9 @@ def test_twenty_steps_are_torchs_in_float64(decay):
     assert_close(trace | state.batch_stats, keys.to_flax(momentum, network), 1e-5)
 
 
-def test_twenty_steps_have_torchs_losses_in_float32():
-    # A rounding error that flips one ReLU moves a gradient by up to 1%, in torch against float64 too. Larger batches
-    # and the recipe's small learning rate keep such errors from growing: 4e-3 was the most in five seeds.
+def test_the_losses_of_twenty_steps_match_torch_in_float32():
+    # A rounding error that flips one ReLU changes a gradient by up to 1%, also in torch compared with float64. Larger
+    # batches and the recipe's small learning rate keep such errors from growing: at most 4e-3 with five seeds.
     module, network = torch_network(BASIC), flax_network(BASIC)
     images, labels = batches(STEPS, 64, np.float32)
     losses, _ = train_flax(network, keys.to_flax(module.state_dict(), network), images, labels, 1e-3)

@@ -1,4 +1,4 @@
-"""A family of networks that the product does not know: converted, trained, frozen, decayed, exported and resumed."""
+"""Tests a new family of networks: conversion, training, freezing, weight decay, export and resuming."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def known():
 
 @pytest.fixture(scope="module")
 def converted(known, tmp_path_factory):
-    """Somebody's state_dict, and what the converter made of it."""
+    """A state_dict, and the file that it was converted to."""
     folder = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
     state_dict = TorchConvNet(7).state_dict()
@@ -61,7 +61,7 @@ def network(**changes):
     return Network.abstract(models.builder(complete({"model.name": "convnet"}).model, 5, **changes))
 
 
-def test_conversion_proves_itself(converted):
+def test_a_conversion_is_verified(converted):
     state_dict, path = converted
     weights = load_weights(path)
     assert (weights.arch, weights.outputs) == ("convnet", 7)
@@ -71,7 +71,7 @@ def test_conversion_proves_itself(converted):
     assert [*certificate["sizes"][0]["stages"]] == ["blocks.0", "blocks.1", "blocks.2"]
 
 
-def test_what_does_not_fit_is_listed_under_its_own_names(converted, tmp_path):
+def test_mismatches_are_listed_under_the_names_of_the_file(converted, tmp_path):
     state_dict = dict(converted[0])
     del state_dict["gammas.0"]
     torch.save(state_dict, tmp_path / "toy.pth")
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_listed_under_its_own_names(converted, tmp_path):
         resnet_to_flax.convert("convnet", tmp_path / "toy.pth", "", tmp_path / "toy.safetensors")
 
 
-def test_it_learns_and_what_is_frozen_stays(converted, trained):
+def test_it_learns_and_frozen_parameters_stay(converted, trained):
     folder, results = trained
     arrays, start = Run(folder).checkpoints.restore("best").arrays, load_weights(converted[1]).arrays
     for name in ("kernel", "bias", "gamma"):
@@ -88,11 +88,11 @@ def test_it_learns_and_what_is_frozen_stays(converted, trained):
     assert results["test_loss"] < np.log(5)
 
 
-def test_depth_orders_decay_and_unfreezing():
+def test_decay_and_unfreezing_follow_the_depth():
     net = network()
-    found = multipliers(complete({"finetune.layerwise_decay": 0.5}).finetune, net)
+    factors = multipliers(complete({"finetune.layerwise_decay": 0.5}).finetune, net)
     names = ("classifier.bias", "blocks.2.gamma", "blocks.1.kernel", "blocks.0.bias")
-    assert [found[name] for name in names] == [1, 0.5, 0.25, 0.125]
+    assert [factors[name] for name in names] == [1, 0.5, 0.25, 0.125]
     config = complete({"finetune.method": "gradual", "epochs": 4})
     assert [min(phase.trained) for phase in phases(config, net)] == [
         "classifier.bias", "blocks.2.bias", "blocks.1.bias", "blocks.0.bias"
@@ -112,7 +112,7 @@ def test_a_stem_that_it_does_not_have_is_refused():
         models.builder(complete({"model.name": "convnet", "model.stem": "cifar"}).model, 5)
 
 
-def test_decay_and_muon_take_its_kernels_and_leave_its_head():
+def test_weight_decay_and_muon_apply_to_its_kernels():
     net = network()
     params = {name: np.ones(leaf.shape, np.float32) for name, leaf in net.params.items()}
     config = complete({"optimizer.weight_decay": 0.1, "optimizer.momentum": 0.0}).optimizer
@@ -128,7 +128,7 @@ def test_decay_and_muon_take_its_kernels_and_leave_its_head():
 
 
 @pytest.mark.parametrize("method", ["head_then_full", "full"])
-def test_stopped_and_resumed_is_never_stopped(method, converted, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_identically(method, converted, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     changes = {**CHANGES, "init": str(converted[1]), "finetune__method": method, "regularization__l2_sp": 0.1}
     changes |= {"regularization__mixup": 0.2} if method == "full" else {"finetune__head_epochs": 1}
@@ -141,7 +141,7 @@ def test_stopped_and_resumed_is_never_stopped(method, converted, tmp_path, monke
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_it_is_exported_predicts_and_goes_back_to_torch(trained, tmp_path):
+def test_it_is_exported_predicts_and_is_converted_back(trained, tmp_path):
     folder, _ = trained
     difference, _ = export(folder, "best", tmp_path / "toy.stablehlo")
     assert difference < 1e-5

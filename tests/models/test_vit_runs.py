@@ -1,4 +1,4 @@
-"""A vision transformer from converted weights: trained, resumed, fine-tuned at another size, exported, taken back."""
+"""Tests runs of a vision transformer: training, resuming, fine-tuning at another size, export and conversion back."""
 
 import jax
 import numpy as np
@@ -44,19 +44,19 @@ def converted(known, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(known, tmp_path_factory):
-    """A run of 12 epochs from random weights at 16 px, the second half of it after growing from 8 px."""
+    """A run of 12 epochs from random weights: 3 at 8 px, then 9 at 16 px."""
     folder = tmp_path_factory.mktemp("vit_runs") / "run"
     changes = {"epochs": 12, "data__size_schedule": ((8, 0.25),), "regularization__mixup": 0.0}
     return folder, run(folder, **{**CHANGES, **changes})
 
 
-def test_it_learns(trained):
+def test_a_run_learns(trained):
     _, results = trained
     assert results["test_accuracy"] > 0.5
     assert results["test_loss"] < np.log(5)
 
 
-def test_stopped_and_resumed_is_never_stopped(converted, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_identically(converted, tmp_path, monkeypatch, capsys):
     """From weights for images of another size."""
     changes = {**CHANGES, "init": str(converted)}
     run(tmp_path / "whole", **changes)
@@ -83,7 +83,7 @@ def test_sizes_that_patches_do_not_tile_are_refused(tmp_path):
         run(tmp_path / "b", data__size_schedule=((10, 0.5),), **CHANGES)
 
 
-def test_it_is_exported_predicts_and_goes_back_to_torch(trained, tmp_path):
+def test_it_is_exported_predicts_and_is_converted_back(trained, tmp_path):
     folder, _ = trained
     difference, _ = export(folder, "best", tmp_path / "vit.stablehlo")
     assert difference < 1e-5
@@ -100,6 +100,6 @@ def test_it_is_exported_predicts_and_goes_back_to_torch(trained, tmp_path):
     flax_to_onnx.convert(folder, None, tmp_path / "vit.onnx")
 
 
-def test_the_head_alone_is_learnt_from_features(converted, tmp_path):
+def test_a_head_is_trained_on_features(converted, tmp_path):
     results = run(tmp_path / "probe", init=str(converted), finetune__method="head", model__name="tiny_plain")
     assert results["test_loss"] > 0

@@ -1,3 +1,5 @@
+"""Tests of files of weights, and of initialising a network from them."""
+
 import json
 import types
 
@@ -34,7 +36,7 @@ def one_line(action) -> str:
     return str(caught.value)
 
 
-def test_what_was_saved_is_loaded(tmp_path):
+def test_saved_weights_are_loaded(tmp_path):
     path = tmp_path / "new folder" / "w.safetensors"
     arrays = ARRAYS | {"conv1.kernel": ARRAYS["conv1.kernel"].transpose(1, 0, 2, 3)}  # not contiguous
     save_weights(path, Weights(arrays, "resnet18", ("cat", "dög"), {"source": "here"}))
@@ -48,7 +50,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert load_weights(path).class_names is None
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(ARRAYS, "resnet18", None, {}))
     before = path.read_bytes()
@@ -63,14 +65,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
+def test_a_missing_file_is_an_error_with_the_command_that_creates_it(tmp_path):
     path = tmp_path / "resnet18.safetensors"
     message = one_line(lambda: load_weights(path))
     assert f"no weights at {path}; create them with: python convert/resnet_to_flax.py --output {path}" in message
     assert f"--output {path} " in one_line(lambda: load_weights(path.with_suffix(".pth")))
 
 
-def test_files_of_another_kind_are_refused(tmp_path):
+def test_damaged_and_other_files_are_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(ARRAYS, "resnet18", None, {}))
     whole = path.read_bytes()
@@ -91,14 +93,14 @@ def test_files_of_another_kind_are_refused(tmp_path):
     assert f"--state-dict {torch_file} --output {path}" in one_line(lambda: load_weights(torch_file))
 
 
-def test_class_names_are_readable_by_others(tmp_path):
+def test_class_names_are_readable_by_other_programs(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(ARRAYS, "resnet18", ("a", "b"), {}))
     with safetensors.safe_open(path, framework="numpy") as file:
         assert json.loads(file.metadata()["class_names"]) == ["a", "b"]
 
 
-def test_initialise_takes_everything_over():
+def test_initialise_uses_all_arrays():
     params, stats = initialise(NETWORK, ARRAYS, source="w")
     assert (params.keys(), stats.keys()) == (PARAMS.keys(), STATS.keys())
     for key, leaf in (params | stats).items():
@@ -106,7 +108,7 @@ def test_initialise_takes_everything_over():
 
 
 @pytest.mark.parametrize("head", [{}, {"fc.kernel": np.ones((3, 9), np.float64), "fc.other": np.ones(1)}])
-def test_a_new_head_stays_fresh_whatever_the_old_one_was(head):
+def test_a_new_head_is_kept_whatever_the_old_one_was(head):
     body = {key: array for key, array in ARRAYS.items() if not key.startswith("fc.")}
     fresh = {key: leaf for key, leaf in PARAMS.items() if key.startswith("fc.")}
     params, _ = initialise(NETWORK, body | head, source="w", head=fresh)
@@ -116,7 +118,7 @@ def test_a_new_head_stays_fresh_whatever_the_old_one_was(head):
     assert params.keys() == PARAMS.keys()
 
 
-def test_initialise_lists_every_problem_at_once():
+def test_initialise_lists_all_problems_at_once():
     arrays = {
         "conv1.kernel": ARRAYS["conv1.kernel"].transpose(1, 0, 3, 2),
         "bn1.mean": ARRAYS["bn1.mean"].astype(np.float64),
@@ -134,24 +136,24 @@ def test_initialise_lists_every_problem_at_once():
     ]
 
 
-# Columns of the kernel are the rows of torch's weight: one a class.
+# The columns of the kernel are the rows of torch's weight, one per class.
 OLD_HEAD = {"fc.kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "fc.bias": np.float32([10, 20, 30])}
 OLD_NAMES = ("ant", "bee", "cat")
 
 
-class TestWhatIsInheritedOfAHead:
+class TestInheritedHead:
     def inherited(self, names, old_names=OLD_NAMES, old=OLD_HEAD):
         fresh = {"fc.kernel": jnp.full((2, len(names)), -1.0), "fc.bias": jnp.full(len(names), -1.0)}
         head, said = inherited_head(Weights(old | {"bn1.mean": np.ones(3)}, "x", old_names, {}), names, fresh)
         return {key: np.asarray(array).tolist() for key, array in head.items()}, said
 
-    def test_all_of_it_for_the_same_classes(self):
+    def test_the_same_classes_keep_all_of_it(self):
         head, said = self.inherited(OLD_NAMES)
         assert head == {key: array.tolist() for key, array in OLD_HEAD.items()}
         assert said == " with its head"
 
     @pytest.mark.parametrize("old_names", [None, (), ("dog", "eel", "fox"), ("Ant", "bee ", "CAT")])
-    def test_nothing_of_it_where_no_name_is_the_same(self, old_names):
+    def test_other_classes_keep_nothing_of_it(self, old_names):
         assert self.inherited(OLD_NAMES, old_names) == ({}, " with a new head")
 
     def test_rows_are_kept_by_class_name_when_a_class_is_added(self):
@@ -159,17 +161,17 @@ class TestWhatIsInheritedOfAHead:
         assert head == {"fc.kernel": [[0, 1, -1, 2], [3, 4, -1, 5]], "fc.bias": [10, 20, -1, 30]}
         assert said == "; head: 3 of 4 classes reused, new: bird"
 
-    def test_rows_follow_their_class_when_labels_move(self):
+    def test_rows_follow_their_class_when_labels_change(self):
         head, said = self.inherited(("cat", "ant", "bee"))
         assert head == {"fc.kernel": [[2, 0, 1], [5, 3, 4]], "fc.bias": [30, 10, 20]}
         assert said == "; head: 3 of 3 classes reused"
 
-    def test_what_is_new_and_what_is_dropped_is_said(self):
+    def test_new_and_dropped_classes_are_reported(self):
         head, said = self.inherited(("cat", *"defgh"))
         assert head["fc.bias"] == [30, -1, -1, -1, -1, -1]
         assert said == ("; head: 1 of 6 classes reused, new: d, e, f and 2 more; dropped: ant, bee")
 
-    def test_a_name_that_stands_for_two_outputs_stands_for_none(self):
+    def test_an_ambiguous_name_matches_no_output(self):
         head, said = self.inherited(("crane", "cat"), ("crane", "crane", "cat"))
         assert head == {"fc.kernel": [[-1, 2], [-1, 5]], "fc.bias": [-1, 30]}
         assert said.startswith("; head: 1 of 2 classes reused, new: crane")
@@ -177,7 +179,7 @@ class TestWhatIsInheritedOfAHead:
     @pytest.mark.parametrize(
         "old", [{}, {"fc.bias": OLD_HEAD["fc.bias"]}, OLD_HEAD | {"fc.kernel": np.ones((3, 3), np.float32)}]
     )
-    def test_nothing_of_one_that_does_not_fit(self, old):
+    def test_a_head_of_another_shape_is_not_used(self, old):
         assert self.inherited(("ant", "fox"), old=old) == ({}, " with a new head")
 
 
@@ -198,17 +200,17 @@ def test_many_problems_are_counted():
     assert str(caught.value).endswith("and 215 more")
 
 
-class TestTheStem:
+class TestStem:
     def weights(self, size, **metadata):
         return Weights({"conv1.kernel": np.zeros((size, size, 3, 64), np.float32)}, "resnet18", None, metadata)
 
-    def test_it_is_what_was_recorded_or_what_the_shapes_say(self):
+    def test_it_is_recorded_or_follows_from_the_shapes(self):
         assert self.weights(7).stem == "imagenet"
         assert self.weights(7, stem="cifar").stem == "cifar"
         assert self.weights(3).stem == "cifar3x3"
         assert Weights({}, "resnet18", None, {}).stem == "imagenet"
 
-    def test_another_kernel_is_refused_with_what_to_type(self):
+    def test_another_kernel_is_refused_with_the_flag_to_use(self):
         message = one_line(lambda: RESNET.check_stem(self.weights(3).arrays, "imagenet", source="w"))
         assert message == (
             "the weights of w have a 3x3 stem, but model.stem=imagenet is 7x7; use --config.model.stem=cifar3x3"
@@ -216,7 +218,7 @@ class TestTheStem:
         message = one_line(lambda: RESNET.check_stem(self.weights(7).arrays, "cifar3x3", source="w"))
         assert message.endswith("use --config.model.stem=imagenet")
 
-    def test_the_same_kernel_goes_into_both(self):
+    def test_both_stems_take_the_same_kernel(self):
         RESNET.check_stem(self.weights(7).arrays, "imagenet", source="w")
         RESNET.check_stem(self.weights(7).arrays, "cifar", source="w")
         RESNET.check_stem(self.weights(3).arrays, "cifar3x3", source="w")

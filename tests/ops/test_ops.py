@@ -1,4 +1,4 @@
-"""Values and gradients of convolution, pooling and normalisation against torch's; convolutions in float64."""
+"""Compares convolution, pooling and normalisation with torch: values and gradients, convolutions in float64."""
 
 import functools
 
@@ -16,13 +16,14 @@ from sft_jax.models.layers import BatchNorm2d
 from sft_jax.ops import conv, depthwise
 from sft_jax.ops.conv import conv_patch_gradient
 from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps
+from sft_jax.ops.norm import _one_pass
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles
 
 # Every example compiles two programs.
 few = functools.partial(settings, deadline=None, derandomize=True)
 
-# Relative to the largest value: float32 sums in another order, Winograd loses a digit; bfloat16 has 8 bits.
+# Relative to the largest value: the order of float32 sums differs and Winograd loses a digit; bfloat16 has 8 bits.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}
 
 
@@ -33,11 +34,11 @@ def value_and_gradients(function, dy, *arguments):
     return y, *pull(dy)
 
 
-def assert_close(found, wanted, tolerance):
+def assert_close(actual, wanted, tolerance):
     """Compares to `tolerance`, relative to the largest value."""
-    found, wanted = np.asarray(found).astype(np.float64), np.asarray(wanted).astype(np.float64)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+    actual, wanted = np.asarray(actual).astype(np.float64), np.asarray(wanted).astype(np.float64)
+    assert actual.shape == wanted.shape
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 def torch_of(array):
@@ -68,9 +69,9 @@ def check_conv(convolve, image, kernel_shape, dtype="float64", *, batch=2, layou
         their_y = torch.nn.functional.conv2d(their_x, their_kernel.permute(3, 2, 0, 1), **window)
         dy = draw(nhwc(their_y).shape)
         their_y.backward(torch_of(dy.astype(jnp.float64)))
-        found = value_and_gradients(ours, dy, x, kernel)
+        results = value_and_gradients(ours, dy, x, kernel)
         wanted = nhwc(their_y), nhwc(their_x.grad), their_kernel.grad.numpy()
-        for name, one, other in zip(("y", "dx", "dkernel"), found, wanted, strict=True):
+        for name, one, other in zip(("y", "dx", "dkernel"), results, wanted, strict=True):
             assert one.dtype == dtype, name
             assert_close(one, other, TOLERANCES[dtype])
 
@@ -117,7 +118,7 @@ def test_winograd_tiles(height, width, inputs, outputs, batch):
 @few(max_examples=30)
 @shapes
 def test_winograd_tiles_of_many_shapes(height, width, inputs, outputs, batch):
-    """Two seconds for each shape, which is a program of its own."""
+    """Each shape is a separate program, which takes two seconds."""
     check_conv(conv_winograd_tiles, (height, width), (3, 3, inputs, outputs), batch=batch, padding=1)
 
 
@@ -134,7 +135,7 @@ def test_winograd_tiles_of_many_shapes(height, width, inputs, outputs, batch):
         (28, 1, 64, "conv_winograd"),
     ],
 )
-def test_the_lowering_follows_from_the_shapes(side, batch, channels, lowering):
+def test_the_shapes_determine_the_lowering(side, batch, channels, lowering):
     x = jax.ShapeDtypeStruct((side, side, batch, channels), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
     chosen = conv._cpu_lowering(x, kernel, 1, 1, 1, "HWNC")
@@ -142,7 +143,7 @@ def test_the_lowering_follows_from_the_shapes(side, batch, channels, lowering):
 
 
 @pytest.mark.parametrize("limit", [1, 40_000, 10**9])
-def test_patches_of_a_few_images_at_a_time(monkeypatch, limit):
+def test_patches_are_computed_for_a_few_images_at_a_time(monkeypatch, limit):
     monkeypatch.setattr(conv, "PATCH_BYTES", limit)
     convolve = functools.partial(conv_patch_gradient, stride=2, padding=3)
     check_conv(convolve, (12, 13), (7, 7, 3, 4), batch=6, layout="NHWC", stride=2, padding=3)
@@ -172,7 +173,7 @@ def test_depthwise(image, kernel, window, layout):
 
 
 @pytest.mark.parametrize("layout", depthwise.AXES)
-def test_depthwise_gradients_take_some_images_and_columns_at_a_time(monkeypatch, layout):
+def test_depthwise_gradients_are_computed_for_a_few_images_and_columns_at_a_time(monkeypatch, layout):
     monkeypatch.setattr(depthwise, "BLOCK_BYTES", 1500)
     monkeypatch.setattr(depthwise, "COLUMNS", 2)
     convolve = functools.partial(conv._depthwise, stride=2, padding=2, layout=layout)
@@ -181,7 +182,7 @@ def test_depthwise_gradients_take_some_images_and_columns_at_a_time(monkeypatch,
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("side", "taps", "stride"), [(9, 3, 1), (8, 3, 2), (7, 5, 2), (2, 7, 1)])
-def test_conv2d_of_one_group_a_channel(side, taps, stride, dtype):
+def test_conv2d_with_one_group_per_channel(side, taps, stride, dtype):
     window = {"stride": stride, "padding": taps // 2, "groups": 32}
     for layout in depthwise.AXES:
         convolve = functools.partial(ops.conv2d, layout=layout, **window)
@@ -253,8 +254,8 @@ def test_pointwise_convolutions_with_the_images_first():
     with jax.enable_x64(True):
         ours = value_and_gradients(ops.conv2d, dy, x, kernel)
         theirs = value_and_gradients(functools.partial(conv.conv_xla, stride=1, padding=0), dy, x, kernel)
-    for found, wanted in zip(ours, theirs, strict=True):
-        assert_close(found, wanted, 1e-12)
+    for actual, wanted in zip(ours, theirs, strict=True):
+        assert_close(actual, wanted, 1e-12)
 
 
 def test_only_a_cpu_computes_depthwise_convolutions_as_sums():
@@ -298,8 +299,8 @@ def test_conv2d_under_vmap_and_scan(layer):
     one_by_one = [jax.jit(gradients)(kernel) for kernel in kernels]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *one_by_one)
     for together in (jax.jit(jax.vmap(gradients))(kernels), lax.map(gradients, kernels)):
-        for found, wanted in zip(together, stacked, strict=True):
-            assert_close(found, wanted, 1e-5)
+        for actual, wanted in zip(together, stacked, strict=True):
+            assert_close(actual, wanted, 1e-5)
 
 
 max_pool = functools.partial(ops.max_pool, window=3, stride=2, padding=1)
@@ -326,7 +327,7 @@ def test_max_pool_is_torchs(height, width, ties, seed):
 
 
 @pytest.mark.parametrize("side", [6, 7])
-def test_max_pool_passes_nan_on(side):
+def test_max_pool_propagates_nan(side):
     x = np.zeros((1, side, side, 1), np.float32)
     x[0, 2, 3] = np.nan
     wanted = torch.nn.MaxPool2d(3, 2, 1)(torch_of(x))
@@ -360,7 +361,7 @@ def norm_inputs(channels=5, shape=(4, 3, 6), dtype=np.float64):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("relu", "residual"), NORM_CASES)
-def test_batch_norm_is_torchs(train, relu, residual):
+def test_batch_norm_matches_torch(train, relu, residual):
     x, beside, dy = norm_inputs()
     theirs = torch_norm(5)
     their_x, their_beside = torch_of(x), torch_of(beside)
@@ -380,15 +381,15 @@ def test_batch_norm_is_torchs(train, relu, residual):
         return ops.normalize(x, jnp.asarray(mean), jnp.asarray(var), scale, bias, **settings)
 
     with jax.enable_x64():
-        found, dx, d_beside, d_scale, d_bias = value_and_gradients(ours, dy, x, beside, scale, bias)
-    assert_close(found, nhwc(y), 1e-12)
+        result, dx, d_beside, d_scale, d_bias = value_and_gradients(ours, dy, x, beside, scale, bias)
+    assert_close(result, nhwc(y), 1e-12)
     assert_close(dx, nhwc(their_x.grad), 1e-11)
     assert_close(d_beside, nhwc(their_beside.grad) if residual else np.zeros_like(beside), 1e-12)
     assert_close(d_scale, theirs.weight.grad.numpy(), 1e-12)
     assert_close(d_bias, theirs.bias.grad.numpy(), 1e-12)
 
 
-def test_running_statistics_are_torchs():
+def test_running_statistics_match_torch():
     theirs, ours = torch.nn.BatchNorm2d(5), BatchNorm2d(5)
     for x in norm_inputs(shape=(2, 1, 2), dtype=np.float32):  # four values: biased and unbiased differ by a third
         np.testing.assert_allclose(ours(jnp.asarray(x), train=True), nhwc(theirs(torch_of(x))), atol=2e-5)
@@ -406,17 +407,41 @@ def test_batch_norm_far_from_zero():
     np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
 
 
-def test_batch_norm_of_bfloat16_keeps_wide_statistics():
+@pytest.mark.parametrize("distance", [0.0, 3.0, 30.0])
+def test_statistics_in_one_pass_are_exact_near_the_running_mean(distance):
+    """As on accelerators; the mean, 1e4, has no digit left for the deviation, 1."""
+    x = np.random.default_rng(0).normal(1e4, 1.0, (64, 4, 4, 3)).astype(np.float32)
+    near = jnp.full(3, 1e4 + distance, jnp.float32)
+    mean, variance = _one_pass(jnp.asarray(x), near, None)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-7)
+    np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 1, 2)), rtol=1e-3)
+    _, constant = _one_pass(jnp.full((64, 2), 0.1), jnp.asarray([3.0, 0.1]), None)
+    assert np.all((constant >= 0) & (constant < 1e-5)), "rounding makes no variance negative"
+
+
+@pytest.mark.parametrize("near", [None, np.zeros(8, np.float32)])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_an_accelerator_takes_one_pass_and_only_near_the_mean(platform, near):
+    def statistics(x):
+        return ops.batch_norm(x, jnp.ones(8), jnp.zeros(8), near=near)[1:]
+
+    traced = jax.jit(statistics).trace(jax.ShapeDtypeStruct((4, 2, 8), np.float32))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    one_pass = "stablehlo.maximum" in text  # its variance could be rounded to less than 0
+    assert one_pass == (platform != "cpu" and near is not None)
+
+
+def test_batch_norm_of_bfloat16_has_float32_statistics():
     x, beside, dy = (jnp.asarray(array, jnp.bfloat16) for array in norm_inputs(shape=(8, 8, 8)))
     scale, bias = jnp.linspace(0.5, 1.5, 5), jnp.linspace(-1.0, 1.0, 5)
 
     def norm(x, beside, scale, bias):
         return ops.batch_norm(x, scale, bias, residual=beside)[0]
 
-    found = value_and_gradients(norm, dy, x, beside, scale, bias)
+    narrow = value_and_gradients(norm, dy, x, beside, scale, bias)
     wanted = value_and_gradients(norm, *(array.astype(jnp.float32) for array in (dy, x, beside, scale, bias)))
-    assert [array.dtype for array in found] == 3 * [jnp.bfloat16] + 2 * [jnp.float32]
-    for one, other in zip(found, wanted, strict=True):
+    assert [array.dtype for array in narrow] == 3 * [jnp.bfloat16] + 2 * [jnp.float32]
+    for one, other in zip(narrow, wanted, strict=True):
         assert_close(one, other, 1e-2)
     _, mean, variance = ops.batch_norm(x, scale, bias)
     wide = np.asarray(x, np.float64)
@@ -426,7 +451,7 @@ def test_batch_norm_of_bfloat16_keeps_wide_statistics():
 
 
 @pytest.mark.parametrize(("relu", "residual"), NORM_CASES)
-def test_batch_norm_over_eight_devices_is_that_of_the_whole_batch(relu, residual):
+def test_batch_norm_over_eight_devices_equals_that_of_the_whole_batch(relu, residual):
     x, beside, dy = norm_inputs(shape=(16, 2, 3))
     scale, bias = np.linspace(0.5, 1.5, 5), np.linspace(-1.0, 1.0, 5)
 
@@ -445,11 +470,11 @@ def test_batch_norm_over_eight_devices_is_that_of_the_whole_batch(relu, residual
 
     with jax.enable_x64():
         whole = jax.jit(run)(dy, x, beside)
-        shares = (array.reshape(8, 2, *array.shape[1:]) for array in (dy, x, beside))
+        local_batches = (array.reshape(8, 2, *array.shape[1:]) for array in (dy, x, beside))
         by_device, replicated = jax.pmap(
             functools.partial(run, axis_name="data"), axis_name="data", out_axes=(0, None), devices=jax.devices()[:8]
-        )(*shares)
-    for found, wanted in zip(by_device, whole[0], strict=True):
-        assert_close(np.asarray(found).reshape(wanted.shape), wanted, 1e-12)
-    for found, wanted in zip(jax.tree.leaves(replicated), jax.tree.leaves(whole[1]), strict=True):
-        assert_close(found, wanted, 1e-12)
+        )(*local_batches)
+    for actual, wanted in zip(by_device, whole[0], strict=True):
+        assert_close(np.asarray(actual).reshape(wanted.shape), wanted, 1e-12)
+    for actual, wanted in zip(jax.tree.leaves(replicated), jax.tree.leaves(whole[1]), strict=True):
+        assert_close(actual, wanted, 1e-12)

@@ -1,4 +1,4 @@
-"""Operations of transformers against torch and jax.nn in float64, with their gradients."""
+"""Compares the operations of transformers and their gradients with torch and jax.nn in float64."""
 
 import functools
 
@@ -16,7 +16,7 @@ ROWS = 4 * TOKENS
 TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 3e-2}
 
 
-def drawn(*shape, seed=0):
+def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
@@ -44,10 +44,10 @@ CASES = {
 def both(name, dtype):
     """Returns the result and the gradients of a weighted sum of it, in ours with `dtype` and in torch with float64."""
     ours, theirs, shapes = CASES[name]
-    arguments = [2 * drawn(*shape, seed=seed) + 0.5 for seed, shape in enumerate(shapes)]
+    arguments = [2 * normal(*shape, seed=seed) + 0.5 for seed, shape in enumerate(shapes)]
     tensors = [torch.tensor(argument, requires_grad=True) for argument in arguments]
     wanted = theirs(*tensors)
-    weight = drawn(*wanted.shape, seed=9)
+    weight = normal(*wanted.shape, seed=9)
     wanted.backward(torch.from_numpy(weight))
     # Parameters stay in float32.
     kinds = [dtype, *["float32" if dtype == "bfloat16" else dtype] * 2]
@@ -66,17 +66,17 @@ def both(name, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", CASES)
-def test_results_and_gradients_are_torchs(name, dtype):
+def test_results_and_gradients_match_torch(name, dtype):
     if (name, dtype) == ("layer_norm", "bfloat16"):
         pytest.skip("the residual stream is float32 or wider")
     with jax.enable_x64():
-        found, wanted = both(name, dtype)
-    for ours, theirs in zip(found, wanted, strict=True):
+        actual, wanted = both(name, dtype)
+    for ours, theirs in zip(actual, wanted, strict=True):
         error = np.abs(np.asarray(ours, np.float64) - theirs.numpy()).max() / np.abs(theirs.numpy()).max()
         assert error < TOLERANCES[dtype]
 
 
-def test_gelu_far_from_zero():
+def test_gelu_is_accurate_far_from_zero():
     """erf of jax 0.8 stays 2e-7 below 1."""
     x = jnp.float32([-12, -6, -4, 0, 4, 12])
     with jax.enable_x64():
@@ -86,17 +86,17 @@ def test_gelu_far_from_zero():
 
 
 def test_large_scores_do_not_overflow():
-    qkv = jnp.asarray(1e3 * drawn(ROWS, 3 * HEADS * D), jnp.float32)
+    qkv = jnp.asarray(1e3 * normal(ROWS, 3 * HEADS * D), jnp.float32)
     result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS), qkv)
     assert np.isfinite(result).all()
     assert np.isfinite(pull(result)[0]).all()
 
 
 @pytest.mark.parametrize("name", ["attention", "layer_norm", "gelu"])
-def test_several_networks_at_once(name):
+def test_operations_under_vmap_equal_those_of_one_network(name):
     """The search trains several networks in one program, by vmap."""
     ours, _, shapes = CASES[name]
-    arguments = [jnp.asarray(drawn(2, *shape, seed=seed), jnp.float32) for seed, shape in enumerate(shapes)]
+    arguments = [jnp.asarray(normal(2, *shape, seed=seed), jnp.float32) for seed, shape in enumerate(shapes)]
 
     def gradients(*given):
         return jax.grad(lambda *given: jnp.square(ours(*given)).sum(), range(len(shapes)))(*given)

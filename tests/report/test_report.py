@@ -39,10 +39,10 @@ class Parsed(html.parser.HTMLParser):
         return [attributes for tag, attributes in self.tags if tag in names]
 
 
-def test_what_stands_in_the_page():
-    found = scored(10)
-    page = Parsed(report_page(records(), [f"class {label}" for label in range(10)], found, 1.25))
-    accuracy = found.summary["accuracy"]
+def test_the_contents_of_the_page():
+    evaluated = scored(10)
+    page = Parsed(report_page(records(), [f"class {label}" for label in range(10)], evaluated, 1.25))
+    accuracy = evaluated.summary["accuracy"]
     assert f"Test accuracy{accuracy:.2%}95% interval" in page.text
     assert "finished after 3 epochs" in page.text
     assert "at temperature 1.250" in page.text
@@ -58,7 +58,7 @@ def test_what_stands_in_the_page():
     assert len(page.all("svg")) == 3 + 1 + 2, "curves, the confusion matrix, reliability before and after"
 
 
-def test_nothing_is_fetched():
+def test_the_page_fetches_nothing():
     page = report_page(records(), list("0123456789"), scored(10), 1.0)
     parsed = Parsed(page)
     assert not parsed.all("script", "iframe", "object", "base", "form")
@@ -83,21 +83,23 @@ def test_names_are_escaped():
         assert page.count("</style>") == 1
 
 
-def test_mistakes_have_the_names_of_their_files():
-    found = scored(3, names=[f"test/cat/{row:03}.jpg" for row in range(200)])
-    page = Parsed(report_page(records(), ["cat", "dog", "cow"], found, 1.0))
-    said = found.outputs.argmax(-1)
+def test_mistakes_show_their_file_names():
+    evaluated = scored(3, names=[f"test/cat/{row:03}.jpg" for row in range(200)])
+    page = Parsed(report_page(records(), ["cat", "dog", "cow"], evaluated, 1.0))
+    predicted = evaluated.outputs.argmax(-1)
     for image in page.all("img"):
         row, truth, taken = re.match(r"test/cat/(\d+)\.jpg: (\w+), predicted as (\w+) with", image["alt"]).groups()
-        assert (truth, taken) == tuple(("cat", "dog", "cow")[label[int(row)]] for label in (found.split.labels, said))
+        assert (truth, taken) == tuple(
+            ("cat", "dog", "cow")[label[int(row)]] for label in (evaluated.split.labels, predicted)
+        )
         assert image["title"] == image["alt"]
     assert len(set(re.findall(r"label: \w+test/cat/\d+\.jpg", page.text))) == 25
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 100, 1000])
-def test_any_number_of_classes(classes):
-    found = scored(classes, n=3000 if classes > 5 else 50)
-    page = report_page(records(), [f"class {label}" for label in range(classes)], found, 1.0)
+def test_pages_of_any_number_of_classes(classes):
+    evaluated = scored(classes, n=3000 if classes > 5 else 50)
+    page = report_page(records(), [f"class {label}" for label in range(classes)], evaluated, 1.0)
     parsed = Parsed(page)
     assert ("Top-5 accuracy" in parsed.text) == (classes > 5)
     shown = min(classes, 20)
@@ -112,27 +114,27 @@ def test_any_number_of_classes(classes):
 
 
 def test_a_perfect_network_has_no_mistakes_to_show():
-    found = scored(3)
-    logits = 9 * np.eye(3, dtype=np.float32)[found.split.labels]
-    summary = figures_of(logits, found.split.labels)
-    page = Parsed(report_page(records(), list("abc"), Scored("test", found.split, summary, logits), 0.05))
+    evaluated = scored(3)
+    logits = 9 * np.eye(3, dtype=np.float32)[evaluated.split.labels]
+    summary = figures_of(logits, evaluated.split.labels)
+    page = Parsed(report_page(records(), list("abc"), Scored("test", evaluated.split, summary, logits), 0.05))
     assert "Most confident mistakes" not in page.text
     assert not page.all("img")
     assert "100.00%" in page.text
 
 
-def test_in_training_it_is_about_the_validation_images():
-    found = scored(3)
+def test_during_training_the_report_is_on_validation_images():
+    evaluated = scored(3)
     run = Records("run", records().record, records(epochs=2).rows, None)
     page = Parsed(
-        report_page(run, list("abc"), Scored("validation", found.split, found.summary, found.outputs), 1.0)
+        report_page(run, list("abc"), Scored("validation", evaluated.split, evaluated.summary, evaluated.outputs), 1.0)
     ).text
     assert "in progress, 2 of 3 epochs done: validation metrics; no test image was used" in page
     assert "Validation accuracy" in page
     assert "Test accuracy" not in page
 
 
-def test_rows_that_are_not_finite_or_not_there():
+def test_rows_may_be_missing_or_not_finite():
     run = records()
     broken = [row | {"val_loss": float("nan"), "val_accuracy": float("nan"), "best": None} for row in run.rows]
     for rows in (broken, []):
@@ -141,14 +143,14 @@ def test_rows_that_are_not_finite_or_not_there():
         assert "nan" not in Parsed(page).text.lower().split()
 
 
-def test_pictures_are_small():
+def test_embedded_images_are_small():
     small, large = (data_uri(np.full((size, size, 3), 90, np.uint8)) for size in (32, 640))
     assert small.startswith("data:image/png;")
     assert large.startswith("data:image/jpeg;")
     assert len(large) < 8 * LARGEST**2 / 10
 
 
-def test_comparison():
+def test_the_comparison_of_runs():
     runs = [records("a"), records("b", epochs=2, seed=1, **{"optimizer.learning_rate": 0.5})]
     page = Parsed(comparison_page(runs))
     assert re.search(r"optimizer.learning_rate\s*0.001\s*0.5", page.text)
@@ -158,7 +160,7 @@ def test_comparison():
     assert len(described) == 5
 
 
-def test_names_of_compared_runs(tmp_path):
+def test_compared_runs_have_short_names(tmp_path):
     folders = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
     assert list(short_names(folders).values()) == ["x/run", "y/run"]
     assert list(short_names([tmp_path / "x", tmp_path / "y"]).values()) == ["x", "y"]
@@ -204,7 +206,7 @@ def command(monkeypatch, *arguments):
     return run_command(main)
 
 
-def test_the_report_is_written_again(finished, monkeypatch, capsys):
+def test_the_command_writes_the_same_report(finished, monkeypatch, capsys):
     folder, written = finished
     page = folder / "report.html"
     page.unlink()
@@ -214,7 +216,7 @@ def test_the_report_is_written_again(finished, monkeypatch, capsys):
     assert without_date[0] == without_date[1]
 
 
-def test_runs_are_compared(finished, tmp_path, monkeypatch, capsys):
+def test_the_command_compares_runs(finished, tmp_path, monkeypatch, capsys):
     folder, _ = finished
     page = tmp_path / "both.html"
     (tmp_path / "other").mkdir()

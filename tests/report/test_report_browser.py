@@ -68,7 +68,7 @@ def show(browser, page, *, width=DESKTOP, scheme="light"):
 
 
 @pytest.mark.parametrize("name", ["ten", "evil", "hundred", "compared"])
-def test_a_page_loads_by_itself(browser, pages, name):
+def test_a_page_loads_without_requests(browser, pages, name):
     page = pages / f"{name}.html"
     show(browser, page)
     assert browser.get_log("browser") == [], "the console is empty: no error, nothing refused by the policy"
@@ -83,12 +83,12 @@ def test_a_page_loads_by_itself(browser, pages, name):
         " s.getBoundingClientRect().height, s.getAttribute('aria-label').length]))"
     )
     assert len(sizes) >= 5
-    assert all(min(size) > 0 for size in sizes), "every picture has a size and a text"
+    assert all(min(size) > 0 for size in sizes), "every image has a size and an alternative text"
 
 
 @pytest.mark.parametrize("name", ["ten", "evil", "hundred", "compared"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_nothing_sticks_out(browser, pages, name, width):
+def test_nothing_overflows_the_page(browser, pages, name, width):
     show(browser, pages / f"{name}.html", width=width)
     browser.execute_script("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -119,7 +119,7 @@ def test_dark_mode_is_dark(browser, pages):
     assert means["dark"] < 60 < 200 < means["light"]
 
 
-def test_text_can_be_read_in_both_modes(browser, pages):
+def test_text_has_enough_contrast_in_both_modes(browser, pages):
     """The contrast between text and background is at least 4.5 (WCAG 2.1, 1.4.3)."""
     script = """
       const style = getComputedStyle(document.documentElement);

@@ -23,7 +23,7 @@ from sft_jax.runtime.devices import Devices
 
 # tests/golden/checkpoint was written by the first version of this format, as
 #   Checkpoints(Path("golden/checkpoint")).save("latest", 7, ARRAYS, METADATA)
-# and must be readable as long as there is no other format.
+# and must stay readable until the format changes.
 ARRAYS = {
     "params/conv1.kernel": np.sqrt(np.arange(108, dtype=np.float32)).reshape(3, 3, 3, 4),
     "params/fc.bias": np.array([0.1, -2.5, 1e-30], np.float32),
@@ -31,8 +31,8 @@ ARRAYS = {
     "step": np.array(7, np.int32),
 }
 METADATA = {"class_names": ["cat", "dög"], "progress": {"epoch": 1, "best": 0.1, "rows": []}}
-# For damage: where Orbax reads several arrays at once, the others' failures are printed by its threads later on.
-# Too large for the store to keep within its index.
+# For damage: a single array, because if Orbax reads several at once, its threads print the failures of the others
+# later on. It is too large to be stored within the index.
 ONE = {"params/conv1.kernel": ARRAYS["params/conv1.kernel"]}
 
 
@@ -61,7 +61,7 @@ def saved(directory, *steps, name="latest"):
     return checkpoints
 
 
-# --- What was saved is restored
+# --- Restoring
 
 
 def test_round_trip_on_devices(tmp_path):
@@ -98,18 +98,18 @@ def test_from_eight_devices_to_one_and_two_and_back(tmp_path):
     assert_restored(Checkpoints(tmp_path).restore("latest"), len(counts) - 1, ARRAYS, {})
 
 
-def test_a_checkpoint_of_the_first_version(pytestconfig):
+def test_a_checkpoint_of_the_first_version_is_restored(pytestconfig):
     golden = pytestconfig.rootpath / "tests" / "golden" / "checkpoint"
     assert_restored(Checkpoints(golden).restore("latest"), 7, ARRAYS, METADATA)
 
 
-def test_nothing_there(tmp_path):
+def test_nothing_is_restored_from_an_empty_folder(tmp_path):
     assert Checkpoints(tmp_path / "no folder").restore("latest") is None
     (tmp_path / "latest").mkdir()
     assert Checkpoints(tmp_path).restore("latest") is None
 
 
-# --- What is kept
+# --- Retention
 
 
 def test_the_latest_two_and_the_best_are_kept(tmp_path):
@@ -144,10 +144,10 @@ def test_a_save_is_complete_when_it_returns(tmp_path):
     assert_restored(Checkpoints(tmp_path / "b").restore("latest"), 1, ONE, {"step": 1})
 
 
-# --- Saves that fail
+# --- Failing saves
 
 
-# In a process of its own, which kills itself when Python reports `event` on the path that the second save uses.
+# Runs in its own process, which kills itself at the audit event `event` on a path of the last save.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -173,7 +173,7 @@ checkpoints.save("latest", 3, {"a": np.full(99, 3, np.float32)}, {})
         pytest.param("shutil.rmtree", "latest/1", 3, id="before the oldest is removed"),
     ],
 )
-def test_killed_in_a_save(tmp_path, event, part, step):
+def test_a_kill_during_a_save_keeps_the_earlier_checkpoints(tmp_path, event, part, step):
     command = [sys.executable, "-c", KILLED, str(tmp_path), event, part]
     killed = subprocess.run(command, env=environment(), check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -190,7 +190,7 @@ def test_killed_in_a_save(tmp_path, event, part, step):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("limit", [0, 200, 20_000])
-def test_a_full_disk(tmp_path, limit):
+def test_a_full_disk_keeps_the_earlier_checkpoints(tmp_path, limit):
     """A limit on file sizes makes writes fail as on a full disk, also for root, which ignores permissions."""
     checkpoints = saved(tmp_path, 1)
     large = {"a": np.random.default_rng(0).random(20_000, np.float32)}
@@ -208,20 +208,20 @@ def test_a_full_disk(tmp_path, limit):
     assert_restored(checkpoints.restore("latest"), 2, large, {})
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path):
     (tmp_path / "latest").write_text("a file stands in the way")
     assert "latest/1 cannot be written" in message(lambda: saved(tmp_path, 1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path):
     checkpoints = saved(tmp_path, 1)
     (tmp_path / "latest").chmod(0o500)
     assert "Permission denied" in message(lambda: saved(tmp_path, 2))
     assert checkpoints.restore("latest").step == 1
 
 
-def test_a_save_that_does_nothing_is_noticed(tmp_path, monkeypatch):
+def test_a_save_that_does_nothing_is_an_error(tmp_path, monkeypatch):
     saved(tmp_path, 1)
     monkeypatch.setattr(ocp.Checkpointer, "save", lambda *_, **__: False)
     assert "latest/2 cannot be written" in message(lambda: saved(tmp_path, 2))
@@ -274,7 +274,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, damage):
     checkpoints = saved(tmp_path, 1, 2)
     damage(tmp_path / "latest" / "2")
     before = sorted(tmp_path.rglob("*"))
@@ -294,7 +294,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
     assert checkpoints.restore("latest").step == 3
 
 
-def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
+def test_a_mixture_of_two_checkpoints_is_detected(tmp_path):
     """Every file is valid on its own, so that only our digest detects the damage."""
     checkpoints = saved(tmp_path, 1)
     checkpoints.save("latest", 2, {key: array + 1 for key, array in ONE.items()}, {"step": 2})
@@ -306,7 +306,7 @@ def test_parts_of_two_checkpoints_are_told_from_one(tmp_path):
     assert restored.notices[0].endswith("skipped: its contents have changed since it was saved")
 
 
-def test_going_on_from_an_earlier_checkpoint_keeps_it(tmp_path):
+def test_continuing_from_an_earlier_checkpoint_keeps_it(tmp_path):
     """The skipped one is removed first, or a second failure would leave none."""
     checkpoints = saved(tmp_path, 3, 5)
     truncate(tmp_path / "latest" / "5")
@@ -315,7 +315,7 @@ def test_going_on_from_an_earlier_checkpoint_keeps_it(tmp_path):
     assert folders(tmp_path) == ["3", "4"]
 
 
-def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+def test_other_files_and_folders_are_left_alone(tmp_path):
     checkpoints = saved(tmp_path, 1)
     foreign = ["2 (copy)", "2.bak", "best", "-3", "2.1.1", "x2"]
     for name in foreign:
@@ -327,7 +327,7 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     assert folders(tmp_path) == sorted([*foreign, "3", "4", "7"])
 
 
-# Files that a checkpoint has at least, and bits that are flipped in each.
+# The least number of files in a checkpoint, and the number of bits flipped in each.
 FILES, FLIPS = 8, 12
 
 
@@ -349,16 +349,16 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
                 detected[path.name] = detected.get(path.name, 0) + 1
         path.write_bytes(whole)
     assert_restored(checkpoints.restore("latest"), 1, ONE, {"step": 1})
-    assert detected["metadata"] == detected["manifest.ocdbt"] == FLIPS, "the facts and the index are used as a whole"
+    assert detected["metadata"] == detected["manifest.ocdbt"] == FLIPS, "each byte of metadata and index is checked"
     assert sum(count for name, count in detected.items() if len(name) == 32) >= FLIPS, (
-        "data files have hashes for names"
+        "the names of data files are hashes"
     )
 
 
-# --- Checkpoints of something else
+# --- Checkpoints that do not fit
 
 
-def test_every_misfit_is_listed_at_once(tmp_path):
+def test_all_mismatches_are_listed_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save("latest", 7, ARRAYS, {})
     expected = ARRAYS | {
@@ -378,7 +378,7 @@ def test_every_misfit_is_listed_at_once(tmp_path):
     ]
 
 
-def test_a_later_format_is_named(tmp_path):
+def test_a_later_format_is_refused(tmp_path):
     checkpoints = saved(tmp_path, 1, 2)
     rewrite_facts(lambda facts: facts | {"format": 2})(tmp_path / "latest" / "2")
     assert message(lambda: checkpoints.restore("latest")) == (
@@ -387,7 +387,7 @@ def test_a_later_format_is_named(tmp_path):
     )
 
 
-def test_relative_folders(tmp_path, monkeypatch):
+def test_a_folder_may_be_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved(Path("run"), 1)
     assert Checkpoints(tmp_path / "run").restore("latest").step == 1

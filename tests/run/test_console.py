@@ -23,12 +23,12 @@ def under_way(**changes):
     return Progress(**values | {"rows": [{"epoch_s": 30.0}]} | changes)
 
 
-def test_the_note_behind_the_bar():
+def test_the_note_after_the_bar():
     note = epoch_note(under_way(), CONFIG, 100, TASK)
     assert note == "loss 0.9000  train 69.0%  250 img/s  eta 0:16, run 1:16"
 
 
-def test_the_first_epoch_stands_for_those_to_come():
+def test_the_first_epoch_is_extrapolated_to_the_others():
     note = epoch_note(under_way(epoch=0, rows=[]), CONFIG, 100, TASK)
     assert note.endswith("eta 0:16, run 1:16"), "16 s left and three epochs of 20 s"
 
@@ -38,7 +38,7 @@ def test_the_last_step_of_the_last_epoch():
     assert note.endswith("eta 0:00, run 0:00")
 
 
-def test_the_time_from_the_first_steps():
+def test_the_time_is_estimated_from_the_first_steps():
     assert speed_line(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100) == (
         "time       about 0:20 per epoch, 1:20 in total, without validation (from the first 20 steps)"
     )
@@ -80,18 +80,18 @@ def test_on_a_terminal_there_are_bars_and_spinners(monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
-def test_the_bar_gives_way_to_the_figures(monkeypatch, columns):
+def test_the_bar_shrinks_before_the_note(monkeypatch, columns):
     note = epoch_note(under_way(), CONFIG, 100, TASK)
     with terminal(monkeypatch, columns) as drawn, Console().progress("epoch 2/4", 100) as bar:
         bar.advance(20, note)
     shown = note if columns >= 80 else note[:30]
     assert shown in drawn[0]
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", drawn[0]))
-    assert all(len(line) <= columns for line in lines), "a broken line could not be drawn over"
+    assert all(len(line) <= columns for line in lines), "a wrapped line could not be overwritten"
 
 
 @pytest.mark.parametrize("colour", ["", "1"])
-def test_elsewhere_each_thing_that_takes_time_is_one_line(colour, capsys, monkeypatch):
+def test_without_a_terminal_a_status_is_one_line(colour, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", colour)
     console = Console()
     assert not console.moves
@@ -100,7 +100,7 @@ def test_elsewhere_each_thing_that_takes_time_is_one_line(colour, capsys, monkey
     assert capsys.readouterr().out == "compiling the training step\n"
 
 
-def test_quiet_prints_the_last_conclusion_only_and_logs_everything(tmp_path, capsys):
+def test_quiet_prints_only_the_last_conclusion_and_logs_everything(tmp_path, capsys):
     console = Console(quiet=True)
     console.line("run        here")
     console.log_to(tmp_path / "train.log")
@@ -115,7 +115,7 @@ def test_quiet_prints_the_last_conclusion_only_and_logs_everything(tmp_path, cap
     assert logged == ["run        here", "compiling", "test accuracy 80%", "test accuracy 90%"]
 
 
-def test_a_quiet_run_that_failed_says_nothing_more(capsys):
+def test_a_quiet_run_that_failed_prints_nothing(capsys):
     Console(quiet=True).close()
     assert capsys.readouterr().out == ""
 

@@ -13,7 +13,7 @@ from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.run.folder import Run
 
-# Orbax's threads go on writing after the first of them has failed.
+# Orbax's threads continue to write after one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -34,7 +34,7 @@ def mounted(tmp_path):
 
 
 @pytest.fixture
-def rationed(tmp_path):
+def quota_disk(tmp_path):
     """Mounts a file system with quotas: btrfs, because those of ext4 and tmpfs do not apply to root."""
     if os.geteuid() or not shutil.which("mkfs.btrfs"):
         pytest.skip("a quota needs root and btrfs-progs (apt install btrfs-progs)")
@@ -62,10 +62,10 @@ def size_of(folder) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_disk_fills_up(whole, mounted):
+def test_a_run_continues_after_the_disk_was_full(whole, mounted):
     """The first epochs' checkpoints fit and the next does not; with space again the run continues."""
     saved = size_of(whole[0] / "checkpoints" / "best")
-    # Room for latest and best, old and new, and for what else a run writes.
+    # Space for the old and new checkpoints, latest and best, and for the run's other files.
     disk = mounted(f"size={5 * saved + size_of(whole[0])}")
     place = disk / "run"
     run(place, epochs=1)
@@ -78,7 +78,7 @@ def test_the_disk_fills_up(whole, mounted):
     assert "cannot be written, earlier ones are kept: " in said
     assert "No space left on device" in said
     assert_same_arrays(state_of(place), before)
-    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
+    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no partial checkpoint takes up space"
 
     ballast.unlink()
     run(place, resume=True)
@@ -86,26 +86,26 @@ def test_the_disk_fills_up(whole, mounted):
 
 
 def limit(disk, room):
-    """Leaves this many bytes free, or removes the limit."""
-    subprocess.run(["btrfs", "filesystem", "sync", disk], check=True)  # only what is on disk is counted
+    """Limits the free space to `room` bytes, or removes the limit."""
+    subprocess.run(["btrfs", "filesystem", "sync", disk], check=True)  # only data on disk counts
     amount = "none" if room is None else str(size_of(disk) + room)
     subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
 
 
-def test_a_quota_is_used_up(whole, rationed):
+def test_a_run_continues_after_a_quota_was_exceeded(whole, quota_disk):
     """The next checkpoint does not fit; with space again the run continues."""
-    place = rationed / "run"
+    place = quota_disk / "run"
     run(place, epochs=1)
     before = state_of(place)
-    limit(rationed, size_of(place / "checkpoints" / "latest") // 2)
+    limit(quota_disk, size_of(place / "checkpoints" / "latest") // 2)
 
     said = message(lambda: run(place, resume=True))
     assert "cannot be written, earlier ones are kept: " in said
     assert "Disk quota exceeded" in said
     assert_same_arrays(state_of(place), before)
-    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no half of a checkpoint takes the room"
+    assert not list(place.glob("**/*.orbax-checkpoint-tmp*")), "no partial checkpoint takes up space"
 
-    limit(rationed, None)
+    limit(quota_disk, None)
     run(place, resume=True)
     assert_same_run(place, whole[0])
 
@@ -121,7 +121,7 @@ sys.exit(run_command(lambda: Checkpoints(Path(sys.argv[1])).save("latest", 1, ar
 """
 
 
-def test_a_full_disk_is_one_line(mounted):
+def test_a_full_disk_is_a_one_line_error(mounted):
     """Many arrays fail at once, and no tracebacks of the others are printed."""
     disk = mounted("size=4m")
     command = [sys.executable, "-c", FILLED, str(disk / "checkpoints")]
@@ -134,21 +134,21 @@ def test_a_full_disk_is_one_line(mounted):
 
 # TensorBoard's file, which cannot be flushed when it is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_room_at_all(mounted):
+def test_a_disk_too_small_for_a_run_is_an_error(mounted):
     disk = mounted("size=16k")
     (disk / "ballast").write_bytes(bytes(12 * 1024))
     assert "cannot be written" in message(lambda: run(disk / "run"))
     assert "No space left on device" in message(lambda: run(disk / "run", resume=True))
 
 
-def test_a_disk_mounted_read_only(mounted):
+def test_a_read_only_disk_is_an_error(mounted):
     disk = mounted("size=1m")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     said = message(lambda: run(disk / "run"))
     assert said == (f"{disk}/run cannot be written to: [Errno 30] Read-only file system: '{disk}/run'")
 
 
-def test_a_folder_of_somebody_else(tmp_path):
+def test_a_folder_of_another_user_is_an_error(tmp_path):
     """Runs as nobody, because root may write everywhere."""
     if os.geteuid():
         (tmp_path / "run").mkdir(mode=0o500)
@@ -170,18 +170,18 @@ def claim(folder, *, resume=False):
         pass
 
 
-def test_two_runs_at_one_place(tmp_path):
+def test_two_runs_in_one_folder_are_refused(tmp_path):
     refusal = f"another process is training in {tmp_path}; wait for it, stop it, or use another --workdir"
     with Run(tmp_path).claimed(complete({}), resume=False):
         assert message(lambda: claim(tmp_path)) == refusal
         Run(tmp_path).write_config(complete({}))
-        # As soon as it has a record, the other one is refused before it reads any data.
+        # Once there is a record, another run is refused before it reads any data.
         assert message(lambda: Run(tmp_path).check_use(complete({}), resume=True)) == refusal
     claim(tmp_path, resume=True)
     assert "already contains a run" in message(lambda: claim(tmp_path))
 
 
-def test_a_run_that_began_meanwhile(whole, tmp_path):
+def test_a_folder_claimed_in_the_meantime_is_refused(whole, tmp_path):
     """Both saw an empty folder; the second starts after the first has claimed it."""
     folder = tmp_path / "run"
     with Run(folder).claimed(complete({}), resume=False):

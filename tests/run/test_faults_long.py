@@ -19,7 +19,7 @@ from sft_jax.training import trainer as train_module
 from sft_jax.training.trainer import train
 
 EPOCHS, STEPS, BATCH = 50, 40, 8
-# Until then caches fill and the allocator finds its size.
+# The first epochs, in which caches fill up and the allocator settles.
 SETTLED = 15
 MIB = 2**20
 MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -40,8 +40,8 @@ def in_use():
     mallinfo2.restype = Mallinfo
 
     def measured():
-        found = mallinfo2()
-        return found.uordblks + found.hblkhd
+        info = mallinfo2()
+        return info.uordblks + info.hblkhd
 
     return measured
 
@@ -52,7 +52,7 @@ def slope(sizes):
 
 
 @pytest.mark.slow
-def test_memory_and_files_stay_flat(tmp_path, monkeypatch, in_use):
+def test_memory_and_open_files_stay_constant(tmp_path, monkeypatch, in_use):
     """Runs 2,000 steps and 50 evaluations, and saves every epoch."""
     process = psutil.Process()
     memory, held, files, arrays = [], [], [], []
@@ -75,11 +75,11 @@ def test_memory_and_files_stay_flat(tmp_path, monkeypatch, in_use):
     assert len(memory) == EPOCHS
     assert run.checkpoints.restore("latest").step == EPOCHS * STEPS
     print(
-        f"{slope(held):.3f} MiB an epoch in use of {held[SETTLED] / MIB:.0f} MiB; files {files[SETTLED]} to {files[-1]}"
+        f"{slope(held):.3f} MiB per epoch, in use {held[SETTLED] / MIB:.0f} MiB; files {files[SETTLED]} to {files[-1]}"
     )
-    print(f"{slope(memory):.3f} MiB an epoch with what lies free between, {memory[SETTLED] / MIB:.0f} MiB")
+    print(f"{slope(memory):.3f} MiB per epoch, resident {memory[SETTLED] / MIB:.0f} MiB")
     assert slope(held) * (EPOCHS - SETTLED) < 10
-    # The threads that write checkpoints leave gaps, which move by some tens of MiB from save to save.
+    # The threads that write checkpoints fragment the heap, by tens of MiB that differ from save to save.
     assert slope(memory) * (EPOCHS - SETTLED) < 80, "of about a thousand MiB"
     assert max(files[SETTLED:]) <= max(files[:SETTLED]) + 2
     assert len(set(arrays[SETTLED:])) == 1

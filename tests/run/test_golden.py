@@ -1,6 +1,6 @@
-"""A run that an earlier version made: it is loaded, reported on and continued.
+"""Tests that a run of an earlier version can be loaded, continued and reported on.
 
-tests/golden/run must be readable as long as checkpoints have its format. Only with another format is it made anew:
+tests/golden/run must stay readable until the format of checkpoints changes. Only then is it made again, by
 `python tests/run/test_golden.py`.
 """
 
@@ -50,7 +50,7 @@ def copy(tmp_path):
     return shutil.copytree(GOLDEN, tmp_path / "run")
 
 
-def test_it_is_loaded():
+def test_a_run_of_an_earlier_version_is_loaded():
     """Its test images are classified as before."""
     classifier = sft_jax.load(GOLDEN)
     test = data.load_dataset(complete(SETTINGS).data, seed=0).test
@@ -62,7 +62,7 @@ def test_it_is_loaded():
     assert classifier.class_names == tuple(results["class_names"]) == tuple("01234")
 
 
-def test_it_goes_on(copy):
+def test_a_run_of_an_earlier_version_continues(copy):
     before = Run(copy).rows()
     results = run(copy, resume=True, epochs=3)
     assert Run(copy).rows()[:2] == before
@@ -72,15 +72,15 @@ def test_it_goes_on(copy):
     assert "notice" not in Run(copy).log_file.read_text().partition("resumed")[2]
 
 
-def test_nothing_left_to_do(copy):
+def test_a_finished_run_of_an_earlier_version_has_the_same_results(copy):
     """All of its epochs are done, and the results are the same."""
-    found, wanted = run(copy, resume=True), Run(GOLDEN).results()
-    assert found.keys() == wanted.keys() | {"test_balanced_accuracy", "test_macro_f1"}, "which that version had not"
+    results, wanted = run(copy, resume=True), Run(GOLDEN).results()
+    assert results.keys() == wanted.keys() | {"test_balanced_accuracy", "test_macro_f1"}, "added since that version"
     for name, value in wanted.items():
-        assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+        assert results[name] == (pytest.approx(value) if isinstance(value, float) else value), name
 
 
-def test_it_is_reported_on(copy, monkeypatch, capsys):
+def test_a_run_of_an_earlier_version_is_reported_on(copy, monkeypatch, capsys):
     from sft_jax.report.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["report", "--workdir", str(copy)])
@@ -92,7 +92,7 @@ def make():
     """Writes `GOLDEN`, without plots and the older of its latest checkpoints."""
     ARCHITECTURES["smallest"] = architecture("smallest", SMALLEST)
     shutil.rmtree(GOLDEN, ignore_errors=True)
-    os.chdir(GOLDEN.parent)  # its log names no folder of this machine
+    os.chdir(GOLDEN.parent)  # so that the log names no folder of this machine
     print(json.dumps(run(Path(GOLDEN.name), resume=False)))
     for name in ("report.html", ".lock"):
         (GOLDEN / name).unlink(missing_ok=True)

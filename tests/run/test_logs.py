@@ -1,4 +1,4 @@
-"""Tests that loggers contain every epoch exactly once, and cannot fail a run."""
+"""Tests that logs contain every epoch exactly once, and that a failing log does not end a run."""
 
 import json
 import struct
@@ -28,7 +28,7 @@ def begin(logs, folder, rows=(), said=None):
 
 def points(folder):
     """Returns (tag, step, value) of the event files, as tensorboardX reads them."""
-    found = []
+    values_of_tags = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
@@ -37,16 +37,16 @@ def points(folder):
             assert (of_length, of_content) == (masked_crc32c(data[:8]), masked_crc32c(content))
             event = Event.FromString(content)
             assert event.file_version == ("" if event.HasField("summary") else "brain.Event:2")
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            values_of_tags += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
             data = data[16 + length :]
-    return found
+    return values_of_tags
 
 
 def losses(folder):
     return [(step, pytest.approx(value)) for tag, step, value in points(folder) if tag == "loss/train"]
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard_is_written_at_the_end_of_each_epoch(tmp_path):
     with Logs(NONE) as logs:
         begin(logs, tmp_path)
         logs.epoch(Progress(rows=[row(1)]))
@@ -63,14 +63,14 @@ def test_tensorboard_after_resuming_has_each_row_once(tmp_path):
         begin(logs, tmp_path)
         for epoch in (1, 2, 3):
             logs.epoch(Progress(rows=[row(epoch)]))
-    # The third epoch was not saved: it is trained once more.
+    # The third epoch was not saved and is trained again.
     with Logs(NONE) as logs:
         begin(logs, tmp_path, [row(1), row(2)])
         logs.epoch(Progress(rows=[row(3)]))
     assert losses(tmp_path) == [(5, 1.0), (10, 0.5), (15, pytest.approx(1 / 3))]
 
 
-def test_a_log_that_fails_is_left_out(tmp_path):
+def test_a_failing_log_is_dropped(tmp_path):
     said = []
     (tmp_path / "tensorboard").write_text("a file in the way")
     with Logs(NONE) as logs:
@@ -95,7 +95,7 @@ class FakeWandB(types.ModuleType):
         run = types.SimpleNamespace(step=history[-1][0] + 1 if history else 0, summary={})
 
         def log(values, step):
-            assert not history or step > history[-1][0], "steps only go up"
+            assert not history or step > history[-1][0], "steps must increase"
             history.append((step, values))
 
         run.log, run.finish = log, lambda exit_code: self.calls.append(exit_code)
@@ -131,11 +131,11 @@ class FakeMLflow(types.ModuleType):
 
 @pytest.fixture
 def fakes(monkeypatch):
-    found = FakeWandB(), FakeMLflow()
-    for fake in found:
+    both = FakeWandB(), FakeMLflow()
+    for fake in both:
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    return found
+    return both
 
 
 ALL = {"wandb": True, "mlflow": True}
@@ -145,7 +145,7 @@ def test_services_get_every_row_once(tmp_path, fakes):
     wandb, mlflow = fakes
     folder = tmp_path / "flowers"
 
-    def broken_off():
+    def interrupted():
         with Logs(ALL) as logs:
             begin(logs, folder)
             logs.epoch(Progress(rows=[row(1)]))
@@ -153,7 +153,7 @@ def test_services_get_every_row_once(tmp_path, fakes):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        broken_off()
+        interrupted()
     assert wandb.calls == [("sft-jax", "flowers", {"epochs": 3, "optimizer.name": "sgd", **LOGGING}), 1]
     assert mlflow.ends == ["FAILED"]
     with Logs(ALL) as logs:
@@ -164,7 +164,7 @@ def test_services_get_every_row_once(tmp_path, fakes):
     assert [(step, values["epoch"]) for values, step in mlflow.metrics["flowers-1"][:-1]] == [(1, 1), (2, 2), (3, 3)]
     assert wandb.last.summary == {"test_accuracy": 0.75}
     assert mlflow.metrics["flowers-1"][-1] == ({"test_accuracy": 0.75}, None)
-    assert mlflow.params == [{"epochs": 3, "optimizer.name": "sgd", **LOGGING}], "once"
+    assert mlflow.params == [{"epochs": 3, "optimizer.name": "sgd", **LOGGING}], "logged once"
     assert (wandb.calls[-1], mlflow.ends[-1]) == (0, "FINISHED")
     assert json.loads((folder / IDS_FILE).read_text()).keys() == ALL.keys()
 
@@ -172,14 +172,14 @@ def test_services_get_every_row_once(tmp_path, fakes):
 LOGGING = {"logging.wandb": False, "logging.mlflow": False}
 
 
-def test_a_service_that_is_asked_for_late_gets_the_earlier_rows(tmp_path, fakes):
+def test_a_service_that_is_enabled_later_gets_the_earlier_rows(tmp_path, fakes):
     wandb, _ = fakes
     with Logs({"wandb": True, "mlflow": False}) as logs:
         begin(logs, tmp_path, [row(1), row(2)])
     assert [[step for step, _ in history] for history in wandb.runs.values()] == [[1, 2]]
 
 
-def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
+def test_a_failing_service_does_not_end_the_run(tmp_path, fakes):
     wandb, mlflow = fakes
     said = []
 
@@ -193,12 +193,12 @@ def test_a_service_that_breaks_off_does_not_end_the_run(tmp_path, fakes):
         logs.epoch(Progress(rows=[row(2)]))
         logs.epoch(Progress(rows=[row(3)]))
     assert said == ["notice: wandb failed, the run continues without it: ConnectionError: no route to host"]
-    assert len(next(iter(mlflow.metrics.values()))) == 3, "the others go on"
+    assert len(next(iter(mlflow.metrics.values()))) == 3, "the others continue"
     assert len(losses(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_what_is_not_installed_is_named(name, monkeypatch):
+def test_a_missing_package_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         UserError, match=f"config.logging.{name}=True, but {name} cannot be imported .*; run pip install"

@@ -29,10 +29,10 @@ def finish(progress, accuracy, loss=0.5, steps=2, **settings):
     )
 
 
-def test_better():
+def test_only_a_finite_higher_value_is_better():
     assert better(0.0, None)
     assert better(0.6, 0.5)
-    assert not better(0.5, 0.5), "the earlier one stays"
+    assert not better(0.5, 0.5), "the earlier epoch is kept"
     assert not better(0.4, 0.5)
     for value in (math.nan, math.inf, -math.inf):
         assert not better(value, None)
@@ -43,17 +43,17 @@ def test_better():
     ("values", "epochs"),
     [((), 0), ((0.5,), 0), ((0.5, 0.5, 0.4), 2), ((0.5, 0.4, 0.6), 0), ((0.5, math.nan), 1), ((math.nan, math.nan), 2)],
 )
-def test_epochs_without_a_better_one(values, epochs):
+def test_epochs_without_improvement_are_counted(values, epochs):
     assert waited(values) == epochs
 
 
-def test_a_metric_that_is_no_number_is_an_error():
+def test_a_metric_that_is_not_a_number_is_an_error():
     for value in (None, "0.5", np.array([0.5, 0.6])):
         with pytest.raises(TypeError):
             better(value, None)
 
 
-def test_the_best_epoch_whatever_the_accuracies():
+def test_the_best_epoch_has_the_first_highest_finite_accuracy():
     progress = Progress()
     results = [finish(progress, accuracy) for accuracy in (math.nan, 0.5, 0.9, math.nan, math.inf, 0.9, 0.6)]
     assert results == [False, True, True, False, False, False, False]
@@ -82,10 +82,10 @@ def test_the_row_of_an_epoch():
     assert progress.seconds == 5.0
     assert Progress(
         **progress.to_json() | {"epoch": 0, "best": None, "best_epoch": None, "seconds": 0.0, "rows": []}
-    ) == (Progress()), "nothing of the epoch is left over for the next"
+    ) == (Progress()), "nothing is carried over to the next epoch"
 
 
-def test_the_sums_do_not_depend_on_how_an_epoch_is_cut():
+def test_the_sums_do_not_depend_on_the_steps_per_call():
     losses = np.random.default_rng(0).random(100, np.float32)
     correct = np.arange(100, dtype=np.int32)
     sums = []
@@ -105,7 +105,7 @@ def test_progress_survives_json():
     assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
 
 
-def test_the_progress_of_versions_that_knew_classification_alone():
+def test_progress_of_versions_with_only_classification_is_read():
     progress = Progress()
     progress.add(np.array([0.1], np.float32), {"correct": np.array([3])}, 0.7)
     old = progress.to_json()
@@ -137,7 +137,7 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_lines_are_printed_as_they_are_and_logged(tmp_path, capsys):
+def test_lines_are_printed_unchanged_and_logged(tmp_path, capsys):
     console, log = Console(), tmp_path / "train.log"
     lines = ["data [45000:] [red]x[/red] :smile:", "dög" + 60 * " long", "last"]
     console.line(lines[0])
@@ -148,10 +148,10 @@ def test_lines_are_printed_as_they_are_and_logged(tmp_path, capsys):
     logged = log.read_text().splitlines()
     assert [line.partition("  ")[2].rstrip() for line in logged] == lines
     Console().log_to(log)
-    assert log.read_text().splitlines() == logged, "a resumed run adds to it"
+    assert log.read_text().splitlines() == logged, "a resumed run appends to it"
 
 
-def test_no_progress_bar_where_there_is_no_terminal(capsys):
+def test_without_a_terminal_there_is_no_progress_bar(capsys):
     console = Console()
     with console.progress("epoch 1/2", 10) as bar:
         bar.advance(5, "loss 0.5")
@@ -167,7 +167,7 @@ def sums(confusion, loss, top5, calibration):
     return EvalSums(total, np.float32(loss), correct, np.int32(top5), confusion, calibration)
 
 
-def test_figures_of_a_split():
+def test_metrics_of_a_split():
     calibration = np.zeros((3, CALIBRATION_BINS), np.float32)
     calibration[:, 5] = (3, 1.2, 3)  # 3 images at confidence 0.4, all correct
     calibration[:, 14] = (5, 4.8, 4)  # 5 at 0.96, 4 of them correct
@@ -194,7 +194,7 @@ def test_figures_of_a_split():
     assert json.loads(json.dumps(results)) == results, "plain Python numbers"
 
 
-def test_rows_are_written_whole(tmp_path, monkeypatch):
+def test_rows_are_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "run" / "metrics.jsonl"
     rows = [{"epoch": 1, "best": None}, {"epoch": 2, "best": 1 / 3}]
     write_rows(path, rows)

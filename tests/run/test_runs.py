@@ -1,3 +1,5 @@
+"""Tests of the folder of a run: its record, its use and its weights."""
+
 import importlib.metadata
 import json
 import sys
@@ -34,7 +36,7 @@ def run(tmp_path):
     return run
 
 
-def test_what_is_recorded(run):
+def test_a_run_is_recorded(run):
     record = json.loads(run.config_file.read_text())
     assert record.keys() == {"config", "versions", "devices", "command", "digest"}
     assert run.record() == {key: value for key, value in record.items() if key != "digest"}
@@ -48,14 +50,14 @@ def test_what_is_recorded(run):
     assert [path.name for path in run.folder.iterdir()] == ["config.json"]
 
 
-def test_a_fresh_folder_may_be_used(tmp_path):
+def test_a_new_folder_may_be_used(tmp_path):
     for folder in (tmp_path, tmp_path / "new"):
         for resume in (False, True):
             Run(folder).check_use(complete({}), resume=resume)
         assert not Run(folder).exists()
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     said = message(lambda: Run(tmp_path / "run").check_use(complete({}), resume=False))
     assert said == f"--workdir {tmp_path}/run is a file; give a folder"
@@ -73,7 +75,7 @@ def test_the_same_config_resumes(run):
     run.check_use(complete(CONFIG), resume=True)
 
 
-def test_another_config_does_not(run):
+def test_another_config_is_refused(run):
     changed = CONFIG | {"seed": 1, "data.mean": (0.1, 0.2, 0.4), "model.name": "resnet18", "epochs": 9}
     said = message(lambda: run.check_use(complete(changed), resume=True))
     assert said == (
@@ -84,7 +86,7 @@ def test_another_config_does_not(run):
     )
 
 
-def test_keys_that_may_change(run):
+def test_some_keys_may_change_on_resuming(run):
     changes = {
         "epochs": 9,
         "save_minutes": 1.0,
@@ -99,8 +101,8 @@ def test_keys_that_may_change(run):
     run.check_use(complete(CONFIG | changes | groups), resume=True)
 
 
-def test_the_record_is_what_was_run(run):
-    """Every earlier one is kept, and an unchanged one is not rewritten."""
+def test_a_changed_config_updates_the_record(run):
+    """Earlier records are kept, and an unchanged one is not rewritten."""
     first = run.config_file.read_text()
     assert run.update_config(complete(CONFIG)) is None
     assert run.config_file.read_text() == first
@@ -115,14 +117,14 @@ def test_the_record_is_what_was_run(run):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"config": null}', b'{"config": 3}', b'"text"', b"\xff\xfe"]
 )
-def test_a_record_that_cannot_be_read(run, content):
+def test_an_unreadable_record_is_an_error(run, content):
     run.config_file.write_bytes(content)
     for action in (run.config, lambda: run.check_use(complete(CONFIG), resume=True)):
         assert message(action).startswith(f"{run.config_file} cannot be read: ")
 
 
-def test_a_record_that_was_changed(run):
-    """Otherwise the network would get other images than in training."""
+def test_a_modified_record_is_refused(run):
+    """Otherwise images could be preprocessed differently from training."""
     run.config_file.write_text(run.config_file.read_text().replace("0.2", "0.4"))
     assert message(run.config) == (f"{run.config_file} was modified after it was written; restore the original file")
 
@@ -139,7 +141,7 @@ def test_weights_of_a_run(run):
         assert weights.metadata == {"source": str(run.folder)}
 
 
-def test_no_weights_to_be_had(run, tmp_path):
+def test_missing_weights_are_an_error(run, tmp_path):
     empty = tmp_path / "empty"
     assert message(lambda: load_run_weights(empty)) == f"{empty} contains no run: it has no config.json"
     assert message(lambda: load_run_weights(run.folder)) == (
@@ -153,7 +155,7 @@ def test_no_weights_to_be_had(run, tmp_path):
     )
 
 
-def test_nothing_is_left_of_a_record_that_was_not_written(run, monkeypatch):
+def test_a_failed_write_keeps_the_old_record(run, monkeypatch):
     before = run.config_file.read_bytes()
 
     def full(*_):
@@ -164,8 +166,8 @@ def test_nothing_is_left_of_a_record_that_was_not_written(run, monkeypatch):
     assert run.config_file.read_bytes() == before
 
 
-def test_a_moved_source_may_be_named_where_its_files_are_recorded(run):
-    """`as_recorded` then compares them with the record."""
+def test_a_source_may_move_if_its_files_are_recorded(run):
+    """`as_recorded` then compares the files with the record."""
     values = CONFIG | {"data.source": "folder:flowers"}
     run.write_config(complete(values))
     for moved in ("folder:/elsewhere/flowers", "csv:flowers.csv"):

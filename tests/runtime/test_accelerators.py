@@ -20,7 +20,7 @@ def run(folder, *flags):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_no_silent_fall_back_to_the_cpu(platform, tmp_path):
+def test_a_missing_accelerator_is_an_error(platform, tmp_path):
     if platform in accelerators.on_machine():
         pytest.skip(f"this machine has a {platform}")
     code, out, error = run(tmp_path, "--platform", platform)
@@ -34,13 +34,13 @@ def test_no_silent_fall_back_to_the_cpu(platform, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_cpu_can_be_asked_for(tmp_path):
+def test_the_cpu_can_be_requested(tmp_path):
     code, _, error = run(tmp_path, "--platform", "cpu", "--config.batch_size=64")
     assert code == 2
-    assert error.startswith("error: no weights at weights/resnet18.safetensors"), "it came that far"
+    assert error.startswith("error: no weights at weights/resnet18.safetensors"), "the platform was accepted"
 
 
-def test_what_the_machine_has(tmp_path, monkeypatch):
+def test_accelerators_are_detected_by_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerators.shutil, "which", lambda _: None)
     for name in ("_NVIDIA_FILES", "_AMD_FILE"):
         absent = tmp_path / "absent"
@@ -55,7 +55,7 @@ def test_what_the_machine_has(tmp_path, monkeypatch):
     assert accelerators.on_machine() == {"gpu": "NVIDIA GPU"}
 
 
-def test_the_names_of_nvidias_gpus(tmp_path, monkeypatch):
+def test_nvidia_gpus_are_named(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\nprintf 'Tesla T4\\nTesla T4\\n'\n")
     tool.chmod(0o755)

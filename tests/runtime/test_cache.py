@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from sft_jax.data.sources import cache as kept_module
+from sft_jax.data.sources import cache as split_cache
 from sft_jax.data.sources.cache import cached, source_digest
 from sft_jax.runtime import cache
 
@@ -24,7 +24,7 @@ def split_of(value, count=4):
 
 
 class Reader:
-    """Returns the number of reads."""
+    """Returns a split and counts how often it is read."""
 
     def __init__(self, split):
         self.split, self.times = split, 0
@@ -34,10 +34,10 @@ class Reader:
         return self.split
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
+def assert_same(actual, wanted):
+    assert actual.keys() == wanted.keys()
     for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(actual[name], array, strict=True)
 
 
 def test_a_split_is_decoded_once(folder):
@@ -61,7 +61,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_read_anew_and_mended(folder, damage):
+def test_a_damaged_file_is_replaced(folder, damage):
     reader = Reader(split_of(7))
     cached(("key",), reader)
     (file,) = folder.iterdir()
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_read_anew_and_mended(folder, damage):
     assert reader.times == 2
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(folder, tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_fail_the_run(folder, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     reader = Reader(split_of(7))
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(folder, tmp_path):
     assert reader.times == 2
 
 
-def test_a_full_disk_leaves_nothing(folder, monkeypatch):
+def test_a_full_disk_leaves_no_file(folder, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
@@ -88,8 +88,8 @@ def test_a_full_disk_leaves_nothing(folder, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_no_reason_to_fail(folder):
-    """A limit on the size of files: the write fails half-way, and safetensors has an error of its own for that."""
+def test_a_disk_that_fills_up_does_not_fail_the_run(folder):
+    """A limit on file sizes makes the write fail half-way, for which safetensors has its own error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
@@ -99,17 +99,17 @@ def test_a_disk_that_fills_up_is_no_reason_to_fail(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_the_least_recently_used_go_first(folder, monkeypatch):
+def test_the_least_recently_used_splits_are_deleted_first(folder, monkeypatch):
     def size():
         return max(file.stat().st_size for file in folder.iterdir())
 
     readers = [Reader(split_of(value, 100)) for value in range(3)]
     for number, reader in enumerate(readers):
         cached((str(number),), reader)
-        for file in folder.iterdir():  # clocks of file systems are coarse
+        for file in folder.iterdir():  # file systems have coarse clocks
             os.utime(file, (file.stat().st_mtime - 10,) * 2)
         if number == 0:
-            monkeypatch.setattr(kept_module, "TOTAL_BYTES", int(2.5 * size()))
+            monkeypatch.setattr(split_cache, "TOTAL_BYTES", int(2.5 * size()))
         elif number == 1:
             cached(("0",), readers[0])  # used again
     assert len(list(folder.iterdir())) == 2
@@ -119,7 +119,7 @@ def test_the_least_recently_used_go_first(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("switch", ["", "0"])
-def test_it_can_be_switched_off(folder, monkeypatch, switch):
+def test_the_cache_can_be_switched_off(folder, monkeypatch, switch):
     monkeypatch.setenv("SFT_JAX_CACHE", switch)
     reader = Reader(split_of(7))
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_it_can_be_switched_off(folder, monkeypatch, switch):
     assert not folder.exists()
 
 
-def test_the_digest_of_a_source(tmp_path, monkeypatch):
+def test_the_digest_of_a_source_depends_on_names_and_contents(tmp_path, monkeypatch):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(b"1")
@@ -141,11 +141,11 @@ def test_the_digest_of_a_source(tmp_path, monkeypatch):
     digests.append(source_digest(source))
     assert len(set(digests)) == 4
     assert digests[-1] == source_digest(source)
-    monkeypatch.setattr(kept_module, "SOURCE_BYTES", 0)
+    monkeypatch.setattr(split_cache, "SOURCE_BYTES", 0)
     assert source_digest(source) is None
 
 
-def test_the_users_folder(monkeypatch, tmp_path):
+def test_the_default_is_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("SFT_JAX_CACHE")
     monkeypatch.setattr(cache.platformdirs, "user_cache_path", lambda name, appauthor: tmp_path / name)
     assert cache.cache_folder("splits") == tmp_path / "sft-jax" / "splits"
@@ -185,7 +185,7 @@ print(hits.count("/jax/compilation_cache/cache_hits"))
 """
 
 
-def test_a_second_process_finds_what_the_first_one_compiled(tmp_path):
+def test_a_second_process_reuses_the_programs_of_the_first(tmp_path):
     environment = os.environ | {"SFT_JAX_CACHE": str(tmp_path / "ours"), "XLA_FLAGS": ""}
     hits = []
     for _ in range(2):

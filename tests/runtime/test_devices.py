@@ -22,13 +22,13 @@ from sft_jax.training.trainer import Trainer
 SETTINGS = TINY | {"optimizer.learning_rate": 3e-5, "limit_train_examples": 192, "data.flip": True}
 
 
-def go_on(folder, count, epochs, *, stop=None):
+def continue_run(folder, count, epochs, *, stop=None):
     """Trains on `count` devices until `epochs` are done or `stop` is set."""
     config = complete(SETTINGS | {"epochs": epochs})
     dataset = data.load_dataset(config.data, seed=0, limit_train=192, limit_eval=61)
     devices = Devices(jax.devices()[:count])
     trainer = Trainer(config, dataset, devices, Run(folder), Console(), StopRequest() if stop is None else stop)
-    trainer.steps_per_call = StepsPerCall(seconds=0)  # it asks after every step
+    trainer.steps_per_call = StepsPerCall(seconds=0)  # one step per call
     trainer.begin(None, resume=True, command=[])
     trainer.fit()
 
@@ -36,29 +36,29 @@ def go_on(folder, count, epochs, *, stop=None):
 @pytest.fixture
 def losses(monkeypatch):
     """Returns the losses of all steps in order."""
-    found = []
+    recorded = []
     add = Progress.add
 
     def watched(self, losses, correct, seconds):
-        found.extend(losses.tolist())
+        recorded.extend(losses.tolist())
         add(self, losses, correct, seconds)
 
     monkeypatch.setattr(Progress, "add", watched)
-    return found
+    return recorded
 
 
 def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
-    """Each epoch on other devices than the one before, beside the same one on eight.
+    """Trains each epoch on another number of devices and compares it with the same epoch on eight.
 
-    From the same checkpoint each time: what rounding adds grows tenfold in a few steps of so small a network.
+    Both start from the same checkpoint, because in so small a network rounding errors grow tenfold in a few steps.
     """
     folder = tmp_path / "moving"
-    go_on(folder, 8, 1)
+    continue_run(folder, 8, 1)
     for epochs, count in enumerate((1, 2, 4, 8), start=2):
         twin = shutil.copytree(folder, tmp_path / f"staying {epochs}")
         losses.clear()
-        go_on(folder, count, epochs)
-        go_on(twin, 8, epochs)
+        continue_run(folder, count, epochs)
+        continue_run(twin, 8, epochs)
         moved, stayed = np.split(np.array(losses), 2)
         assert len(moved) == 3
         np.testing.assert_allclose(moved, stayed, rtol=1e-5)
@@ -67,7 +67,7 @@ def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
         assert row["step"] == wanted["step"] == 3 * epochs
 
 
-def test_in_the_middle_of_an_epoch(tmp_path, losses, monkeypatch):
+def test_devices_may_change_within_an_epoch(tmp_path, losses, monkeypatch):
     """Steps that one device has done are not repeated by two others."""
     stop = StopRequest()
     add = Progress.add
@@ -79,18 +79,18 @@ def test_in_the_middle_of_an_epoch(tmp_path, losses, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "add", stopping)
         with pytest.raises(StoppedError):
-            go_on(tmp_path / "moving", 1, 1, stop=stop)
+            continue_run(tmp_path / "moving", 1, 1, stop=stop)
     done = len(losses)
     assert 0 < done < 3
-    go_on(tmp_path / "moving", 2, 1)
+    continue_run(tmp_path / "moving", 2, 1)
     moving = list(losses)
     losses.clear()
-    go_on(tmp_path / "staying", 8, 1)
+    continue_run(tmp_path / "staying", 8, 1)
     assert len(moving) == 3
     np.testing.assert_allclose(moving, losses, rtol=1e-5)
 
 
-def test_a_batch_that_does_not_divide_over_the_new_devices():
+def test_a_batch_that_does_not_divide_over_the_new_devices_is_refused():
     with pytest.raises(UserError, match="batch_size=64 does not divide evenly over 5 devices; use .*=60 or 65"):
         Devices(jax.devices()[:5]).check_batch(64)
 
@@ -109,7 +109,7 @@ class FakeTpu:
     ],
 )
 def test_a_tpu_stores_tiles(shape, dtype, size):
-    """The sizes are those of arguments of a program that XLA compiled for a TPU v5e (jax 0.10.2, libtpu 0.0.42)."""
+    """The sizes are those of the arguments of a program compiled for a TPU v5e (jax 0.10.2, libtpu 0.0.42)."""
     arrays = {"array": jax.ShapeDtypeStruct(shape, dtype)}
     devices = Devices(jax.devices()[:1])
     assert devices.stored_bytes(arrays) == np.prod(shape, dtype=int) * np.dtype(arrays["array"].dtype).itemsize

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: the old one stays where anything goes wrong, and nothing else is left."""
+"""Tests that files are written atomically: a failure leaves the old file as it was, and no other file behind."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ WRITERS = {
 
 @pytest.fixture
 def old(tmp_path):
-    """A file that is there already, alone in its folder."""
+    """An existing file, alone in its folder."""
     path = tmp_path / "folder" / "name [1].json"
     path.parent.mkdir()
     path.write_bytes(OLD)
@@ -44,7 +44,7 @@ def assert_untouched(path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_what_is_written(kind, old, tmp_path):
+def test_files_have_the_given_content(kind, old, tmp_path):
     write, value, content = WRITERS[kind]
     for path in (old, tmp_path / "new" / "folder" / "file"):
         write(path, value)
@@ -52,7 +52,7 @@ def test_what_is_written(kind, old, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ValueError("exporter"), KeyboardInterrupt()])
-def test_whatever_ends_the_block_leaves_the_old_file_alone(old, error):
+def test_an_interrupted_block_leaves_the_old_file_alone(old, error):
     expected = UserError if isinstance(error, OSError) else type(error)
 
     def interrupted():
@@ -76,8 +76,8 @@ def test_a_block_that_writes_nothing_is_an_error(old):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_is_one_line(kind, old):
-    """A limit on the size of files: the write fails half-way, as on a full disk."""
+def test_a_full_disk_is_a_one_line_error(kind, old):
+    """A limit on file sizes makes the write fail half-way, as on a full disk."""
     write, value, content = WRITERS[kind]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) - 1, before[1]))
@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_line(kind, old):
     assert_untouched(old)
 
 
-def test_a_file_that_cannot_be_replaced_is_one_line(old, monkeypatch):
+def test_a_file_that_cannot_be_replaced_is_a_one_line_error(old, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_replaced_is_one_line(old, monkeypatch):
     assert_untouched(old)
 
 
-def test_what_is_in_the_way_is_one_line(old, monkeypatch):
+def test_a_folder_or_file_in_the_way_is_a_one_line_error(old, monkeypatch):
     assert message(lambda: write_bytes(old.parent, NEW)).startswith(f"{old.parent} cannot be written: [Errno ")
     assert message(lambda: write_bytes(old / "file", NEW)).startswith(f"{old}/file cannot be written: [Errno ")
     monkeypatch.chdir(old.parent)
@@ -106,8 +106,8 @@ def test_what_is_in_the_way_is_one_line(old, monkeypatch):
     assert_untouched(old)
 
 
-def test_a_folder_of_somebody_else_is_one_line(old):
-    """Root may write everywhere: as nobody."""
+def test_a_folder_of_another_user_is_a_one_line_error(old):
+    """Runs as nobody, because root may write everywhere."""
     old.parent.chmod(0o555)
     if not os.geteuid():
         for parent in old.parents[1:4]:
@@ -135,7 +135,7 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path, umask):
     assert modes == [0o666 & ~umask] * 2
 
 
-# In a process of its own, which kills itself when half of the file is written.
+# Runs in its own process, which kills itself before the file is complete.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -146,7 +146,7 @@ with written_whole(Path(sys.argv[1])) as temporary:
 """
 
 
-def test_what_a_killed_process_left_goes_with_the_next_write(old):
+def test_the_next_write_removes_what_a_killed_process_left(old):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(old)])
     assert process.wait() == -signal.SIGKILL
     assert old.read_bytes() == OLD
@@ -155,8 +155,8 @@ def test_what_a_killed_process_left_goes_with_the_next_write(old):
     assert {file.name: file.read_bytes() for file in old.parent.iterdir()} == {old.name: NEW}
 
 
-def test_nothing_else_is_taken_for_a_left_over_file(old):
-    """Above all not what a process that is alive has just begun."""
+def test_no_other_file_is_taken_for_a_leftover(old):
+    """In particular not a file that a running process is writing."""
     names = [
         f"{old.name}.{os.getppid()}.tmp",
         f"{old.name}.99999999999999999999.tmp",
@@ -181,7 +181,7 @@ for _ in range(300):
 """
 
 
-def test_processes_that_write_one_file_at_the_same_time(old):
+def test_processes_may_write_one_file_at_the_same_time(old):
     write_json(old, {"letter": "a"})
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(old), letter]) for letter in "ab"]
     seen = set()

@@ -1,4 +1,4 @@
-"""What is counted in the text of a compiled program."""
+"""Tests of the counts of operations and bytes in the text of a compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax import lax
 from sft_jax.runtime.hlo import count_step, parse, size_of
 
 # A loop over steps whose body gathers two rows of a table in a fusion, transposes a kernel, copies, multiplies, and
-# sums over devices. The transpose of unit axes moves nothing, nor does that after the loop count.
+# sums over devices. The transpose of unit axes moves nothing, and the one after the loop is not counted.
 MODULE = """
 HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[3,4])->f32[4,3]}
 
@@ -56,11 +56,11 @@ ENTRY %main (argument: (s32[], f32[3,4], u8[1000,64], s32[2])) -> f32[4,3] {
 
 
 def test_the_body_of_the_loop_is_the_step():
-    found = count_step(MODULE)
-    assert (found.transposes, found.copies, found.all_reduces, found.loops, found.host_transfers) == (1, 1, 1, 0, 0)
-    # Two fusions, a transpose, a copy, a product, a library's call, and a sum; the addition is of single numbers.
-    assert found.kernels == 7
-    assert found.products == {"f32 highest": 1, "f32": 1}
+    step = count_step(MODULE)
+    assert (step.transposes, step.copies, step.all_reduces, step.loops, step.host_transfers) == (1, 1, 1, 0, 0)
+    # Two fusions, a transpose, a copy, a product, a library call and a sum; the addition of scalars does not count.
+    assert step.kernels == 7
+    assert step.products == {"f32 highest": 1, "f32": 1}
 
 
 def test_bytes_are_those_read_and_written():
@@ -76,11 +76,11 @@ def test_bytes_are_those_read_and_written():
     ("text", "size"),
     [("f32[512,3072]{1,0:T(8,128)}", 6_291_456), ("(bf16[3]{0}, s32[])", 10), ("pred[]", 1), ("token[]", 0)],
 )
-def test_sizes(text, size):
+def test_sizes_of_types(text, size):
     assert size_of(text) == size
 
 
-def test_text_that_is_no_module():
+def test_text_that_is_not_a_module_is_an_error():
     with pytest.raises(ValueError, match="no entry computation"):
         parse("nothing")
 
@@ -90,6 +90,6 @@ def test_a_program_of_this_version_of_xla():
         return lax.fori_loop(0, steps, lambda _, x: jnp.tanh(x @ x), matrix)
 
     compiled = jax.jit(program).lower(jnp.ones((8, 8)), 3).compile()
-    found = count_step(compiled.as_text())
-    assert found.products == {"f32": 1}
-    assert found.bytes >= 4 * 8 * 8 * 4
+    counts = count_step(compiled.as_text())
+    assert counts.products == {"f32": 1}
+    assert counts.bytes >= 4 * 8 * 8 * 4

@@ -16,6 +16,7 @@ from sft_jax import main
 from sft_jax.runtime.processes import _LOST, HEARTBEAT_SECONDS
 
 EPOCHS = 2
+SHARDED = "--config.data.placement=sharded"
 
 
 def free_port():
@@ -25,23 +26,30 @@ def free_port():
 
 
 class Pair:
-    """The program on one recipe in two processes, whose folders lie in `place`; `ended`: when each was seen to end."""
+    """Runs the program on one recipe in two processes, in folders of `place`; `ended`: when each ended."""
 
     def __init__(self, place, programs):
         self.place, self.programs, self.ended = place, programs, []
 
     def run(self, name, *flags, each=((), ()), **ends):
-        """Exit code, stdout, stderr of both; `each` are further flags, first=END or second=END in END's form."""
+        """Returns exit code, stdout and stderr of both.
+
+        Args:
+          name: the folder of the run.
+          flags: flags of both.
+          each: further flags of the first and of the second.
+          ends: first=END or second=END, see tiny_program.py.
+        """
         address = f"localhost:{free_port()}"
         for index, program in enumerate(self.programs):
             environment = {"END": ends[key]} if (key := ("first", "second")[index]) in ends else {}
             where = ("--coordinator-address", address, "--num-processes", "2", "--process-id", str(index))
             program.start(name, *flags, *where, *each[index], **environment)
-        found, self.ended = [], []
+        outcomes, self.ended = [], []
         for program in self.programs:
-            found.append(program.finish())
+            outcomes.append(program.finish())
             self.ended.append(time.monotonic())
-        return found
+        return outcomes
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +67,8 @@ def whole(pair):
     return ends
 
 
-def test_two_are_one(pair, whole):
-    """They are bit-identical to one process with as many devices; test_devices.py compares these with one device."""
+def test_two_processes_are_bit_identical_to_one(pair, whole):
+    """The one process has as many devices; test_devices.py compares them with one device."""
     program = pair.programs[0]
     program.start("alone", XLA_FLAGS=xla_flags(devices=2))
     code, _, error = program.finish()
@@ -69,34 +77,35 @@ def test_two_are_one(pair, whole):
     assert results_of(pair.place / "alone") == results_of(pair.place / "whole")
 
 
-def test_the_first_one_speaks(pair, whole):
+def test_only_the_first_process_prints(pair, whole):
     (_, printed, _), (_, silent, _) = whole
     assert "2 x cpu in 2 processes" in printed
-    assert all(line.startswith("[Gloo]") for line in silent.splitlines())  # as the library says on its own
+    assert all(line.startswith("[Gloo]") for line in silent.splitlines())  # printed by the library itself
     assert "</html>" in (pair.place / "whole" / "report.html").read_text()
 
 
 @counts(kills=2)
-def test_one_is_killed(pair, whole):
-    """First the one, then the other as both go on."""
+def test_a_run_continues_after_a_process_was_killed(pair, whole):
+    """Kills first one of them, then the other one after both have resumed. Each holds half of the images only."""
     for lost, left, flags in (("first", 1, []), ("second", 0, ["--resume"])):
         start = time.monotonic()
-        ends = pair.run("killed", *flags, **{lost: "training:2:0:SIGKILL"})
+        ends = pair.run("killed", *flags, SHARDED, **{lost: "training:2:0:SIGKILL"})
         assert time.monotonic() - start < 60
         assert ends[1 - left][0] == -9
         code, _, error = ends[left]
         assert code == 1
         assert _LOST in error
         assert "Traceback" not in error
-    assert [code for code, _, _ in pair.run("killed", "--resume")] == [0, 0]
+    assert [code for code, _, _ in pair.run("killed", "--resume", SHARDED)] == [0, 0]
+    assert "a share stored on each device" in (pair.place / "killed" / "train.log").read_text()
     assert_same_run(pair.place / "killed", pair.place / "whole")
     assert results_of(pair.place / "killed") == results_of(pair.place / "whole")
 
 
 @pytest.mark.slow
 @counts(kills=1)
-def test_one_hangs(pair, whole):
-    # The one that hangs is ended by the cluster, here by the test.
+def test_a_hanging_process_ends_the_other(pair, whole):
+    # A cluster would kill the process that hangs; here tiny_program.py does.
     start = time.monotonic()
     ends = pair.run("hanging", second="training:4:0:SIGSTOP")
     assert HEARTBEAT_SECONDS < pair.ended[0] - start < 60 + HEARTBEAT_SECONDS
@@ -105,7 +114,7 @@ def test_one_hangs(pair, whole):
 
 
 @counts(stops=1)
-def test_one_is_asked_to_stop(pair, whole):
+def test_a_signal_to_one_process_stops_both(pair, whole):
     ends = pair.run("stopped", second="training:4:0:SIGTERM")
     for code, _, error in ends:
         assert code == 4
@@ -114,7 +123,7 @@ def test_one_is_asked_to_stop(pair, whole):
     assert_same_run(pair.place / "stopped", pair.place / "whole")
 
 
-def test_what_one_cannot_do_none_does(pair):
+def test_an_error_of_one_process_ends_both(pair):
     wrong = ("--config.init=nowhere.safetensors",)
     ends = pair.run("wrong", each=((), wrong))
     assert [code for code, _, _ in ends] == [2, 2]
@@ -123,7 +132,7 @@ def test_what_one_cannot_do_none_does(pair):
     assert not (pair.place / "wrong").exists()
 
 
-def test_not_the_same_work(pair):
+def test_processes_with_different_configs_are_refused(pair):
     ends = pair.run("different", each=((), ("--config.optimizer.learning_rate=0.5",)))
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, error in ends:
@@ -150,14 +159,14 @@ def test_a_used_folder_is_refused_by_all(pair, whole):
         (["--distributed", "--lr-find"], "--lr-find supports only one process"),
     ],
 )
-def test_wrong_usage(flags, message, capsys):
+def test_wrong_usage_is_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as end:
         main.parse(["--config", "configs/digits.py", *flags])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_nobody_else_comes():
+def test_a_process_without_others_gives_up():
     alone = []
     for index in (0, 1):
         script = (
@@ -172,7 +181,7 @@ def test_nobody_else_comes():
         assert f"error: process {index} of 2 could not connect to the others within 2 seconds" in error
 
 
-def test_no_cluster_here(pair):
+def test_a_missing_cluster_is_an_error(pair):
     program = pair.programs[0]
     program.start("nowhere", "--distributed")
     code, _, error = program.finish()

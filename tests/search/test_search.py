@@ -36,13 +36,13 @@ def run(folder, *texts, changes=None, devices=one_device, **options):
         return search(config, Space(texts or [RATES]), folder, chosen, Console())
 
 
-def whole_of(folder):
-    """Returns search.json without times."""
-    found = json.loads((folder / "search.json").read_text())
-    for trial in found["trials"]:
+def trials_of(folder):
+    """Returns the trials of search.json without times."""
+    record = json.loads((folder / "search.json").read_text())
+    for trial in record["trials"]:
         for timed in (trial, *trial["folds"]):
             del timed["seconds"]
-    return found["trials"]
+    return record["trials"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
     assert [row["train_loss"] for row in rows] == winner.folds[0].train_loss[: winner.epochs]
 
 
-def test_what_cross_validation_leaves(cross_validated, capsys):
+def test_the_files_of_a_cross_validated_search(cross_validated, capsys):
     folder, winner = cross_validated
     whole = json.loads((folder / "search.json").read_text())
     first = whole["trials"][0]
@@ -83,8 +83,8 @@ def test_what_cross_validation_leaves(cross_validated, capsys):
         rows = list(csv.DictReader(file))
     assert [float(row["mean"]) for row in rows] == [trial["mean"] for trial in whole["trials"]]
     assert [float(row["fold_2"]) for row in rows] == [trial["per_fold"][1] for trial in whole["trials"]]
-    for picture in ("dimensions.png", "history.png", "curves.png"):
-        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+    for plot in ("dimensions.png", "history.png", "curves.png"):
+        assert (folder / plot).read_bytes()[:4] == b"\x89PNG"
     log = (folder / "search.log").read_text()
     assert "validation accuracy on 2 folds of the 320 training images" in log
     assert "rank  trial  learning_rate" in log
@@ -122,15 +122,15 @@ class StopAt:
         return signal.SIGTERM if self._left <= 0 else None
 
 
-def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeypatch):
-    """A kill has the same effect, because a stop saves nothing more."""
+def test_a_stopped_search_resumes_identically(cross_validated, tmp_path, monkeypatch):
+    """A kill has the same effect, because a stop saves nothing in addition."""
     folder = tmp_path / "search"
     trained = []
     epochs = VmappedTrials.epochs
     monkeypatch.setattr(
         VmappedTrials, "epochs", lambda *arguments: trained.append(arguments[1]) or epochs(*arguments), raising=True
     )
-    # Four folds with two epochs of at least one piece each: in the second trial.
+    # Each of four folds has two epochs of at least one chunk, so this is in the second trial.
     monkeypatch.setattr("sft_jax.search.vmapped.StepsPerCall", OneEpoch)
     monkeypatch.setattr(session, "StopRequest", lambda: StopAt(7))
     with pytest.raises(StoppedError, match="stopped by SIGTERM; finished trials and folds are kept, add --resume"):
@@ -139,7 +139,7 @@ def test_stopped_and_resumed_is_never_stopped(cross_validated, tmp_path, monkeyp
     monkeypatch.setattr(session, "StopRequest", lambda: StopAt(1000))
     run(folder, folds=2, resume=True)
     assert len(trained) == 4 + 3, "the second trial's first fold is not trained again"
-    assert whole_of(folder) == whole_of(cross_validated[0])
+    assert trials_of(folder) == trials_of(cross_validated[0])
 
 
 class OneEpoch:
@@ -165,24 +165,24 @@ def test_a_used_folder_is_refused(cross_validated, tmp_path):
 
 
 def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
-    before = whole_of(cross_validated[0])
+    before = trials_of(cross_validated[0])
     folder = tmp_path / "search"
     run(folder, folds=2, trials=2)
     run(folder, folds=2, trials=3, resume=True)
-    assert whole_of(folder) == before
+    assert trials_of(folder) == before
 
 
-def test_several_at_once_say_what_it_took(tmp_path, capsys):
+def test_trials_at_once_report_their_timing(tmp_path, capsys):
     run(tmp_path / "search", sampler="grid", trials=2, at_once=2)
     printed = capsys.readouterr().out
     assert "at once    2 trials: set by --at-once; " in printed
     assert " ms per step and trial with 2 at once, " in printed
     assert "2 at once; sequentially at least" in printed
-    found = whole_of(tmp_path / "search")
-    assert sorted(trial["optimizer.learning_rate"] for trial in found) == pytest.approx([0.002, 0.05])
+    trials = trials_of(tmp_path / "search")
+    assert sorted(trial["optimizer.learning_rate"] for trial in trials) == pytest.approx([0.002, 0.05])
 
 
-def test_a_diverged_trial_is_the_worst_and_ends_nothing(tmp_path):
+def test_a_diverged_trial_ranks_last_and_does_not_end_the_search(tmp_path):
     folder = tmp_path / "search"
     winner = run(folder, "optimizer.learning_rate=choice(1e30,0.02)", sampler="grid", trials=2)
     assert winner.point == {"optimizer.learning_rate": "0.02"}
@@ -190,7 +190,7 @@ def test_a_diverged_trial_is_the_worst_and_ends_nothing(tmp_path):
     assert (last["state"], last["mean"]) == (DIVERGED, None)
 
 
-def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
+def test_early_stopping_of_a_trial_equals_that_of_a_run(tmp_path):
     """Only epochs of the last phase count."""
     changes = {
         "optimizer.learning_rate": 0.0,
@@ -204,7 +204,7 @@ def test_early_stopping_of_a_trial_is_that_of_a_run(tmp_path):
     assert len(winner.folds[0].score) == 3 + 2
 
 
-def test_pruned_trials(tmp_path, monkeypatch):
+def test_a_search_of_pruned_trials_has_no_score(tmp_path, monkeypatch):
     class Merciless(optuna.pruners.BasePruner):
         def prune(self, study, trial):
             return trial.last_step == 1
@@ -213,15 +213,15 @@ def test_pruned_trials(tmp_path, monkeypatch):
     folder = tmp_path / "search"
     with pytest.raises(DivergedError, match="no trial has a score"):
         run(folder, trials=1, pruner="median")
-    (found,) = json.loads((folder / "search.json").read_text())["trials"]
-    assert found["state"] == PRUNED
-    assert len(found["folds"][0]["val_accuracy"]) == 1
+    (pruned,) = json.loads((folder / "search.json").read_text())["trials"]
+    assert pruned["state"] == PRUNED
+    assert len(pruned["folds"][0]["val_accuracy"]) == 1
 
 
 @pytest.mark.parametrize("name", study.PRUNERS)
-def test_pruners_of_optuna(name):
+def test_pruners_end_bad_trials(name):
     """Bad trials after several good ones are pruned, except with "none"."""
-    found = optuna.create_study(direction="maximize", pruner=study._pruner(name))
+    created = optuna.create_study(direction="maximize", pruner=study._pruner(name))
 
     def objective(trial):
         for step in range(1, 10):
@@ -231,11 +231,11 @@ def test_pruners_of_optuna(name):
         return 0.9
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found.optimize(objective, n_trials=10)
-    assert (found.trials[9].state == optuna.trial.TrialState.PRUNED) == (name != "none")
+    created.optimize(objective, n_trials=10)
+    assert (created.trials[9].state == optuna.trial.TrialState.PRUNED) == (name != "none")
 
 
-# --- the command line
+# --- The command line
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_pruners_of_optuna(name):
     ],
     ids=["key", "batch", "optimizer", "folds", "grid"],
 )
-def test_wrong_input_is_one_line_and_2(flags, message, tmp_path, pytestconfig, monkeypatch, capsys):
+def test_wrong_input_is_one_line_and_exit_code_2(flags, message, tmp_path, pytestconfig, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe_file = f"{pytestconfig.rootpath}/configs/digits.py:source"
     monkeypatch.setattr(sys, "argv", ["search", "--config", recipe_file, *flags])

@@ -33,8 +33,8 @@ def curves(together, configs, dataset):
 
 
 @pytest.mark.parametrize("batch_norm", ["freeze_statistics", "train"])
-def test_eight_at_once_are_eight_runs(batch_norm):
-    """Frozen statistics keep rounding errors small; with batch statistics they grow, so that the curves are short."""
+def test_eight_trials_at_once_equal_eight_runs(batch_norm):
+    """Frozen statistics keep rounding errors small; with batch statistics they grow, so the curves are short."""
     split = noise(192)
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
     epochs, top = (4, 0.1) if batch_norm == "freeze_statistics" else (1, 0.01)
@@ -48,17 +48,17 @@ def test_eight_at_once_are_eight_runs(batch_norm):
     assert set(spread) == set(TRACEABLE)
     configs = [complete(values | {key: float(row[index]) for key, row in spread.items()}) for index in range(8)]
     together = VmappedTrials(configs[0], TRACEABLE, dataset, one_device())
-    found = curves(together, configs, dataset)
+    results = curves(together, configs, dataset)
     for index, config in enumerate(configs):
         wanted = curves(together, [config], dataset)[:, 0]
-        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4)
-        # An image whose two highest logits are equal but for rounding may go either way.
-        np.testing.assert_allclose(found[:, index, 2], wanted[:, 2], atol=1.01 / 61)
-    assert np.ptp(found[-1, :, 0]) > 0.01, "the trials differ"
-    assert len(together._compiled) == 2, "one program for all eight, and one for each by itself"
+        np.testing.assert_allclose(results[:, index, :2], wanted[:, :2], atol=1e-4)
+        # Rounding may decide an image whose two highest logits are nearly equal.
+        np.testing.assert_allclose(results[:, index, 2], wanted[:, 2], atol=1.01 / 61)
+    assert np.ptp(results[-1, :, 0]) > 0.01, "the trials differ"
+    assert len(together._compiled) == 2, "one program for all eight, and one for a single trial"
 
 
-def test_phases_of_trials_at_once():
+def test_trials_at_once_have_phases():
     """With the optional parts of a state: moving averages, and anchors shared by all trials."""
     split = noise(128)
     dataset = Dataset(split, noise(61, seed=1), split, tuple("01234"))
@@ -66,12 +66,12 @@ def test_phases_of_trials_at_once():
     kept = {"regularization.l2_sp": 0.1, "regularization.ema": 0.9}
     configs = [complete(TINY | phases | kept | {"optimizer.learning_rate": rate}) for rate in (0.00001, 0.00005)]
     together = VmappedTrials(configs[0], ["optimizer.learning_rate"], dataset, one_device())
-    found = curves(together, configs, dataset)
-    assert len(found) == 2
+    results = curves(together, configs, dataset)
+    assert len(results) == 2
     for index, config in enumerate(configs):
         wanted = curves(together, [config], dataset)[:, 0]
-        np.testing.assert_allclose(found[:, index, :2], wanted[:, :2], atol=1e-4)
-    assert (np.ptp(found[-1, :, :2], axis=0) > 1e-3).all()
+        np.testing.assert_allclose(results[:, index, :2], wanted[:, :2], atol=1e-4)
+    assert (np.ptp(results[-1, :, :2], axis=0) > 1e-3).all()
 
 
 def test_the_settings_of_every_optimizer_can_be_arguments():
@@ -87,19 +87,19 @@ def test_the_settings_of_every_optimizer_can_be_arguments():
         config = complete({"optimizer.name": name, "optimizer.weight_decay": 0.1, "optimizer.decay": "all"})
         values = {key: jnp.float32(flatten(config)[key]) for key in keys}
         with jax.numpy_dtype_promotion("standard"):  # optax's own schedules
-            found, wanted = jax.jit(functools.partial(updates, config=config))(values), updates(None, config)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, wanted)
+            traced, wanted = jax.jit(functools.partial(updates, config=config))(values), updates(None, config)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), traced, wanted)
 
 
-def test_what_is_faster_is_chosen():
+def test_the_faster_way_is_chosen():
     split = noise(320)
     dataset = Dataset(split, split, split, tuple("01234"))
     config = complete(TINY)
     together = VmappedTrials(config, ["optimizer.learning_rate"], dataset, one_device())
-    found = choose(together, [config] * 2, dataset, asked=None)
-    assert found.count == (2 if found.together_s <= WORTHWHILE * 2 * found.alone_s else 1)
-    assert f"{1e3 * found.alone_s:.3g} ms with one, on 1 x cpu" in found.reason
+    choice = choose(together, [config] * 2, dataset, asked=None)
+    assert choice.count == (2 if choice.together_s <= WORTHWHILE * 2 * choice.alone_s else 1)
+    assert f"{1e3 * choice.alone_s:.3g} ms with one, on 1 x cpu" in choice.reason
     assert choose(together, [config] * 2, dataset, asked=2).count == 2
-    # 40 steps of each of four trials took 50 ms in place of 100 ms, and 22 s went elsewhere.
+    # 40 steps of each of four trials took 50 ms instead of 100 ms; the other 22 s are unaffected.
     assert AtOnce(4, "", 4, alone_s=0.1, together_s=0.2).one_by_one(30.0, 160) == pytest.approx(38.0)
     assert AtOnce(1, "", 4, alone_s=0.1, together_s=0.5).one_by_one(30.0, 160) is None

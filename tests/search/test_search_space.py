@@ -31,7 +31,7 @@ RATES = "optimizer.learning_rate=log(0.002,0.05)"
         ("data.mean=choice((0.5,0.5,0.5),(0.1,0.2,0.3))", "choice", ("(0.5,0.5,0.5)", "(0.1,0.2,0.3)")),
     ],
 )
-def test_dimensions(text, form, ends):
+def test_dimensions_are_parsed(text, form, ends):
     dimension = parse(text)
     assert (dimension.form, dimension.ends()) == (form, ends)
     assert parse(str(dimension)) == dimension
@@ -49,29 +49,29 @@ def test_dimensions(text, form, ends):
         ("epochs=int(1,2.5)", "needs two integers"),
         ("epochs=linear(1,9)", "is not an integer"),
         ("optimizer.name=choice(sgd)", "at least two choices"),
-        ("precision=choice(float32,float16)", "must be one of float32, bfloat16"),
+        ("precision=choice(float32,float16)", "must be one of float32, highest, tf32, bfloat16"),
         ("epochs=choice(1,two)", "is not an integer"),
     ],
 )
-def test_a_wrong_dimension_is_one_line(text, message):
+def test_a_wrong_dimension_is_a_one_line_error(text, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as raised:
         Space([text])
     assert "\n" not in str(raised.value)
 
 
-def test_a_key_twice_is_refused():
+def test_a_repeated_key_is_refused():
     with pytest.raises(UserError, match="is given twice"):
         Space([RATES, RATES])
 
 
-def test_init_brings_its_network(tmp_path):
+def test_init_sets_the_network(tmp_path):
     files = [str(tmp_path / f"{arch}.safetensors") for arch in ("resnet18", "resnet34")]
     for file in files:
         arch = file.rpartition("/")[2].partition(".")[0]
         save_weights(tmp_path / f"{arch}.safetensors", Weights({}, arch, None, {}))
     space = Space([f"init=choice({','.join(files)},scratch)"])
-    found = [space.config(complete(TINY), {"init": name}).model.name for name in (*files, "scratch")]
-    assert found == ["resnet18", "resnet34", "tiny"]
+    names = [space.config(complete(TINY), {"init": name}).model.name for name in (*files, "scratch")]
+    assert names == ["resnet18", "resnet34", "tiny"]
     with pytest.raises(UserError, match="init already sets the network of each choice"):
         Space(["init=choice(a,b)", "model.name=choice(resnet18,resnet34)"])
 
@@ -86,7 +86,7 @@ def test_a_grid_is_evenly_spaced():
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_folds_have_every_row_once_and_every_class_alike(count):
+def test_folds_have_every_row_once_and_equally_many_of_each_class(count):
     labels = np.repeat(np.arange(4, dtype=np.int32), [11, 7, 20, 5])
     parts = folds(labels, count, seed=1)
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(43))
@@ -108,20 +108,20 @@ class Untouchable:
         raise AssertionError(f"{name} of a split that the search must leave alone")
 
 
-def test_cross_validation_reads_the_training_split_only():
+def test_cross_validation_reads_only_the_training_split():
     images = np.random.default_rng(0).integers(0, 256, (43, 4, 4, 3), np.uint8)
     whole = ArraySplit.of_images(images, np.arange(43, dtype=np.int32) % 5)
     parts = Folds(Dataset(whole, Untouchable(), Untouchable(), tuple("01234")), 3, seed=0)
     seen = [parts[index] for index in range(3)]
-    assert len({len(part.train) for part in seen}) == 1, "one size: one compiled program"
+    assert len({len(part.train) for part in seen}) == 1, "one size, so one compiled program"
 
-    def pictures(split):
+    def images_of(split):
         return {image.tobytes() for image in split.images}
 
-    assert set.union(*(pictures(part.validation) for part in seen)) == pictures(whole)
+    assert set.union(*(images_of(part.validation) for part in seen)) == images_of(whole)
     assert sum(len(part.validation) for part in seen) == 43
     for part in seen:
-        assert not pictures(part.train) & pictures(part.validation)
+        assert not images_of(part.train) & images_of(part.validation)
 
 
 ACCURACY = Classification.monitors["val_accuracy"]
@@ -135,32 +135,32 @@ def trial(number, *curves, state=DONE):
     return Trial(number, {"epochs": 3}, tuple(fold(curve, state) for curve in curves), ACCURACY)
 
 
-def test_the_best_epoch_is_that_of_the_mean_curve():
-    found = trial(1, [0.5, 0.9, 0.6], [0.5, 0.4, 0.8])
-    assert found.epochs == 3
-    assert found.per_fold == [0.6, 0.8]
-    assert found.mean == pytest.approx(0.7)
-    assert found.deviation == pytest.approx(0.2 / np.sqrt(2))
+def test_the_best_epoch_is_the_maximum_of_the_mean_curve():
+    result = trial(1, [0.5, 0.9, 0.6], [0.5, 0.4, 0.8])
+    assert result.epochs == 3
+    assert result.per_fold == [0.6, 0.8]
+    assert result.mean == pytest.approx(0.7)
+    assert result.deviation == pytest.approx(0.2 / np.sqrt(2))
     assert trial(1, [0.5, 0.9]).deviation is None
 
 
 def test_folds_that_stop_early_are_scored_by_their_own_best():
-    """Each fold stopped on its own; that the first one has no third epoch does not affect the second."""
+    """Each fold stopped on its own: the first has no third epoch, which does not affect the second."""
     curves = [0.5, 0.9], [0.5, 0.4, 0.7, 0.8, 0.6]
-    found = Trial(1, {}, tuple(fold(curve, stops_early=True) for curve in curves), ACCURACY)
-    assert found.epochs_per_fold == [2, 4]
-    assert found.epochs == 3
-    assert found.per_fold == [0.9, 0.8]
-    assert found.mean == pytest.approx(0.85)
-    assert found.loss == pytest.approx(0.15)
+    result = Trial(1, {}, tuple(fold(curve, stops_early=True) for curve in curves), ACCURACY)
+    assert result.epochs_per_fold == [2, 4]
+    assert result.epochs == 3
+    assert result.per_fold == [0.9, 0.8]
+    assert result.mean == pytest.approx(0.85)
+    assert result.loss == pytest.approx(0.15)
     assert trial(1, *curves).per_fold == [0.9, 0.4], "without early stopping: one epoch for all"
 
 
-def test_order_of_merit():
-    found = [trial(1, [0.5]), trial(2, [], state=DIVERGED), trial(3, [0.9], state=PRUNED), trial(4, [0.7])]
-    assert [one.number for one in ranked(found)] == [4, 1, 3, 2]
-    assert best(found).number == 4
-    assert best(found[1:3]) is None
+def test_trials_are_ranked_by_score_and_state():
+    trials = [trial(1, [0.5]), trial(2, [], state=DIVERGED), trial(3, [0.9], state=PRUNED), trial(4, [0.7])]
+    assert [one.number for one in ranked(trials)] == [4, 1, 3, 2]
+    assert best(trials).number == 4
+    assert best(trials[1:3]) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_order_of_merit():
         ({"finetune.method": "head_then_full", "finetune.head_epochs": 2}, 3),
     ],
 )
-def test_fewer_epochs_where_they_are_the_beginning_of_all(changes, epochs):
+def test_a_recipe_has_fewer_epochs_if_they_do_not_depend_on_the_rest(changes, epochs):
     config, cut = best_config(complete({"epochs": 3} | changes), trial(1, [0.1, 0.3, 0.2]))
     assert (config.epochs, cut) == (epochs, epochs == 2)
 

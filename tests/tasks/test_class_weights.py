@@ -34,14 +34,14 @@ LOGITS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 WEIGHTS = (0.5, 3.0, 1.25)
 
 
-def torchs(labels, smoothing):
-    """The mean over the batch is divided by the weights of its labels."""
+def torch_loss(labels, smoothing):
+    """Returns torch's mean over the batch, which is divided by the weights of its labels."""
     loss = torch.nn.CrossEntropyLoss(weight=torch.tensor(WEIGHTS), label_smoothing=smoothing)
     return float(loss(torch.from_numpy(LOGITS), torch.from_numpy(np.array(labels)).long()))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_weighted_loss_is_torchs(smoothing):
+def test_the_weighted_loss_matches_torch(smoothing):
     weights = jnp.asarray(WEIGHTS, jnp.float32)
     each = cross_entropy(jnp.asarray(LOGITS), LABELS, smoothing, weights)
     theirs = torch.nn.functional.cross_entropy(
@@ -52,18 +52,18 @@ def test_the_weighted_loss_is_torchs(smoothing):
         reduction="none",
     )
     np.testing.assert_allclose(each, theirs, rtol=1e-5)
-    assert float(weight_scale(weights, LABELS) * each.mean()) == pytest.approx(torchs(LABELS, smoothing), rel=1e-5)
+    assert float(weight_scale(weights, LABELS) * each.mean()) == pytest.approx(torch_loss(LABELS, smoothing), rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_weighted_loss_of_a_mixture_is_that_of_both_labels(smoothing):
+def test_the_weighted_loss_of_a_mixture_is_the_sum_for_both_labels(smoothing):
     """As the authors of mixup compute it: a weighted sum of the criteria of both targets."""
     partners = LABELS[::-1].copy()
     task = Classification(NAMES, smoothing, WEIGHTS)
     own, other = (task.loss(jnp.asarray(LOGITS), {"label": jnp.asarray(labels)}) for labels in (LABELS, partners))
-    found = task.loss_scale({"label": jnp.asarray(LABELS)}, None) * (0.3 * own + 0.7 * other).mean()
-    wanted = 0.3 * torchs(LABELS, smoothing) + 0.7 * torchs(partners, smoothing)
-    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    mixed = task.loss_scale({"label": jnp.asarray(LABELS)}, None) * (0.3 * own + 0.7 * other).mean()
+    wanted = 0.3 * torch_loss(LABELS, smoothing) + 0.7 * torch_loss(partners, smoothing)
+    assert float(mixed) == pytest.approx(wanted, rel=1e-5)
 
 
 def build(**settings):
@@ -72,7 +72,7 @@ def build(**settings):
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (1, 4), (4, 1), (4, 2)])
 def test_a_step_divides_by_the_weights_of_the_whole_batch(count, parts):
-    """Over all devices and micro-batches, whose labels differ."""
+    """The sum is over all devices and micro-batches, whose labels differ."""
     labels = np.array([0, 0, 0, 0, 1, 2, 1, 0], np.int32)
     images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
     optimizer, devices = optax.sgd(1.0), Devices(jax.devices()[:count])
@@ -99,19 +99,19 @@ def test_a_step_divides_by_the_weights_of_the_whole_batch(count, parts):
         np.testing.assert_allclose(moved, slope, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(slope).max(), err_msg=name)
 
 
-def test_a_batch_without_any_weight_teaches_nothing():
+def test_a_batch_of_weight_zero_has_no_effect():
     weights = jnp.asarray([0.0, 1.0, 1.0])
     assert float(weight_scale(weights, np.zeros(4, np.int32))) == 0
 
 
-def test_balanced_is_scikit_learns():
+def test_balanced_weights_match_scikit_learn():
     labels = np.random.default_rng(0).choice(3, 200, p=(0.7, 0.25, 0.05)).astype(np.int32)
     wanted = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(class_weights("balanced", labels, NAMES), wanted)
     two = labels * (labels < 2)
     without = class_weights("balanced", two, NAMES)
     np.testing.assert_allclose(without[:2], compute_class_weight("balanced", classes=np.arange(2), y=two))
-    assert without[2] == 1.0, "no image: it counts in smoothed labels only"
+    assert without[2] == 1.0, "no images: it only matters for smoothed labels"
     assert class_weights("none", labels, NAMES) is None
 
 
@@ -125,13 +125,13 @@ def test_balanced_is_scikit_learns():
     ],
     ids=["json", "no header", "windows", "excel"],
 )
-def test_a_file_of_names_and_weights(tmp_path, text):
+def test_weights_are_read_from_a_file(tmp_path, text):
     file = tmp_path / "weights.txt"
     file.write_bytes(text.encode())
     assert class_weights(str(file), LABELS, NAMES) == WEIGHTS
 
 
-def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+def test_the_file_may_be_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "weights.csv").write_text("ant,1\nbee,1\ndög,2")
     assert class_weights("~/weights.csv", LABELS, NAMES) == (1, 1, 2)
@@ -153,7 +153,7 @@ def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
         ('{"ant": 1, "ant": 2}', "it lists a class twice"),
     ],
 )
-def test_weights_that_do_not_fit_are_one_line(tmp_path, text, said):
+def test_unusable_weights_are_a_one_line_error(tmp_path, text, said):
     file = tmp_path / "weights.txt"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -163,22 +163,22 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_word_that_is_no_setting_is_one_line(tmp_path):
+def test_an_unknown_setting_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="=balance must be none, balanced or a readable file: No such"):
         class_weights("balance", LABELS, NAMES)
-    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match="or a readable file: not a text file"):
-        class_weights(str(tmp_path / "picture"), LABELS, NAMES)
+        class_weights(str(tmp_path / "image"), LABELS, NAMES)
 
 
-def test_the_steps_of_a_run_have_them():
+def test_a_run_uses_the_weights():
     images = ArraySplit.of_images(np.zeros((8, 16, 16, 3), np.uint8), LABELS)
     values = TINY | {"regularization.class_weights": "balanced", "batch_size": 4}
     experiment = Experiment(complete(values), Dataset(images, images, images, NAMES), one_device())
     assert experiment.task.class_weights == pytest.approx((8 / 9, 8 / 6, 8 / 9))
 
 
-def test_nothing_is_written_before_they_are_read_and_a_resumed_run_has_the_same(tmp_path, monkeypatch):
+def test_unreadable_weights_write_nothing_and_a_resumed_run_needs_the_same_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     file, folder = tmp_path / "weights.json", tmp_path / "run"
     settings = {"regularization__class_weights": str(file), "epochs": 1}

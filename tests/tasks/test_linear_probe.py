@@ -15,7 +15,7 @@ def blobs(count, seed, channels=20, classes=4):
     return (3 + centres[labels] + generator.normal(size=(count, channels))).astype(np.float32), labels
 
 
-def test_it_is_ridge_regression(monkeypatch):
+def test_the_head_is_a_ridge_regression(monkeypatch):
     monkeypatch.setattr(linear_probe, "PENALTIES", np.array([0.1]))
     monkeypatch.setattr(linear_probe, "STRETCHES", np.array([2.0]))
     features, labels = blobs(300, 1)
@@ -26,7 +26,7 @@ def test_it_is_ridge_regression(monkeypatch):
     np.testing.assert_allclose(bias, 2 * theirs.intercept_, rtol=1e-5)
 
 
-def test_the_validation_images_choose_penalty_and_stretch():
+def test_validation_images_select_penalty_and_stretch():
     features, labels = blobs(60, 1, channels=50)
     validation = blobs(2000, 2, channels=50)
     kernel, bias = solve_head(features[:, None], labels, 4, validation)
@@ -41,7 +41,7 @@ def test_the_validation_images_choose_penalty_and_stretch():
     assert min(losses) == losses[1], "neither over- nor underconfident"
 
 
-def test_without_images_to_choose_on_the_training_images_are_cross_validated():
+def test_without_validation_images_the_training_images_are_cross_validated():
     """It is as good as with held-out images, and better than with a fixed penalty."""
     features, labels = blobs(60, 1, channels=50)
     validation = blobs(2000, 2, channels=50)
@@ -56,14 +56,14 @@ def test_without_images_to_choose_on_the_training_images_are_cross_validated():
 
 
 @pytest.mark.parametrize("count", [2, 4, 7])
-def test_of_few_images_something_is_chosen(count):
+def test_a_few_images_are_enough(count):
     features, labels = blobs(count, 1)
     kernel, bias = solve_head(features[:, None], labels, 4)
     assert np.isfinite(kernel).all()
     assert np.isfinite(bias).all()
 
 
-def test_the_views_of_an_image_are_not_parted():
+def test_the_views_of_an_image_stay_together():
     """Held-out views of training images would select a penalty that is far too weak."""
     features, labels = blobs(60, 1, channels=50)
     twice = np.stack([features, features], 1)
@@ -72,7 +72,7 @@ def test_the_views_of_an_image_are_not_parted():
 
 
 @pytest.mark.parametrize("degenerate", ["a constant feature", "fewer images than features"])
-def test_features_that_do_not_determine_it(degenerate):
+def test_degenerate_features_give_a_finite_head(degenerate):
     features, labels = blobs(10, 1)
     if degenerate == "a constant feature":
         features[:, 0] = 7

@@ -28,7 +28,7 @@ from sft_jax.training import trainer as train_module
 
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("missing", [False, True])
-def test_balanced_accuracy_and_macro_f1_are_scikit_learns(classes, missing):
+def test_balanced_accuracy_and_macro_f1_match_scikit_learn(classes, missing):
     """With imbalanced classes, and classes without images or predictions."""
     generator = np.random.default_rng(classes)
     labels = generator.choice(classes, 300, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
@@ -58,19 +58,19 @@ def finish(progress, monitor, **figures):
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
-def test_the_best_epoch_is_that_of_the_monitor(monitor):
+def test_the_monitor_selects_the_best_epoch(monitor):
     progress = Progress()
     name, sign = monitor.removeprefix("val_"), -1 if monitor == "val_loss" else 1
     values = [0.5 * sign, 0.7 * sign, 0.6 * sign, math.nan, 0.7 * sign]
-    found = [finish(progress, monitor, **{"accuracy": 0.1 * epoch, name: value}) for epoch, value in enumerate(values)]
-    assert found == [True, True, False, False, False]
+    better = [finish(progress, monitor, **{"accuracy": 0.1 * epoch, name: value}) for epoch, value in enumerate(values)]
+    assert better == [True, True, False, False, False]
     assert (progress.best, progress.best_epoch) == (0.7 * sign, 2)
     outcome = progress.outcome(TASK, MONITORS[monitor])
     assert outcome["best_val_accuracy"] == progress.rows[1]["val_accuracy"]
     assert outcome[f"best_{monitor}"] == 0.7 * sign
 
 
-def test_a_run_that_knew_of_no_monitor_goes_on():
+def test_a_run_of_a_version_without_monitors_continues():
     """Its rows contain only the accuracy."""
     progress = Progress()
     finish(progress, "val_accuracy")
@@ -82,7 +82,7 @@ def test_a_run_that_knew_of_no_monitor_goes_on():
     assert again.outcome(TASK, TASK.main())["best_val_accuracy"] == 0.5
 
 
-def test_scores_are_better_the_higher_they_are():
+def test_higher_scores_are_better():
     loss, accuracy = MONITORS["val_loss"], MONITORS["val_accuracy"]
     assert loss.rank({"loss": 0.5}) == loss.score(0.5) == -0.5
     assert MONITORS["val_macro_f1"].rank({"macro_f1": 0.5}) == 0.5
@@ -90,7 +90,7 @@ def test_scores_are_better_the_higher_they_are():
     assert (loss.shown(0.5), accuracy.shown(0.5, 1), loss.shown(None)) == ("0.5000", "50.0%", "-")
 
 
-def test_it_is_the_tasks_own_where_none_is_named_and_others_are_refused():
+def test_the_default_monitor_is_the_tasks_and_unknown_ones_are_refused():
     assert monitor_of(complete({})) == MONITORS["val_accuracy"]
     assert monitor_of(complete({"monitor": "val_loss"})) == MONITORS["val_loss"]
     with pytest.raises(UserError) as caught:
@@ -102,14 +102,14 @@ def test_it_is_the_tasks_own_where_none_is_named_and_others_are_refused():
         monitor_of(complete({"task": "classify"}))
 
 
-def test_it_is_refused_before_anything_is_read(tmp_path):
+def test_an_unknown_monitor_is_refused_before_anything_is_read(tmp_path):
     settings = {"monitor": "val_acc", "data__source": "folder:no_such_folder"}
     with pytest.raises(UserError, match="monitor='val_acc' must be one of"):
         run(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_console_shows_what_is_monitored():
+def test_the_console_shows_the_monitored_metric():
     progress = Progress()
     finish(progress, "val_loss", loss=0.25)
     line = epoch_line(progress.rows[0], 3, 60.0, TASK, MONITORS["val_loss"])
@@ -117,28 +117,28 @@ def test_the_console_shows_what_is_monitored():
     assert "  val 50.0%  best 0.2500" not in line
 
 
-def test_the_report_has_the_balanced_accuracy_and_the_epoch_that_was_kept():
-    """Also for a run that monitors the loss."""
-    found = records(monitor="val_loss")
-    for row, value in zip(found.rows, (0.9, 0.3, 0.3), strict=True):
+def test_the_report_shows_the_balanced_accuracy_and_the_best_epoch():
+    """This includes a run that monitors the loss."""
+    run = records(monitor="val_loss")
+    for row, value in zip(run.rows, (0.9, 0.3, 0.3), strict=True):
         row["best"] = value
-    assert found.best_row["epoch"] == 2
+    assert run.best_row["epoch"] == 2
     split = scored(3)
-    page = report_page(found, ("a", "b", "c"), split, 1.0)
+    page = report_page(run, ("a", "b", "c"), split, 1.0)
     assert "Balanced accuracy" in page
     assert f"{100 * split.summary['balanced_accuracy']:.1f}" in page
-    assert f"validation accuracy {found.rows[1]['val_accuracy']:.2%}" in page
-    assert f"{found.rows[1]['val_accuracy']:.2%}" in comparison_page([found, records("other")])
+    assert f"validation accuracy {run.rows[1]['val_accuracy']:.2%}" in page
+    assert f"{run.rows[1]['val_accuracy']:.2%}" in comparison_page([run, records("other")])
 
 
-def test_unequal_classes_are_noticed():
+def test_imbalanced_classes_are_detected():
     assert is_unequal(np.array([[10, 0, 0], [0, 0, 0], [1, 0, 4]]))
     assert not is_unequal(np.array([[10, 0, 0], [0, 0, 0], [1, 0, 6]]))
 
 
 def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
-    losses = iter([0.5, 0.2, 0.9, 0.4, 0.1])  # of four epochs; the last one of the test images
+    losses = iter([0.5, 0.2, 0.9, 0.4, 0.1])  # of four epochs, and of the test images
 
     def fake(self, sums):
         return summarize(sums) | {"loss": next(losses)}
@@ -169,17 +169,17 @@ def test_trials_are_ranked_by_the_monitor():
     assert trials[0].shown(trials[0].mean) == "0.3000"
     assert trials[2].mean == -math.inf
     kept = {"val_accuracy": [0.3, 0.4], "val_loss": [1, 1], "monitor": "val_accuracy"}
-    assert Fold.from_json(kept).score == [0.3, 0.4], "of a search that knew of none"
+    assert Fold.from_json(kept).score == [0.3, 0.4], "from a version without monitors"
 
 
-def test_a_search_by_the_loss(tmp_path, monkeypatch, capsys):
+def test_a_search_is_scored_by_the_loss(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=1, resume=False, command=["test"])
     config = complete(TINY | {"monitor": "val_loss", "epochs": 1})
     winner = search(config, Space(["optimizer.learning_rate=choice(1e30,0.02)"]), tmp_path, options, Console())
     assert winner.point == {"optimizer.learning_rate": "0.02"}
-    found = json.loads((tmp_path / "search.json").read_text())["trials"]
-    assert found[0]["mean"] == found[0]["folds"][0]["val_loss"][0] > 0
+    trials = json.loads((tmp_path / "search.json").read_text())["trials"]
+    assert trials[0]["mean"] == trials[0]["folds"][0]["val_loss"][0] > 0
     printed = capsys.readouterr().out
     assert "trials are scored by validation loss on" in printed
-    assert f"validation loss {found[0]['mean']:.4f} after 1 epochs" in printed
+    assert f"validation loss {trials[0]['mean']:.4f} after 1 epochs" in printed

@@ -1,4 +1,4 @@
-"""A task that the product does not know: trained, evaluated, resumed, searched and reported."""
+"""Tests a new task: training, evaluation, resuming, search and report."""
 
 import json
 
@@ -39,7 +39,7 @@ def trained(known, tmp_path_factory):
     return folder, run(folder, epochs=4, **CHANGES)
 
 
-def test_a_run_says_what_the_task_says(trained):
+def test_a_run_reports_the_metrics_of_the_task(trained):
     folder, results = trained
     rows = rows_of(folder)
     assert {"train_loss", "train_mae", "val_loss", "val_mae"} <= rows[0].keys()
@@ -61,24 +61,24 @@ def test_evaluation_is_exact_on_any_number_of_devices(trained, count):
     config = complete(TINY | {"task": "regression"})
     experiment = Experiment(config, read_dataset(config, Console(mute=True)), Devices(jax.devices()[:count]))
     weights = experiment.weights(Run(folder).restored("best").arrays)
-    found = experiment.test(*weights)
+    metrics = experiment.test(*weights)
     whole = jax.jit(lambda images: experiment.network.apply(*weights, images, train=False)[0])
     split = experiment.dataset.test
     wanted = errors_of(whole(experiment.preprocess({"image": split.images})["image"]), split.labels)
     for name, value in wanted.items():
-        assert found[f"test_{name}"] == pytest.approx(value, rel=1e-5)
+        assert metrics[f"test_{name}"] == pytest.approx(value, rel=1e-5)
         assert results[f"test_{name}"] == pytest.approx(value, rel=1e-5)
 
 
-def test_the_command_scores_it_again(trained):
+def test_the_command_evaluates_it_again(trained):
     folder, results = trained
-    found, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
+    metrics, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
     for name in ("test_mae", "test_loss", "best_val_mae", "test_count"):
-        assert found[name] == pytest.approx(results[name], rel=1e-6)
+        assert metrics[name] == pytest.approx(results[name], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["full", "head_then_full"])
-def test_stopped_and_resumed_is_never_stopped(method, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_identically(method, tmp_path, monkeypatch):
     changes = {**CHANGES, "finetune__method": method, "optimizer__accumulate": 2}
     changes |= {"regularization__mixup": 0.5} if method == "full" else {"finetune__head_epochs": 1}
     run(tmp_path / "whole", **changes)
@@ -90,18 +90,18 @@ def test_stopped_and_resumed_is_never_stopped(method, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_it_is_searched(tmp_path, monkeypatch, capsys):
+def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=2, resume=False, command=["test"])
     config = complete(TINY | {"task": "regression", "epochs": 2, "optimizer.learning_rate": 0.002})
     winner = search(config, Space(["optimizer.learning_rate=choice(1e-6,0.002)"]), tmp_path, options, Console())
     assert winner.point == {"optimizer.learning_rate": "0.002"}
-    found = json.loads((tmp_path / "search.json").read_text())["trials"]
-    assert found[0]["mean"] == found[0]["folds"][0]["val_mae"][found[0]["epochs"] - 1] > 0
+    trials = json.loads((tmp_path / "search.json").read_text())["trials"]
+    assert trials[0]["mean"] == trials[0]["folds"][0]["val_mae"][trials[0]["epochs"] - 1] > 0
     assert "scored by mean absolute error on" in capsys.readouterr().out
 
 
-def test_what_only_classification_can_is_refused(trained):
+def test_prediction_is_refused_because_it_needs_classification(trained):
     with pytest.raises(UserError, match="learnt task=regression; only classification can predict"):
         sft_jax.load(trained[0])
 

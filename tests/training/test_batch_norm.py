@@ -28,7 +28,7 @@ def noise():
     return Dataset(split, split, split, ("a", "b"))
 
 
-def refused(dataset, devices=1, **changes):
+def refusal(dataset, devices=1, **changes):
     """Returns the error message, None if there is no error."""
     values = {"epochs": 4} | {key.replace("__", "."): value for key, value in changes.items()}
     try:
@@ -48,28 +48,28 @@ def torch_refuses(name, batch, size):
 
 @pytest.mark.parametrize(("batch", "size"), [(1, 16), (1, 32), (1, 33), (2, 32)])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_one_value_a_channel_is_refused_where_torch_refuses_it(noise, name, batch, size):
-    said = refused(noise, batch_size=batch, data__size=size, model__name=name)
-    assert (said is not None) == torch_refuses(name, batch, size) == (batch == 1 and size <= 32)
+def test_one_value_per_channel_is_refused_where_torch_refuses_it(noise, name, batch, size):
+    message = refusal(noise, batch_size=batch, data__size=size, model__name=name)
+    assert (message is not None) == torch_refuses(name, batch, size) == (batch == 1 and size <= 32)
 
 
 def test_the_smallest_batch_that_works_is_named(noise):
-    assert refused(noise, batch_size=1) == (
+    assert refusal(noise, batch_size=1) == (
         "batch_size=1 leaves batch norm one value per channel at 32 px, which it normalises to 0; use "
         "--config.batch_size=2 or more, or --config.finetune.batch_norm=freeze_statistics"
     )
-    assert "batch_size=4 in 4 micro-batches (optimizer.accumulate) leaves" in refused(
+    assert "batch_size=4 in 4 micro-batches (optimizer.accumulate) leaves" in refusal(
         noise, batch_size=4, optimizer__accumulate=4
     )
     for batch, parts in ((2, 1), (4, 2)):
-        assert refused(noise, batch_size=batch, optimizer__accumulate=parts) is None
-    assert refused(noise, devices=2, batch_size=2) is None, "statistics are those of all devices together"
+        assert refusal(noise, batch_size=batch, optimizer__accumulate=parts) is None
+    assert refusal(noise, devices=2, batch_size=2) is None, "statistics are computed over all devices"
 
 
 def test_the_smallest_size_of_a_schedule_counts(noise):
     schedule = (("32", 0.5),)
-    assert "at 32 px" in refused(noise, batch_size=1, data__size=64, data__size_schedule=schedule)
-    assert refused(noise, batch_size=1, data__size=64) is None
+    assert "at 32 px" in refusal(noise, batch_size=1, data__size=64, data__size_schedule=schedule)
+    assert refusal(noise, batch_size=1, data__size=64) is None
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_the_smallest_size_of_a_schedule_counts(noise):
     ],
     ids=str,
 )
-def test_where_no_statistics_are_taken_one_image_is_enough(noise, changes):
-    assert refused(noise, batch_size=1, **changes) is None
+def test_one_image_is_enough_without_batch_statistics(noise, changes):
+    assert refusal(noise, batch_size=1, **changes) is None
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_where_no_statistics_are_taken_one_image_is_enough(noise, changes):
     ],
     ids=str,
 )
-def test_where_statistics_are_taken_later_or_beforehand_it_is_not(noise, changes):
-    assert refused(noise, batch_size=1, **changes)
+def test_one_image_is_refused_if_batch_statistics_are_used_earlier_or_later(noise, changes):
+    assert refusal(noise, batch_size=1, **changes)
 
 
-def test_nothing_is_written_before_it_is_refused(tmp_path, monkeypatch):
+def test_a_refused_batch_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     monkeypatch.setattr(lr_find, "Devices", one_device)
     with pytest.raises(UserError, match=r"use --config\.batch_size=128 or more"):

@@ -30,8 +30,8 @@ def words(key):
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
-def test_augmentation_and_update_have_keys_of_their_own():
-    """They are compared with those that the program of an epoch derives."""
+def test_augmentation_and_update_have_their_own_keys():
+    """Compares the keys that the training program passes to them with keys derived here."""
     seen = {}
 
     def augmented(batch, key, first, total):
@@ -47,7 +47,7 @@ def test_augmentation_and_update_have_keys_of_their_own():
     key, state = jax.random.key(0), TrainState(jnp.asarray(5, jnp.int32), {}, {}, ())
     steps = make_train_steps(updated, augmented, "data", 1)
     chunk = Chunk({"image": jnp.asarray(IMAGES)}, jnp.zeros((1, 2), jnp.int32), None, 0, 1)
-    with jax.disable_jit():  # keys are numbers then, except where shapes alone are asked for
+    with jax.disable_jit():  # keys are concrete then, except where only shapes are evaluated
         jax.vmap(lambda _: steps(state, chunk, key)[1], axis_name="data")(jnp.zeros(1))
     step_key = jax.random.fold_in(key, 5)
     assert seen == {
@@ -59,23 +59,23 @@ def test_augmentation_and_update_have_keys_of_their_own():
 @pytest.fixture
 def used(monkeypatch):
     """Returns the keys from which numbers are drawn."""
-    found = []
+    keys = []
 
     def recording(draw):
         def record(key, *arguments, **settings):
             if not traced(key):
-                found.append(words(key))
+                keys.append(words(key))
             return draw(key, *arguments, **settings)
 
         return record
 
     for name in ("bernoulli", "randint", "uniform", "beta", "normal"):
         monkeypatch.setattr(jax.random, name, recording(getattr(jax.random, name)))
-    return found
+    return keys
 
 
 def test_no_two_purposes_share_a_key(used):
-    """Drawn from as often as they are here, and no key that another one is made of is drawn from."""
+    """No key is used for two draws, and no key from which others are derived is used for a draw."""
     parents = [jax.random.fold_in(jax.random.key(0), TRAINING)]
     for step in range(3):
         step_key = jax.random.fold_in(parents[0], step)
@@ -88,7 +88,7 @@ def test_no_two_purposes_share_a_key(used):
         ResNet(Variant(BasicBlock, (1, 1, 1, 1)), 2, rngs=nnx.Rngs(params=0))
         for position in (1, 2, 3, 4):
             skip_factor(skips, 0.5 * position / 4, position, 2, None)
-    assert len(used) > 3 * (2 + 5 + 4), "and the weights of the network"
+    assert len(used) > 3 * (2 + 5 + 4), "in addition to the network's weights"
     weights = {words(jax.random.fold_in(jax.random.key(0), count)) for count in range(1000)}
     drawn = [key for key in used if key not in weights]
     assert len(set(drawn)) == len(drawn)
@@ -96,7 +96,7 @@ def test_no_two_purposes_share_a_key(used):
     assert not weights & {words(key) for key in parents}
 
 
-def test_the_view_of_a_feature_is_drawn_apart_from_the_step(used):
+def test_the_view_of_a_feature_is_drawn_with_its_own_key(used):
     own = jax.random.fold_in(jax.random.key(0), AUGMENTATION)
     pick_view({"feature": np.zeros((4, 2, 3), np.float32)}, own, 0, 4)
     assert words(own) not in used

@@ -13,16 +13,16 @@ from sft_jax.run.folder import Run
 KINDS = ("training", "evaluation", "save", "report")
 
 
-def end_and_resume(program, ends, seed):
-    """Ends a run once for each (kind, signal) of `ends` at a moment drawn with `seed`, resumes it to its end and
-    compares it with one that was never ended.
+def interrupt_and_resume(program, ends, seed):
+    """Interrupts a run once for each (kind, signal) of `ends`, at an event drawn with `seed`, resumes it to the end
+    and compares it with an uninterrupted run.
     """
-    moments = program.whole()
+    events = program.run_uninterrupted()
     random = np.random.default_rng(seed)
     for kind, ending in ends:
-        # Half of them at once, half up to 50 ms later, wherever the process is then.
+        # Half of the signals are sent at once, half up to 50 ms later, wherever the process is by then.
         seconds = random.choice([0.0, random.uniform(0, 0.05)])
-        end = f"{kind}:{random.integers(1, moments[kind] + 1)}:{seconds:.4f}:{ending.name}"
+        end = f"{kind}:{random.integers(1, events[kind] + 1)}:{seconds:.4f}:{ending.name}"
         code, error = program.run("ended", "--resume", END=end)
         assert code == (-signal.SIGKILL if ending == signal.SIGKILL else 4), (end, error)
         if ending == signal.SIGKILL:
@@ -42,7 +42,7 @@ def end_and_resume(program, ends, seed):
     for key, array in wanted.arrays.items():
         np.testing.assert_array_equal(best.arrays[key], array, err_msg=key, strict=True)
     assert "</html>" in (ended / "report.html").read_text()
-    # Nothing of the saves and reports that were cut short is left.
+    # Interrupted saves and reports leave no files behind.
     assert {path.name for path in ended.iterdir()} == {path.name for path in whole.iterdir()}
     for name in ("latest", "best"):
         assert len(list((ended / "checkpoints" / name).iterdir())) == len(
@@ -55,9 +55,9 @@ STOPS = [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)]
 
 
 @counts(kills=len(KILLS), stops=len(STOPS))
-def test_ended_anywhere_and_resumed_is_never_ended(tmp_path):
+def test_a_run_interrupted_anywhere_resumes_bit_identically(tmp_path):
     with Program(tmp_path, epochs=5) as program:
-        end_and_resume(program, KILLS + STOPS, seed=0)
+        interrupt_and_resume(program, KILLS + STOPS, seed=0)
 
 
 MORE_STOPS = [(kind, number) for kind in KINDS[:3] for number in (signal.SIGTERM, signal.SIGINT)]
@@ -66,8 +66,8 @@ MORE_STOPS = [(kind, number) for kind in KINDS[:3] for number in (signal.SIGTERM
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @counts(kills=5 * len(KILLS), stops=len(MORE_STOPS))
-def test_ended_twenty_times(tmp_path, seed):
+def test_a_run_interrupted_many_times_resumes_bit_identically(tmp_path, seed):
     ends = 5 * KILLS + MORE_STOPS
     order = np.random.default_rng(seed).permutation(len(ends))
     with Program(tmp_path, epochs=20) as program:
-        end_and_resume(program, [ends[index] for index in order], seed)
+        interrupt_and_resume(program, [ends[index] for index in order], seed)

@@ -37,14 +37,14 @@ RATES = np.array([float(rate(step)) for step in range(STEPS)])
 
 def curve(kind, steepest, rates=RATES):
     """Returns losses of several shapes that fall most steeply at or near `steepest` and diverge at a larger rate."""
-    share = rates / steepest
+    ratio = rates / steepest
     if kind == "wide":
-        return 0.1 + 2 / (1 + share**2) + (share / 100) ** 2 / 10
+        return 0.1 + 2 / (1 + ratio**2) + (ratio / 100) ** 2 / 10
     if kind == "narrow":
-        return 0.1 + 2 / (1 + share**2) + (share / 10) ** 4
+        return 0.1 + 2 / (1 + ratio**2) + (ratio / 10) ** 4
     if kind == "steep":
-        return 0.1 + 2 / (1 + share**4) + (share / 20) ** 3
-    return 2.3 - 1.5 / (1 + share**-0.7) + (share / 1000) ** 2
+        return 0.1 + 2 / (1 + ratio**4) + (ratio / 20) ** 3
+    return 2.3 - 1.5 / (1 + ratio**-0.7) + (ratio / 1000) ** 2
 
 
 def truly_steepest(kind, steepest):
@@ -87,13 +87,13 @@ def test_the_suggestion_is_where_the_loss_falls_steepest(kind, noise, steepest):
     for seed in range(5):
         factors = 1 + noise * np.random.default_rng(seed).normal(size=STEPS)
         losses = until_divergence((curve(kind, steepest) * factors).tolist())
-        found = judge(losses)
-        assert wanted / 1.5 < found.suggested < wanted * 1.5
-        assert found.suggested < found.lowest
-        assert found.diverged is None or found.lowest < found.diverged
+        result = judge(losses)
+        assert wanted / 1.5 < result.suggested < wanted * 1.5
+        assert result.suggested < result.lowest
+        assert result.diverged is None or result.lowest < result.diverged
 
 
-def test_it_is_the_value_that_the_recipe_means():
+def test_the_suggestion_is_a_value_of_the_config_key():
     """The value of the key is multiplied by batch_size / reference_batch."""
     losses = until_divergence(curve("wide", 1e-3).tolist())
     plain, scaled = judge(losses), judge(losses, "finetune.head_learning_rate", 0.25)
@@ -124,11 +124,11 @@ def experiment(**changes):
         ),
     ],
 )
-def test_the_key_that_is_suggested_is_that_of_the_last_phase(changes, wanted):
+def test_the_suggested_key_is_that_of_the_last_phase(changes, wanted):
     assert meaning(experiment(**changes)) == wanted
 
 
-def test_of_lp_ft_the_full_phase_is_tested_from_the_solved_head(monkeypatch):
+def test_lp_ft_tests_the_full_phase_from_the_fitted_head(monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 2)
     begun = []
     fresh_state = PhasePrograms.fresh_state
@@ -161,25 +161,25 @@ def test_of_lp_ft_the_full_phase_is_tested_from_the_solved_head(monkeypatch):
     ],
     ids=["constant", "flat", "rising late", "rising at once"],
 )
-def test_nothing_is_suggested_where_nothing_falls(losses):
-    found = judge(until_divergence(losses.tolist()))
-    assert found.suggested is None
-    assert lr_find._summary(found).startswith("no suggestion for optimizer.learning_rate: the loss does not fall")
+def test_nothing_is_suggested_if_the_loss_does_not_fall(losses):
+    result = judge(until_divergence(losses.tolist()))
+    assert result.suggested is None
+    assert lr_find._summary(result).startswith("no suggestion for optimizer.learning_rate: the loss does not fall")
 
 
-def test_an_infinite_loss_ends_the_test_and_is_no_part_of_the_curve():
+def test_an_infinite_loss_ends_the_test_and_is_left_out_of_the_curve():
     losses = [*curve("wide", 1e-3).tolist()[:60], float("inf")]
     assert has_diverged(losses)
-    found = judge(losses)
-    assert len(found.losses) == 60
-    assert found.diverged == pytest.approx(RATES[60])
+    result = judge(losses)
+    assert len(result.losses) == 60
+    assert result.diverged == pytest.approx(RATES[60])
 
 
-def test_one_that_never_diverged_says_so():
+def test_a_curve_that_never_diverges_has_no_divergence():
     assert judge(np.linspace(2, 1, STEPS).tolist()).diverged is None
 
 
-def test_nothing_can_be_said_of_a_few_steps():
+def test_divergence_within_a_few_steps_is_an_error():
     with pytest.raises(
         DivergedError,
         match="the loss is already nan at optimizer.learning_rate=1.2e-07; no learning rate can be suggested",
@@ -191,22 +191,22 @@ def stamps(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_is_neither_begun_nor_touched(tmp_path, capsys, monkeypatch):
+def test_no_run_is_started_or_changed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 40)
     monkeypatch.setattr(lr_find, "Devices", one_device)
     run, config = Run(tmp_path / "run"), complete(SETTINGS)
-    found = find_learning_rate(config, run, Console())
+    result = find_learning_rate(config, run, Console())
     assert {path.name for path in run.folder.iterdir()} == {"lr_find.json", "lr_find.png"}
     assert (run.folder / "lr_find.png").read_bytes()[:4] == b"\x89PNG"
     written = json.loads((run.folder / "lr_find.json").read_text())
-    assert written["suggested"] == found.suggested
+    assert written["suggested"] == result.suggested
     assert len(written["learning_rates"]) == len(written["losses"]) == len(written["smoothed"])
-    assert LOWEST < found.suggested < 1.0
-    assert found.smoothed.min() < 0.8 * found.smoothed[0], "it learns something on the way"
+    assert LOWEST < result.suggested < 1.0
+    assert result.smoothed.min() < 0.8 * result.smoothed[0], "the loss decreases during the test"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"learning rate: optimizer.learning_rate={found.suggested:.2g} suggested, where the loss")
+    assert last.startswith(f"learning rate: optimizer.learning_rate={result.suggested:.2g} suggested, where the loss")
 
-    train(config, run, resume=False, console=Console(), command=["test"])  # a fresh start: no run was there
+    train(config, run, resume=False, console=Console(), command=["test"])  # a new run: the folder contains none
     before = stamps(run.folder)
     find_learning_rate(config, run, Console())
     after = stamps(run.folder)
@@ -215,7 +215,7 @@ def test_a_run_is_neither_begun_nor_touched(tmp_path, capsys, monkeypatch):
     assert json.loads((run.folder / "lr_find.json").read_text()) == written, "the same curve again"
 
 
-def test_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
+def test_the_command_line_starts_the_range_test(tmp_path, monkeypatch, pytestconfig):
     asked = []
     monkeypatch.setattr(lr_find, "find_learning_rate", lambda config, run, console: asked.append(run.folder))
     recipe = f"{pytestconfig.rootpath}/configs/digits.py:source"

@@ -53,7 +53,7 @@ def backbone_moved(folder, source):
     }
 
 
-def test_the_head_alone(source, tmp_path):
+def test_a_linear_probe_trains_only_the_head(source, tmp_path):
     """A linear probe keeps the backbone and its statistics, and its closed form is good before the first step."""
     results = transfer(tmp_path / "run", source, finetune__method="head", epochs=2)
     assert results["test_accuracy"] > 0.6, "0.2 is chance"
@@ -79,30 +79,30 @@ PHASES = {
 
 
 @pytest.fixture(scope="module")
-def of_two_phases(source, tmp_path_factory):
+def two_phase_run(source, tmp_path_factory):
     """An uninterrupted run with `PHASES`."""
-    folder = tmp_path_factory.mktemp("runs") / "of two phases"
+    folder = tmp_path_factory.mktemp("runs") / "two phases"
     transfer(folder, source, **PHASES)
     return folder
 
 
-@pytest.mark.parametrize("calls", [2, 11, 13], ids=["head", "last of the head", "whole"])
-def test_stopped_in_any_phase_and_resumed(source, of_two_phases, tmp_path, monkeypatch, calls):
+@pytest.mark.parametrize("calls", [2, 11, 13], ids=["head", "last step of the head", "full"])
+def test_a_run_stopped_in_any_phase_resumes_bit_identically(source, two_phase_run, tmp_path, monkeypatch, calls):
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "StepsPerCall", lambda: StepsPerCall(seconds=0))
         patch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
         with pytest.raises(StoppedError):
             transfer(tmp_path / "run", source, **PHASES)
     transfer(tmp_path / "run", source, **PHASES, resume=True)
-    assert_same_run(tmp_path / "run", of_two_phases)
+    assert_same_run(tmp_path / "run", two_phase_run)
 
 
-def test_rates_and_states_of_two_phases(of_two_phases):
-    rates = [row["learning_rate"] for row in rows_of(of_two_phases)]
-    of_head = [0.001 * (1 + np.cos(np.pi * share)) / 2 for share in (4 / 10, 9 / 10)]
-    assert rates[:2] == pytest.approx(of_head), "a cosine of its own, over the two epochs of the head"
-    assert 0 < rates[2] < 0.002, "the end of a cosine that began with the last epoch"
-    assert {key.partition("/")[0] for key in state_of(of_two_phases).arrays} == {
+def test_learning_rates_and_state_of_two_phases(two_phase_run):
+    rates = [row["learning_rate"] for row in rows_of(two_phase_run)]
+    of_head = [0.001 * (1 + np.cos(np.pi * fraction)) / 2 for fraction in (4 / 10, 9 / 10)]
+    assert rates[:2] == pytest.approx(of_head), "its own cosine, over the two epochs of the head phase"
+    assert 0 < rates[2] < 0.002, "the end of a cosine that starts with the last epoch"
+    assert {key.partition("/")[0] for key in state_of(two_phase_run).arrays} == {
         "step",
         "params",
         "batch_stats",
@@ -135,7 +135,7 @@ def test_frozen_parameters_and_statistics_are_not_touched(source, tmp_path):
     assert all(key.startswith("layer2") and key.endswith("kernel") for key in moved)
 
 
-def test_recalibrated_statistics_are_those_of_the_new_images(source, tmp_path):
+def test_recalibrated_statistics_come_from_the_new_images(source, tmp_path):
     for mode in ("recalibrate", "freeze_statistics"):
         transfer(tmp_path / mode, source, finetune__batch_norm=mode, epochs=1, limit_train_examples=None)
     kept, measured = (best(tmp_path / mode) for mode in ("freeze_statistics", "recalibrate"))
@@ -144,7 +144,7 @@ def test_recalibrated_statistics_are_those_of_the_new_images(source, tmp_path):
     assert (measured[key] != kept[key]).any()
 
 
-def test_the_average_is_evaluated_beside_the_weights(source, tmp_path):
+def test_the_average_is_evaluated_as_well_as_the_weights(source, tmp_path):
     transfer(tmp_path / "run", source, regularization__ema=0.8, epochs=2)
     for row in rows_of(tmp_path / "run"):
         assert row["val_accuracy"] == max(row["raw_val_accuracy"], row["ema_val_accuracy"])
@@ -152,7 +152,7 @@ def test_the_average_is_evaluated_beside_the_weights(source, tmp_path):
     assert (arrays["ema/fc.kernel"] != arrays["params/fc.kernel"]).any()
 
 
-def test_early_stopping(source, tmp_path, capsys):
+def test_early_stopping_ends_a_run_without_improvement(source, tmp_path, capsys):
     settings = {
         "regularization__early_stopping": 2,
         "epochs": 9,
@@ -176,7 +176,7 @@ def test_early_stopping(source, tmp_path, capsys):
     ids=["head_then_full", "sizes"],
 )
 def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, changes, epochs):
-    """Nothing is learnt, so that the first epoch of each phase is its best one; the last phase is still reached."""
+    """Nothing is learned, so the first epoch of each phase is its best one; the last phase is still reached."""
     still = {"optimizer__learning_rate": 0.0, "finetune__batch_norm": "freeze"}
     patient = {"regularization__early_stopping": 1, "epochs": 8}
     results = transfer(tmp_path / "run", source, **still, **patient, **changes)
@@ -184,15 +184,15 @@ def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, c
     assert "stopped early: validation accuracy has not improved since epoch 5" in capsys.readouterr().out
 
 
-def test_sizes_that_grow(source, untrained, tmp_path):
+def test_a_run_with_growing_image_sizes_learns(source, untrained, tmp_path):
     results = transfer(tmp_path / "run", source, data__size_schedule=(("8", 0.5),), epochs=2)
     assert results["epochs"] == 2
     assert results["test_loss"] < 0.9 * untrained["test_loss"]
 
 
-def test_mirror_images_in_evaluation_are_reported_beside(source, tmp_path):
+def test_accuracy_with_mirror_images_is_reported_separately(source, tmp_path):
     results = transfer(tmp_path / "run", source, evaluation__flips=True, epochs=1, limit_eval_examples=None)
-    assert 0 < results["test_accuracy_flips"] != results["test_accuracy"], "a mirrored digit is another one"
+    assert 0 < results["test_accuracy_flips"] != results["test_accuracy"], "a mirrored digit looks like another digit"
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
@@ -213,18 +213,18 @@ def test_mirror_images_in_evaluation_are_reported_beside(source, tmp_path):
     ],
     ids=lambda changes: ",".join(changes),
 )
-def test_what_can_be_combined(source, untrained, tmp_path, changes):
+def test_options_can_be_combined(source, untrained, tmp_path, changes):
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in some of its optimizers
         results = transfer(tmp_path / "run", source, epochs=2, limit_train_examples=None, **changes)
     assert results["test_loss"] < 0.9 * untrained["test_loss"]
 
 
-def test_odd_parts_are_refused(tmp_path):
+def test_indivisible_micro_batches_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"over 8 devices in 3 micro-batches \(optimizer\.accumulate\); .*=48 or 72"):
         run(tmp_path / "run", optimizer__accumulate=3)
 
 
-# --- Passes that train nothing
+# --- Passes over the images that train nothing
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +234,10 @@ def digits():
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_features_of_every_image_in_order(digits, count):
+def test_features_are_in_the_order_of_the_images(digits, count):
     dataset, preprocess = digits
     network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:count])
-    found = features(
+    extracted = features(
         network,
         network.params,
         network.batch_stats,
@@ -247,40 +247,40 @@ def test_features_of_every_image_in_order(digits, count):
         mirrored=True,
     )
     images = preprocess(dataset.train.images)
-    assert found.shape == (100, 2, 128)
+    assert extracted.shape == (100, 2, 128)
     for view, inputs in enumerate((images, images[:, :, ::-1])):
         wanted = jax.jit(network.features)(network.params, network.batch_stats, inputs)
-        np.testing.assert_allclose(found[:, view], wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(extracted[:, view], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_measured_statistics_normalise_the_images(digits):
-    """With a single batch of all images they are its batch statistics, so that evaluation equals the forward pass."""
+def test_recalibrated_statistics_normalise_the_images(digits):
+    """For one batch of all images they equal its batch statistics, so evaluation equals a training forward pass."""
     dataset, preprocess = digits
     network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(100, dtype=np.int32)[None]
-    found = recalibrate_batch_norm(
+    statistics = recalibrate_batch_norm(
         network, network.params, network.batch_stats, Loader(dataset.train, devices), data.of_image(preprocess), order
     )
     images = preprocess(dataset.train.images)
     local = tiny_network(5)
     in_training, in_evaluation = (jax.jit(functools.partial(local.apply, train=train)) for train in (True, False))
     wanted, _ = in_training(network.params, network.batch_stats, images)
-    ours, _ = in_evaluation(network.params, found, images)
+    ours, _ = in_evaluation(network.params, statistics, images)
     np.testing.assert_allclose(ours, wanted, rtol=0.02, atol=0.02 * np.abs(wanted).max())
 
 
-def test_measured_statistics_do_not_depend_on_how_they_were_cut(digits, monkeypatch):
-    """The division depends on timing, but repeated runs on a machine must start bit-identically."""
+def test_recalibrated_statistics_do_not_depend_on_the_steps_per_call(digits, monkeypatch):
+    """The steps per call depend on timing, but repeated runs on a machine must start bit-identically."""
     dataset, preprocess = digits
     network, devices = tiny_network(5, axis_name=AXIS), Devices(jax.devices()[:1])
     order = np.arange(96, dtype=np.int32).reshape(12, 8)
-    found = []
+    statistics = []
     for seconds in (0, 1e9):
         monkeypatch.setattr(features_module, "StepsPerCall", lambda seconds=seconds: StepsPerCall(seconds))
         loader = Loader(dataset.train, devices)
-        found.append(
+        statistics.append(
             recalibrate_batch_norm(
                 network, network.params, network.batch_stats, loader, data.of_image(preprocess), order
             )
         )
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    jax.tree.map(np.testing.assert_array_equal, *statistics)

@@ -1,4 +1,4 @@
-"""Observers are told what happens in a run, and none of them ends it."""
+"""Tests that observers are called at the events of a run, and that a failing one does not end it."""
 
 import pytest
 from tiny_runs import TINY, one_device
@@ -13,7 +13,7 @@ from sft_jax.training.trainer import train
 
 
 class Diary(Observer):
-    """Writes down what it is told; raises at the event `fails_at`."""
+    """Records its calls; raises at the event `fails_at`."""
 
     def __init__(self, fails_at=None):
         self.events, self.fails_at = [], fails_at
@@ -49,7 +49,7 @@ def on_one_device(monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
 
 
-def test_they_are_told_in_order(tmp_path):
+def test_observers_are_called_in_order(tmp_path):
     diary = Diary()
     results = run(tmp_path / "run", diary)
     bests = [("best", True)] * 2
@@ -60,15 +60,15 @@ def test_they_are_told_in_order(tmp_path):
     assert diary.events[-2:] == [("end", results["best_epoch"]), ("closed", None)]
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.json", "metrics.jsonl", "results.json", "train.log", "checkpoints"} <= written
-    assert not {"report.html", "tensorboard"} & written, "nobody writes these but observers"
+    assert not {"report.html", "tensorboard"} & written, "only observers write these"
 
 
 @pytest.mark.parametrize("event", ["begin", "epoch", "best", "end"])
-def test_one_that_fails_is_left_out_and_the_run_goes_on(event, tmp_path, capsys):
+def test_a_failing_observer_is_dropped_and_the_run_continues(event, tmp_path, capsys):
     broken, other = Diary(fails_at=event), Diary()
     results = run(tmp_path / "run", broken, other)
     assert Run(tmp_path / "run").results() == results
-    assert [found for found, _ in broken.events].count(event) == 1
+    assert [name for name, _ in broken.events].count(event) == 1
     assert broken.events[-1] == ("closed", None)
     assert other.events[-2][0] == "end"
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice: ")]
@@ -76,7 +76,7 @@ def test_one_that_fails_is_left_out_and_the_run_goes_on(event, tmp_path, capsys)
     assert lines[0] == "notice: Diary failed, the run continues without it: RuntimeError: out of ink"
 
 
-def test_one_that_cannot_do_what_is_asked_is_refused_before_anything_is_written(tmp_path):
+def test_an_observer_that_cannot_be_created_is_refused_before_anything_is_written(tmp_path):
     def observers(config):
         raise UserError("no ink here; buy some")
 
@@ -86,7 +86,7 @@ def test_one_that_cannot_do_what_is_asked_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_they_are_closed_when_a_run_ends_badly(tmp_path):
+def test_observers_are_closed_when_a_run_fails(tmp_path):
     diary = Diary()
     with pytest.raises(Exception, match="the loss is|is not finite"):
         run(tmp_path / "run", diary, **{"optimizer.learning_rate": 3e38})

@@ -17,7 +17,7 @@ from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.staged_optimizer import by_beginning, make_staged_optimizer
 from sft_jax.training.state import to_arrays
 
-STEPS = 2  # of an epoch
+STEPS = 2  # per epoch
 RESNET = ARCHITECTURES["resnet18"]
 
 
@@ -46,7 +46,7 @@ def at_the_switch(experiment, index=1):
     """Returns the states before and after the switch to the phase with this index, and its programs."""
     before = PhasePrograms(experiment, experiment.phases[index - 1])
     state = before.first_state(*weights(experiment.network))
-    # As if it had been trained: nothing that is kept is what it begins with.
+    # Imitates training: no kept value equals its initial one.
     state = state.replace(
         step=np.int32(experiment.phases[index].first * STEPS),
         opt_state=jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), state.opt_state),
@@ -65,7 +65,7 @@ def at_the_switch(experiment, index=1):
     ids=["gradual", "head_then_full"],
 )
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_momentum_goes_on_and_new_parameters_begin_afresh(changes, name):
+def test_momentum_continues_and_new_parameters_start_fresh(changes, name):
     made = experiment(optimizer__name=name, regularization__clip_norm=1.0, **changes)
     _, after, programs = at_the_switch(made)
     old, new = made.phases[0].trained, made.phases[1].trained - made.phases[0].trained
@@ -75,11 +75,11 @@ def test_momentum_goes_on_and_new_parameters_begin_afresh(changes, name):
     for key, leaf in moments.items():
         assert (leaf == (7 if key.rpartition("/")[2] in old else 0)).all(), key
     counts = {key.partition("/")[0]: leaf.tolist() for key, leaf in leaves.items() if key.endswith("count")}
-    assert counts == {"0": 7, str(STEPS): 0}, "each has a count of its own"
+    assert counts == {"0": 7, str(STEPS): 0}, "each stage counts its own steps"
     assert set(programs.since.values()) == {0, STEPS}
 
 
-def test_staged_adam_is_torchs():
+def test_staged_adam_matches_torch():
     """The second parameter is unfrozen after 3 steps; torch's Adam counts steps per parameter."""
     config = complete({"optimizer.name": "adamw", "optimizer.weight_decay": 0.01, "optimizer.decay": "all"}).optimizer
     generator = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def test_staged_adam_is_torchs():
         np.testing.assert_allclose(params[name], theirs[index].detach(), rtol=1e-5)
 
 
-def test_gradients_are_clipped_over_all_that_is_trained():
+def test_gradients_are_clipped_by_their_norm_over_all_stages():
     config = complete({"optimizer.momentum": 0.0}).optimizer
     since = {"a": 0, "b": 3}
     optimizer = make_staged_optimizer(
@@ -132,7 +132,7 @@ def test_gradients_are_clipped_over_all_that_is_trained():
         np.testing.assert_allclose(update, -0.25 * np.ones(2), rtol=1e-6)
 
 
-def test_schedule_free_averages_of_all_beginnings_are_evaluated():
+def test_schedule_free_averages_of_all_stages_are_evaluated():
     config = complete({"optimizer.name": "schedule_free_sgd"}).optimizer
     since = {"a": 0, "b": 3}
     optimizer = make_staged_optimizer(
@@ -141,21 +141,21 @@ def test_schedule_free_averages_of_all_beginnings_are_evaluated():
     params = {name: np.full(2, value, np.float32) for name, value in (("a", 1), ("b", 2), ("c", 3))}
     state = optimizer.init({name: params[name] for name in since})
     moved = {name: leaf + 1 for name, leaf in params.items()}
-    found = eval_params(config, state, moved)
+    averages = eval_params(config, state, moved)
     for name, z in (("a", 1), ("b", 2)):
         wanted = (moved[name] - (1 - np.float32(0.9)) * np.float32(z)) / np.float32(0.9)
-        np.testing.assert_array_equal(found[name], wanted, err_msg=name)
-    np.testing.assert_array_equal(found["c"], moved["c"])
+        np.testing.assert_array_equal(averages[name], wanted, err_msg=name)
+    np.testing.assert_array_equal(averages["c"], moved["c"])
 
 
-def test_averages_go_on_from_phase_to_phase():
+def test_averages_continue_in_the_next_phase():
     made = experiment(finetune__method="gradual", regularization__ema=0.9, epochs=4)
     state, after, _ = at_the_switch(made)
     for name, average in state.ema.items():
         np.testing.assert_array_equal(after.ema[name], average, err_msg=name)
 
 
-def test_the_warm_up_of_the_averages_begins_where_they_begin():
+def test_the_warmup_of_the_averages_starts_with_them():
     """After training a head on features, the averages start with the next phase."""
     made = experiment(finetune__method="head_then_full", finetune__head_epochs=1, regularization__ema=0.99)
     state, after, programs = at_the_switch(made)
@@ -171,7 +171,7 @@ def test_the_warm_up_of_the_averages_begins_where_they_begin():
         np.testing.assert_allclose(new.ema[name], 0.1 * begun[name] + 0.9 * new.params[name], rtol=1e-5, atol=1e-7)
 
 
-def test_statistics_are_measured_at_each_size():
+def test_statistics_are_recalibrated_at_each_size():
     made = experiment(data__size_schedule=(("8", 0.5),), finetune__batch_norm="recalibrate", regularization__ema=0.9)
     assert [phase.size for phase in made.phases] == [8, 16]
     before = PhasePrograms(made, made.phases[0])
@@ -186,7 +186,7 @@ def test_statistics_are_measured_at_each_size():
     assert (np.asarray(large.batch_stats["bn1.var"]) != kept).any()
 
 
-def test_statistics_that_are_not_measured_stay_at_another_size():
+def test_statistics_without_recalibration_are_kept_at_another_size():
     made = experiment(data__size_schedule=(("8", 0.5),), finetune__batch_norm="freeze_statistics")
     before = PhasePrograms(made, made.phases[0])
     small = before.first_state(*weights(made.network))
@@ -194,7 +194,7 @@ def test_statistics_that_are_not_measured_stay_at_another_size():
 
 
 @pytest.mark.parametrize("scored", [False, True])
-def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
+def test_the_fold_that_scores_a_head_does_not_select_it(scored):
     """The held-out labels make no difference in cross-validation; in a run they select the solution."""
     heads = []
     for shift in (0, 1):
@@ -222,8 +222,8 @@ def test_the_fold_that_scores_a_head_does_not_choose_it(scored):
 def test_the_heads_learning_rate_follows_the_schedule(changes, rates):
     made = experiment(epochs=6, optimizer__schedule="cosine", finetune__head_learning_rate=0.5, **changes)
     phases = {step: phase for phase in made.phases for step in range(phase.first * STEPS, phase.stop * STEPS)}
-    found = {step: PhasePrograms(made, phases[step]).learning_rate(step) for step in rates}
-    assert found == pytest.approx(rates, rel=1e-4)
+    learning_rates = {step: PhasePrograms(made, phases[step]).learning_rate(step) for step in rates}
+    assert learning_rates == pytest.approx(rates, rel=1e-4)
 
 
 def test_the_heads_learning_rate_warms_up_and_grows_with_the_batch():

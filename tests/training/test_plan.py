@@ -41,7 +41,7 @@ def test_the_plan_of_a_plain_run():
     assert lines[-1].endswith(" of memory free per device")
 
 
-def test_phases_and_what_is_frozen_in_them():
+def test_phases_are_listed_with_their_frozen_parameters():
     experiment, lines = plan(
         finetune__method="head_then_full",
         finetune__head_epochs=1,
@@ -63,13 +63,13 @@ def test_phases_and_what_is_frozen_in_them():
     assert "batch norm with frozen running statistics of init (finetune.batch_norm=freeze_statistics)" in lines
 
 
-def test_a_head_on_features_sees_no_crops_and_no_statistics_of_batches():
+def test_a_head_on_features_uses_no_crops_and_no_batch_statistics():
     _, lines = plan(finetune__method="head", data__flip=True)
     assert "batch norm with frozen running statistics of init (finetune.batch_norm=train)" in lines
     assert "images     original and mirrored" in lines
 
 
-def test_what_differs_from_the_defaults_is_named():
+def test_settings_that_differ_from_the_defaults_are_listed():
     _, lines = plan(
         optimizer__name="adamw",
         optimizer__schedule="cosine",
@@ -106,12 +106,12 @@ def test_what_differs_from_the_defaults_is_named():
         ({}, None),
     ],
 )
-def test_that_batch_norm_sees_each_part_is_said(changes, line):
+def test_batch_norm_per_micro_batch_is_reported(changes, line):
     _, lines = plan(**changes)
     assert [said for said in lines if "per micro-batch" in said] == ([line] if line else [])
 
 
-def test_the_learning_rate_of_the_head_is_named_where_it_is_used():
+def test_the_learning_rate_of_the_head_is_listed_where_it_is_used():
     head = {"finetune__head_learning_rate": 0.3}
     for method in ("head_then_full", "gradual"):
         _, lines = plan(finetune__method=method, finetune__head_epochs=1, **head)
@@ -125,10 +125,10 @@ def changed(experiment, step, **before):
     return list(change_lines(experiment, complete(values), step))
 
 
-def test_other_epochs_say_how_the_schedule_changes():
+def test_a_changed_number_of_epochs_reports_the_new_schedule():
     """After 4 of 4 epochs of 8 steps, a cosine schedule is extended to 6 epochs, so that its rate rises again."""
     experiment, _ = plan(epochs=6, optimizer__schedule="cosine")
-    last, following, end = (0.01 * (1 + np.cos(np.pi * share)) for share in (31 / 32, 32 / 48, 47 / 48))
+    last, following, end = (0.01 * (1 + np.cos(np.pi * fraction)) for fraction in (31 / 32, 32 / 48, 47 / 48))
     assert changed(experiment, 32, optimizer__schedule="cosine") == [
         "changed    epochs from 4 to 6",
         f"           learning rate (optimizer.schedule=cosine): {last:.3g} at the last step, {following:.3g} at the "
@@ -139,19 +139,19 @@ def test_other_epochs_say_how_the_schedule_changes():
     )
 
 
-def test_the_rate_of_the_phase_that_a_run_goes_on_with_is_told():
+def test_the_learning_rate_of_the_next_phase_is_reported():
     phases = {"finetune__method": "head_then_full", "finetune__head_epochs": 3, "finetune__head_learning_rate": 0.5}
     experiment, _ = plan(epochs=5, **phases)
     (_, line) = changed(experiment, 24, **phases)
     assert line.endswith("0.5 at the last step, 0.02 at the next, 0.02 at the end")
 
 
-def test_what_changes_no_rate_says_no_more_than_itself():
+def test_a_change_that_keeps_the_learning_rate_is_one_line():
     experiment, _ = plan(save_minutes=2.0)
     assert changed(experiment, 8, save_minutes=5.0) == ["changed    save_minutes from 5.0 to 2.0"]
 
 
-def test_the_memory_of_a_step():
+def test_the_memory_of_a_step_is_reported():
     devices = Devices()
     few, many = 3 << 20, devices.free_bytes() + (1 << 40)
     line = "memory     3 MiB per device for a step, including weights and images (XLA's estimate)"
@@ -176,7 +176,7 @@ def test_a_step_is_compiled_once_and_its_memory_counted():
     assert len(traced) == 1
 
 
-def test_floating_point_operations():
+def test_floating_point_operations_are_counted():
     matrices = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50))]
     assert flops(jnp.dot, *matrices) == 2 * 30 * 40 * 50
 
@@ -194,6 +194,6 @@ def test_convolutions_are_counted_as_an_accelerator_computes_them():
     assert flops(logits, network.params, network.batch_stats, images) == pytest.approx(2 * 1.8e9, rel=0.1)
 
 
-def test_sizes_in_words():
+def test_sizes_have_units():
     assert size_text(171 * 2**20) == "171 MiB"
     assert size_text(2.1 * 2**30) == "2.1 GiB"

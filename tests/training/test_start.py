@@ -32,10 +32,10 @@ def weights_of(names, seed):
 
 
 def test_the_same_classes_keep_everything():
-    arrays, found, said = started(NAMES)
-    assert found.keys() == arrays.keys()
+    arrays, initial, said = started(NAMES)
+    assert initial.keys() == arrays.keys()
     for key, array in arrays.items():
-        np.testing.assert_array_equal(found[key], array, strict=True)
+        np.testing.assert_array_equal(initial[key], array, strict=True)
     assert said == "weights of w.safetensors with its head"
 
 
@@ -46,20 +46,20 @@ def test_the_same_classes_keep_everything():
         (("ant", "bee", "bird", "cat"), {0: 0, 1: 1, 3: 2}, "; head: 3 of 4 classes reused, new: bird"),
     ],
 )
-def test_other_classes_get_the_rows_that_a_new_head_would_have(names, kept, words):
+def test_new_classes_get_the_rows_of_a_new_head(names, kept, words):
     """Rows that are not reused are bit-identical to those drawn from the seed."""
-    arrays, found, said = started(names)
+    arrays, initial, said = started(names)
     wanted, _ = jax.device_get(initial_arrays(builder(CONFIG.model, len(names)), CONFIG.seed, prefix="fc."))
     for key, array in wanted.items():
         array = array.copy()
         for new, old in kept.items():
             array[..., new] = arrays[key][..., old]
-        np.testing.assert_array_equal(found[key], array, strict=True)
-    np.testing.assert_array_equal(found["conv1.kernel"], arrays["conv1.kernel"])
+        np.testing.assert_array_equal(initial[key], array, strict=True)
+    np.testing.assert_array_equal(initial["conv1.kernel"], arrays["conv1.kernel"])
     assert said == f"weights of w.safetensors{words}"
 
 
-def test_another_stem_is_refused_with_what_to_type():
+def test_another_stem_is_refused_with_the_flag_to_use():
     with pytest.raises(
         UserError, match=r"the weights of w.safetensors have a 7x7 stem, .*--config.model.stem=imagenet"
     ):

@@ -71,10 +71,10 @@ def norm(arrays):
     return np.sqrt(sum(np.square(array).sum() for array in map(np.asarray, arrays.values())))
 
 
-def assert_close(found, wanted, tolerance=1e-5):
+def assert_close(actual, wanted, tolerance=1e-5):
     for key in wanted:
         scale = np.abs(wanted[key]).max() + 1e-12
-        assert np.abs(np.asarray(found[key]) - np.asarray(wanted[key])).max() <= tolerance * scale, key
+        assert np.abs(np.asarray(actual[key]) - np.asarray(wanted[key])).max() <= tolerance * scale, key
 
 
 def test_frozen_parameters_cost_no_gradient_no_memory_and_no_update():
@@ -89,7 +89,7 @@ def test_frozen_parameters_cost_no_gradient_no_memory_and_no_update():
         sizes[settings] = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
         costs[settings] = compiled(settings).lower(state, batch(), None).compile().cost_analysis()
     assert sizes[head] == 128 * CLASSES + CLASSES < sizes[plain] / 300
-    assert costs[head]["flops"] < 0.45 * costs[plain]["flops"], "a forward pass is a third"
+    assert costs[head]["flops"] < 0.45 * costs[plain]["flops"], "a forward pass is a third of a step"
     assert costs[head]["bytes accessed"] < 0.6 * costs[plain]["bytes accessed"]
 
 
@@ -108,7 +108,7 @@ def zip_up(one, two):
     return [((key, one[key]), two[key]) for key in one]
 
 
-def test_parts_add_up_to_the_batch():
+def test_micro_batches_add_up_to_the_batch():
     """Without batch norm, which uses the statistics of each micro-batch."""
     whole, parts = (step(StepSettings(batch_statistics=False, accumulate=count), steps=2) for count in (1, 4))
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
@@ -117,7 +117,7 @@ def test_parts_add_up_to_the_batch():
     assert any((np.asarray(seen.batch_stats[key]) != np.asarray(leaf)).any() for key, leaf in weights()[1].items())
 
 
-def test_l2_sp_pulls_back_to_where_it_started():
+def test_l2_sp_pulls_towards_the_initial_weights():
     """The penalty is (l2_sp / 2) * |w - w0|^2, whose gradient after one plain step is l2_sp * (w - w0)."""
     anchored = [key for key in weights()[0] if key not in HEAD]
     state, _ = step(anchored=anchored)
@@ -137,7 +137,7 @@ def test_l2_sp_pulls_back_to_where_it_started():
     assert distances[1] < 0.8 * distances[0]
 
 
-def test_sharpness_aware_steps_take_the_gradient_uphill():
+def test_sharpness_aware_steps_use_the_gradient_at_the_perturbed_weights():
     rho = 0.1
     params = weights()[0]
     first = gradients(params)
@@ -169,7 +169,7 @@ def test_labels_are_smoothed():
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_mixtures_change_the_step_with_the_key(name):
+def test_mixtures_depend_on_the_key(name):
     settings = StepSettings(**{name: 1.0})
     losses = {seed: step(settings, key=jax.random.key(seed))[1][0] for seed in (0, 1)}
     assert losses[0] != losses[1]
@@ -189,7 +189,7 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
 
     whole, drawn = (np.asarray(features(key)) for key in (None, jax.random.key(0)))
     kinds = np.unique(drawn.round(3), axis=0)
-    assert len(kinds) == 4, "two blocks, each there or not"
+    assert len(kinds) == 4, "two blocks, each kept or skipped"
     assert np.ptp(whole, axis=0).max() < 1e-4
     survivals = [1 - 0.5 * position / 4 for position in (1, 2, 3, 4)]
     rates = [1 - survival for survival in survivals]
@@ -210,20 +210,20 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
     ids=["mixtures", "sharpness", "head"],
 )
 def test_eight_devices_take_the_same_step(settings):
-    found = []
+    results = []
     for count in (1, 8):
         devices = Devices(jax.devices()[:count])
         network = Network.abstract(builder(CLASSES, axis_name=AXIS, stochastic_depth=0.3))
         program = make_train_step(network, SMOOTH, OPTIMIZER, AXIS, settings)
         state = TrainState.create(*weights(), OPTIMIZER, trained=settings.trained, ema=bool(settings.ema))
         state, key = devices.replicate((state, jax.random.key(3)))
-        shares = {name: devices.shard(np.asarray(column)[None])[:, 0] for name, column in batch().items()}
-        state, metrics = devices.compile(program, sharded=(False, True, False))(state, shares, key)
-        found.append((jax.device_get(state.params), float(metrics.loss), int(metrics.sums["correct"])))
-    (one, one_loss, one_correct), (eight, loss, correct) = found
+        sharded = {name: devices.shard(np.asarray(column)[None])[:, 0] for name, column in batch().items()}
+        state, metrics = devices.compile(program, sharded=(False, True, False))(state, sharded, key)
+        results.append((jax.device_get(state.params), float(metrics.loss), int(metrics.sums["correct"])))
+    (one, one_loss, one_correct), (eight, loss, correct) = results
     assert loss == pytest.approx(one_loss, rel=1e-5)
     assert correct == one_correct
-    # Float32 from random weights: ReLU's flips move a gradient by a per cent.
+    # In float32, from random weights, a ReLU that flips changes a gradient by about one per cent.
     moved = {key: one[key] - np.asarray(weights()[0][key]) for key in one}
     for key, move in moved.items():
         assert np.abs(eight[key] - one[key]).max() <= 0.05 * np.abs(move).max() + 1e-7, key

@@ -25,7 +25,7 @@ RESULTS = (
 )
 
 
-def test_what_a_run_leaves(whole):
+def test_the_files_of_a_finished_run(whole):
     folder, results = whole
     assert json.loads((folder / "results.json").read_text()) == results
     assert set(RESULTS.split()) == results.keys()
@@ -49,7 +49,7 @@ def test_what_a_run_leaves(whole):
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest", "best"}
 
 
-def test_it_learns(tmp_path):
+def test_a_run_learns(tmp_path):
     results = run(tmp_path / "run", epochs=6, limit_train_examples=None)
     assert results["test_accuracy"] > 0.8, "five classes: 0.2 is chance"
 
@@ -66,9 +66,9 @@ def test_it_learns(tmp_path):
         pytest.param(13, 10, id="test"),
     ],
 )
-def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, calls, step):
+def test_a_stopped_run_resumes_bit_identically(whole, tmp_path, monkeypatch, calls, step):
     folder = tmp_path / "run"
-    monkeypatch.setattr(train_module, "StepsPerCall", lambda: StepsPerCall(seconds=0))  # it asks after every step
+    monkeypatch.setattr(train_module, "StepsPerCall", lambda: StepsPerCall(seconds=0))  # one step per call
     monkeypatch.setattr(train_module, "StopRequest", lambda: StopAt(calls))
     with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {step}; the state is saved, add --resume"):
         run(folder)
@@ -79,7 +79,7 @@ def test_stopped_and_resumed_is_never_stopped(whole, tmp_path, monkeypatch, call
     assert results | {"seconds": 0} == whole[1] | {"seconds": 0}
 
 
-def test_more_epochs_by_resuming(whole, tmp_path, capsys):
+def test_a_finished_run_resumes_with_more_epochs(whole, tmp_path, capsys):
     """config.json is updated, and the previous one is kept."""
     folder = tmp_path / "run"
     run(folder, epochs=1)
@@ -108,7 +108,7 @@ def test_a_save_within_an_epoch_changes_nothing(whole, tmp_path):
     assert_same_run(folder, whole[0])
 
 
-def test_resuming_nothing_is_a_fresh_start_that_says_so(whole, tmp_path, capsys):
+def test_resuming_an_empty_folder_starts_a_new_run_with_a_notice(whole, tmp_path, capsys):
     folder = tmp_path / "run"
     run(folder, resume=True)
     assert f"nothing to resume in {folder}; starting a new run" in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_resuming_with_another_config_is_refused(whole):
         run(whole[0], resume=True, optimizer__learning_rate=0.5)
 
 
-def test_an_odd_batch_is_refused_before_anything_is_written(tmp_path):
+def test_an_indivisible_batch_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="batch_size=60 does not divide evenly over 8 devices; .*=56 or 64"):
         run(tmp_path / "run", batch_size=60)
     assert not (tmp_path / "run").exists()
@@ -145,7 +145,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
         assert all(np.isfinite(array).all() for array in saved.arrays.values())
 
 
-def test_what_a_diverged_run_had_is_kept(tmp_path):
+def test_the_checkpoints_of_a_diverged_run_are_kept(tmp_path):
     folder = tmp_path / "run"
     run(folder, epochs=1)
     before = state_of(folder)
@@ -156,12 +156,12 @@ def test_what_a_diverged_run_had_is_kept(tmp_path):
     assert Run(folder).checkpoints.restore("best").step == before.step
 
 
-def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
+def test_a_run_is_fine_tuned_on_other_classes(whole, tmp_path, capsys):
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), data__source="digits:5-9", epochs=1)
     assert f"weights of {folder} with a new head" in capsys.readouterr().out
     before, after = (Run(place).checkpoints.restore("best").arrays for place in (folder, tmp_path / "run"))
-    # Closer to where it started than a new network would be.
+    # The weights stay closer to the initial ones than those of a new network would.
     moved, size = (
         np.abs(array).mean()
         for array in (after["params/conv1.kernel"] - before["params/conv1.kernel"], before["params/conv1.kernel"])
@@ -169,8 +169,8 @@ def test_fine_tuning_a_run_with_other_classes(whole, tmp_path, capsys):
     assert 0 < moved < 0.5 * size
 
 
-def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
-    """With a learning rate of 0 and the same classes, the accuracy is the best checkpoint's, up to batch statistics."""
+def test_a_learning_rate_of_zero_keeps_the_parameters(whole, tmp_path):
+    """With the same classes, the head is kept too."""
     folder, _ = whole
     run(tmp_path / "run", init=str(folder), epochs=1, optimizer__learning_rate=0.0)
     before, after = (Run(place).checkpoints.restore("best").arrays for place in (folder, tmp_path / "run"))
@@ -180,14 +180,14 @@ def test_a_run_without_training_scores_what_it_was_given(whole, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"model__stem": "cifar"}])
-def test_variants_train(tmp_path, changes):
+def test_other_precisions_and_stems_learn(tmp_path, changes):
     results = run(tmp_path / "run", epochs=3, limit_train_examples=None, **changes)
     assert results["test_accuracy"] > 0.5, "0.2 is chance"
     kept = Run(tmp_path / "run").checkpoints.restore("best").arrays
     assert {array.dtype for array in kept.values()} == {np.dtype(np.float32)}
 
 
-def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
+def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
     values = TINY | {"init": str(whole[0]), "epochs": 1, "compare_with_scratch": True}
     folder = tmp_path / "run"
     results = train_and_compare(complete(values), Run(folder), resume=False, console=Console(), command=["test"])
@@ -201,7 +201,7 @@ def test_the_comparison_with_random_weights(whole, tmp_path, capsys):
 
 
 def test_nothing_is_traced_twice(tmp_path, monkeypatch):
-    """Neither between epochs, nor for calls of a different length, nor for the last batch of an evaluation."""
+    """Programs are not retraced between epochs, for calls of another length or for the last batch of an evaluation."""
     traced = collections.Counter()
 
     def counting(name):
