@@ -48,7 +48,7 @@ class CosineAttention(WindowAttention):
         bias = jnp.concatenate([query, jnp.zeros_like(query), value])
         qkv = ops.dense(rows.astype(self.qkv.dtype), self.qkv.kernel[...], bias)
         d = qkv.shape[-1] // (3 * self.heads)
-        parts = qkv.reshape(len(qkv), 3, self.heads, d).astype(bias.dtype)
+        parts = qkv.reshape(-1, 3, self.heads, d).astype(bias.dtype)
         logarithm = self.logit_scale[...][:, 0]
         scale = jnp.exp(jnp.where(logarithm > LARGEST_SCALE, jnp.asarray(LARGEST_SCALE, bias.dtype), logarithm))
         # `ops.self_attention` divides by the root.

@@ -56,7 +56,7 @@ def test_every_stage_agrees(name):
     assert_same_function(moved(torch_network(name)), network(ARCHITECTURES[name]), sizes=(70,))
 
 
-@pytest.mark.parametrize("name", [NAME, SECOND])
+@pytest.mark.parametrize("name", [pytest.param(NAME, marks=pytest.mark.slow), SECOND])
 def test_gradients_agree(name):
     assert_same_gradients(moved(torch_network(name)), ARCHITECTURES[name], size=70, tolerance=1e-9)
 
@@ -76,7 +76,7 @@ def test_shapes_are_torchvision_s(name):
     assert_same_shapes(name)
 
 
-@pytest.mark.parametrize("name", [NAME, SECOND])
+@pytest.mark.parametrize("name", [NAME, pytest.param(SECOND, marks=pytest.mark.slow)])
 def test_there_and_back_is_bitwise_the_same(name, built, tmp_path, monkeypatch):
     monkeypatch.setattr("convert.sources.published", lambda arch, digest: None)
     monkeypatch.setattr("convert.reference.SIZES", (32,))
