@@ -1,4 +1,4 @@
-"""Metadata of a converted file: class names and preprocessing.
+"""Metadata of a converted file: class names, preprocessing, and the licence of the weights.
 
 Preprocessing is stored as JSON under the metadata key `preprocess`:
 {"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, plus any
@@ -20,23 +20,25 @@ from convert.families import reference_of
 from convert.fit import Fit
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import ARCHITECTURES, catalogue
 
 KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 
 
 class Facts(NamedTuple):
-    """Class names and preprocessing, None if unknown; `notices` tell what was guessed."""
+    """Class names, preprocessing and licence, None if unknown; `notices` tell what was guessed."""
 
     class_names: tuple[str, ...] | None
     preprocess: dict[str, Any] | None
     notices: tuple[str, ...] = ()
+    licence: str | None = None
 
 
 def of_weights(arch: str, name: str) -> Facts:
     """Returns the metadata of torchvision's own weights `name` for `arch`."""
     weights = torchvision.models.get_model_weights(arch)[name]
-    return Facts(tuple(weights.meta["categories"]), _of_transforms(weights.transforms()))
+    licence = next((entry.licence for entry in catalogue.published(arch) if entry.name == name), None)
+    return Facts(tuple(weights.meta["categories"]), _of_transforms(weights.transforms()), licence=licence)
 
 
 def _of_transforms(transforms: Any) -> dict[str, Any]:
@@ -50,11 +52,12 @@ def _of_transforms(transforms: Any) -> dict[str, Any]:
     }
 
 
-def of_run(class_names: tuple[str, ...], preprocess: Preprocess) -> Facts:
-    """Returns the metadata of a run, with its preprocessing for evaluation."""
+def of_run(class_names: tuple[str, ...], preprocess: Preprocess, licence: str | None) -> Facts:
+    """Returns the metadata of a run, with its preprocessing for evaluation and the licence of what it started from."""
     values = preprocess.to_json() | {"resize": preprocess.resize or preprocess.size}
     # Further fields, such as gray value ranges, only if they are not the default.
-    return Facts(class_names, {name: value for name, value in values.items() if name in KEYS or value})
+    known = {name: value for name, value in values.items() if name in KEYS or value}
+    return Facts(class_names, known, licence=licence)
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
@@ -64,13 +67,14 @@ def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -
     except ValueError:
         preprocess = None
     known = isinstance(preprocess, dict) and preprocess.keys() >= set(KEYS)
-    return Facts(class_names, preprocess if known else None)
+    return Facts(class_names, preprocess if known else None, licence=metadata.get("licence"))
 
 
 def filled(known: Facts, other: Facts) -> Facts:
     """Returns `known` with what it lacks from `other`, and the notices of both if anything was taken."""
-    filled = Facts(known.class_names or other.class_names, known.preprocess or other.preprocess)
-    return filled._replace(notices=known.notices + (other.notices if filled[:2] != known[:2] else ()))
+    names, preprocess = known.class_names or other.class_names, known.preprocess or other.preprocess
+    taken = (names, preprocess) != (known.class_names, known.preprocess)
+    return Facts(names, preprocess, known.notices + (other.notices if taken else ()), known.licence or other.licence)
 
 
 def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) -> Facts:
@@ -79,7 +83,7 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
     Args:
       known: the metadata recorded in the file.
       fitted: the network.
-      given: flags as typed: classes, dataset, size, mean, std; each may be missing.
+      given: flags as typed: classes, dataset, size, mean, std, licence; each may be missing.
       source: name of the file in messages.
 
     Raises:
@@ -88,7 +92,7 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
     names = classes.parse(given["classes"]) if "classes" in given else None
     class_names, notices = classes.choose(names, known.class_names, given.get("dataset"), fitted.classes, source)
     preprocess, more = _preprocess(known.preprocess, fitted, given, source)
-    return Facts(class_names, preprocess, (*known.notices, *notices, *more))
+    return Facts(class_names, preprocess, (*known.notices, *notices, *more), given.get("licence", known.licence))
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:

@@ -1,7 +1,7 @@
 """Converts pretrained weights: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
 The result is one .safetensors file (see `sft_jax.models.weights`). In addition to format, arch and class_names, its
-metadata has num_classes (0 without a head), stem, preprocess (see `facts.py`; absent if unknown), source,
+metadata has num_classes (0 without a head), stem, preprocess and licence (see `facts.py`; absent if unknown), source,
 source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest logit) and
 num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the measurements.
 """
@@ -57,6 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     own.add_argument("--size", type=int, metavar="PIXELS", help="image size that the network was trained for")
     own.add_argument("--mean", metavar="R,G,B", help="mean for normalisation, for pixels in 0..1")
     own.add_argument("--std", metavar="R,G,B", help="standard deviation for normalisation, for pixels in 0..1")
+    own.add_argument("--licence", metavar="NAME", help="licence of the weights, which runs and exports pass on")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
     return parser.parse_args(argv)
 
@@ -70,7 +71,7 @@ def main() -> None:
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output} must end in .safetensors")
-    own = {name: getattr(args, name) for name in ("key", "classes", "dataset", "size", "mean", "std")}
+    own = {name: getattr(args, name) for name in ("key", "classes", "dataset", "size", "mean", "std", "licence")}
     own = {name: value for name, value in own.items() if value is not None}
     if args.state_dict and not args.state_dict.is_file():
         raise UserError(f"no such file: {args.state_dict}")
@@ -98,7 +99,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
       file: a state_dict, or None.
       name: name of torchvision's weights.
       output: the file to write.
-      own: options for `file` as typed: key, classes, dataset, size, mean, std; each may be missing.
+      own: options for `file` as typed: key, classes, dataset, size, mean, std, licence; each may be missing.
 
     Raises:
       UserError: the weights cannot be obtained, do not fit, or give other logits. Nothing is then written.
@@ -122,18 +123,20 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     else:
         known = facts.recorded(checkpoint.class_names, checkpoint.metadata)
         known = known if file is None else facts.filled(known, sidecar.beside(file, arch))
-    class_names, preprocess, notices = facts.completed(known, fitted, own, source)
+    class_names, preprocess, notices, licence = facts.completed(known, fitted, own, source)
     if file and published:
         console.print(f"{source} is torchvision's {published} of {arch}")
     for notice in [*checkpoint.notices, *fitted.notices, *notices]:
         console.print(f"{source}: {notice}")
+    if licence is not None:
+        console.print(f"{source}: the licence of these weights is {licence}")
 
     sizes = parity.sizes(fitted.network, fitted.arrays)
     with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, sizes))} px"):
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    origin = {"source": source, "source_sha256": digest}
+    origin = {"source": source, "source_sha256": digest, "licence": licence}
     _save(fitted, comparisons, {**origin, "class_names": class_names, "preprocess": preprocess}, output)
 
     difference = max(comparison.relative for comparison in comparisons)
@@ -166,6 +169,8 @@ def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any],
     }
     if preprocess is not None:
         metadata["preprocess"] = json.dumps(preprocess)
+    if facts["licence"] is not None:
+        metadata["licence"] = facts["licence"]
     save_weights(output, Weights(fitted.weights(), fitted.arch, class_names, metadata))
     write_json(
         _certificate(output),

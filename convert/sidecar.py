@@ -13,6 +13,7 @@ from typing import Any
 
 from convert.facts import Facts
 from sft_jax.errors import UserError
+from sft_jax.models.catalogue import published
 
 # Pillow's numbers of its filters.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
@@ -39,7 +40,19 @@ def beside(file: Path, arch: str) -> Facts:
         preprocess = _of_transformers(_read(file.with_name("preprocessor_config.json")))
         where = "config.json" if preprocess is None else "preprocessor_config.json"
     parts = [what for what, known in (("class names", names), ("preprocessing", preprocess)) if known is not None]
-    return Facts(names, preprocess, (f"{' and '.join(parts)} from {where} beside it",) if parts else ())
+    notices = (f"{' and '.join(parts)} from {where} beside it",) if parts else ()
+    return Facts(names, preprocess, notices, _licence(config, arch))
+
+
+def _licence(config: Mapping[str, Any], arch: str) -> str | None:
+    """Returns the licence of timm's weights, by their tag if it is known, otherwise as recorded; None without one."""
+    cfg = config.get("pretrained_cfg")
+    if not isinstance(cfg, dict):
+        return None
+    tags = (cfg.get("tag"), f"{config.get('architecture')}.{cfg.get('tag')}")
+    known = (entry.licence for entry in published(arch) if entry.library == "timm" and entry.name in tags)
+    recorded = cfg.get("license")
+    return next(known, None) or (recorded if isinstance(recorded, str) else None)
 
 
 def _read(path: Path) -> dict[str, Any]:

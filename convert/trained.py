@@ -23,7 +23,7 @@ class Trained:
     Attributes:
       arch, stem: architecture and stem of the network.
       classes: number of classes.
-      facts: its class names and preprocessing.
+      facts: its class names, preprocessing and licence.
       network, arrays: our network.
       state_dict, module: torch's network; the module is in evaluation mode.
     """
@@ -44,10 +44,11 @@ class Trained:
         return self.facts.preprocess["size"] if self.facts.preprocess else usual
 
     def metadata(self) -> dict[str, str]:
-        """Returns the metadata of an export; class names and preprocessing are JSON, and absent if unknown."""
+        """Returns the metadata of an export; class names and preprocessing are JSON, absent if unknown."""
         known = {"class_names": self.facts.class_names, "preprocess": self.facts.preprocess}
         texts = {name: json.dumps(fact) for name, fact in known.items() if fact is not None}
-        return {"arch": self.arch, "stem": self.stem} | texts
+        licence = {} if self.facts.licence is None else {"licence": self.facts.licence}
+        return {"arch": self.arch, "stem": self.stem} | licence | texts
 
 
 def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Trained:
@@ -62,7 +63,7 @@ def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Tr
         weights, config = load_run_weights(workdir), Run(workdir).config()
         assert weights.class_names is not None, "a run records its classes"
         preprocess = Preprocess.of_metadata(weights.metadata, Preprocess.of_config(config.data))
-        stem, facts = config.model.stem, of_run(weights.class_names, preprocess)
+        stem, facts = config.model.stem, of_run(weights.class_names, preprocess, weights.metadata.get("licence"))
     else:
         assert file is not None
         weights = load_weights(file)

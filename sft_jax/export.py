@@ -96,6 +96,7 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         "class_names": list(classifier.class_names),
         "preprocess": preprocess.to_json(),
         "precision": classifier.precision,
+        "licence": classifier.licence,
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
     with written_whole(output) as temporary:

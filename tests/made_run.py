@@ -27,7 +27,7 @@ def make_run(folder, seed=0, preprocess=None, **changes):
         for key, leaf in leaves.items()
     }
     run = Run(folder)
-    run.write_config(config)
+    run.write_config(config, licence="CC-BY-NC-4.0")
     metadata = {"class_names": list(NAMES), "progress": Progress().to_json()}
     if preprocess is not None:
         metadata["preprocess"] = preprocess.to_json()

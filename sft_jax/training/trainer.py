@@ -128,9 +128,9 @@ class Trainer:
             with self.console.status("computing image features" if features else "preparing the weights"):
                 self.state = self.programs.first_state(params, batch_stats)
         step = int(self.state.step)
-        self.run.on_primary(
-            lambda: record_run(self.experiment, self.run, self.console, step=step, resume=resume, command=command)
-        )
+        facts: dict[str, Any] = {"step": step, "resume": resume, "command": command}
+        facts["licence"] = None if init is None else init.metadata.get("licence")
+        self.run.on_primary(lambda: record_run(self.experiment, self.run, self.console, **facts))
         self.console.log_to(self.run.log_file)
         self.console.line(f"run        {self.run.folder}")
         for line in plan_lines(self.experiment, start):

