@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from made_run import NAMES, make_run
 
 from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
@@ -16,6 +17,7 @@ from sft_jax.doctor import ahead, assumed
 from sft_jax.doctor.__main__ import main
 from sft_jax.doctor.figures import precision_of, text_lines
 from sft_jax.errors import UserError, run_command
+from sft_jax.export import export
 from sft_jax.run.console import Console
 from sft_jax.runtime import absent
 from sft_jax.runtime import ahead as process
@@ -255,6 +257,33 @@ def test_targets_are_known_to_their_compilers(name):
         text=True,
     )
     assert done.stdout.split() == [name.rpartition("-")[2] if name.startswith("tpu") else "1", str(4 * 256 * 256)]
+
+
+EXPORTED = """
+import pathlib, sys, jax
+from sft_jax.inference.stablehlo import load_exported
+from sft_jax.runtime.absent import absent_devices
+program, _ = load_exported(pathlib.Path(sys.argv[1]))
+devices = absent_devices({name!r})
+compiled = devices.compile(program, sharded=(True,), gather=False)
+images = jax.ShapeDtypeStruct((devices.count, 4, 32, 32, 3), "float32")
+print(compiled.lower(images).compile().memory_analysis().output_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_compiler(name)) for name in ("tpu-v5e-1", "gpu-h100")])
+def test_an_export_compiles(name, tmp_path):
+    run = make_run(tmp_path / "run", data__size=32)
+    export(run.folder, "best", tmp_path / "file.stablehlo")
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORTED.format(name=name), str(tmp_path / "file.stablehlo")],
+        env=os.environ | absent.environment(name),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 4 * len(NAMES) * 4, "logits, which a TPU pads"
 
 
 RECIPES = ["cifar10", "cifar100", "cifar10_fast", "cifar10_best", "digits:source"]
