@@ -101,18 +101,18 @@ def within_mappings():
 
 
 @pytest.fixture(scope="session")
-def limit():
+def memory_limit():
     """The resident memory above which the next test drops programs, as the only item of a list."""
     return [MEMORY]
 
 
 @pytest.fixture(autouse=True)
-def within_memory(limit):
+def within_memory(memory_limit):
     """Keeps compiled programs for the next tests up to a limit on memory."""
     yield
-    if resident() > limit[0]:
+    if resident() > memory_limit[0]:
         forget_programs()
-        limit[0] = max(MEMORY, resident() + GROWTH)
+        memory_limit[0] = max(MEMORY, resident() + GROWTH)
 
 
 def resident():

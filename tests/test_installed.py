@@ -65,6 +65,7 @@ def test_the_wheel_contains_recipes_and_converters_and_nothing_else(built):
     assert not [name for name in names if "__pycache__" in name or not name.startswith("sft_jax/")]
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_without_a_checkout(installed):
     alone = ["--config.compare_with_scratch=False", "--config.finetune.method=head"]  # which compiles much less
     for recipe, folder, flags in (("digits:source", "digits_source", []), ("digits", "digits", alone)):
@@ -74,6 +75,7 @@ def test_the_quick_start_runs_without_a_checkout(installed):
         assert (installed.here / "runs" / folder / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_the_converter_runs_without_a_checkout(installed):
     done = installed("convert", "--state-dict", "nothing.pth", "--output", "w.safetensors")
     assert (done.returncode, done.stderr) == (2, "error: no such file: nothing.pth\n")

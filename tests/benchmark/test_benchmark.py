@@ -15,6 +15,7 @@ from sft_jax.errors import UserError
 ALLOCATOR = ("", "_allocator") if sys.platform.startswith("linux") else ("",)
 
 
+@pytest.mark.slow
 def test_the_command_measures_all_sides():
     flags = ["--batch", "4", "--rounds", "1", "--json"]
     done = subprocess.run(

@@ -93,6 +93,7 @@ def test_some_keys_may_change_on_resuming(run):
         "compare_with_scratch": True,
         "data.dir": "elsewhere",
         "data.download": False,
+        "data.placement": "sharded",
         "data.allow_overlap": True,
         "regularization.early_stopping": 3,
     }
