@@ -1,6 +1,6 @@
 """What the converters need to know about the reference implementation of a family of networks in torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,15 +29,25 @@ def empty_network(arch: str, outputs: int, size: int | None = None) -> torch.nn.
     settings: dict[str, Any] = {"num_classes": outputs}
     if ARCHITECTURES[arch].reference == "torchvision":
         settings |= {} if size is None else {"image_size": size}
-        # torchvision computes the widths of a RegNet with tensors.
-        with torch.device("cpu" if arch.startswith("regnet") else "meta"):
-            return torchvision.models.get_model(arch, weights=None, **settings)
+        return _without_values(lambda: torchvision.models.get_model(arch, weights=None, **settings))
     import timm  # torchvision's networks do without it
 
     settings |= {} if size is None else {"img_size": size}
     settings |= {"global_pool": "avg"} if arch.endswith(MEAN) else {}
-    with torch.device("meta"):
-        return timm.create_model(arch.removesuffix(MEAN), **settings)
+    return _without_values(lambda: timm.create_model(arch.removesuffix(MEAN), **settings))
+
+
+def _without_values(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """Calls `make` on torch's meta device if that is possible.
+
+    It is not where numbers are computed with tensors: in torchvision's RegNet, and by timm 1.0.9 and 1.0.20 for
+    stochastic depth.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):
+        return make()
 
 
 class Reference:

@@ -108,7 +108,7 @@ class Block(nnx.Module):
         """Maps x [batch, height, width, channels]; `factor` [batch], of stochastic depth, may be None."""
         rows = self.norm(self.conv_dw(x).reshape(-1, x.shape[-1]))
         rows = ops.gelu(self.mlp["fc1"](rows))
-        if "grn" in self.mlp:
+        if hasattr(self.mlp, "grn"):  # `in` fails in flax 0.12.1
             rows = self.mlp["grn"](rows.reshape(x.shape[0], -1, rows.shape[-1])).reshape(rows.shape)
         branch = self.mlp["fc2"](rows).reshape(x.shape).astype(x.dtype)
         if self.gamma is not None:

@@ -151,7 +151,7 @@ class EncoderBlock(nnx.Module):
     def _qkv(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, channels] to queries, keys and values [rows, 3 * channels]."""
         y = self.attn["qkv"](x)
-        if "q_bias" not in self.attn:
+        if not hasattr(self.attn, "q_bias"):  # `in` fails in flax 0.12.1
             return y
         query, value = self.attn["q_bias"][...], self.attn["v_bias"][...]
         return y + jnp.concatenate([query, jnp.zeros_like(query), value]).astype(y.dtype)[None]
