@@ -44,7 +44,8 @@ def record_run(
         return
     before, record = run.config(), run.record()
     experiment.task.check_facts(record, run.folder)
-    facts |= {name: record[name] for name in ("licence",) if name in record}
+    if "licence" in record:
+        facts["licence"] = record["licence"]
     kept = run.update_config(experiment.config, **facts)
     if kept is not None:
         for line in change_lines(experiment, before, step):
