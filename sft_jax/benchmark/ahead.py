@@ -50,18 +50,7 @@ def compare(request: list[Any], tell: Tell) -> dict[str, Any]:
 
 
 def _figures(asked: Request, devices: AbsentDevices, name: str, tell: Tell) -> dict[str, Any]:
-    config = complete(
-        {
-            "init": "scratch",
-            "model.name": asked.arch,
-            "batch_size": asked.batch,
-            "precision": asked.precision,
-            "data.size": asked.size,
-            "data.crop_padding": worker.CROP_PADDING,
-            "optimizer.learning_rate": worker.LEARNING_RATE,
-            "optimizer.momentum": worker.MOMENTUM,
-        }
-    )
+    config = complete(worker.recipe(asked.arch, asked.batch, asked.size, asked.precision))
     devices.check_batch(asked.batch)
     compiler = Compiler(config, _black_images(asked.size), devices)
     began = time.perf_counter()

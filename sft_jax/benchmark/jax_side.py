@@ -43,18 +43,7 @@ def main() -> None:
     arch, batch, size, precision, *rest = sys.argv[1:]
     if rest == ["stock"] and not stock.use_stock_layers(arch):
         raise UserError(f"--stock: only ResNets are written in stock Flax layers, not {arch}")
-    config = complete(
-        {
-            "init": "scratch",
-            "model.name": arch,
-            "batch_size": int(batch),
-            "precision": precision,
-            "data.size": int(size),
-            "data.crop_padding": worker.CROP_PADDING,
-            "optimizer.learning_rate": worker.LEARNING_RATE,
-            "optimizer.momentum": worker.MOMENTUM,
-        }
-    )
+    config = complete(worker.recipe(arch, int(batch), int(size), precision))
     devices = Devices()
     devices.check_batch(config.batch_size)
     side = _Side(config, devices)

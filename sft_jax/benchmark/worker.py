@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,20 @@ CLASSES = 10
 # As in configs/cifar10.py.
 LEARNING_RATE, MOMENTUM, CROP_PADDING = 1e-3, 0.9, 4
 EPOCH_TRAIN, EPOCH_VALIDATION = 45_000, 5_000
+
+
+def recipe(arch: str, batch: int, size: int, precision: str) -> dict[str, Any]:
+    """Returns the settings of our side, by the keys of a configuration."""
+    return {
+        "init": "scratch",
+        "model.name": arch,
+        "batch_size": batch,
+        "precision": precision,
+        "data.size": size,
+        "data.crop_padding": CROP_PADDING,
+        "optimizer.learning_rate": LEARNING_RATE,
+        "optimizer.momentum": MOMENTUM,
+    }
 
 
 def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:

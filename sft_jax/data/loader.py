@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_jax.data.dataset import ArraySplit, Batch, Split
 from sft_jax.data.rows import Rows, flat_rows
-from sft_jax.data.shares import COPIES, Shares, share_size
+from sft_jax.data.shares import COPIES, Shares
 from sft_jax.errors import UserError
 from sft_jax.runtime import processes
 from sft_jax.runtime.devices import Devices
@@ -109,11 +109,12 @@ class Loader:
             asked = "replicated"  # the same, but simpler
         if asked == "auto" and not isinstance(self.split, ArraySplit):
             return "streamed"  # decoding everything first would delay the first step
+        share = self._devices.whole_batch(len(self.split)) // self._devices.count
         example = next(self.split.batches(np.zeros((1, 1), np.int32)))
         free = self._devices.free_bytes()
         needed = {
             "replicated": self._stored(example, len(self.split)),
-            "sharded": COPIES * self._stored(example, share_size(len(self.split), self._devices)),
+            "sharded": COPIES * self._stored(example, share),
         }
         if asked == "auto":
             fitting = (name for name, size in needed.items() if size <= RESIDENT_FRACTION * free)

@@ -26,9 +26,8 @@ class Shares:
 
     def __init__(self, split: Split, devices: Devices):
         self._devices = devices
-        each = share_size(len(split), devices)
         # The last shares are filled up with the last example, which is not used twice.
-        places = np.minimum(np.arange(each * devices.count), len(split) - 1)
+        places = np.minimum(np.arange(devices.whole_batch(len(split))), len(split) - 1)
         own = next(split.batches(devices.local_batch(places[None])))
         self._rows = jax.tree.map(
             lambda values: devices.shard_local(values, flat=True),
@@ -44,11 +43,6 @@ class Shares:
           arrays by name, for each device [steps * local batch] examples.
         """
         return self._devices.run(self._exchange, self._rows, self._devices.shard(order))
-
-
-def share_size(examples: int, devices: Devices) -> int:
-    """Returns the number of examples on each device."""
-    return -(-examples // devices.count)
 
 
 def _exchange(shares: dict[str, Rows], order: jax.Array) -> dict[str, Rows]:

@@ -18,7 +18,6 @@ from flax import nnx
 
 from sft_jax.errors import UserError
 from sft_jax.models.positions import Positions
-from sft_jax.models.rematerialise import Rematerialising
 
 # Depth of a parameter: its stage, counted from the input, and its block within the stage.
 Depth = tuple[int, int]
@@ -193,7 +192,7 @@ class Builder:
       outputs: size of its head.
       settings: further arguments of `Architecture.make`.
       products: how products are computed, see `precision.Precision`.
-      rematerialise: see `rematerialise.Rematerialising`.
+      rematerialise: see `block_network.BlockNetwork`.
     """
 
     architecture: Architecture
@@ -206,7 +205,7 @@ class Builder:
         """Returns the module with initial weights drawn from `rngs`. Raises UserError if it cannot rematerialise."""
         module = self.architecture.make(self.outputs, **self.settings, rngs=rngs)
         if self.rematerialise:
-            if not isinstance(module, Rematerialising):
+            if not hasattr(module, "rematerialise"):
                 raise UserError(f"finetune.rematerialise=blocks: {self.architecture.name} has no blocks; use none")
             module.rematerialise = True
         return module

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
+from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.convnext_block import Block, Patches
 from sft_jax.models.layers import Linear
-from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import LayerNorm, normalised
 
@@ -54,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(dtype=dtype, rngs=rngs) for _ in range(blocks)])
 
 
-class ConvNeXt(Rematerialising):
+class ConvNeXt(BlockNetwork):
     """A ConvNeXt: stem, four stages of blocks, global average pooling, layer normalisation, linear head.
 
     Parameters, the residual stream, normalisations, the head and the logits are float32; convolutions and matrix
@@ -87,13 +87,6 @@ class ConvNeXt(Rematerialising):
         self.trunk = nnx.List([Stage(*size, variant, dtype=dtype, rngs=rngs) for size in sizes])
         self.norm = LayerNorm(last)
         self.fc = Linear(last, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        `key` draws the blocks that each image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`."""

@@ -12,9 +12,9 @@ import jax
 from flax import nnx
 
 from sft_jax.models.architecture import Features, located_by
+from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.inverted_residual import Activation, Block, ConvNorm, Kind, Style, same_conv
 from sft_jax.models.layers import BatchNorm2d, Linear
-from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.universal_block import UniversalBlock
 
@@ -62,7 +62,7 @@ def make_block(row: Row, inputs: int, style: Style, **settings: Any) -> nnx.Modu
     return Block(row.kind, inputs, row.outputs, shortcut=row.shortcut, **sizes, style=own, **settings)
 
 
-class MobileNetwork(ConvNorm, Rematerialising):
+class MobileNetwork(ConvNorm, BlockNetwork):
     """Stem and stages of blocks; subclasses add the last convolution, which yields the features, and `classifier`.
 
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
@@ -108,14 +108,6 @@ class MobileNetwork(ConvNorm, Rematerialising):
     def last(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps the last block's x to features, [batch, height, width, channels] or already pooled [batch, channels]."""
         raise NotImplementedError
-
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        With `train` batch norm uses batch statistics and updates the running ones. `key` draws the blocks that each
-        image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
+from sft_jax.models.architecture import Architecture, Pretrained, located_by
+from sft_jax.models.block_network import PositionsFirstNetwork
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
-from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.residual_block import BasicBlock, Bottleneck, Variant
 from sft_jax.models.stochastic_depth import skip_factor
 
@@ -64,7 +64,7 @@ def _deep_stem(*, dtype, axis_name, rngs) -> nnx.List:
     return nnx.List([first, norms[0], None, second, norms[1], None, third])
 
 
-class ResNet(Rematerialising):
+class ResNet(PositionsFirstNetwork):
     """A residual network: stem, four stages of blocks, global average pooling, linear head.
 
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
@@ -117,31 +117,6 @@ class ResNet(Rematerialising):
                 channels = planes * variant.block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.fc = Linear(channels, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        With `train` batch norm uses batch statistics and updates the running ones. `key` draws the blocks that each
-        image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
-
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
-        # Later blocks overwrite earlier ones, which leaves the last block of each stage.
-        last = {name.partition(".")[0]: block for name, block in self._stages(x, train=train, key=key)}
-        maps = [block for name, block in last.items() if name != "stem"]
-        pooled = maps[-1].mean((0, 1), dtype=self.fc.kernel[...].dtype)
-        return Features(pooled, tuple(block.transpose(2, 0, 1, 3) for block in maps))
-
-    def head(self, features: jax.Array) -> jax.Array:
-        """Maps features [batch, channels] to logits [batch, num_classes]."""
-        return self.fc(features)
-
-    def stages(self, x: jax.Array, *, train: bool = False) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, activations [batch, height, width, channels]) after the stem and after every block."""
-        for name, activations in self._stages(x, train=train):
-            yield name, activations.transpose(2, 0, 1, 3)
 
     def _stages(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields as `stages`, but activations [height, width, batch, channels], for which `ops.conv2d` is fast."""

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
+from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.convnext_block import Patches
 from sft_jax.models.layers import Linear
-from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.swin_block import EPSILON, Block, PatchMerging
 from sft_jax.models.swin_v2_block import BlockV2, PatchMergingV2
@@ -54,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(shifted=number % 2 == 1) for number in range(variant.blocks[index])])
 
 
-class Swin(Rematerialising):
+class Swin(BlockNetwork):
     """A Swin transformer: patches, four stages of blocks, layer normalisation, global average pooling, linear head.
 
     Images may have any size. Parameters, the residual stream, normalisations, the head and the logits are float32;
@@ -89,13 +89,6 @@ class Swin(Rematerialising):
         self.layers = nnx.List([Stage(index, variant, dtype=dtype, rngs=rngs) for index in range(len(variant.blocks))])
         self.norm = LayerNorm(channels * 8, epsilon=EPSILON)
         self.head = Linear(channels * 8, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        `key` draws the branches that each image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`."""

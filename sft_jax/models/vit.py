@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
+from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
-from sft_jax.models.rematerialise import Rematerialising
 from sft_jax.models.rotary import rotation
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import Biases, EncoderBlock, LayerNorm, PatchEmbedding, normalised, token
@@ -68,7 +68,7 @@ class Variant:
         return self.prefix if self.class_position else 0
 
 
-class VisionTransformer(Rematerialising):
+class VisionTransformer(BlockNetwork):
     """`timm.models.VisionTransformer`.
 
     Images may also have another size than `size`, as with timm's dynamic_img_size: position embeddings are then
@@ -118,13 +118,6 @@ class VisionTransformer(Rematerialising):
         self.norm = LayerNorm(width, epsilon=variant.epsilon) if variant.pool != "mean" else None
         self.fc_norm = LayerNorm(width, epsilon=variant.epsilon) if variant.pool == "mean" else None
         self.head = Linear(width, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
-
-        `key` draws the branches that each image skips; without it none is skipped.
-        """
-        return self.head(self.features(x, train=train, key=key).pooled)
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`, with a map after each block."""

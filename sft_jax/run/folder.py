@@ -300,8 +300,9 @@ def load_run_weights(workdir: Path, which: str = "best") -> Weights:
         if key.startswith(("params/", "batch_stats/"))
     }
     metadata = {"source": str(workdir)}
-    if "licence" in run.record():
-        metadata["licence"] = run.record()["licence"]
+    licence = run.record().get("licence")
+    if licence is not None:
+        metadata["licence"] = licence
     if "preprocess" in restored.metadata:  # early versions did not record it
         metadata["preprocess"] = json.dumps(restored.metadata["preprocess"])
     return Weights(arrays, config.model.name, tuple(restored.metadata["class_names"]), metadata)
