@@ -73,7 +73,7 @@ class _Side:
         # No augmentation, because PyTorch's steps have none either; an epoch includes it on both sides.
         program = make_train_steps(step, lambda batch, *_: preprocess(batch), AXIS, devices.count)
         self.program = self.loader.compile(program, chunk_at=1, arguments=3, donate=(0,))
-        self.evaluator = Evaluator(self.network, self.task, preprocess, config.batch_size)
+        self.evaluator = Evaluator(self.network, self.task, [preprocess], config.batch_size)
 
     def flops(self) -> float:
         """Returns the floating-point operations of one training step, see `estimate.flops`."""

@@ -68,6 +68,7 @@ def _one_of(*names: str) -> dict[str, Any]:
 _POSITIVE: dict[str, Any] = {"check": lambda value: value is None or 0 < value < math.inf, "rule": "greater than 0"}
 _NOT_NEGATIVE: dict[str, Any] = {"check": lambda value: 0 <= value < math.inf, "rule": "0 or more"}
 _FRACTION: dict[str, Any] = {"check": lambda value: 0 <= value < 1, "rule": "at least 0 and less than 1"}
+_PROBABILITY: dict[str, Any] = {"check": lambda value: 0 <= value <= 1, "rule": "from 0 to 1"}
 _RGB: dict[str, Any] = {
     "check": lambda value: len(value) == 3 and all(map(math.isfinite, value)),
     "rule": "three numbers, one per channel",
@@ -158,6 +159,24 @@ KEYS: dict[str, Key] = {
         **_one_of("auto", "replicated", "sharded"),
     ),
     "data.size": Key(32, int, "Side length in pixels to which images are resized for the network.", **_POSITIVE),
+    "data.keep_size": Key(
+        None,
+        int,
+        "Side length in pixels at which images are kept, for random resized crops and evaluation.crops to choose from; "
+        "none: data.size / data.crop_pct.",
+        optional=True,
+        **_POSITIVE,
+    ),
+    "data.crop_pct": Key(
+        1.0,
+        float,
+        "Fraction of the image's side that evaluation and prediction see, from the centre, as in timm.",
+        check=lambda value: 0 < value <= 1,
+        rule="greater than 0 and at most 1",
+    ),
+    "data.interpolation": Key(
+        "bilinear", str, "How images are resized, with antialiasing.", **_one_of("bilinear", "bicubic")
+    ),
     "data.fit": Key(
         "crop",
         str,
@@ -190,8 +209,60 @@ KEYS: dict[str, Key] = {
     "data.std": Key(
         (0.5, 0.5, 0.5), tuple, "Per-channel standard deviation for normalisation, for pixels in 0..1.", **_DEVIATIONS
     ),
+    "data.augment": Key(
+        "none",
+        str,
+        "Augmentation of training images as one key. light: crops of at least half the area and color_jitter=0.2; "
+        "medium: at least a quarter, TrivialAugmentWide, random_erasing=0.1; strong: at least 8%, RandAugment of "
+        "magnitude 15, random_erasing=0.25. Of the keys below only those that have their defaults are changed.",
+        **_one_of("none", "light", "medium", "strong"),
+    ),
     "data.crop_padding": Key(4, int, "Zero padding in pixels before a random crop; 0: no crop.", **_NOT_NEGATIVE),
+    "data.crop_scale": Key(
+        (),
+        tuple,
+        "Random resized crops as torchvision's, instead of crop_padding: least and greatest fraction of the image's "
+        "area, e.g. 0.35,1; empty: off. With data.keep_size larger than data.size they are sharper.",
+        check=lambda value: value == () or (len(value) == 2 and 0 < value[0] <= value[1] <= 1),
+        rule="empty, or two fractions of the area such as 0.35,1",
+    ),
+    "data.crop_ratio": Key(
+        (0.75, 1.33333),
+        tuple,
+        "Least and greatest ratio of width to height of random resized crops.",
+        check=lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
+        rule="two ratios such as 0.75,1.33",
+    ),
     "data.flip": Key(True, bool, "Flip training images horizontally with probability 0.5."),
+    "data.vertical_flip": Key(False, bool, "Flip training images vertically with probability 0.5."),
+    "data.rotation": Key(
+        0.0,
+        float,
+        "Rotate training images by up to this many degrees, over black.",
+        check=lambda value: 0 <= value <= 180,
+        rule="from 0 to 180",
+    ),
+    "data.color_jitter": Key(
+        (),
+        tuple,
+        "Strengths of random changes of brightness, contrast, saturation and hue, e.g. 0.4,0.4,0.4,0.1; one number: "
+        "the first three, as in timm; empty: off.",
+        check=lambda value: (
+            len(value) in (0, 1, 4) and all(0 <= part < math.inf for part in value) and max(value[3:], default=0) <= 0.5
+        ),
+        rule="empty, one number or four, of 0 or more, the fourth (hue) at most 0.5",
+    ),
+    "data.grayscale": Key(0.0, float, "Probability of removing the colours of a training image.", **_PROBABILITY),
+    "data.blur": Key(
+        0.0, float, "Probability of blurring a training image, with sigmas of 0.1 to 2 pixels.", **_PROBABILITY
+    ),
+    "data.repeats": Key(
+        1,
+        int,
+        "Repeated augmentation (arXiv:1901.09335): an epoch has this many versions of each image in the same batch, "
+        "and as many fewer images.",
+        **_POSITIVE,
+    ),
     "data.size_schedule": Key(
         Pairs(),
         Pairs,
@@ -205,8 +276,9 @@ KEYS: dict[str, Key] = {
     "data.auto_augment": Key(
         "none",
         str,
-        "trivial: TrivialAugmentWide (arXiv:2103.10158); rand: RandAugment (arXiv:1909.13719).",
-        **_one_of("none", "trivial", "rand"),
+        "trivial: TrivialAugmentWide (arXiv:2103.10158); rand: RandAugment (arXiv:1909.13719); augmix: AugMix "
+        "(arXiv:1912.02781), which takes nine times as long as trivial.",
+        **_one_of("none", "trivial", "rand", "augmix"),
     ),
     "data.rand_augment_operations": Key(2, int, "N of RandAugment: operations per image.", **_POSITIVE),
     "data.rand_augment_magnitude": Key(
@@ -307,6 +379,14 @@ KEYS: dict[str, Key] = {
     ),
     "evaluation.flips": Key(
         False, bool, "Flip test-time augmentation: also report test results with the logits of mirror images added."
+    ),
+    "evaluation.crops": Key(
+        1,
+        int,
+        "5: also report test results with the logits of five crops averaged: centre and corners, each of the size that "
+        "evaluation sees; with evaluation.flips also of their mirror images.",
+        check=lambda value: value in (1, 5),
+        rule="1 or 5",
     ),
     "optimizer.name": Key(
         "sgd",

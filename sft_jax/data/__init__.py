@@ -1,8 +1,20 @@
 """Labelled images: sources, sampling order, and augmentation and preprocessing on the device."""
 
-from sft_jax.data.augment import make_augment, make_preprocess, of_image
+from sft_jax.data.augment import make_augment
+from sft_jax.data.crops import PLACES
 from sft_jax.data.dataset import Dataset
+from sft_jax.data.pixels import make_preprocess, mirrored, of_image
 from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.load import check_source, load_dataset
 
-__all__ = ["Dataset", "Record", "check_source", "load_dataset", "make_augment", "make_preprocess", "of_image"]
+__all__ = [
+    "PLACES",
+    "Dataset",
+    "Record",
+    "check_source",
+    "load_dataset",
+    "make_augment",
+    "make_preprocess",
+    "mirrored",
+    "of_image",
+]

@@ -1,130 +1,206 @@
-"""Image processing on the device: resizing, augmentation, normalisation. Pure functions, part of the compiled step."""
+"""Augmentation of training images on the device. Pure functions, part of the compiled step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
-from sft_jax.data import policies
+from sft_jax.config.schema import KEYS
+from sft_jax.data import colour, crops, policies
+from sft_jax.data.pixels import check_bytes, normalize, resize
 
-# Indices folded into the random key: crop, flip, policy, erasing.
-PURPOSES = range(4)
+# Indices folded into the random key of a batch, one per purpose.
+CROP, FLIP, POLICY, ERASING, BOX, VERTICAL_FLIP, ROTATION, JITTER, JITTER_ORDER, GRAY, BLUR, BLUR_SIGMA = range(12)
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def preprocess(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Resizes and normalises: uint8 [batch, height, width, 3] -> float32 [batch, size, size, 3].
-
-    The result is (pixel / 255 - mean) / std.
-
-    Raises:
-      TypeError: the images are not uint8; floating-point images might already be scaled.
-    """
-    return _normalize(_resized(images, size), mean, std)
-
-
-def preprocess_unit(images: jax.Array, *, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Like `preprocess`, for float32 images [batch, height, width, 3] in 0..1: (value - mean) / std."""
-    return _normalize(_resize(images * 255, size), mean, std)
+# What `data.augment` stands for.
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "light": {"crop_scale": (0.5, 1.0), "color_jitter": (0.2,)},
+    "medium": {"crop_scale": (0.25, 1.0), "auto_augment": "trivial", "random_erasing": 0.1},
+    "strong": {
+        "crop_scale": (0.08, 1.0),
+        "auto_augment": "rand",
+        "rand_augment_magnitude": 15,
+        "random_erasing": 0.25,
+    },
+}
 
 
-def augment(
-    images: jax.Array,
-    key: jax.Array,
-    first: jax.Array | int,
-    total: int,
-    *,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop_padding: int,
-    flip: bool,
-    policy: Policy | None = None,
-    erasing: float = 0.0,
-) -> jax.Array:
-    """Like `preprocess`, with optional random horizontal flip, random crop, policy and random erasing per image.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Augments a batch and preprocesses it like `preprocess`; each part is torchvision's transform of that name.
 
-    Matches torchvision's `RandomCrop(size, padding=crop_padding)` (black padding, in pixels after resizing) and
-    `RandomHorizontalFlip(0.5)`.
+    In this order: random flips; `RandomCrop`, or `RandomResizedCrop`; `RandomRotation`; a policy; `ColorJitter`;
+    `RandomGrayscale`; `GaussianBlur`; normalisation; `RandomErasing`.
 
-    Args:
-      images: uint8 [local batch, height, width, 3], this device's shard of the batch.
-      key: random key for the global batch, so that results do not depend on the number of devices.
-      first: position of the first image in the global batch; may be traced.
-      total: global batch size.
+    Attributes:
       size: side length of the result in pixels.
-      mean: see `preprocess`.
-      std: see `preprocess`.
-      crop_padding: maximum shift of the crop in pixels; 0 for no crop.
-      flip: whether to flip.
+      mean, std: see `preprocess`.
+      crop_padding: maximum shift of a random crop in pixels after resizing, over a black border; 0 for no crop.
+      crop_scale: least and greatest relative area of a random resized crop, which replaces the former; empty for none.
+      crop_ratio: its least and greatest ratio of width to height.
+      interpolation: a key of `METHODS`, of resizing.
+      flip, vertical_flip: whether to mirror half of the images left to right, and top to bottom.
+      rotation: maximum angle in degrees.
       policy: (one image [size, size, 3] with integer values in 0..255, key) -> image.
-      erasing: probability of random erasing.
+      color_jitter: strengths, see `colour.jitter`; empty for none.
+      grayscale, blur, erasing: probabilities.
     """
-    local = len(images)
-    crop_key, flip_key, policy_key, erase_key = (jax.random.fold_in(key, purpose) for purpose in PURPOSES)
 
-    def own(draws: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(draws, first, local)
-
-    pixels = _resized(images, size)
-    if flip:
-        draws = own(jax.random.bernoulli(flip_key, shape=(total,)))
-        pixels = jnp.where(draws[:, None, None, None], pixels[:, :, ::-1], pixels)
-    if crop_padding:
-        shifts = own(jax.random.randint(crop_key, (total, 2), 0, 2 * crop_padding + 1))
-        edge = (crop_padding, crop_padding)
-        padded = jnp.pad(pixels, ((0, 0), edge, edge, (0, 0)))
-        crop = functools.partial(lax.dynamic_slice, slice_sizes=(size, size, 3))
-        pixels = jax.vmap(lambda image, shift: crop(image, (shift[0], shift[1], 0)))(padded, shifts)
-    if policy is not None:
-        pixels = jax.vmap(policy)(jnp.round(pixels.astype(jnp.float32)), own(jax.random.split(policy_key, total)))
-    inputs = _normalize(pixels, mean, std)
-    if erasing:
-        inputs = jax.vmap(functools.partial(_erased, rate=erasing))(inputs, own(jax.random.split(erase_key, total)))
-    return inputs
-
-
-def make_preprocess(config: ConfigDict, size: int | None = None) -> Callable[[jax.Array], jax.Array]:
-    """Returns `preprocess` with the settings of `config`, the section `data` of the config; `size` overrides it."""
-    return functools.partial(preprocess, size=size or config.size, mean=config.mean, std=config.std)
-
-
-def make_augment(
-    config: ConfigDict, size: int | None = None
-) -> Callable[[jax.Array, jax.Array, jax.Array | int, int], jax.Array]:
-    """Returns `augment` with the settings of `config`, the section `data` of the config; `size` overrides it."""
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop_padding: int = 0
+    crop_scale: Sequence[float] = ()
+    crop_ratio: Sequence[float] = (0.75, 1.33333)
+    interpolation: str = "bilinear"
+    flip: bool = False
+    vertical_flip: bool = False
+    rotation: float = 0.0
     policy: Policy | None = None
-    if config.auto_augment == "trivial":
+    color_jitter: Sequence[float] = ()
+    grayscale: float = 0.0
+    blur: float = 0.0
+    erasing: float = 0.0
+
+    def __call__(self, images: jax.Array, key: jax.Array, first: jax.Array | int, total: int) -> jax.Array:
+        """Maps uint8 [local batch, height, width, 3] to float32 [local batch, size, size, 3].
+
+        Args:
+          images: this device's shard of the batch.
+          key: random key for the global batch, so that results do not depend on the number of devices.
+          first: position of the first image in the global batch; may be traced.
+          total: global batch size.
+
+        Raises:
+          TypeError: see `preprocess`.
+        """
+        check_bytes(images)
+        draw = _Draws(key, first, total, len(images))
+        pixels = images if self.crop_scale else resize(images, self.size, self.interpolation)
+        if self.flip:
+            pixels = _where(draw.coins(FLIP), pixels[:, :, ::-1], pixels)
+        if self.vertical_flip:
+            pixels = _where(draw.coins(VERTICAL_FLIP), pixels[:, ::-1], pixels)
+        if self.crop_scale:
+            sides = pixels.shape[1], pixels.shape[2]
+            boxes = draw.own(crops.random_boxes(draw.key(BOX), total, sides, self.crop_scale, self.crop_ratio))
+            pixels = crops.resample(pixels, boxes, self.size, cubic=self.interpolation == "bicubic")
+        elif self.crop_padding:
+            pixels = self._shifted(pixels, draw)
+        if self._colours():
+            pixels = jnp.round(pixels.astype(jnp.float32))
+        if self.rotation:
+            angles = jnp.deg2rad(self.rotation * draw.uniform(ROTATION, -1, 1))
+            pixels = jax.vmap(policies.rotate)(pixels, angles)
+        if self.policy is not None:
+            pixels = jax.vmap(self.policy)(pixels, draw.own(jax.random.split(draw.key(POLICY), total)))
+        if self.color_jitter:
+            order = jax.random.permutation(draw.key(JITTER_ORDER), 4)
+            strengths = draw.own(jax.random.uniform(draw.key(JITTER), (total, 4), minval=-1, maxval=1))
+            pixels = colour.jitter(pixels, strengths, order, self.color_jitter)
+        if self.grayscale:
+            pixels = _where(draw.coins(GRAY, self.grayscale), jax.vmap(colour.gray)(pixels), pixels)
+        if self.blur:
+            blurred = colour.blur(pixels, draw.uniform(BLUR_SIGMA, *colour.SIGMAS))
+            pixels = _where(draw.coins(BLUR, self.blur), blurred, pixels)
+        inputs = normalize(pixels, self.mean, self.std)
+        if self.erasing:
+            keys = draw.own(jax.random.split(draw.key(ERASING), total))
+            inputs = jax.vmap(functools.partial(_erased, rate=self.erasing))(inputs, keys)
+        return inputs
+
+    def _colours(self) -> bool:
+        """Returns whether some part needs floating-point images with integer values."""
+        return any((self.rotation, self.policy, self.color_jitter, self.grayscale, self.blur))
+
+    def _shifted(self, pixels: jax.Array, draw: "_Draws") -> jax.Array:
+        shifts = draw.own(jax.random.randint(draw.key(CROP), (draw.total, 2), 0, 2 * self.crop_padding + 1))
+        edge = (self.crop_padding, self.crop_padding)
+        padded = jnp.pad(pixels, ((0, 0), edge, edge, (0, 0)))
+        crop = functools.partial(lax.dynamic_slice, slice_sizes=(self.size, self.size, 3))
+        return jax.vmap(lambda image, shift: crop(image, (shift[0], shift[1], 0)))(padded, shifts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """Random numbers of a batch for each purpose; `local` of them, from `first` on, belong to this device."""
+
+    batch_key: jax.Array
+    first: jax.Array | int
+    total: int
+    local: int
+
+    def key(self, purpose: int) -> jax.Array:
+        return jax.random.fold_in(self.batch_key, purpose)
+
+    def own(self, draws: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(draws, self.first, self.local)
+
+    def coins(self, purpose: int, probability: float = 0.5) -> jax.Array:
+        return self.own(jax.random.bernoulli(self.key(purpose), probability, (self.total,)))
+
+    def uniform(self, purpose: int, low: float, high: float) -> jax.Array:
+        return self.own(jax.random.uniform(self.key(purpose), (self.total,), minval=low, maxval=high))
+
+
+def _where(chosen: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
+    return jnp.where(chosen[:, None, None, None], images, others)
+
+
+def parts(config: ConfigDict) -> dict[str, Any]:
+    """Returns the keys of `config`, the section `data`, with those that `data.augment` sets and that have defaults."""
+    values = dict(config)
+    preset = PRESETS[config.augment]
+    return values | {name: value for name, value in preset.items() if values[name] == KEYS[f"data.{name}"].default}
+
+
+def make_augment(config: ConfigDict, size: int | None = None) -> Augmentation:
+    """Returns the augmentation of `config`, the section `data` of the config; `size` overrides it."""
+    chosen = parts(config)
+    policy: Policy | None = None
+    if chosen["auto_augment"] == "trivial":
         policy = policies.trivial_augment
-    elif config.auto_augment == "rand":
+    elif chosen["auto_augment"] == "augmix":
+        policy = policies.aug_mix
+    elif chosen["auto_augment"] == "rand":
         policy = functools.partial(
             policies.rand_augment,
-            operations=config.rand_augment_operations,
-            magnitude=config.rand_augment_magnitude,
+            operations=chosen["rand_augment_operations"],
+            magnitude=chosen["rand_augment_magnitude"],
         )
-    return functools.partial(
-        augment,
+    jitter = chosen["color_jitter"]
+    return Augmentation(
         size=size or config.size,
-        mean=config.mean,
-        std=config.std,
-        crop_padding=config.crop_padding,
-        flip=config.flip,
         policy=policy,
-        erasing=config.random_erasing,
+        # One number is for all but the hue, as in timm.
+        color_jitter=(*jitter * 3, 0.0) if len(jitter) == 1 else jitter,
+        erasing=chosen["random_erasing"],
+        **{name: chosen[name] for name in _NAMED},
     )
 
 
-def of_image(function: Callable) -> Callable:
-    """Turns a function of images (and more) into one of batches, which changes their "image" and keeps the rest."""
-
-    def of_batch(batch: dict[str, jax.Array], *arguments) -> dict[str, jax.Array]:
-        return {**batch, "image": function(batch["image"], *arguments)}
-
-    return of_batch
+# Keys of the section `data` that are attributes of `Augmentation`.
+_NAMED = (
+    "mean",
+    "std",
+    "interpolation",
+    "crop_padding",
+    "crop_scale",
+    "crop_ratio",
+    "flip",
+    "vertical_flip",
+    "rotation",
+    "grayscale",
+    "blur",
+)
 
 
 def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
@@ -145,22 +221,3 @@ def _erased(image: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
     inside_columns = (columns >= corner[1]) & (columns < corner[1] + sides[1])
     inside = inside_rows[:, None] & inside_columns[None, :] & jax.random.bernoulli(on_key, rate)
     return jnp.where(inside[..., None], 0.0, image)
-
-
-def _resized(images: jax.Array, size: int) -> jax.Array:
-    """Returns uint8 if no resizing is needed, as bytes move faster than floats; otherwise float32 in 0..255."""
-    if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8 in 0..255, not {images.dtype}; do not scale them")
-    return _resize(images, size)
-
-
-def _resize(images: jax.Array, size: int) -> jax.Array:
-    batch, height, width, channels = images.shape
-    if height == width == size:
-        return images
-    return jax.image.resize(images.astype(jnp.float32), (batch, size, size, channels), "linear", antialias=True)
-
-
-def _normalize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    scaled = pixels.astype(jnp.float32) / 255
-    return (scaled - jnp.array(mean, jnp.float32)[None, None, None]) / jnp.array(std, jnp.float32)[None, None, None]

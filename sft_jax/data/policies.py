@@ -1,4 +1,4 @@
-"""TrivialAugmentWide and RandAugment on the device; operations match torchvision's (v1 transforms, nearest).
+"""TrivialAugmentWide, RandAugment and AugMix on the device; operations match torchvision's (v1 transforms, nearest).
 
 Each image draws its own operation. Under `vmap` all operations are computed and one is selected, which suits GPUs and
 costs a CPU about as much as the rest of the input pipeline at 32 px. Images are float32 with integer values in 0..255.
@@ -10,8 +10,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sft_jax.data import colour
+
 BINS = 31  # magnitude bins
 _OPERATIONS = 14
+# torchvision's defaults of AugMix: the least and greatest of ten magnitudes, chains, and operations of the longest.
+_MIX_SEVERITY, _MIX_BINS, _MIX_CHAINS, _MIX_DEPTH = 3, 10, 3, 3
 
 
 def trivial_augment(pixels: jax.Array, key: jax.Array) -> jax.Array:
@@ -48,6 +52,48 @@ def rand_augment(pixels: jax.Array, key: jax.Array, *, operations: int, magnitud
     return pixels
 
 
+def aug_mix(pixels: jax.Array, key: jax.Array) -> jax.Array:
+    """AugMix (Hendrycks et al., 2020, arXiv:1912.02781): mixes the image with chains of operations on it.
+
+    Matches `torchvision.transforms.AugMix()` on one image [height, width, 3].
+    """
+    own_key, weights_key, chains_key = jax.random.split(key, 3)
+    own = jax.random.uniform(own_key)  # Dirichlet(1, 1)
+    weights = (1 - own) * jax.random.dirichlet(weights_key, jnp.ones(_MIX_CHAINS))
+
+    def add_chain(mixed: jax.Array, chain: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        weight, chain_key = chain
+        depth_key, operations_key = jax.random.split(chain_key)
+        depth = jax.random.randint(depth_key, (), 1, _MIX_DEPTH + 1)
+
+        def extend(image: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            number, step_key = step
+            return jnp.where(number < depth, _mixed_in(image, step_key), image), None
+
+        steps = jnp.arange(_MIX_DEPTH), jax.random.split(operations_key, _MIX_DEPTH)
+        return mixed + weight * jax.lax.scan(extend, pixels, steps)[0], None
+
+    chains = weights, jax.random.split(chains_key, _MIX_CHAINS)
+    return jnp.trunc(jax.lax.scan(add_chain, own * pixels, chains)[0])
+
+
+def _mixed_in(image: jax.Array, key: jax.Array) -> jax.Array:
+    """Applies one random operation of AugMix."""
+    operation_key, bin_key, sign_key = jax.random.split(key, 3)
+    operation = jax.random.randint(operation_key, (), 1, _OPERATIONS)  # not the identity
+    bin_ = jax.random.randint(bin_key, (), 0, _MIX_SEVERITY).astype(jnp.float32)
+    level = bin_ / (_MIX_BINS - 1)
+    height, width, _ = image.shape
+    magnitudes = {
+        "shear": 0.3 * level,
+        "translate": level * jnp.array([width, height], jnp.float32) / 3,
+        "rotate": 30.0 * level,
+        "blend": 0.9 * level,
+    }
+    sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+    return apply(image, operation, magnitudes, 4 - jnp.round(4 * level), 255 * (1 - level), sign)
+
+
 def apply(
     pixels: jax.Array, operation: jax.Array, magnitudes: dict, bits: jax.Array, threshold: jax.Array, sign: jax.Array
 ) -> jax.Array:
@@ -70,11 +116,11 @@ def apply(
         lambda image: _shear(image, 0.0, shear),
         lambda image: _warp(image, lambda x, y: (x - shift[0], y)),
         lambda image: _warp(image, lambda x, y: (x, y - shift[1])),
-        lambda image: _rotate(image, jnp.deg2rad(sign * magnitudes["rotate"])),
-        lambda image: _blend(image, jnp.zeros_like(image), blend),
-        lambda image: _blend(image, _gray(image), blend),
-        lambda image: _blend(image, jnp.broadcast_to(_gray(image).mean(), image.shape), blend),
-        lambda image: _blend(image, _blurred(image), blend),
+        lambda image: rotate(image, jnp.deg2rad(sign * magnitudes["rotate"])),
+        lambda image: colour.brightness(image, blend),
+        lambda image: colour.saturation(image, blend),
+        lambda image: colour.contrast(image, blend),
+        lambda image: colour.blend(image, _blurred(image), blend),
         lambda image: _posterize(image, bits),
         lambda image: jnp.where(image >= threshold, 255 - image, image),
         _autocontrast,
@@ -98,7 +144,8 @@ def _shear(image: jax.Array, along_x: jax.Array | float, along_y: jax.Array | fl
     return _warp(image, lambda x, y: (x + along_x * (y + 0.5), y + along_y * (x + 0.5)))
 
 
-def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
+def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
+    """Rotates counter-clockwise by `angle` in radians, as `torchvision...rotate`: nearest neighbour, black outside."""
     height, width, _ = image.shape
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
@@ -108,15 +155,6 @@ def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
         return cosine * u - sine * v + centre_x, sine * u + cosine * v + centre_y
 
     return _warp(image, source)
-
-
-def _blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    return jnp.trunc(jnp.clip(factor * image + (1 - factor) * other, 0, 255))
-
-
-def _gray(image: jax.Array) -> jax.Array:
-    gray = jnp.trunc(image @ jnp.array([0.2989, 0.587, 0.114], jnp.float32))
-    return jnp.broadcast_to(gray[..., None], image.shape)
 
 
 def _blurred(image: jax.Array) -> jax.Array:

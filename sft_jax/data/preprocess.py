@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sft_jax.data.augment import preprocess, preprocess_unit
+from sft_jax.data import crops
+from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import FITS, INTERPOLATIONS, Square
+from sft_jax.data.pixels import preprocess, preprocess_unit
 from sft_jax.data.sources.load import source_of
 from sft_jax.errors import UserError
 from sft_jax.models.architecture import Pretrained
@@ -20,14 +22,16 @@ RGB = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess(Square):
-    """Preprocessing from images to network inputs: square, scale, normalise. Recorded by runs, exports and weights.
+    """Preprocessing from images to network inputs: square, crop, scale, normalise. Recorded by runs and exports.
 
     Attributes:
       mean, std: per channel, for pixels in 0..1.
+      crop_pct: fraction of the square's side that the network sees.
     """
 
     mean: RGB
     std: RGB
+    crop_pct: float = 1.0
 
     @classmethod
     def of_config(cls, config: ConfigDict, square: Square | None = None) -> "Preprocess":
@@ -38,8 +42,9 @@ class Preprocess(Square):
           square: host-side preprocessing of the dataset, see `Dataset`; None for a run that recorded none.
         """
         if square is None:
-            square = Square(config.size, config.fit, keep_square=not source_of(config).of_files)
-        return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std))
+            reading = Reading.of_config(config)
+            square = dataclasses.replace(reading.square_of(config.size), keep_square=not source_of(config).of_files)
+        return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std), crop_pct=config.crop_pct)
 
     @classmethod
     def of_pretrained(cls, pretrained: Pretrained) -> "Preprocess":
@@ -76,13 +81,21 @@ class Preprocess(Square):
         """Returns the attributes by name, as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def on_device(self, images: jax.Array) -> jax.Array:
-        """Resizes and normalises square images [n, side, side, 3], uint8 or float32 in 0..1, on the device.
+    def on_device(self, images: jax.Array, place: tuple[float, float] = crops.CENTRE) -> jax.Array:
+        """Crops, resizes and normalises square images [n, side, side, 3], uint8 or float32 in 0..1, on the device.
 
-        Returns float32 [n, size, size, 3]. Pure.
+        Returns float32 [n, size, size, 3]; see `crops.cropped` for `place`. Pure.
         """
         scale = preprocess if images.dtype == jnp.uint8 else preprocess_unit
-        return scale(images, size=self.size, mean=self.mean, std=self.std)
+        return scale(
+            images,
+            size=self.size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            place=place,
+        )
 
 
 def recorded_square(facts: Mapping[str, Any] | None) -> Square | None:

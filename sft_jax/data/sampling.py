@@ -12,7 +12,9 @@ BALANCE = {"none": 1.0, "sqrt": 0.5, "full": 0.0}
 _TURNS = (0, 1)
 
 
-def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, balance: str = "none") -> np.ndarray:
+def epoch_order(
+    seed: int, epoch: int, labels: np.ndarray, batch_size: int, balance: str = "none", repeats: int = 1
+) -> np.ndarray:
     """Returns a random order of the rows of one epoch, in full batches.
 
     With "none" the last n % batch_size rows, different ones each epoch, are dropped. Otherwise the same number of rows
@@ -24,6 +26,8 @@ def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, bala
       labels: int [n].
       batch_size: rows per batch.
       balance: a key of `BALANCE`.
+      repeats: how often each of the first n / repeats rows of this order appears, side by side (repeated augmentation:
+        Hoffer et al., 2020, arXiv:1901.09335).
 
     Returns:
       int32 [n // batch_size, batch_size].
@@ -43,7 +47,7 @@ def epoch_order(seed: int, epoch: int, labels: np.ndarray, batch_size: int, bala
         turns = _generator(seed, *_TURNS).permutation(n)
         by_class = (_window(turns[labels[turns] == label], epoch, count) for label, count in enumerate(drawn) if count)
         rows = generator.permutation(np.concatenate(list(by_class)))
-    return rows.astype(np.int32).reshape(steps, batch_size)
+    return np.repeat(rows, repeats)[: len(rows)].astype(np.int32).reshape(steps, batch_size)
 
 
 def class_draws(labels: np.ndarray, total: int, balance: str) -> np.ndarray:

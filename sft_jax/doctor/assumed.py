@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.data.dataset import ArraySplit, Batch, Dataset, Split
+from sft_jax.data.images.reading import Reading
 from sft_jax.data.sources.load import kind_of
 from sft_jax.errors import UserError
 from sft_jax.run.console import Console
@@ -55,7 +56,7 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
     if _is_here(config):
         dataset = read_dataset(config, console)
         train, validation, test = (
-            _blackened(split, config.data.size) for split in (dataset.train, dataset.validation, dataset.test)
+            _blackened(split, _side(config)) for split in (dataset.train, dataset.validation, dataset.test)
         )
         where = f"{config.data.source}, which is on this machine"
         return Dataset(train, validation, test, dataset.class_names), where
@@ -69,6 +70,11 @@ def _is_here(config: ConfigDict) -> bool:
         if kind_of(config.data)[0] != "tfds":
             raise
         return False  # it may be unobtainable here and yet there where the recipe is to run
+
+
+def _side(config: ConfigDict) -> int:
+    """Returns the side length at which image files are kept."""
+    return Reading.of_config(config.data).square_of(config.data.size).side
 
 
 def _blackened(split: Split, size: int) -> Split:
@@ -106,14 +112,14 @@ def _assumed_tfds(config: ConfigDict) -> tuple[Dataset, str]:
         count = count if limit is None else min(limit, count)
         targets = {"label": np.arange(count, dtype=np.int32) % len(classes)}
         if not fixed:
-            return _StreamedShapes(targets, config.data.size)
+            return _StreamedShapes(targets, _side(config))
         return ArraySplit({"image": _black((count, height, width, 3), np.uint8)}, targets)
 
     train = split(config.data.train, config.limit_train_examples)
     validation = split(config.data.validation, config.limit_eval_examples)
     test = split(config.data.test, config.limit_eval_examples)
     counts = " / ".join(f"{len(each):,}" for each in (train, validation, test))
-    how = "of fixed size" if fixed else f"of many sizes, streamed at {config.data.size} px"
+    how = "of fixed size" if fixed else f"of many sizes, streamed at {_side(config)} px"
     known = "" if lengths else ", which is a guess"
     described = f"{config.data.source} is not on this machine; assumed: {counts} images {how}{known}"
     return Dataset(train, validation, test, classes), described

@@ -124,6 +124,19 @@ class Task(abc.ABC):
         """Returns the function that preprocesses a batch for evaluation."""
         return data.of_image(data.make_preprocess(config, size))
 
+    def views(self, config: ConfigDict, size: int, *, crops: int, flips: bool) -> list[Preprocess]:
+        """Returns the functions that preprocess a batch for test-time augmentation, `preprocess` first.
+
+        Args:
+          config: the group `data`.
+          size: of the network's input in pixels.
+          crops: 1, or 5 for the centre and the corners.
+          flips: whether to add the mirror image of each crop.
+        """
+        makers = [data.make_preprocess(config, size, place) for place in data.PLACES[:crops]]
+        views = [data.of_image(maker) for maker in makers]
+        return views + [data.of_image(data.mirrored(maker)) for maker in makers] if flips else views
+
     @abc.abstractmethod
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Computes the training loss per example, [n], from the network's outputs [n, ...] and the targets."""

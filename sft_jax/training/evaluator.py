@@ -1,6 +1,6 @@
 """Forward passes over a split: exact evaluation and per-example outputs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,20 +37,18 @@ def map_split(
 class Evaluator:
     """Evaluates a network on a task, with `batch_size` examples per step over all devices.
 
-    Every example counts exactly once, for any batch size and number of devices. With `flips` the outputs for the
-    mirror image are added to those for the image.
+    Every example counts exactly once, for any batch size and number of devices. With several `views` of an example,
+    each a preprocessing, the outputs for them are averaged.
     """
 
     def __init__(
         self,
         network: Network | HeadNetwork,
         task: Task,
-        preprocess: Preprocess,
+        views: Sequence[Preprocess],
         batch_size: int,
-        *,
-        flips: bool = False,
     ):
-        self._program = make_eval_steps(make_eval_step(network, task, flips=flips), preprocess, AXIS)
+        self._program = make_eval_steps(make_eval_step(network, task), views, AXIS)
         self._batch_size = batch_size
         self._compiled: dict[str, Callable] = {}
         self._steps_per_call = StepsPerCall()

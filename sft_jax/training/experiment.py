@@ -13,6 +13,7 @@ from sft_jax.config import flatten
 from sft_jax.data.dataset import Split
 from sft_jax.data.loader import Loader
 from sft_jax.data.sampling import epoch_order
+from sft_jax.errors import UserError
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.runtime.files import digest
 from sft_jax.tasks import Task
@@ -64,6 +65,11 @@ class Experiment:
     ):
         self.config, self.dataset, self.devices = config, dataset, devices
         self.scored_on_validation = scored_on_validation
+        if config.evaluation.crops > 1 and config.data.crop_pct == 1:
+            raise UserError(
+                f"evaluation.crops={config.evaluation.crops} with data.crop_pct=1: each crop would be the whole image; "
+                f"use for example --config.data.crop_pct=0.875"
+            )
         self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
         self.build = models.builder(
             config.model,
@@ -99,11 +105,13 @@ class Experiment:
         """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
         config, train = self.config, self.dataset.train
         labels = train.targets.get("label", np.zeros(len(train), np.int32))
-        return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance)
+        return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance, config.data.repeats)
 
-    def evaluator(self, *, flips: bool = False) -> Evaluator:
-        """Makes an `Evaluator` of the whole network."""
-        return Evaluator(self.network, self.task, self.preprocess, self.config.batch_size, flips=flips)
+    def evaluator(self, *, crops: int = 1, flips: bool = False) -> Evaluator:
+        """Makes an `Evaluator` of the whole network, with test-time augmentation, see `Task.views`."""
+        data = self.config.data
+        views = self.task.views(data, data.size, crops=crops, flips=flips) if crops > 1 or flips else [self.preprocess]
+        return Evaluator(self.network, self.task, views, self.config.batch_size)
 
     def weights(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
         """Returns the parameters and batch statistics of a checkpoint's arrays, replicated on the devices."""
@@ -128,12 +136,17 @@ class Experiment:
           split: a split to use instead of the test split.
           after_call: see `Evaluator`.
 
-        With `evaluation.flips` they include the task's main metric with flips, e.g. `test_accuracy_flips`.
+        With `evaluation.flips` they include the task's main metric with flips, e.g. `test_accuracy_flips`; with
+        `evaluation.crops` that with crops, and flips if these are set as well, e.g. `test_accuracy_crops`.
         """
         loader = self.loader(self.dataset.test if split is None else split)
         task, figure = self.task, self.task.main().figure
         results = task.results(task.summarize(self.evaluate(params, batch_stats, loader, after_call)))
-        if self.config.evaluation.flips:
-            flipped = task.summarize(self.evaluator(flips=True)(params, batch_stats, loader))
-            results[f"test_{figure}_flips"] = flipped[figure]
+        flips, crops = self.config.evaluation.flips, self.config.evaluation.crops
+        augmented = {"flips": (1, True)} if flips else {}
+        if crops > 1:
+            augmented["crops"] = crops, flips
+        for name, (count, mirrored) in augmented.items():
+            evaluate = self.evaluator(crops=count, flips=mirrored)
+            results[f"test_{figure}_{name}"] = task.summarize(evaluate(params, batch_stats, loader))[figure]
         return results

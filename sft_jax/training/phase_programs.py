@@ -155,7 +155,7 @@ class PhasePrograms:
         """Makes the programs read features from these loaders instead of images."""
         self.train_loader, self.validation_loader = train, validation
         head = HeadNetwork(self.experiment.network)
-        self.evaluate = Evaluator(head, self.experiment.task, first_view, self.experiment.config.batch_size)
+        self.evaluate = Evaluator(head, self.experiment.task, [first_view], self.experiment.config.batch_size)
 
     def compiled(self) -> Callable:
         """Compiles `program` for all devices."""

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
+from sft_jax.data.augment import parts
 from sft_jax.data.sampling import class_draws
 from sft_jax.data.sources.load import source_of
 from sft_jax.models.precision import factors
@@ -19,6 +20,20 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.phases import Phase
 
+# Keys of the section `data` that the plan lists if they are not the defaults.
+PARTS = (
+    "crop_ratio",
+    "vertical_flip",
+    "rotation",
+    "auto_augment",
+    "rand_augment_operations",
+    "rand_augment_magnitude",
+    "color_jitter",
+    "grayscale",
+    "blur",
+    "random_erasing",
+    "repeats",
+)
 PLACEMENT = {
     "replicated": "stored on the device",
     "sharded": "a share stored on each device, exchanged once an epoch",
@@ -167,13 +182,15 @@ def _optimizer(config: ConfigDict) -> str:
 
 
 def _augmentation(config: ConfigDict, on_features: bool) -> str:
-    data = config.data
+    data = parts(config.data)
     if on_features:
-        return "original and mirrored" if data.flip else "not augmented"
+        return "original and mirrored" if data["flip"] else "not augmented"
+    low, high = data["crop_scale"] or (0, 0)
+    padded = f"random crops with {data['crop_padding']} px of padding" if data["crop_padding"] else ""
     augmentations = [
-        f"random crops with {data.crop_padding} px of padding" if data.crop_padding else "",
-        "random horizontal flips" if data.flip else "",
-        _changed(config, "data", only=("auto_augment", "random_erasing")),
+        f"random resized crops of {low:.0%} to {high:.0%} of the area (no padding)" if high else padded,
+        "random horizontal flips" if data["flip"] else "",
+        *(f"{name}={data[name]}" for name in PARTS if data[name] != KEYS[f"data.{name}"].default),
     ]
     return ", ".join(filter(None, augmentations)) or "not augmented"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -173,20 +173,20 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepS
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
 
 
-def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = False) -> Callable[..., Any]:
-    """Makes the function (params, batch_stats, batch, mask) -> `Task.sums` for a batch returned by `Task.preprocess`.
+def make_eval_step(network: Network | HeadNetwork, task: Task) -> Callable[..., Any]:
+    """Makes the function (params, batch_stats, views, mask) -> `Task.sums`.
 
-    With `flips` the outputs are averaged over each image and its mirror image.
+    The views are those that `Task.views` returns of one batch; the outputs are averaged over them.
     """
 
-    def eval_step(params, batch_stats, batch: Batch, mask: jax.Array) -> Any:
+    def eval_step(params, batch_stats, views: Sequence[Batch], mask: jax.Array) -> Any:
         def outputs(batch: Batch) -> jax.Array:
             inputs = (batch[name] for name in network.inputs)
             return network.apply(params, batch_stats, *inputs, train=False)[0]
 
-        predicted = outputs(batch)
-        if flips:
-            predicted = (predicted + outputs({**batch, "image": batch["image"][:, :, ::-1]})) / 2
-        return task.sums(predicted, batch, mask)
+        predicted = functools.reduce(jnp.add, map(outputs, views))
+        if len(views) > 1:
+            predicted = predicted / len(views)
+        return task.sums(predicted, views[0], mask)
 
     return eval_step

@@ -5,7 +5,7 @@ of a step is bit-identical for any division of an epoch into calls.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ def make_train_steps(train_step: Callable, augment: Augment, axis_name: str, dev
     return train_steps
 
 
-def make_eval_steps(eval_step: Callable, preprocess: Preprocess, axis_name: str) -> Callable:
+def make_eval_steps(eval_step: Callable, views: Sequence[Preprocess], axis_name: str) -> Callable:
     """Makes the per-device program that runs the evaluation steps of a chunk.
 
     It maps (params, batch_stats, `Chunk`) to `Task.sums` over all devices. Integer leaves are summed over the steps;
@@ -72,7 +72,8 @@ def make_eval_steps(eval_step: Callable, preprocess: Preprocess, axis_name: str)
 
         @traced_once
         def step(index: jax.Array) -> Any:
-            return eval_step(params, batch_stats, preprocess(rows_of(chunk, index)), mask[index])
+            batch = rows_of(chunk, index)
+            return eval_step(params, batch_stats, [view(batch) for view in views], mask[index])
 
         def body(index, sums):
             return jax.tree.map(

@@ -1,7 +1,5 @@
 """Tests of sampling order, augmentation, digits and images per class."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,8 @@ from hypothesis import strategies as st
 
 from sft_jax import data
 from sft_jax.config import complete
-from sft_jax.data import augment as augment_module
+from sft_jax.data import pixels as pixels_module
+from sft_jax.data.augment import Augmentation
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.sampling import epoch_order, eval_order, per_class, stratified
 from sft_jax.data.sources.digits import load_digits
@@ -83,17 +82,17 @@ def test_per_class_draws_the_same_number_of_each_class():
 
 def test_scaling_is_exact_at_both_ends():
     extremes = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1).repeat(2, 1).repeat(3, 3)
-    plain = augment_module.preprocess(jnp.asarray(extremes), size=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    plain = pixels_module.preprocess(jnp.asarray(extremes), size=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert plain.dtype == jnp.float32
     np.testing.assert_array_equal(plain, extremes / np.float32(255))
     np.testing.assert_array_equal(np.unique(plain), [0, 1])
-    np.testing.assert_array_equal(np.unique(augment_module.preprocess(jnp.asarray(extremes), size=2, **HALF)), [-1, 1])
+    np.testing.assert_array_equal(np.unique(pixels_module.preprocess(jnp.asarray(extremes), size=2, **HALF)), [-1, 1])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_images_that_may_be_scaled_already_are_refused(dtype):
     with pytest.raises(TypeError, match="images must be uint8 in 0..255, not"):
-        augment_module.preprocess(jnp.zeros((1, 4, 4, 3), dtype), size=4, **HALF)
+        pixels_module.preprocess(jnp.zeros((1, 4, 4, 3), dtype), size=4, **HALF)
 
 
 def test_normalisation_matches_torchvision():
@@ -103,7 +102,7 @@ def test_normalisation_matches_torchvision():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = images(3)
     theirs = v2.Normalize(mean, std)(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-    ours = augment_module.preprocess(jnp.asarray(pixels), size=32, mean=mean, std=std)
+    ours = pixels_module.preprocess(jnp.asarray(pixels), size=32, mean=mean, std=std)
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), atol=1e-6)
 
 
@@ -116,14 +115,14 @@ def test_resizing_matches_torch(side, size):
         torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
     )
     settings = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    ours = augment_module.preprocess(jnp.asarray(pixels), size=size, **settings)
+    ours = pixels_module.preprocess(jnp.asarray(pixels), size=size, **settings)
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1) / 255, atol=1e-4)
 
 
 def plain_augment(pixels, **changes):
     """Augments without normalisation: uint8 in, the same values as floats out."""
     settings = {"size": pixels.shape[1], "mean": (0.0,) * 3, "std": (1 / 255,) * 3, "crop_padding": 4, "flip": True}
-    return functools.partial(augment_module.augment, **settings | changes)
+    return Augmentation(**settings | changes)
 
 
 def candidates(image, padding, flip):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sft_jax.data.augment import augment
+from sft_jax.data.augment import Augmentation
 from sft_jax.data.loader import Chunk
 from sft_jax.data.mixup import mix
 from sft_jax.models.resnet import BasicBlock, ResNet, Variant
@@ -20,6 +20,14 @@ from sft_jax.training.steps import AUGMENTATION, UPDATE, make_train_steps
 IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
 LABELS = np.zeros(2, np.int32)
 COLOUR = (0.5, 0.5, 0.5)
+PARTS = {
+    "crop_scale": (0.5, 1.0),
+    "vertical_flip": True,
+    "rotation": 10.0,
+    "color_jitter": (0.1, 0.1, 0.1, 0.1),
+    "grayscale": 0.5,
+    "blur": 0.5,
+}
 
 
 def traced(key):
@@ -82,13 +90,15 @@ def test_no_two_purposes_share_a_key(used):
         own, update = (jax.random.fold_in(step_key, purpose) for purpose in (AUGMENTATION, UPDATE))
         mixture, skips = (jax.random.fold_in(update, purpose) for purpose in (MIXTURE, SKIPS))
         parents += [step_key, own, update, mixture, skips]
-        augment(IMAGES, own, 0, 2, size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)
+        Augmentation(size=8, mean=COLOUR, std=COLOUR, crop_padding=1, flip=True)(IMAGES, own, 0, 2)
+        # The other parts: a random resized crop replaces the crop above.
+        Augmentation(size=8, mean=COLOUR, std=COLOUR, **PARTS)(IMAGES, own, 0, 2)
         batch = {"image": IMAGES.astype(np.float32), "label": LABELS}
         mix(batch, mixture, targets=("label",), mixup=1.0, cutmix=1.0)
         ResNet(Variant(BasicBlock, (1, 1, 1, 1)), 2, rngs=nnx.Rngs(params=0))
         for position in (1, 2, 3, 4):
             skip_factor(skips, 0.5 * position / 4, position, 2, None)
-    assert len(used) > 3 * (2 + 5 + 4), "in addition to the network's weights"
+    assert len(used) > 3 * (2 + 9 + 5 + 4), "in addition to the network's weights"
     weights = {words(jax.random.fold_in(jax.random.key(0), count)) for count in range(1000)}
     drawn = [key for key in used if key not in weights]
     assert len(set(drawn)) == len(drawn)

@@ -39,13 +39,13 @@ def test_logits_are_in_the_order_of_the_images(network, digits, count, placement
     devices = Devices(jax.devices()[:count])
     loader = Loader(split, devices, "auto" if placement == "streamed" else placement)
     assert loader.placement == ("replicated" if (count, placement) == (1, "sharded") else placement)
-    logits = predict_all(network, data.of_image(preprocess), BATCH)(network.params, network.batch_stats, loader)
+    logits = predict_all(network, [data.of_image(preprocess)], BATCH)(network.params, network.batch_stats, loader)
     assert (logits.shape, logits.dtype) == ((61, 5), np.float32)
     whole = jax.jit(functools.partial(network.apply, train=False))
     wanted, _ = whole(network.params, network.batch_stats, preprocess(images))
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
-    evaluate = Evaluator(network, Classification(tuple("01234")), data.of_image(preprocess), BATCH)
+    evaluate = Evaluator(network, Classification(tuple("01234")), [data.of_image(preprocess)], BATCH)
     theirs = summarize(evaluate(network.params, network.batch_stats, loader))
     ours = summarize(jax.jit(eval_sums)(logits, labels, np.ones(61, bool)))
     for name in ("accuracy", "top5", "count", "per_class_accuracy", "confusion"):

@@ -4,11 +4,13 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import StopAt, assert_same_run, rows_of, run, state_of
 from tiny_runs import network as tiny_network
 
+import sft_jax
 from sft_jax import data
 from sft_jax.config import complete
 from sft_jax.data.loader import Loader, StepsPerCall
@@ -196,10 +198,26 @@ def test_accuracy_with_mirror_images_is_reported_separately(source, tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
+def test_accuracy_with_crops_is_that_of_their_mean_logits(source, tmp_path):
+    settings = {"data__crop_pct": 0.75, "data__keep_size": 24, "data__crop_scale": (0.5, 1.0), "data__repeats": 2}
+    results = transfer(tmp_path / "run", source, evaluation__crops=5, evaluation__flips=True, epochs=1, **settings)
+    folder, config = Run(tmp_path / "run"), Run(tmp_path / "run").config()
+    test = data.load_dataset(config.data, seed=0, limit_eval=config.limit_eval_examples).test
+    classifier = sft_jax.load(folder.folder)
+    logits = []
+    for place in data.PLACES:
+        inputs = classifier.preprocess.on_device(jnp.asarray(test.images), place)
+        logits += [classifier.program(inputs), classifier.program(inputs[:, :, ::-1])]
+    hits = np.mean(logits, axis=0).argmax(1) == test.labels
+    assert results["test_accuracy_crops"] == hits.mean()
+    assert results["test_accuracy"] == (np.asarray(logits[0]).argmax(1) == test.labels).mean()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"data__auto_augment": "trivial", "data__random_erasing": 0.5, "regularization__mixup": 0.2},
+        {"data__augment": "light", "data__color_jitter": (0.2, 0.2, 0.2, 0.1), "data__blur": 0.2},
         {"data__auto_augment": "rand", "regularization__cutmix": 1.0, "regularization__stochastic_depth": 0.2},
         {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-3, "optimizer__schedule": "one_cycle"},
         *(

@@ -232,7 +232,7 @@ def test_the_steps_per_call_grow_at_most_fourfold_and_are_at_least_one(monkeypat
 @functools.cache
 def evaluator(count):
     devices = Devices(jax.devices()[:count])
-    return devices, Evaluator(NETWORK, TASK, PREPROCESS, BATCH)
+    return devices, Evaluator(NETWORK, TASK, [PREPROCESS], BATCH)
 
 
 def evaluate(count, split):

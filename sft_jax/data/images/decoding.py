@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images:
-    """Reads image files below `root` as squares of `size` pixels, after checking all of them.
+    """Reads image files below `root` as squares for a network that sees `size` pixels, after checking all of them.
 
     The gray values of the split "train", which comes first, determine how 16 bits are scaled to 8.
 
@@ -47,7 +47,8 @@ def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images
       UserError: images are unreadable, unless they may be skipped and leave no class of a split empty.
     """
     paths = [path for part, _ in files.values() for path in part]
-    streamed = reading.must_stream(len(paths), size)
+    side = reading.square_of(size).side
+    streamed = reading.must_stream(len(paths), side)
     bad: dict[int, str] = {}
     with FileWarnings() as warned:
         seen: list[Seen | None] = []
@@ -61,7 +62,7 @@ def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images
         notices.append(bad_images({str(paths[row]): bad[row] for row in sorted(bad)}, reading.on_error))
         _check_classes(files, bad)
     if streamed and reading.check:
-        notices.append(streaming_notice(len(paths), size))
+        notices.append(streaming_notice(len(paths), side))
     return Images(_splits(root, files, bad, images, square, reading), square, notices + warned.lines)
 
 
@@ -71,14 +72,14 @@ def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square
         # Image files may differ in size.
         return dataclasses.replace(reading.square, keep_square=False), []
     integers, floats, notices = ranges(train)
-    square = Square(size, reading.fit, integers=integers, floats=floats)
+    square = reading.square_of(size, integers, floats)
     return square, notices + fit_notices([one.size for one in train], square)
 
 
 def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> np.ndarray:
-    """Decodes `paths` to uint8 [n, size, size, 3], without the rows in `bad`, to which unreadable files are added."""
+    """Decodes `paths` to uint8 [n, side, side, 3], without the rows in `bad`, to which unreadable files are added."""
     rows = [row for row in range(len(paths)) if row not in bad]
-    images = np.empty((len(rows), square.size, square.size, 3), np.uint8)
+    images = np.empty((len(rows), square.side, square.side, 3), np.uint8)
 
     def decode(place: int) -> None:
         images[place] = square.read(paths[rows[place]], reading.max_pixels)

@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 from ml_collections import ConfigDict
 
+from sft_jax.data import crops
 from sft_jax.data.images.formats import MAX_PIXELS
-from sft_jax.data.images.square import Square
+from sft_jax.data.images.square import Range, Square
 from sft_jax.errors import UserError
 from sft_jax.runtime.files import write_bytes
 
@@ -28,7 +29,7 @@ class Reading:
     """Settings for reading images.
 
     Attributes:
-      fit: see `Square`.
+      fit, interpolation, kept: see `Square`.
       on_error: "stop" or "skip", for unreadable images.
       max_pixels: larger images count as unreadable.
       memory_bytes: memory limit for decoded images, above which they are decoded on demand; None for half of the free
@@ -39,6 +40,8 @@ class Reading:
     """
 
     fit: str = "crop"
+    interpolation: str = "bilinear"
+    kept: int | None = None
     on_error: str = "stop"
     max_pixels: int = MAX_PIXELS
     memory_bytes: int | None = None
@@ -49,7 +52,14 @@ class Reading:
     @classmethod
     def of_config(cls, config: ConfigDict) -> "Reading":
         """Takes the settings from `config`, the section `data` of the config."""
-        return cls(config.fit, config.on_error, config.max_pixels)
+        kept = crops.kept_side(config.size, config.keep_size, config.crop_pct)
+        return cls(config.fit, config.interpolation, kept, config.on_error, config.max_pixels)
+
+    def square_of(self, size: int, integers: Range | None = None, floats: Range | None = None) -> Square:
+        """Returns the preprocessing of files for a network that sees `size` pixels; for the rest see `Square`."""
+        return self.square or Square(
+            size, self.fit, interpolation=self.interpolation, integers=integers, floats=floats, kept=self.kept
+        )
 
     def must_stream(self, count: int, side: int) -> bool:
         """Returns whether `count` images of `side` x `side` pixels exceed the memory limit."""

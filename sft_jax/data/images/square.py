@@ -21,16 +21,17 @@ class Square:
     """Host-side preprocessing of an image to a square. Resizing is antialiased.
 
     Attributes:
-      size: side length of the square in pixels.
+      size: side length of the network's input in pixels.
       fit: how images become square. crop: resize the shorter side to `resize`, then centre-crop, like torchvision's
-        `Resize(resize)`, `CenterCrop(size)`; pad: resize the longer side to `size`, then pad with black; squash: resize
-        both sides to `size`.
-      resize: shorter side before the crop; None for `size`.
+        `Resize(resize)`, `CenterCrop(side)`; pad: resize the longer side to `side`, then pad with black; squash: resize
+        both sides to `side`.
+      resize: shorter side before the crop; None for `side`.
       interpolation: bilinear or bicubic.
       integers: (lowest, highest) value of 16- or 32-bit gray images, mapped to 0 and 255; None for the full 16-bit
         range.
       floats: likewise for floating-point gray images; None for 0..1, or 0..255 if an image has values above 1.
       keep_square: leave square images at their size, for the device to resize.
+      kept: side length of the square if it differs from `size`, for the device to crop and resize.
     """
 
     size: int
@@ -40,6 +41,12 @@ class Square:
     integers: Range | None = None
     floats: Range | None = None
     keep_square: bool = False
+    kept: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Side length of the square."""
+        return self.kept or self.size
 
     def read(self, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Reads a file (its first frame) as `of_image` does. Raises one of `formats.UNREADABLE`."""
@@ -47,7 +54,7 @@ class Square:
             return self.of_image(image)
 
     def of_image(self, image: Image.Image) -> np.ndarray:
-        """Converts an image to uint8 [size, size, 3], or keeps its side length if `keep_square` applies.
+        """Converts an image to uint8 [side, side, 3], or keeps its side length if `keep_square` applies.
 
         EXIF rotation is applied, and transparency is composited over white.
         """
@@ -70,20 +77,20 @@ class Square:
     def _squared(self, image: Image.Image) -> Image.Image:
         method = Image.Resampling[self.interpolation.upper()]
         if self.fit == "squash":
-            return image.resize((self.size, self.size), method)
+            return image.resize((self.side, self.side), method)
         if self.fit == "pad":
             longest = max(image.size)
-            width, height = (max(1, round(self.size * side / longest)) for side in image.size)
-            square = Image.new(image.mode, (self.size, self.size))
-            square.paste(image.resize((width, height), method), ((self.size - width) // 2, (self.size - height) // 2))
+            width, height = (max(1, round(self.side * side / longest)) for side in image.size)
+            square = Image.new(image.mode, (self.side, self.side))
+            square.paste(image.resize((width, height), method), ((self.side - width) // 2, (self.side - height) // 2))
             return square
         image = _shortened(image)
-        shorter = self.resize or self.size
+        shorter = self.resize or self.side
         width, height = (shorter * side // min(image.size) for side in image.size)
         image = image.resize((width, height), method)
         # Rounds half to even, like torchvision.
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return image.crop((left, top, left + self.size, top + self.size))
+        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
+        return image.crop((left, top, left + self.side, top + self.side))
 
     def _rgb(self, image: Image.Image) -> Image.Image:
         if is_wide(image):

@@ -202,7 +202,8 @@ def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> D
 
 
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
-    return dataclasses.replace(load_digits(config.source), square=Square(config.size, keep_square=True))
+    square = dataclasses.replace(request.reading.square_of(config.size), keep_square=True)
+    return dataclasses.replace(load_digits(config.source), square=square)
 
 
 def _check_folder(path: str, config: ConfigDict) -> tuple[bool, str]:

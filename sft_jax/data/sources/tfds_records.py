@@ -72,8 +72,8 @@ class Records:
         height, width = self._image.shape[:2]
         given = reading.square
         keeps = height is not None and height == width and (given is None or given.keep_square)
-        square = given or Square(size, reading.fit)
-        return dataclasses.replace(square, keep_square=keeps), height if keeps else square.size
+        square = dataclasses.replace(reading.square_of(size), keep_square=keeps)
+        return square, height if keeps else square.side
 
     def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
         """Decodes and resizes all records of a split.
@@ -85,7 +85,7 @@ class Records:
           UserError: files are damaged, or there are no labels.
         """
         count = self.count(key, split)
-        side = self._image.shape[0] if square.keep_square else square.size
+        side = self._image.shape[0] if square.keep_square else square.side
         images = np.empty((count, side, side, 3), np.uint8)
         labels, sizes = np.empty(count, np.int32), np.empty((count, 2), np.int32)
 

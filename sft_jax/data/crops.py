@@ -1,0 +1,123 @@
+"""Crops on the device: random resized crops for training, and crops at fixed places for evaluation."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# Attempts at drawing a box that fits into the image before the largest centred one is taken, as in torchvision.
+ATTEMPTS = 10
+CENTRE = (0.5, 0.5)
+# Five crops as torchvision's `FiveCrop`: corners and centre, as fractions of the free space above and to the left.
+PLACES = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+
+
+def random_boxes(
+    key: jax.Array, count: int, sides: tuple[int, int], scale: Sequence[float], ratio: Sequence[float]
+) -> jax.Array:
+    """Draws boxes as `torchvision.transforms.RandomResizedCrop` does.
+
+    Args:
+      key: random key.
+      count: number of boxes.
+      sides: height and width of the image.
+      scale: least and greatest area, relative to the image's.
+      ratio: least and greatest width divided by height, drawn uniformly on a logarithmic scale.
+
+    Returns:
+      whole numbers, float32 [count, 4]: top, left, height and width.
+    """
+    height, width = sides
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    areas = jax.random.uniform(area_key, (count, ATTEMPTS), minval=scale[0], maxval=scale[1]) * (height * width)
+    low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (count, ATTEMPTS), minval=low, maxval=high))
+    widths, heights = jnp.round(jnp.sqrt(areas * ratios)), jnp.round(jnp.sqrt(areas / ratios))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.argmax(1, keepdims=True)
+    drawn = jnp.concatenate([jnp.take_along_axis(sizes, first, 1) for sizes in (heights, widths)], 1)
+    free = jnp.array([[height, width]], jnp.float32) - drawn
+    corners = jnp.floor(jax.random.uniform(place_key, (count, 2)) * (free + 1))
+    boxes = jnp.concatenate([jnp.minimum(corners, free), drawn], 1)
+    fallback = jnp.array([_largest_centred(height, width, ratio)], jnp.float32)
+    return jnp.where(fits.any(1)[:, None], boxes, fallback)
+
+
+def _largest_centred(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int, int, int]:
+    if width / height < ratio[0]:
+        sides = round(width / ratio[0]), width
+    elif width / height > ratio[1]:
+        sides = height, round(height * ratio[1])
+    else:
+        sides = height, width
+    return (height - sides[0]) // 2, (width - sides[1]) // 2, *sides
+
+
+def resample(images: jax.Array, boxes: jax.Array, size: int, *, cubic: bool = False) -> jax.Array:
+    """Resizes each image's box to `size` pixels with antialiasing, as `torchvision...resized_crop` does.
+
+    Args:
+      images: [n, height, width, 3] in 0..255.
+      boxes: float32 [n, 4], whole numbers: top, left, height and width.
+      size: side length of the result.
+      cubic: bicubic interpolation instead of bilinear.
+
+    Returns:
+      float32 [n, size, size, 3] in 0..255.
+    """
+    _, height, width, _ = images.shape
+    rows, columns = (
+        jax.vmap(lambda box, axis=axis, side=side: _weights(box[axis], box[axis + 2], side, size, cubic=cubic))(boxes)
+        for axis, side in enumerate((height, width))
+    )
+    # The shorter dimension first would be cheaper for flat boxes only, and their shapes are not known here.
+    narrow = jnp.einsum("nhwc,nxw->nhxc", images.astype(jnp.float32), columns, precision="highest")
+    crops = jnp.einsum("nyh,nhxc->nyxc", rows, narrow, precision="highest")
+    return jnp.clip(crops, 0, 255)  # bicubic interpolation overshoots
+
+
+def _weights(start: jax.Array, length: jax.Array, side: int, size: int, *, cubic: bool) -> jax.Array:
+    """Computes float32 [size, side]: the weights of an axis's pixels for each pixel of the resized box.
+
+    They are Pillow's: the filter is as wide as an output pixel where the box is reduced, and pixels outside the box
+    have no weight.
+    """
+    step = length / size
+    centres = start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * step - 0.5
+    pixels = jnp.arange(side, dtype=jnp.float32)
+    distance = jnp.abs(pixels[None] - centres[:, None]) / jnp.maximum(step, 1.0)
+    kernel = _keys(distance) if cubic else jnp.maximum(1 - distance, 0.0)
+    inside = (pixels >= start) & (pixels < start + length)
+    kernel = jnp.where(inside[None], kernel, 0.0)
+    return kernel / kernel.sum(1, keepdims=True)
+
+
+def _keys(distance: jax.Array) -> jax.Array:
+    """The cubic kernel of Keys (1981) with a = -0.5, as in Pillow."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0.0))
+
+
+def kept_side(size: int, keep_size: int | None, crop_pct: float) -> int | None:
+    """Returns the side length in pixels at which images are kept, of which evaluation sees a part `crop_pct`.
+
+    None if it is `size`, the side of the network's input.
+    """
+    side = keep_size or int(size / crop_pct)  # rounded down, as in timm
+    return None if side == size else side
+
+
+def cropped(images: jax.Array, size: int, crop_pct: float, place: tuple[float, float] = CENTRE) -> jax.Array:
+    """Crops square images [n, side, side, 3] to a fraction `crop_pct` of their side; `size` if that rounds to it.
+
+    Args:
+      images: of any dtype.
+      size: side length of the network's input, to which the result has yet to be resized.
+      crop_pct: see `kept_side`.
+      place: fractions of the free space above and to the left of the crop.
+    """
+    side = images.shape[1]
+    seen = size if side == kept_side(size, None, crop_pct) else max(1, round(side * crop_pct))
+    top, left = (round((side - seen) * fraction) for fraction in place)  # half to even, like torchvision
+    return images[:, top : top + seen, left : left + seen]
