@@ -58,8 +58,12 @@ class PositionsFirstNetwork(BlockNetwork):
         # Later blocks overwrite earlier ones, which leaves the last block of each stage.
         last = {name.partition(".")[0]: block for name, block in self._stages(x, train=train, key=key)}
         maps = [block for name, block in last.items() if name != "stem"]
-        pooled = maps[-1].mean((0, 1), dtype=self.fc.kernel[...].dtype)
-        return Features(pooled, tuple(block.transpose(2, 0, 1, 3) for block in maps))
+        shown = tuple(block.transpose(2, 0, 1, 3) for block in maps)
+        return Features(self.pool(shown[-1]), shown)
+
+    def pool(self, last: jax.Array) -> jax.Array:
+        """Maps the last of `Features.maps` to `Features.pooled`."""
+        return last.transpose(1, 2, 0, 3).mean((0, 1), dtype=self.fc.kernel[...].dtype)
 
     def head(self, features: jax.Array) -> jax.Array:
         """Maps features [batch, channels] to logits [batch, num_classes]."""

@@ -93,7 +93,11 @@ class ConvNeXt(BlockNetwork):
         # Later blocks overwrite earlier ones, which leaves the last block of each stage.
         last = {name.rpartition(".blocks.")[0]: activations for name, activations in self.stages(x, key=key)}
         maps = tuple(activations for stage, activations in last.items() if stage)
-        return Features(self.norm(maps[-1].mean((1, 2))), maps)
+        return Features(self.pool(maps[-1]), maps)
+
+    def pool(self, last: jax.Array) -> jax.Array:
+        """Maps the last of `Features.maps` to `Features.pooled`."""
+        return self.norm(last.mean((1, 2)))
 
     def head(self, features: jax.Array) -> jax.Array:
         """Maps features [batch, channels] to logits [batch, num_classes]."""

@@ -112,10 +112,16 @@ class MobileNetwork(ConvNorm, BlockNetwork):
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
         activations = dict(self.stages(x, train=train, key=key))
-        last, wide = activations.pop("head"), self.classifier.kernel[...].dtype
-        pooled = last.astype(wide) if last.ndim == 2 else last.mean((1, 2), dtype=wide)
         ends = [f"blocks.{stage}.{len(self.blocks[stage]) - 1}" for stage in map_stages(self.strides)]
-        return Features(pooled, tuple(activations[name] for name in ends))
+        return Features(self._pooled(activations["head"]), tuple(activations[name] for name in ends))
+
+    def pool(self, last: jax.Array) -> jax.Array:
+        """Maps the last of `Features.maps` to `Features.pooled`, in evaluation mode."""
+        return self._pooled(self.last(last.astype(self.dtype), train=False))
+
+    def _pooled(self, last: jax.Array) -> jax.Array:
+        wide = self.classifier.kernel[...].dtype
+        return last.astype(wide) if last.ndim == 2 else last.mean((1, 2), dtype=wide)
 
     def head(self, features: jax.Array) -> jax.Array:
         """Maps features [batch, channels] to logits [batch, num_classes]."""

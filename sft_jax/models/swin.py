@@ -95,7 +95,11 @@ class Swin(BlockNetwork):
         # Later blocks overwrite earlier ones, which leaves the last block of each stage.
         last = {name.rpartition(".blocks.")[0]: activations for name, activations in self.stages(x, key=key)}
         maps = tuple(activations for stage, activations in last.items() if stage)
-        return Features(normalised(self.norm, maps[-1]).mean((1, 2)), maps)
+        return Features(self.pool(maps[-1]), maps)
+
+    def pool(self, last: jax.Array) -> jax.Array:
+        """Maps the last of `Features.maps` to `Features.pooled`."""
+        return normalised(self.norm, last).mean((1, 2))
 
     def stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, height, width, channels]) after the patches, reductions and blocks."""

@@ -141,12 +141,18 @@ class EncoderBlock(nnx.Module):
           factors: of the two branches, each [batch] or None for 1, see `skip_factor`.
           rotation: by which queries and keys are rotated; None for none.
         """
-        qkv = self._qkv(self.norm1(x))
-        qkv = qkv if rotation is None else rotated(qkv, tokens, self.heads, rotation)
-        y = self.attn["proj"](ops.self_attention(qkv, tokens, self.heads))
+        y = self.attn["proj"](ops.self_attention(self._rotated(x, tokens, rotation), tokens, self.heads))
         x = x + _branch(y, self.ls1, factors[0], tokens).astype(x.dtype)
         y = self.mlp["fc2"](ops.gelu(self.mlp["fc1"](self.norm2(x))))
         return x + _branch(y, self.ls2, factors[1], tokens).astype(x.dtype)
+
+    def attention(self, x: jax.Array, tokens: int, rotation: Rotation | None = None) -> jax.Array:
+        """Returns the attention weights for rows x, as above: [batch, heads, tokens, tokens]."""
+        return ops.attention_weights(self._rotated(x, tokens, rotation), tokens, self.heads)
+
+    def _rotated(self, x: jax.Array, tokens: int, rotation: Rotation | None) -> jax.Array:
+        qkv = self._qkv(self.norm1(x))
+        return qkv if rotation is None else rotated(qkv, tokens, self.heads, rotation)
 
     def _qkv(self, x: jax.Array) -> jax.Array:
         """Maps rows [rows, channels] to queries, keys and values [rows, 3 * channels]."""

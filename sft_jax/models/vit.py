@@ -19,7 +19,7 @@ from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule
 from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
-from sft_jax.models.rotary import rotation
+from sft_jax.models.rotary import Rotation, rotation
 from sft_jax.models.stochastic_depth import skip_factor
 from sft_jax.models.transformer import Biases, EncoderBlock, LayerNorm, PatchEmbedding, normalised, token
 
@@ -133,8 +133,26 @@ class VisionTransformer(BlockNetwork):
         assert norm is not None
         return Features(norm(pooled), maps)
 
+    def attention(self, x: jax.Array) -> Iterator[jax.Array]:
+        """Yields the attention weights of every block, [batch, heads, tokens, tokens], rows summing to 1."""
+        tokens, turn = self._embedded(x)
+        for block in self.blocks:
+            count, y = tokens.shape[1], tokens.reshape(-1, self.variant.width)
+            yield block.attention(y, count, turn)
+            tokens = block(y, count, (None, None), turn).reshape(tokens.shape)
+
     def stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, tokens [batch, tokens, channels]) after the embedding and after every block."""
+        tokens, turn = self._embedded(x)
+        yield "embedding", tokens
+        shape, (batch, count) = tokens.shape, tokens.shape[:2]
+        y = tokens.reshape(-1, self.variant.width)
+        for index, block in enumerate(self.blocks):
+            y = self.run_block(block, y, tokens=count, factors=self._factors(key, index, batch), rotation=turn)
+            yield f"blocks.{index}", y.reshape(shape)
+
+    def _embedded(self, x: jax.Array) -> tuple[jax.Array, Rotation | None]:
+        """Returns the first block's tokens, [batch, tokens, channels], and the rotation of queries and keys."""
         variant, batch = self.variant, x.shape[0]
         patches = self.patch_embed["proj"](x).reshape(batch, -1, variant.width)
         rows, columns = (side // variant.patch for side in x.shape[1:3])
@@ -148,13 +166,7 @@ class VisionTransformer(BlockNetwork):
             prefix = prefix + positions[:, : variant.prefix] if variant.class_position else prefix
             patches = patches + positions[:, variant.placed :]
         prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
-        tokens = jnp.concatenate([prefix, patches], axis=1)
-        yield "embedding", tokens
-        shape, count = tokens.shape, tokens.shape[1]
-        y = tokens.reshape(-1, variant.width)
-        for index, block in enumerate(self.blocks):
-            y = self.run_block(block, y, tokens=count, factors=self._factors(key, index, batch), rotation=turn)
-            yield f"blocks.{index}", y.reshape(shape)
+        return jnp.concatenate([prefix, patches], axis=1), turn
 
     def _factors(self, key: jax.Array | None, block: int, batch: int) -> list[jax.Array | None]:
         """Returns the factors of both residual branches of a block, see `skip_factor`."""

@@ -27,24 +27,41 @@ def self_attention(qkv: jax.Array, tokens: int, heads: int, bias: jax.Array | No
     return _self_attention(qkv, bias, tokens, heads)
 
 
+def attention_weights(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
+    """Returns the softmax of `self_attention` without a bias: [batch, heads, tokens, tokens]."""
+    q, k, _ = _heads(qkv, tokens, heads)
+    return _softmax(q, k, None).reshape(-1, heads, tokens, tokens)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _self_attention(qkv, bias, tokens, heads):
     return _forward(qkv, bias, tokens, heads)[0]
 
 
 def _forward(qkv, bias, tokens, heads):
+    rows, d = len(qkv), qkv.shape[1] // (3 * heads)
+    q, k, v = _heads(qkv, tokens, heads)
+    weights = _softmax(q, k, bias).astype(qkv.dtype)
+    mixed = _product(weights, v, 2, 1).astype(qkv.dtype)
+    saved = q, k, v, weights, bias
+    return mixed.reshape(-1, heads, tokens, d).transpose(0, 2, 1, 3).reshape(rows, heads * d), saved
+
+
+def _heads(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
+    """Splits rows into queries, keys and values [3, batch * heads, tokens, d]."""
     rows, width = qkv.shape
     batch, d = rows // tokens, width // (3 * heads)
     split = qkv.reshape(batch, tokens, 3, heads, d).transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, d)
     # Without it the transposes are fused into the products, which become slow.
-    q, k, v = lax.optimization_barrier(split)
-    scores = _product(q, k, 2, 2) * d**-0.5
+    return lax.optimization_barrier(split)
+
+
+def _softmax(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns the softmax of the scores [batch * heads, tokens, tokens], float32 or wider."""
+    scores = _product(q, k, 2, 2) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = (scores.reshape(-1, *bias.shape) + bias[None].astype(scores.dtype)).reshape(scores.shape)
-    weights = jax.nn.softmax(scores).astype(qkv.dtype)
-    mixed = _product(weights, v, 2, 1).astype(qkv.dtype)
-    saved = q, k, v, weights, bias
-    return mixed.reshape(batch, heads, tokens, d).transpose(0, 2, 1, 3).reshape(rows, heads * d), saved
+    return jax.nn.softmax(scores)
 
 
 def _backward(tokens, heads, saved, dy):
