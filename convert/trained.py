@@ -13,7 +13,8 @@ from convert.families import flax_network, reference_of
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.weights import initialise, load_weights
-from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
 
 
 @dataclasses.dataclass(frozen=True)

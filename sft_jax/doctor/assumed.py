@@ -33,7 +33,7 @@ class _StreamedShapes:
         return self.targets["label"]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.targets.values())))
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         for rows in order:

@@ -173,20 +173,30 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepS
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
 
 
-def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = False) -> Callable[..., Any]:
-    """Makes the function (params, batch_stats, batch, mask) -> `Task.sums` for a batch returned by `Task.preprocess`.
+def make_outputs(network: Network | HeadNetwork, *, flips: bool = False) -> Callable[..., jax.Array]:
+    """Makes the function (params, batch_stats, batch) -> outputs [n, ...] for a batch returned by `Task.preprocess`.
 
     With `flips` the outputs are averaged over each image and its mirror image.
     """
 
-    def eval_step(params, batch_stats, batch: Batch, mask: jax.Array) -> Any:
-        def outputs(batch: Batch) -> jax.Array:
+    def outputs(params, batch_stats, batch: Batch) -> jax.Array:
+        def of(batch: Batch) -> jax.Array:
             inputs = (batch[name] for name in network.inputs)
             return network.apply(params, batch_stats, *inputs, train=False)[0]
 
-        predicted = outputs(batch)
+        predicted = of(batch)
         if flips:
-            predicted = (predicted + outputs({**batch, "image": batch["image"][:, :, ::-1]})) / 2
-        return task.sums(predicted, batch, mask)
+            predicted = (predicted + of({**batch, "image": batch["image"][:, :, ::-1]})) / 2
+        return predicted
+
+    return outputs
+
+
+def make_eval_step(network: Network | HeadNetwork, task: Task, *, flips: bool = False) -> Callable[..., Any]:
+    """Makes the function (params, batch_stats, batch, mask) -> `Task.sums` of `make_outputs`."""
+    outputs = make_outputs(network, flips=flips)
+
+    def eval_step(params, batch_stats, batch: Batch, mask: jax.Array) -> Any:
+        return task.sums(outputs(params, batch_stats, batch), batch, mask)
 
     return eval_step

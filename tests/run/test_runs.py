@@ -11,7 +11,8 @@ import sft_jax
 from sft_jax.config import complete
 from sft_jax.data.sources.listing import Record
 from sft_jax.errors import UserError
-from sft_jax.run.folder import RESUMABLE_KEYS, Run, load_run_weights
+from sft_jax.run.folder import RESUMABLE_KEYS, Run
+from sft_jax.run.weights import load_run_weights
 
 CONFIG = {"epochs": 3, "model.name": "resnet34", "optimizer.learning_rate": 0.1, "data.mean": (0.1, 0.2, 0.3)}
 ARRAYS = {
