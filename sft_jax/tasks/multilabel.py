@@ -15,6 +15,7 @@ from sft_jax.errors import UserError
 from sft_jax.tasks import label_statistics, losses
 from sft_jax.tasks.base import Batch, Kept, Task
 from sft_jax.tasks.decoding import TOP, Answer, Decoder, pairs, ranked, sigmoid
+from sft_jax.tasks.linear_probe import solve_labels
 from sft_jax.tasks.monitor import Monitor
 
 # Losses, and their arguments: name -> key of the config's group "multilabel".
@@ -154,6 +155,13 @@ class Multilabel(Task):
         thresholds = learnt.get("thresholds") or [UNDECIDED] * self.outputs
         kind, arguments = learnt.get("loss", self.kind), learnt.get("arguments", dict(self.arguments))
         return dataclasses.replace(self, kind=kind, arguments=tuple(arguments.items()), thresholds=tuple(thresholds))
+
+    def closed_form_head(
+        self, features: np.ndarray, targets: Mapping[str, np.ndarray], chosen_on: tuple[np.ndarray, Mapping] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `solve_labels`."""
+        held_out = None if chosen_on is None else (chosen_on[0], chosen_on[1]["labels"])
+        return solve_labels(features, targets["labels"], held_out)
 
     def decoder(self) -> "LabelDecoder":
         """See `Task`."""

@@ -13,6 +13,7 @@ from sft_jax.data import Dataset
 from sft_jax.errors import UserError
 from sft_jax.tasks.base import Batch, Kept, Task
 from sft_jax.tasks.decoding import Answer, Decoder
+from sft_jax.tasks.linear_probe import solve_number
 from sft_jax.tasks.losses import distance
 from sft_jax.tasks.monitor import Monitor
 
@@ -140,6 +141,17 @@ class Regression(Task):
         """See `Task`: the outputs become normalised with the numbers of this run."""
         arrays = {leaf: np.asarray(array, np.float64) - self.mean * (leaf == "bias") for leaf, array in head.items()}
         return {leaf: (array / self.std).astype(np.float32) for leaf, array in arrays.items()}
+
+    def closed_form_head(
+        self, features: np.ndarray, targets: Mapping[str, np.ndarray], chosen_on: tuple[np.ndarray, Mapping] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `solve_number`; of normalised numbers."""
+
+        def normalised(targets: Mapping[str, np.ndarray]) -> np.ndarray:
+            return ((targets["number"].astype(np.float64) - self.mean) / self.std)[:, None]
+
+        held_out = None if chosen_on is None else (chosen_on[0], normalised(chosen_on[1]))
+        return solve_number(features, normalised(targets), held_out)
 
     def decoder(self) -> "NumberDecoder":
         """See `Task`."""
