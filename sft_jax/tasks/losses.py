@@ -53,7 +53,7 @@ def focal(logits: jax.Array, labels: jax.Array, *, gamma: float, alpha: float | 
     for labels 1 or 1 - `alpha` for 0; None: not by the latter.
     """
     right = jnp.where(labels == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits))
-    loss = binary_cross_entropy(logits, labels) * (1 - right) ** gamma
+    loss = binary_cross_entropy(logits, labels) * _power(1 - right, gamma)
     return loss if alpha is None else loss * jnp.where(labels == 1, alpha, 1 - alpha)
 
 
@@ -63,14 +63,19 @@ def asymmetric(
     """Computes the asymmetric loss (Ridnik et al., 2021, arXiv:2009.14119), elementwise.
 
     It is a focal loss with a `gamma` each for labels 1 and 0, in which negatives with a probability of less than `clip`
-    count as solved. timm's `AsymmetricLossMultiLabel` is its sum over all elements of a batch.
+    count as solved. timm's `AsymmetricLossMultiLabel` is its sum over labels.
     """
     positive = jax.nn.sigmoid(logits)
     negative = jnp.minimum(1 - positive + clip, 1.0)
     log_negative = jnp.log(negative) if clip else jax.nn.log_sigmoid(-logits)
-    of_positives = (1 - positive) ** gamma_positive * jax.nn.log_sigmoid(logits)
-    of_negatives = (1 - negative) ** gamma_negative * log_negative
+    of_positives = _power(1 - positive, gamma_positive) * jax.nn.log_sigmoid(logits)
+    of_negatives = _power(1 - negative, gamma_negative) * log_negative
     return -jnp.where(labels == 1, of_positives, of_negatives)
+
+
+def _power(base: jax.Array, exponent: float) -> jax.Array:
+    """Computes base ** exponent; the gradient of JAX's is NaN for 0 ** 0."""
+    return base**exponent if exponent else jnp.ones_like(base)
 
 
 def distance(errors: jax.Array, kind: str) -> jax.Array:
