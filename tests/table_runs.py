@@ -17,12 +17,13 @@ def picture(seed, shares):
 
 
 def several(folder, count=140, *, columns=False, separator=";"):
-    """Writes `count` images and a table: an image has the label of a colour if that channel is bright."""
+    """Writes `count` images and a table: an image has the label of a colour if that channel is bright, mostly."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [["file", *LABELS] if columns else ["file", "labels"]]
     for index in range(count):
-        bits = np.random.default_rng([index, 1]).integers(0, 2, 3)
-        picture(index, bits).save(folder / f"{index:03}.png")
+        generator = np.random.default_rng([index, 1])
+        bits = generator.integers(0, 2, 3)
+        picture(index, 0.35 * bits + generator.uniform(0, 0.65, 3)).save(folder / f"{index:03}.png")
         own = dict(zip(("red", "green", "blue"), bits.tolist(), strict=True))
         marks = [own[name] for name in LABELS]
         rows.append([f"{index:03}.png", *marks] if columns else [f"{index:03}.png", separator.join(_on(own))])
@@ -53,4 +54,5 @@ def _table(path, rows):
 def run_on(table, folder, task, **changes):
     """Trains the network "tiny" on a table; returns results.json."""
     settings = {"epochs": 3, "batch_size": 16, "limit_train_examples": None, "limit_eval_examples": None}
+    settings["optimizer__learning_rate"] = 0.005
     return run(folder, **{"task": task, "data__source": f"csv:{table}", **settings, **changes})

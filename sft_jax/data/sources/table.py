@@ -86,9 +86,12 @@ def list_table(
     parts = [None if columns.part is None else part_of(row[columns.part]) for row in labelled]
     distinct = without_duplicates(path, list(files.labelled(labels, parts)), notices)
     found = class_names(path, labelling, distinct, label_names, known)
-    place: dict[Label, int] = {name: number for number, name in enumerate(found)}
-    # Files are in the order of their classes, or of their names if they have no single class.
-    distinct.sort(key=lambda file: place[file.label] if labelling == "class" else file.name)
+    if labelling == "class":
+        place: dict[Label, int] = {name: number for number, name in enumerate(found)}
+        distinct.sort(key=lambda file: place[file.label])
+    else:
+        # The order in which a run's record lists them.
+        distinct.sort(key=lambda file: (file.label, file.name))
     return Listing(files.root, path, found, distinct, labelling)
 
 

@@ -64,7 +64,7 @@ def _separated(path: Path, column: str, cells: Sequence[str], notices: list[str]
     else:
         how = f"several of them separated by {'spaces' if separator == ' ' else repr(separator)}"
     empty = sum(not cell for cell in cells)
-    without = f"; {counted(empty)} with an empty cell have none" if empty else ""
+    without = f"; none in the empty cells of {counted(empty)}" if empty else ""
     notices.append(f"{path}: labels in column {column!r}, {how}{without}")
     return [tuple(sorted(set(_pieces(cell, separator)))) for cell in cells]
 
