@@ -73,7 +73,7 @@ class Multilabel(Task):
             for key in keys.values():
                 if kind != settings.loss and settings[key] != KEYS[f"multilabel.{key}"].default:
                     raise UserError(f"config.multilabel.{key} is for multilabel.loss={kind}, not {settings.loss}")
-        for part in ("train", "validation"):
+        for part in ("train", "validation", "test"):
             if not getattr(dataset, part).targets["labels"].any():
                 raise UserError(f"no {part} image has a label; multilabel needs some in every split")
         arguments = {name: settings[key] for name, key in LOSSES[settings.loss][1].items()}

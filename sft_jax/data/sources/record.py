@@ -17,7 +17,7 @@ def record_of(listing: Listing, parts: Parts) -> Record:
     sizes: dict[str, list[dict[str, int]]] = {}
     labels: tuple[Label, ...] | None = None
     if listing.labelling != "class":
-        labels = tuple(sorted({file.label for files in parts.values() for file in files}))  # type: ignore[type-var]
+        labels = tuple(sorted({file.label for files in parts.values() for file in files}))
     for part, files in parts.items():
         by_label: dict[Label, dict[str, int]] = {label: {} for label in labels or listing.class_names}
         for file in files:
