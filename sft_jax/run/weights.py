@@ -6,7 +6,6 @@ from pathlib import Path
 from sft_jax import models
 from sft_jax.models.weights import Weights
 from sft_jax.run.folder import Run
-from sft_jax.run.progress import Progress
 from sft_jax.tasks import task_class
 
 
@@ -26,11 +25,12 @@ def load_run_weights(workdir: Path, which: str = "best") -> Weights:
         for key, array in restored.arrays.items()
         if key.startswith(("params/", "batch_stats/"))
     }
-    names = {f"{models.architecture(config.model.name).head}.{leaf}": leaf for leaf in ("kernel", "bias")}
-    head, learnt = task_class(config).released(
-        {leaf: arrays[name] for name, leaf in names.items()}, Progress.from_json(restored.metadata["progress"]).learnt
-    )
-    arrays |= {name: head[leaf] for name, leaf in names.items()}
+    prefix = f"{models.architecture(config.model.name).head}."
+    head = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    # Early versions did not record what a task has learnt besides the weights.
+    learnt = restored.metadata.get("progress", {}).get("learnt", {})
+    released, learnt = task_class(config).released(head, learnt)
+    arrays |= {prefix + leaf: array for leaf, array in released.items()}
     metadata = {"source": str(workdir), "task": config.task, "learnt": json.dumps(learnt)}
     licence = run.record().get("licence")
     if licence is not None:

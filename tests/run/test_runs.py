@@ -140,7 +140,7 @@ def test_weights_of_a_run(run):
         assert weights.arrays.keys() == {"fc.kernel", "bn1.mean"}
         np.testing.assert_array_equal(weights.arrays["fc.kernel"], np.full((2, 3), factor, np.float32), strict=True)
         assert (weights.arch, weights.class_names) == ("resnet34", ("cat", "dög"))
-        assert weights.metadata == {"source": str(run.folder)}
+        assert weights.metadata == {"source": str(run.folder), "task": "classification", "learnt": "{}"}
 
 
 def test_missing_weights_are_an_error(run, tmp_path):
