@@ -1,4 +1,4 @@
-"""Metadata of a converted file: class names, preprocessing, and the licence of the weights.
+"""Metadata of a converted file: class names, preprocessing, the licence of the weights, and their task.
 
 Preprocessing is stored as JSON under the metadata key `preprocess`:
 {"size": 224, "resize": 256, "interpolation": "bilinear", "fit": "crop", "mean": [r, g, b], "std": [r, g, b]}, plus any
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torchvision
@@ -21,17 +22,22 @@ from convert.fit import Fit
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, catalogue
+from sft_jax.models.weights import Weights
 
 KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 
 
 class Facts(NamedTuple):
-    """Class names, preprocessing and licence, None if unknown; `notices` tell what was guessed."""
+    """Class names, preprocessing and licence, None if unknown; `notices` tell what was guessed.
+
+    `task` is metadata: the name of the task, and what it needs besides the weights, see `Weights`.
+    """
 
     class_names: tuple[str, ...] | None
     preprocess: dict[str, Any] | None
     notices: tuple[str, ...] = ()
     licence: str | None = None
+    task: Mapping[str, str] = MappingProxyType({})
 
 
 def of_weights(arch: str, name: str) -> Facts:
@@ -52,12 +58,17 @@ def _of_transforms(transforms: Any) -> dict[str, Any]:
     }
 
 
-def of_run(class_names: tuple[str, ...], preprocess: Preprocess, licence: str | None) -> Facts:
-    """Returns the metadata of a run, with its preprocessing for evaluation and the licence of what it started from."""
+def of_run(weights: Weights, preprocess: Preprocess) -> Facts:
+    """Returns the metadata of a run's weights, with its preprocessing for evaluation."""
     values = preprocess.to_json() | {"resize": preprocess.resize or preprocess.size}
     # Further fields, such as gray value ranges, only if they are not the default.
     known = {name: value for name, value in values.items() if name in KEYS or value}
-    return Facts(class_names, known, licence=licence)
+    licence = weights.metadata.get("licence")
+    return Facts(weights.class_names, known, licence=licence, task=_task(weights.metadata))
+
+
+def _task(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {name: metadata[name] for name in ("task", "learnt") if name in metadata}
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
@@ -67,14 +78,16 @@ def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -
     except ValueError:
         preprocess = None
     known = isinstance(preprocess, dict) and preprocess.keys() >= set(KEYS)
-    return Facts(class_names, preprocess if known else None, licence=metadata.get("licence"))
+    licence = metadata.get("licence")
+    return Facts(class_names, preprocess if known else None, licence=licence, task=_task(metadata))
 
 
 def filled(known: Facts, other: Facts) -> Facts:
     """Returns `known` with what it lacks from `other`, and the notices of both if anything was taken."""
     names, preprocess = known.class_names or other.class_names, known.preprocess or other.preprocess
     taken = (names, preprocess) != (known.class_names, known.preprocess)
-    return Facts(names, preprocess, known.notices + (other.notices if taken else ()), known.licence or other.licence)
+    notices = known.notices + (other.notices if taken else ())
+    return Facts(names, preprocess, notices, known.licence or other.licence, known.task)
 
 
 def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) -> Facts:
@@ -92,7 +105,8 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
     names = classes.parse(given["classes"]) if "classes" in given else None
     class_names, notices = classes.choose(names, known.class_names, given.get("dataset"), fitted.classes, source)
     preprocess, more = _preprocess(known.preprocess, fitted, given, source)
-    return Facts(class_names, preprocess, (*known.notices, *notices, *more), given.get("licence", known.licence))
+    licence = given.get("licence", known.licence)
+    return Facts(class_names, preprocess, (*known.notices, *notices, *more), licence, known.task)
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:

@@ -81,6 +81,9 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     console.print(f'  model.load_state_dict({loader}("{output}"))')
     if model.facts.class_names:
         console.print(f"classes: {some_of(model.facts.class_names, most=10)}")
+    if model.facts.task.get("learnt", "{}") != "{}":
+        where = "also in its metadata" if output.suffix == ".safetensors" else "not in the file"
+        console.print(f"task {model.facts.task['task']}, {where}: {model.facts.task['learnt']}")
 
 
 def _save(state_dict: dict, metadata: dict[str, str], output: Path) -> None:

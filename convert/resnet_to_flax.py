@@ -1,9 +1,9 @@
 """Converts pretrained weights: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
 The result is one .safetensors file (see `sft_jax.models.weights`). In addition to format, arch and class_names, its
-metadata has num_classes (0 without a head), stem, preprocess and licence (see `facts.py`; absent if unknown), source,
-source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest logit) and
-num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the measurements.
+metadata has num_classes (0 without a head), stem, preprocess, licence, task and learnt (see `facts.py`; absent if
+unknown), source, source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest
+logit) and num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the measurements.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     else:
         known = facts.recorded(checkpoint.class_names, checkpoint.metadata)
         known = known if file is None else facts.filled(known, sidecar.beside(file, arch))
-    class_names, preprocess, notices, licence = facts.completed(known, fitted, own, source)
+    class_names, preprocess, notices, licence, task = facts.completed(known, fitted, own, source)
     if file and published:
         console.print(f"{source} is torchvision's {published} of {arch}")
     for notice in [*checkpoint.notices, *fitted.notices, *notices]:
@@ -136,7 +136,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
-    origin = {"source": source, "source_sha256": digest, "licence": licence}
+    origin = {"source": source, "source_sha256": digest, "licence": licence, **task}
     _save(fitted, comparisons, {**origin, "class_names": class_names, "preprocess": preprocess}, output)
 
     difference = max(comparison.relative for comparison in comparisons)
@@ -169,8 +169,7 @@ def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any],
     }
     if preprocess is not None:
         metadata["preprocess"] = json.dumps(preprocess)
-    if facts["licence"] is not None:
-        metadata["licence"] = facts["licence"]
+    metadata |= {name: facts[name] for name in ("licence", "task", "learnt") if facts.get(name) is not None}
     save_weights(output, Weights(fitted.weights(), fitted.arch, class_names, metadata))
     write_json(
         _certificate(output),

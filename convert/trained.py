@@ -13,7 +13,8 @@ from convert.families import flax_network, reference_of
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.weights import initialise, load_weights
-from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Trained:
     Attributes:
       arch, stem: architecture and stem of the network.
       classes: number of classes.
-      facts: its class names, preprocessing and licence.
+      facts: its class names, preprocessing, licence and task.
       network, arrays: our network.
       state_dict, module: torch's network; the module is in evaluation mode.
     """
@@ -48,7 +49,7 @@ class Trained:
         known = {"class_names": self.facts.class_names, "preprocess": self.facts.preprocess}
         texts = {name: json.dumps(fact) for name, fact in known.items() if fact is not None}
         licence = {} if self.facts.licence is None else {"licence": self.facts.licence}
-        return {"arch": self.arch, "stem": self.stem} | licence | texts
+        return {"arch": self.arch, "stem": self.stem} | dict(self.facts.task) | licence | texts
 
 
 def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Trained:
@@ -61,9 +62,8 @@ def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Tr
     """
     if workdir is not None:
         weights, config = load_run_weights(workdir), Run(workdir).config()
-        assert weights.class_names is not None, "a run records its classes"
         preprocess = Preprocess.of_metadata(weights.metadata, Preprocess.of_config(config.data))
-        stem, facts = config.model.stem, of_run(weights.class_names, preprocess, weights.metadata.get("licence"))
+        stem, facts = config.model.stem, of_run(weights, preprocess)
     else:
         assert file is not None
         weights = load_weights(file)

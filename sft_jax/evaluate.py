@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.devices import Devices
+    from sft_jax.tasks import Task
 
 EXAMPLE = """example:
   python -m sft_jax.evaluate --workdir runs/cifar10 --split validation
@@ -79,28 +80,25 @@ def main() -> None:
     keep_compiled_programs()
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
-    from sft_jax.tasks import task_class
-    from sft_jax.tasks.classification import Classification
 
     console, split = Console(), args.split or "test"
     if args.data is None:
-        results, file = evaluate(Run(args.workdir), split, args.checkpoint, overrides, console)
+        results, task, file = evaluate(Run(args.workdir), split, args.checkpoint, overrides, console)
         what = f"{args.checkpoint} checkpoint of {args.workdir}, {split}"
     else:
-        results, file = evaluate_others(args, overrides, console)
+        results, task, file = evaluate_others(args, overrides, console)
         name = args.weights or f"{args.checkpoint} checkpoint of {args.workdir}"
         what = f"{name} on {args.data}{f', {args.split}' if args.split else ''}"
     if args.json:
         print(json.dumps(results))
         return
-    task = task_class(Run(args.workdir).config()) if args.workdir else Classification
     console.line(f"{what}: {task.details(results)}")
     console.line(f"all metrics, also per class: {file}")
 
 
 def evaluate(
     run: "Run", split: str, checkpoint: str, overrides: Overrides, console: "Console"
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], "Task", Path]:
     """Evaluates a checkpoint of `run`.
 
     Args:
@@ -111,7 +109,7 @@ def evaluate(
       console: shows a progress bar.
 
     Returns:
-      the metrics under the names of results.json, and the file they were written to.
+      the metrics under the names of results.json, the task, and the file they were written to.
 
     Raises:
       UserError: the run, checkpoint or split does not exist, the data differ from the run's, or writing fails.
@@ -143,7 +141,8 @@ def evaluate(
             f"the classes of {config.data.source} differ from those of {run.folder}; "
             f"set --config.data.source to the data of the run"
         )
-    experiment = Experiment(config, dataset, devices)
+    learnt = Progress.from_json(restored.metadata["progress"]).learnt
+    experiment = Experiment(config, dataset, devices).as_learnt(learnt)
     with console.progress(f"{checkpoint} on {split}", 1) as bar:
         figures = experiment.test(
             *experiment.weights(restored.arrays), getattr(dataset, split if split in SPLITS else "test"), bar.set
@@ -152,10 +151,12 @@ def evaluate(
     results = figures | Progress.from_json(latest.metadata["progress"]).outcome(experiment.task, experiment.monitor)
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"
     write_json(file, results)
-    return results, file
+    return results, experiment.task, file
 
 
-def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Console") -> tuple[dict[str, Any], Path]:
+def evaluate_others(
+    args: argparse.Namespace, overrides: Overrides, console: "Console"
+) -> tuple[dict[str, Any], "Task", Path]:
     """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
     from sft_jax.config import complete, default_config, flatten
     from sft_jax.config.recipe import parse_value
@@ -167,7 +168,7 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     from sft_jax.run.folder import Run
     from sft_jax.run.progress import Progress
     from sft_jax.runtime.files import write_json
-    from sft_jax.tasks import monitor_of, task_class
+    from sft_jax.tasks import monitor_of
 
     _check_keys(overrides, OTHER_KEYS)
     run = None if args.workdir is None else Run(args.workdir)
@@ -176,7 +177,14 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
     keys = dict.fromkeys(OTHER_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
     notices: list[str] = []
-    images = load_everything(config.data, classifier.class_names, args.split, notices, classifier.preprocess.square)
+    images = load_everything(
+        config.data,
+        classifier.class_names,
+        args.split,
+        notices,
+        classifier.preprocess.square,
+        classifier.task.labelling,
+    )
     record = run.dataset_record() if run else None
     if record is not None and images.record is not None:
         for names in trained_among(record, images.record).values():
@@ -189,10 +197,10 @@ def evaluate_others(args: argparse.Namespace, overrides: Overrides, console: "Co
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
     else:
         progress = Progress.from_json(run.restored("latest").metadata["progress"])
-        results |= progress.outcome(task_class(config), monitor_of(config))
+        results |= progress.outcome(classifier.task, monitor_of(config))
         file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
     write_json(file, results)
-    return results, file
+    return results, classifier.task, file
 
 
 def _tell(notices: Iterable[str]) -> None:

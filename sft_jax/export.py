@@ -97,6 +97,8 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         "preprocess": preprocess.to_json(),
         "precision": classifier.precision,
         "licence": classifier.licence,
+        "task": classifier.task_name,
+        "learnt": classifier.learnt,
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
     with written_whole(output) as temporary:

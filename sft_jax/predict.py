@@ -1,4 +1,4 @@
-"""Classifies images: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
+"""Predicts what images show: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from sft_jax.inference.predictor import Classifier
+    from sft_jax.tasks.decoding import Decoder
 
 EXAMPLE = """example:
   python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/ --top 3
@@ -29,14 +30,16 @@ Reads JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and all other formats of Pillow, and
 orientation is applied. Unreadable files are reported on standard error and skipped; the exit code is then 2.
 """
 PIPE_WIDTH = 10_000
-HEADS = ("picture", "class", "sure", "next")
+PICTURE = "picture"
 
 Answer = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
-    parser = make_parser("python -m sft_jax.predict", "Classifies images with a trained network.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.predict", "Predicts classes, labels or a number of images with a trained network.", EXAMPLE
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export, instead of a run")
@@ -46,14 +49,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=int, metavar="N", help="classes per image (default: 5), or labels of --json (default: all)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per line")
     form.add_argument(
         "--output",
         type=Path,
         metavar="FILE.csv",
-        help="write a table with columns file, label, probability, label_2, probability_2, ...",
+        help="write a table with columns file, label, probability, label_2, probability_2, ...; for several labels per "
+        "image file, labels and the probability of each label; for a number file, value",
     )
     parser.add_argument(
         "--max-pixels",
@@ -65,9 +71,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Classifies images and prints the predictions batch by batch."""
+    """Predicts images and prints the predictions batch by batch."""
     args = parse(sys.argv[1:])
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
     if args.output is not None and args.output.suffix != ".csv":
         raise UserError(f"--output {args.output} must end in .csv")
@@ -79,7 +85,7 @@ def main() -> None:
     from sft_jax.inference.predictor import load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
-    classifier.check_classes()
+    classifier.decoder.check(args.top)
     problems: list[str] = []
 
     def tell(problem: str) -> None:
@@ -90,10 +96,10 @@ def main() -> None:
     paths = files(args.images, tell)
     with contextlib.ExitStack() as opened, FileWarnings() as warned:
         if args.output is not None:
-            table = CsvTable(args.output, min(args.top, len(classifier.class_names)))
+            table = CsvTable(args.output, classifier.decoder, args.top)
             show = opened.enter_context(contextlib.closing(table)).show
         else:
-            show = print_json if args.json else Table().show
+            show = print_json if args.json else Table(classifier.decoder).show
         for answers in predictions(classifier, paths, args.top, tell, args.max_pixels or MAX_PIXELS):
             show(answers)
             answered += len(answers)
@@ -102,11 +108,11 @@ def main() -> None:
     if args.output is not None:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
-        raise UserError(f"unreadable inputs: {len(problems)}, see above; images classified: {answered}")
+        raise UserError(f"unreadable inputs: {len(problems)}, see above; images answered: {answered}")
 
 
 def predictions(
-    classifier: "Classifier", paths: Iterable[Path], top: int, tell: Callable[[str], None], max_pixels: int
+    classifier: "Classifier", paths: Iterable[Path], top: int | None, tell: Callable[[str], None], max_pixels: int
 ) -> Iterator[list[Answer]]:
     """Yields the predictions of each batch, as printed by `--json`; calls `tell` with a line per unreadable image."""
     from sft_jax.data.images.named import decoded
@@ -114,17 +120,8 @@ def predictions(
 
     readable = decoded(paths, functools.partial(classifier.preprocess.read, max_pixels=max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):
-        ranked = classifier.ranked(classifier.square_logits([square for _, square in block]), top)
-        labels, probabilities = (values.tolist() for values in ranked)
-        yield [
-            {
-                "file": str(path),
-                "label": names[0],
-                "probability": chances[0],
-                "top": [list(pair) for pair in zip(names, chances, strict=True)],
-            }
-            for (path, _), names, chances in zip(block, labels, probabilities, strict=True)
-        ]
+        answers = classifier.decoder.answers(classifier.square_logits([square for _, square in block]), top)
+        yield [{"file": str(path)} | answer for (path, _), answer in zip(block, answers, strict=True)]
 
 
 def print_json(answers: Iterable[Answer]) -> None:
@@ -135,21 +132,21 @@ def print_json(answers: Iterable[Answer]) -> None:
 
 
 class CsvTable:
-    """A new CSV file with one row per image and `top` classes. Raises UserError if it cannot be written."""
+    """A new CSV file with one row per image, for `--top`. Raises UserError if it cannot be written."""
 
-    def __init__(self, path: Path, top: int) -> None:
-        self._path = path
-        heads = [f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability")]
+    def __init__(self, path: Path, decoder: "Decoder", top: int | None) -> None:
+        self._path, self._cells = path, decoder.cells
+        columns = decoder.columns(top)
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             # File names that are not valid UTF-8 are preserved.
             self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
-        self._add([["file", "label", "probability", *heads[2:]]])
+        self._add([["file", *columns]])
 
     def show(self, answers: Iterable[Answer]) -> None:
         """Adds rows."""
-        self._add([answer["file"], *itertools.chain(*answer["top"])] for answer in answers)
+        self._add([answer["file"], *self._cells(answer)] for answer in answers)
 
     def close(self) -> None:
         """Closes the file."""
@@ -171,8 +168,10 @@ class CsvTable:
 class Table:
     """A table printed batch by batch; its header is printed once, and its columns never get narrower."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: "Decoder") -> None:
         from rich.console import Console
+
+        self._decoder, self._heads = decoder, (PICTURE, *decoder.heads)
 
         self._console = Console(markup=False, emoji=False, highlight=False)
         if not self._console.is_terminal:
@@ -184,20 +183,17 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        rows = [_row(answer) for answer in answers]
+        rows = [(_printable(answer["file"]), *self._decoder.row(answer)) for answer in answers]
         table = RichTable(box=None, show_header=not self._widths, pad_edge=False)
-        for column, head in enumerate(HEADS):
+        for column, head in enumerate(self._heads):
             self._widths[head] = max(len(head), self._widths.get(head, 0), *(len(row[column]) for row in rows))
-            room = min(self._widths[head], self._console.width // len(HEADS))
-            table.add_column(head, justify="right" if head == "sure" else "left", overflow="fold", min_width=room)
+            room = min(self._widths[head], self._console.width // len(self._heads))
+            table.add_column(
+                head, justify="right" if head in self._decoder.right else "left", overflow="fold", min_width=room
+            )
         for row in rows:
             table.add_row(*map(Text, row))  # Text, because a file name may look like markup, e.g. [red]
         self._console.print(table)
-
-
-def _row(answer: Answer) -> tuple[str, ...]:
-    following = ", ".join(f"{label} {probability:.1%}" for label, probability in answer["top"][1:])
-    return _printable(answer["file"]), answer["label"], f"{answer['probability']:.1%}", following
 
 
 def _printable(name: str) -> str:

@@ -11,14 +11,14 @@ from sft_jax.run.progress import Progress
 NAMES = ("ant", "bee", "cat", "dög", "eel", "fox")
 
 
-def make_run(folder, seed=0, preprocess=None, **changes):
+def make_run(folder, seed=0, preprocess=None, names=NAMES, learnt=None, **changes):
     """Makes a run of the network "tiny", or of `model__name`, whose batch statistics differ from their initial values.
 
-    The preprocessing of its images is recorded as `preprocess`, if given.
+    The preprocessing of its images is recorded as `preprocess`, if given, and `learnt` as what its task needs.
     """
     values = {"model.name": "tiny", "data.size": 16, "data.mean": (0.4, 0.5, 0.6), "data.std": (0.2, 0.3, 0.25)}
     config = complete(values | {key.replace("__", "."): value for key, value in changes.items()})
-    network = models.Network.abstract(models.builder(config.model, len(NAMES)))
+    network = models.Network.abstract(models.builder(config.model, len(names)))
     generator = np.random.default_rng(seed)
     parts = {"params": network.params, "batch_stats": network.batch_stats}
     arrays = {
@@ -28,7 +28,7 @@ def make_run(folder, seed=0, preprocess=None, **changes):
     }
     run = Run(folder)
     run.write_config(config, licence="CC-BY-NC-4.0")
-    metadata = {"class_names": list(NAMES), "progress": Progress().to_json()}
+    metadata = {"class_names": list(names), "progress": Progress(learnt=learnt or {}).to_json()}
     if preprocess is not None:
         metadata["preprocess"] = preprocess.to_json()
     for name in ("latest", "best"):

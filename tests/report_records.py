@@ -8,7 +8,7 @@ import numpy as np
 from sft_jax.config import complete
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.report.records import Records, Scored
-from sft_jax.tasks.classification import eval_sums, summarize
+from sft_jax.tasks.classification_sums import eval_sums, summarize
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 

@@ -17,7 +17,7 @@ from sft_jax.errors import run_command
 from sft_jax.evaluate import main
 from sft_jax.inference.scoring import file_name
 from sft_jax.models.weights import save_weights
-from sft_jax.run.folder import load_run_weights
+from sft_jax.run.weights import load_run_weights
 
 SIZE = 16
 

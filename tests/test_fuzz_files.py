@@ -23,7 +23,8 @@ from sft_jax.models.architecture import Builder
 from sft_jax.models.resnet import BasicBlock, Variant, architecture
 from sft_jax.models.weights import FORMAT, Weights, load_weights, save_weights
 from sft_jax.run.checkpoints import Checkpoints
-from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
 
 ARRAYS = {
     "conv1.kernel": np.sqrt(np.arange(27, dtype=np.float32)).reshape(3, 3, 1, 3),

@@ -100,7 +100,7 @@ def test_broken_images_among_several_batches_are_named(tmp_path, call):
     assert f"{tmp_path}/none.png cannot be read: No such file or directory" in lines
     assert "http://host/a.png is a URL; download it and pass the file" in lines
     assert f"{tmp_path}/folder/030.png cannot be read: not an image, or damaged" in lines
-    assert lines[-1] == f"error: unreadable inputs: 5, see above; images classified: {len(left)}"
+    assert lines[-1] == f"error: unreadable inputs: 5, see above; images answered: {len(left)}"
     alone = answers(call("--json", tmp_path / "folder" / "036.png")[1])[0]
     assert alone["label"] == predictions[-1]["label"]
     np.testing.assert_allclose(alone["probability"], predictions[-1]["probability"], rtol=1e-4)
@@ -162,7 +162,7 @@ def test_other_files_of_a_folder_are_named_with_exit_code_2(tmp_path, call):
     assert complaints.splitlines() == [
         f"{tmp_path}: 3 files skipped, not readable as images: 2 .heic (e.g. {tmp_path}/b.HEIC; "
         f"pip install pillow-heif), 1 .txt (e.g. {tmp_path}/notes.txt)",
-        "error: unreadable inputs: 1, see above; images classified: 1",
+        "error: unreadable inputs: 1, see above; images answered: 1",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A second task, regression of the label: a complete example of what a task needs, named in CONTRIBUTING.md."""
+"""Another task, the distance to the label: a complete example of what a task needs, named in CONTRIBUTING.md."""
 
 import dataclasses
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression(Task):
+class Toy(Task):
     targets = ("label",)
     monitors = {  # noqa: RUF012  # never changed
         "val_mae": Monitor("val_mae", "mean absolute error", lower_is_better=True, percent=False),

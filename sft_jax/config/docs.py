@@ -27,6 +27,8 @@ TITLES = {
     "data": "Data and augmentation",
     "finetune": "Fine-tuning",
     "regularization": "Regularization",
+    "multilabel": "Several labels per image",
+    "regression": "Regression",
     "evaluation": "Evaluation",
     "optimizer": "Optimizer",
     "logging": "Logging",

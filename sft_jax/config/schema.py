@@ -67,6 +67,11 @@ def _one_of(*names: str) -> dict[str, Any]:
 
 _POSITIVE: dict[str, Any] = {"check": lambda value: value is None or 0 < value < math.inf, "rule": "greater than 0"}
 _NOT_NEGATIVE: dict[str, Any] = {"check": lambda value: 0 <= value < math.inf, "rule": "0 or more"}
+_EXPONENT: dict[str, Any] = {
+    # The gradient of other powers is infinite at 0.
+    "check": lambda value: value == 0 or 1 <= value < math.inf,
+    "rule": "0, or 1 or more",
+}
 _FRACTION: dict[str, Any] = {"check": lambda value: 0 <= value < 1, "rule": "at least 0 and less than 1"}
 _PROBABILITY: dict[str, Any] = {"check": lambda value: 0 <= value <= 1, "rule": "from 0 to 1"}
 _RGB: dict[str, Any] = {
@@ -99,13 +104,19 @@ KEYS: dict[str, Key] = {
     "save_minutes": Key(
         10.0, float, "Minutes between checkpoints within an epoch; one is always saved at its end.", **_POSITIVE
     ),
-    "task": Key("classification", str, "What to learn; sft_jax/tasks has a file for each task."),
+    "task": Key(
+        "classification",
+        str,
+        "What to learn: classification (one class per image), multilabel (any number of labels) or regression (a "
+        "number).",
+    ),
     "monitor": Key(
         None,
         str,
         "Metric that selects the best epoch, drives regularization.early_stopping and ranks the trials of a search; "
         "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
-        "val_loss, which is minimised.",
+        "val_loss; multilabel val_map (its own), val_macro_f1 and val_loss; regression val_mae (its own), val_rmse, "
+        "val_r2 and val_loss. Losses and errors are minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
@@ -197,7 +208,11 @@ KEYS: dict[str, Key] = {
         None, str, "Image feature of a tfds dataset, or image column of a CSV file; none: guessed.", optional=True
     ),
     "data.label_key": Key(
-        None, str, "Label feature of a tfds dataset, or label column of a CSV file; none: guessed.", optional=True
+        None,
+        str,
+        "Label feature of a tfds dataset, or label column of a CSV file; for multilabel also several columns of 0 and "
+        "1, separated by semicolons, or * for all that are left; none: guessed.",
+        optional=True,
     ),
     "data.part_key": Key(
         None,
@@ -376,6 +391,34 @@ KEYS: dict[str, Key] = {
         "finetune.method and data.size_schedule count, so that it is always reached.",
         optional=True,
         **_POSITIVE,
+    ),
+    "multilabel.loss": Key(
+        "bce",
+        str,
+        "Loss of task=multilabel, averaged over labels. bce: binary cross-entropy; focal (arXiv:1708.02002), as "
+        "torchvision's sigmoid_focal_loss; asymmetric: ASL (arXiv:2009.14119).",
+        **_one_of("bce", "focal", "asymmetric"),
+    ),
+    "multilabel.focal_gamma": Key(2.0, float, "Exponent of the focal loss.", **_EXPONENT),
+    "multilabel.focal_alpha": Key(
+        0.25,
+        float,
+        "Weight of an image's own labels in the focal loss, that of the others being 1 minus this; none: unweighted.",
+        check=lambda value: value is None or 0 < value < 1,
+        rule="greater than 0 and less than 1",
+        optional=True,
+    ),
+    "multilabel.gamma_positive": Key(1.0, float, "ASL's exponent for an image's own labels.", **_EXPONENT),
+    "multilabel.gamma_negative": Key(4.0, float, "ASL's exponent for all other labels.", **_EXPONENT),
+    "multilabel.clip": Key(
+        0.05, float, "ASL's margin: less probable labels that an image does not have cost nothing.", **_FRACTION
+    ),
+    "regression.loss": Key(
+        "squared",
+        str,
+        "Loss of task=regression, of errors divided by the standard deviation of the training images' numbers: "
+        "squared, absolute, or huber (squared up to 1).",
+        **_one_of("squared", "absolute", "huber"),
     ),
     "evaluation.flips": Key(
         False, bool, "Flip test-time augmentation: also report test results with the logits of mirror images added."

@@ -148,6 +148,11 @@ class StreamedSplit:
         return StreamedSplit(self.decode, self.rows[rows], _rows(self.targets, rows), _taken(self.names, rows))
 
 
+def with_targets(split: Split, targets: Batch) -> Split:
+    """Returns a split with other targets."""
+    return dataclasses.replace(split, targets=targets)  # type: ignore[type-var]  # every split is a dataclass
+
+
 def _rows(arrays: Batch, rows: np.ndarray) -> Batch:
     return {name: array[rows] for name, array in arrays.items()}
 

@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from sft_jax import data
 from sft_jax.data.dataset import ArraySplit, Batch, Dataset, Split
 from sft_jax.data.images.reading import Reading
-from sft_jax.data.sources.load import kind_of
+from sft_jax.data.sources.labelling import numbered
+from sft_jax.data.sources.load import check_labelling, kind_of
 from sft_jax.errors import UserError
 from sft_jax.run.console import Console
+from sft_jax.tasks import task_class
 from sft_jax.training.start import read_dataset
 
 # Images in the splits of well-known datasets.
@@ -34,7 +36,7 @@ class _StreamedShapes:
         return self.targets["label"]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.targets.values())))
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
         for rows in order:
@@ -51,7 +53,7 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
     It is read only if it is on this machine.
 
     Raises:
-      UserError: the dataset is unknown, or is one of files that are not here.
+      UserError: the dataset is unknown, has not the task's labels, or is one of files that are not here.
     """
     if _is_here(config):
         dataset = read_dataset(config, console)
@@ -60,7 +62,10 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
         )
         where = f"{config.data.source}, which is on this machine"
         return Dataset(train, validation, test, dataset.class_names), where
-    return _assumed_tfds(config)
+    labelling = task_class(config).labelling
+    check_labelling(config.data, labelling)
+    dataset, described = _assumed_tfds(config)
+    return (numbered(dataset, config.data.source) if labelling == "number" else dataset), described
 
 
 def _is_here(config: ConfigDict) -> bool:

@@ -85,7 +85,8 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
         shape = dataset.train.images.shape[1:]
     count = STEPS * config.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
-    split = ArraySplit.of_images(images, np.arange(count, dtype=np.int32) % len(dataset.class_names))
+    rows = np.arange(count) % len(dataset.train)
+    split = ArraySplit({"image": images}, {name: target[rows] for name, target in dataset.train.targets.items()})
     return Dataset(split, split, split, dataset.class_names)
 
 

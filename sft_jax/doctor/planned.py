@@ -26,9 +26,7 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     dataset = read_dataset(config, console)
     experiment = Experiment(config, dataset, devices)
-    params, batch_stats, start = initial_weights(
-        config, experiment.build, experiment.network, load_init(config), dataset.class_names
-    )
+    params, batch_stats, start = initial_weights(experiment, load_init(config))
     console.line("")
     for line in plan_lines(experiment, start):
         report.plan.append(line)

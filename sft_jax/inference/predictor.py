@@ -1,9 +1,9 @@
-"""Loads a trained classifier from a run, a converted file or an export: `sft_jax.load("runs/cifar10")`."""
+"""Loads a trained network from a run, a converted file or an export: `sft_jax.load("runs/cifar10")`."""
 
 import concurrent.futures
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,24 @@ from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.models.weights import Weights, initialise, load_weights
-from sft_jax.run.folder import Run, load_run_weights
-from sft_jax.tasks import task_class
-from sft_jax.tasks.classification import Classification
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
+from sft_jax.tasks import Task, task_named
 
 # Images per call of the network: enough to use all cores.
 BATCH = 32
 
 
 class Classifier:
-    """A network with its preprocessing and class names.
+    """A network with its preprocessing, its task and the names of its outputs.
 
     Attributes:
-      program: normalised float32 [n, size, size, 3] -> logits [n, classes]; compiled and pure.
+      program: normalised float32 [n, size, size, 3] -> outputs [n, outputs], logits of classes; compiled and pure.
       preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
-      class_names: class names of the outputs.
+      class_names: names of the outputs: of classes, of labels, or of the number.
+      task_name, learnt: the task, and what it needs besides the weights, see `Task.of_network`.
+      task: the task.
+      decoder: makes its predictions.
       precision: a key of `PRECISIONS`: dtype of activations, and how products are computed.
       licence: of the weights that training started from; None if unknown.
     """
@@ -48,11 +51,16 @@ class Classifier:
         preprocess: Preprocess,
         class_names: Sequence[str],
         *,
+        task: str = "classification",
+        learnt: Mapping[str, Any] | None = None,
         precision: str = "float32",
         licence: str | None = None,
         model: Callable[[], nnx.Module] | None = None,
     ):
         self.program, self.preprocess, self.class_names = program, preprocess, tuple(class_names)
+        self.task_name, self.learnt = task, dict(learnt or {})
+        self.task: Task = task_named(task).of_network(self.class_names, self.learnt)
+        self.decoder = self.task.decoder()
         self.precision, self.licence = precision, licence
         self._inputs = jax.jit(preprocess.on_device)
         self._make_model = model
@@ -70,7 +78,7 @@ class Classifier:
         return self._make_model()
 
     def logits(self, images: Any) -> np.ndarray:
-        """Computes the logits of images, float32 [n, classes].
+        """Computes the outputs for images, logits or numbers, float32 [n, outputs].
 
         Args:
           images: paths, Pillow images or arrays, one or a list of them; an array may also be [n, height, width, 3].
@@ -106,38 +114,24 @@ class Classifier:
         except UNREADABLE as error:
             raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
-    def predict(self, images: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the most probable classes of images, in descending order.
+    def predict(self, images: Any, top: int | None = None) -> Any:
+        """Predicts what the network has learnt to say of images.
 
         Args:
           images: see `logits`.
-          top: number of classes per image, limited to the number of classes.
+          top: of classes, how many per image, limited to their number; None for 5. Other tasks have none.
 
         Returns:
-          class names [n, top] and probabilities, float32 [n, top].
+          of classes: their names [n, top] and probabilities, float32 [n, top], the most probable first; of several
+          labels per image: lists of those over their thresholds, the most probable first, and the probabilities of all
+          labels, float32 [n, labels]; of a number: float32 [n].
 
         Raises:
-          TypeError, ValueError, UserError: as for `logits`; also ValueError if `top` is less than 1 and UserError if
-            there is only one class.
+          TypeError, ValueError, UserError: as for `logits`; also ValueError if `top` is less than 1 or has no meaning,
+            and UserError if there is only one class.
         """
-        self.check_classes()
-        return self.ranked(self.logits(images), top)
-
-    def ranked(self, logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `predict` for logits [n, classes]. Ties are in the order of the classes."""
-        if top < 1:
-            raise ValueError(f"top={top} must be 1 or more")
-        order = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
-        probabilities = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), order, -1)
-        return np.array(self.class_names)[order], probabilities
-
-    def check_classes(self) -> None:
-        """Raises UserError if the network has a single output, whose softmax is 1 for any image."""
-        if len(self.class_names) == 1:
-            raise UserError(
-                "the network has a single output, which cannot be ranked as classes; use sigmoid of `logits` as its "
-                "probability, or convert it to two outputs, 0 and that logit, for predictions with class names"
-            )
+        self.decoder.check(None)
+        return self.decoder.predict(self.logits(images), top)
 
     def _run(self, inputs: jax.Array) -> np.ndarray:
         """Runs the network on at most `BATCH` inputs, padded to a compiled batch size."""
@@ -150,7 +144,7 @@ class Classifier:
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
-    """Loads a trained classifier.
+    """Loads a trained network.
 
     Args:
       path: the folder of a run, a converted file (.safetensors), or an export (.stablehlo, .jax).
@@ -164,8 +158,6 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         raise UserError(f"{path} does not exist; give a run, a converted file or an export")
     if path.is_dir():
         config = Run(path).config()
-        if task_class(config) is not Classification:
-            raise UserError(f"{path} learnt task={config.task}; only classification can predict and be exported so far")
         check_evaluable(config, checkpoint)
         weights, otherwise = load_run_weights(path, checkpoint), Preprocess.of_config(config.data)
         return _of_weights(weights, config.model, config.precision, otherwise, str(path))
@@ -201,14 +193,18 @@ def load_export(path: Path) -> Classifier:
         # Early exports do not say it.
         precision=metadata.get("precision", "float32"),
         licence=metadata.get("licence"),
+        task=metadata.get("task", "classification"),
+        learnt=metadata.get("learnt"),
     )
 
 
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
     """Makes the classifier of `weights`; `otherwise` is the preprocessing if they do not specify it."""
-    classes = len(weights.class_names or ()) or weights.outputs or 1000
+    # Users' own files may lack class names.
+    names = weights.class_names or [str(label) for label in range(weights.outputs or 1000)]
+    task = task_named(weights.task).of_network(names, weights.learnt)
     preprocess = Preprocess.of_metadata(weights.metadata, otherwise)
-    network = models.Network.abstract(models.builder(config, classes, size=preprocess.size, precision=precision))
+    network = models.Network.abstract(models.builder(config, task.outputs, size=preprocess.size, precision=precision))
     arrays, resampled = network.architecture.for_size(weights.arrays, preprocess.size)
     if resampled:
         warnings.warn(f"weights of {source}{resampled}", stacklevel=3)
@@ -221,9 +217,10 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
     return Classifier(
         lambda inputs: run(params, batch_stats, inputs),
         preprocess,
-        # Users' own files may lack class names.
-        weights.class_names or [str(label) for label in range(classes)],
+        names,
         precision=precision,
         licence=weights.metadata.get("licence"),
+        task=weights.task,
+        learnt=weights.learnt,
         model=lambda: network.bind(params, batch_stats),
     )

@@ -9,20 +9,47 @@ from typing import Any
 import jax
 import numpy as np
 
+from sft_jax.data.dataset import Batch
 from sft_jax.data.images.named import decoded
 from sft_jax.data.sampling import eval_order
 from sft_jax.data.sources.everything import Everything
 from sft_jax.data.sources.listing import NAMED
 from sft_jax.errors import UserError
 from sft_jax.inference.predictor import BATCH, Classifier
-from sft_jax.tasks.classification import Classification, EvalSums, eval_sums
+from sft_jax.tasks import Task
+from sft_jax.tasks.base import Kept
 
-# Images whose logits are summed at a time.
+# Images whose outputs are added at a time.
 CHUNK = 4096
 # File names are limited to 255 bytes.
 LONGEST_NAME = 150
 
-Scored = tuple[list[np.ndarray], np.ndarray]
+Scored = tuple[list[np.ndarray], Batch]
+
+
+class _Total:
+    """The metrics of a task over images that are added in parts."""
+
+    def __init__(self, task: Task):
+        self._task, self._compiled = task, jax.jit(task.sums)
+        self._parts: list[tuple[np.ndarray, Batch]] = []
+        self._sums: Any = None
+
+    def add(self, outputs: np.ndarray, targets: Batch) -> None:
+        """Adds images: the network's outputs [n, ...] and their targets."""
+        if self._task.keeps_outputs:
+            self._parts.append((outputs, targets))
+            return
+        sums = jax.device_get(self._compiled(outputs, targets, np.ones(len(outputs), bool)))
+        sums = jax.tree.map(lambda leaf: leaf if np.issubdtype(leaf.dtype, np.integer) else leaf.astype(float), sums)
+        self._sums = sums if self._sums is None else jax.tree.map(np.add, self._sums, sums)
+
+    def figures(self) -> dict[str, Any]:
+        """Returns `Task.summarize` of all images."""
+        if not self._task.keeps_outputs:
+            return self._task.summarize(self._sums)
+        outputs = np.concatenate([part for part, _ in self._parts])
+        return self._task.summarize(Kept(len(outputs), outputs, _joined([targets for _, targets in self._parts])))
 
 
 def score(
@@ -33,35 +60,32 @@ def score(
     Args:
       classifier: the network and its preprocessing, which is the same as in `predict`.
       images: images with labels.
-      flips: whether to report accuracy also with the logits of the mirror images added.
+      flips: whether to report the task's main metric also with the outputs of the mirror images added.
       after: called with the number of images done and the total.
 
     Raises:
       UserError: images cannot be read.
     """
-    totals: dict[bool, EvalSums] = {}
+    task = classifier.task
+    totals = [_Total(task) for _ in range(1 + flips)]
     done = 0
     blocks = _files(classifier, images, flips) if images.paths else _arrays(classifier, images, flips)
-    for logits, labels in _chunks(blocks):
-        for mirrored in (False, True)[: 1 + flips]:
-            mean = np.mean(logits[: 1 + mirrored], axis=0)
-            arguments = (mean, labels, np.ones(len(labels), bool))
-            sums = jax.device_get(jax.jit(eval_sums)(*arguments))
-            sums = sums._replace(loss=sums.loss.astype(np.float64), calibration=sums.calibration.astype(np.float64))
-            totals[mirrored] = jax.tree.map(np.add, totals[mirrored], sums) if mirrored in totals else sums
-        done += len(labels)
+    for outputs, targets in _chunks(blocks):
+        for mirrored, total in enumerate(totals):
+            total.add(np.mean(outputs[: 1 + mirrored], axis=0), targets)
+        done += len(outputs[0])
         after(done, len(images))
-    task = Classification(tuple(classifier.class_names))
-    results = task.results(task.summarize(totals[False]))
+    results = task.results(totals[0].figures())
     if flips:
-        results["test_accuracy_flips"] = task.summarize(totals[True])["accuracy"]
+        figure = task.main().figure
+        results[f"test_{figure}_flips"] = totals[1].figures()[figure]
     return results
 
 
 def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
-    """Yields, for at most `BATCH` images at a time, their logits, those of their mirror images, and their labels."""
+    """Yields, for at most `BATCH` images at a time, their outputs, those of their mirror images, and their targets."""
     problems: list[str] = []
-    label = dict(zip(images.paths, images.labels, strict=True))
+    place = {path: row for row, path in enumerate(images.paths)}
     readable = decoded(images.paths, classifier.preprocess.read, problems.append)
     while block := list(itertools.islice(readable, BATCH)):
         if problems:
@@ -69,26 +93,32 @@ def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[
         views = [[picture for _, picture in block]]
         if flips:
             views.append([picture[:, ::-1] for picture in views[0]])
-        labels = np.array([label[path] for path, _ in block], np.int32)
-        yield [classifier.square_logits(view) for view in views], labels
+        rows = [place[path] for path, _ in block]
+        targets = {name: values[rows] for name, values in images.targets.items()}
+        yield [classifier.square_logits(view) for view in views], targets
     if problems:
         more = " and perhaps more" if len(problems) > NAMED else ""
         raise UserError(f"{'; '.join(problems[:NAMED])}{more}; repair or remove unreadable files")
 
 
 def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
-    for split, positions in images.splits:
+    for split in images.splits:
         order, mask = eval_order(len(split), BATCH)
         for batch, counted in zip(split.batches(order), mask, strict=True):
-            block, labels = batch["image"][counted], batch["label"][counted]
+            block = batch["image"][counted]
             views = [block, block[:, :, ::-1]] if flips else [block]
-            yield [classifier.square_logits(list(view)) for view in views], positions[labels]
+            targets = {name: batch[name][counted] for name in split.targets}
+            yield [classifier.square_logits(list(view)) for view in views], targets
 
 
 def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:
     while chunk := list(itertools.islice(blocks, CHUNK // BATCH)):
-        views = zip(*(logits for logits, _ in chunk), strict=True)
-        yield [np.concatenate(view) for view in views], np.concatenate([labels for _, labels in chunk])
+        views = zip(*(outputs for outputs, _ in chunk), strict=True)
+        yield [np.concatenate(view) for view in views], _joined([targets for _, targets in chunk])
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def file_name(source: str, split: str | None) -> str:

@@ -48,6 +48,16 @@ class Weights:
         return "imagenet" if known is None else known.stem_of(self.arrays)
 
     @property
+    def task(self) -> str:
+        """What the network learnt, as `config.task`; classification if it was not recorded."""
+        return self.metadata.get("task", "classification")
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What predictions need besides the weights, see `Task.released`."""
+        return json.loads(self.metadata.get("learnt", "{}"))
+
+    @property
     def outputs(self) -> int | None:
         """Number of outputs of the head; None if there is no head."""
         known = ARCHITECTURES.get(self.arch)

@@ -69,6 +69,7 @@ def line_chart(
     drawn = {
         label: [(epoch, value if _finite(value) else None) for epoch, value in points]
         for label, points in series.items()
+        if any(_finite(value) for _, value in points)
     }
     values = [value for points in drawn.values() for _, value in points if value is not None]
     if not values:

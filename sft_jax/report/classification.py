@@ -10,6 +10,7 @@ from sft_jax.report.pictures import data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import percent
 from sft_jax.tasks import statistics
+from sft_jax.tasks.classification import Classification
 
 # With more classes, the table starts with the worst ones.
 TABLE_CLASSES = 25
@@ -27,6 +28,17 @@ class Picture(NamedTuple):
     predicted: str
     confidence: float
     file: str = ""
+
+    @property
+    def note(self) -> str:
+        """The confidence, for the caption."""
+        return percent(self.confidence, 0)
+
+
+def page(records: Records, task: Classification, scored: Scored, on_validation: Scored) -> str:
+    """Returns the report as HTML; the softmax temperature is fitted on the validation split."""
+    temperature = statistics.fit_temperature(on_validation.outputs, on_validation.split.labels)
+    return report_page(records, task.class_names, scored, temperature)
 
 
 def report_page(records: Records, class_names: Sequence[str], scored: Scored, temperature: float) -> str:

@@ -8,19 +8,27 @@ from typing import Any
 import numpy as np
 
 from sft_jax.errors import reason
-from sft_jax.report.classification import report_page
+from sft_jax.report import classification, multilabel, regression
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.runtime.files import write_text
-from sft_jax.tasks.classification import Classification, summary_of
-from sft_jax.tasks.statistics import fit_temperature
+from sft_jax.tasks import Task
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.multilabel import Multilabel
+from sft_jax.tasks.regression import Regression
 from sft_jax.training.evaluator import predict_all
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.observer import Observer
 from sft_jax.training.phase_programs import Variables
 
+# A task's page: (records, the task, the scored split, the validation split, which is the same without results).
+PAGES: dict[type[Task], Callable[[Records, Any, Scored, Scored], str]] = {
+    Classification: classification.page,
+    Multilabel: multilabel.page,
+    Regression: regression.page,
+}
 # Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.
 REPORT_FRACTION = 0.05
 
@@ -35,7 +43,7 @@ class Reports:
 
     def __init__(self, experiment: Experiment, run: Run):
         self._experiment, self._run = experiment, run
-        self._outputs = predict_all(experiment.network, experiment.preprocess, experiment.config.batch_size)
+        self._outputs = predict_all(experiment.network, [experiment.preprocess], experiment.config.batch_size)
 
     def write(
         self,
@@ -60,37 +68,36 @@ class Reports:
         output = output or self._run.report_file
         name = self._run.folder.resolve().name
         records = Records(name, self._run.record(), rows, results)
-        write = self._classification_page if isinstance(self._experiment.task, Classification) else self._plain_page
-        page = write(weights, records, validation)
+        make = PAGES.get(type(self._experiment.task))
+        page = self._plain_page(records, validation) if make is None else self._page(make, weights, records, validation)
         if self._run.writable:
             write_text(output, page)
         return output
 
-    def _classification_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
-        dataset, loader = self._experiment.dataset, self._experiment.validation_loader
-        on_validation = outputs = self._outputs(*weights, loader)
+    def _page(
+        self, make: Callable[..., str], weights: Variables, records: Records, validation: Mapping[str, Any]
+    ) -> str:
+        experiment = self._experiment
+        loader, task = experiment.validation_loader, experiment.task
+        scored = on_validation = Scored("validation", loader.split, validation, self._outputs(*weights, loader))
         if records.results is not None:
-            outputs = self._outputs(*weights, self._experiment.loader(dataset.test))
-        if not self._run.writable:
-            return ""
-        temperature = fit_temperature(on_validation, loader.split.labels)
-        if records.results is None:
-            scored = Scored("validation", loader.split, validation, outputs)
-        else:
-            scored = Scored("test", dataset.test, summary_of(records.results), outputs)
-        return report_page(records, dataset.class_names, scored, temperature)
+            test = experiment.loader(experiment.dataset.test)
+            figures = task.figures_of(records.results)
+            scored = Scored("test", test.split, figures, self._outputs(*weights, test))
+        return make(records, task, scored, on_validation) if self._run.writable else ""
 
-    def _plain_page(self, weights: Variables, records: Records, validation: Mapping[str, Any]) -> str:
+    def _plain_page(self, records: Records, validation: Mapping[str, Any]) -> str:
         dataset, nothing = self._experiment.dataset, np.zeros(0, np.float32)
         if records.results is None:
             return plain_page(records, Scored("validation", dataset.validation, validation, nothing))
-        figures = {name.removeprefix("test_"): value for name, value in records.results.items()}
+        figures = self._experiment.task.figures_of(records.results)
         return plain_page(records, Scored("test", dataset.test, figures, nothing))
 
     def write_from_disk(self, output: Path | None = None) -> Path:
         """Calls `write` for the run's best checkpoint. Raises UserError if there is none."""
-        experiment = self._experiment
-        weights = Variables(*experiment.weights(self._run.restored("best").arrays))
+        best = self._run.restored("best")
+        experiment = self._experiment = self._experiment.as_learnt(Progress.from_json(best.metadata["progress"]).learnt)
+        weights = Variables(*experiment.weights(best.arrays))
         results, validation = self._run.results(), {}
         if results is None:
             validation = experiment.task.summarize(experiment.evaluate(*weights, experiment.validation_loader))

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, locking, and loading of weights."""
+"""The folder of a run: its files and locking."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,6 @@ from sft_jax.config import complete, flatten
 from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.load import SOURCES
 from sft_jax.errors import UserError
-from sft_jax.models.weights import Weights
 from sft_jax.run.checkpoints import Checkpoints, Restored
 from sft_jax.runtime import processes
 from sft_jax.runtime.files import digest, write_bytes, write_json, write_rows, write_text
@@ -283,26 +282,3 @@ def _is_path(source: str) -> bool:
 def _settings(config: ConfigDict) -> dict[str, Any]:
     """Returns the values of all keys, with the default monitor resolved to its name."""
     return flatten(config) | {"monitor": monitor_of(config).name}
-
-
-def load_run_weights(workdir: Path, which: str = "best") -> Weights:
-    """Loads the weights of a run's "best" or "latest" checkpoint, with its architecture and class names.
-
-    Raises:
-      UserError: there is no run or no such checkpoint, or it cannot be read.
-    """
-    run = Run(workdir)
-    config = run.config()
-    restored = run.restored(which)
-    arrays = {
-        key.partition("/")[2]: array
-        for key, array in restored.arrays.items()
-        if key.startswith(("params/", "batch_stats/"))
-    }
-    metadata = {"source": str(workdir)}
-    licence = run.record().get("licence")
-    if licence is not None:
-        metadata["licence"] = licence
-    if "preprocess" in restored.metadata:  # early versions did not record it
-        metadata["preprocess"] = json.dumps(restored.metadata["preprocess"])
-    return Weights(arrays, config.model.name, tuple(restored.metadata["class_names"]), metadata)

@@ -21,6 +21,7 @@ class Progress:
       best, best_epoch: best value of the monitored metric so far and its epoch, None before the first.
       seconds: training and validation time, over all sessions.
       rows: the rows of metrics.jsonl, one per finished epoch.
+      learnt: what predictions need besides the weights, see `Task.learnt`.
     """
 
     epoch: int = 0
@@ -32,6 +33,7 @@ class Progress:
     best_epoch: int | None = None
     seconds: float = 0.0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    learnt: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields by name."""
@@ -89,6 +91,7 @@ class Progress:
                 **(extra or {}),
             }
         )
+        self.learnt = task.learnt(validation)
         self.seconds += self.epoch_seconds + validation_seconds
         self.epoch_steps, self.epoch_loss, self.epoch_sums, self.epoch_seconds = 0, 0.0, {}, 0.0
         return is_best

@@ -11,9 +11,9 @@ from sft_jax.data.sampling import folds as dealt
 class Folds:
     """The sequence of datasets that a trial is trained and scored on.
 
-    With `count` of 1 it is the whole dataset with its validation split. With more it is a stratified cross-validation
-    on the training split: each fold is scored by a network trained on the others (Kohavi, 1995), and the validation and
-    test splits are not used.
+    With `count` of 1 it is the whole dataset with its validation split. With more it is a cross-validation on the
+    training split, stratified if each image has one class: each fold is scored by a network trained on the others
+    (Kohavi, 1995), and the validation and test splits are not used.
 
     Raises:
       UserError: a class has fewer training images than there are folds.
@@ -21,7 +21,9 @@ class Folds:
 
     def __init__(self, dataset: Dataset, count: int, seed: int):
         self._dataset, self.count = dataset, count
-        self._rows = dealt(dataset.train.labels, count, seed) if count > 1 else []
+        # Without classes, there is nothing to stratify by.
+        labels = dataset.train.targets.get("label", np.zeros(len(dataset.train), np.int32))
+        self._rows = dealt(labels, count, seed) if count > 1 else []
 
     def __getitem__(self, index: int) -> Dataset:
         if self.count == 1:

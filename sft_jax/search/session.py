@@ -26,7 +26,7 @@ from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, 
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import Study
 from sft_jax.search.trials import Trainer
-from sft_jax.tasks import monitor_of
+from sft_jax.tasks import check_settings, monitor_of
 from sft_jax.training import optimizer
 
 
@@ -84,6 +84,7 @@ class Session:
         devices = Devices()
         corners = [self.space.config(self.config, point) for point in self.space.corners()]
         for corner in corners:
+            check_settings(corner)
             devices.check_batch(corner.batch_size, corner.optimizer.accumulate)
             network = models.architecture(corner.model.name)
             optimizer.make_optimizer(corner.optimizer, corner.epochs, architecture=network)

@@ -43,8 +43,8 @@ class Trainer:
     def data(self, config: ConfigDict) -> Folds:
         """Returns the data that a configuration is trained and scored on."""
         values = flatten(config)
-        limits = ("seed", "limit_train_examples", "limit_eval_examples")
-        return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in limits))
+        others = ("task", "seed", "limit_train_examples", "limit_eval_examples")
+        return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in others))
 
     def together(self, config: ConfigDict) -> VmappedTrials:
         """Returns the training of `config` and of all configurations that differ from it only in `traced`."""

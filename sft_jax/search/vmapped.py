@@ -68,9 +68,7 @@ class VmappedTrials:
         self._config, self._devices = config, devices
         self._compiled: dict[tuple, Callable] = {}
         self._experiment = experiment = Experiment(config, dataset, devices, scored_on_validation=folds)
-        self._weights = initial_weights(
-            config, experiment.build, experiment.network, load_init(config), dataset.class_names
-        )[:2]
+        self._weights = initial_weights(experiment, load_init(config))[:2]
 
     def epochs(
         self, configs: Sequence[ConfigDict], dataset: Dataset, after_call: Callable[[int], None]

@@ -4,27 +4,53 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from sft_jax.config import flatten
+from sft_jax.config.schema import KEYS
 from sft_jax.data import Dataset
 from sft_jax.errors import UserError
-from sft_jax.tasks.base import Monitor, Task
+from sft_jax.tasks.base import Task
 from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.monitor import Monitor
+from sft_jax.tasks.multilabel import Multilabel
+from sft_jax.tasks.regression import Regression
 
-__all__ = ["TASKS", "Monitor", "Task", "make", "monitor_of", "task_class"]
+__all__ = ["TASKS", "Monitor", "Task", "check_settings", "make", "monitor_of", "task_class", "task_named"]
 
 # config.task -> task.
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "multilabel": Multilabel,
+    "regression": Regression,
+}
 
 
 def task_class(config: ConfigDict) -> type[Task]:
     """Returns the task class that `config` names. Raises UserError if there is none."""
-    if config.task not in TASKS:
-        near = difflib.get_close_matches(config.task, TASKS, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown config.task={config.task!r}; did you mean {near!r}?")
-    return TASKS[config.task]
+    return task_named(config.task)
+
+
+def task_named(name: str) -> type[Task]:
+    """Returns the task class called `name`. Raises UserError if there is none."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown config.task={name!r}; did you mean {near!r}?")
+    return TASKS[name]
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Raises UserError if a setting was changed that has no meaning for the task, or belongs to another one."""
+    values, refused = flatten(config), dict(task_class(config).refused)
+    for name in TASKS:
+        if name != config.task:
+            refused |= {key: f"it belongs to task={name}" for key in KEYS if key.startswith(f"{name}.")}
+    for key, why in refused.items():
+        if values[key] != KEYS[key].default:
+            raise UserError(f"config.{key}={values[key]} cannot be used with task={config.task}: {why}")
 
 
 def make(config: ConfigDict, dataset: Dataset) -> Task:
     """Makes the task of a configuration on a dataset. Raises UserError if they do not fit."""
+    check_settings(config)
     return task_class(config).create(config, dataset)
 
 

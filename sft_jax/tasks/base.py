@@ -1,11 +1,9 @@
 """The task interface: everything that training, evaluation, the search and the console need to know about a task."""
 
 import abc
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -13,6 +11,9 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.data import Dataset
+from sft_jax.errors import UserError
+from sft_jax.tasks.decoding import Decoder
+from sft_jax.tasks.monitor import Monitor
 
 # Arrays by name, each with the examples on its first axis.
 Batch = dict[str, jax.Array]
@@ -22,46 +23,18 @@ Augment = Callable[[Batch, jax.Array, jax.Array, int], Batch]
 Preprocess = Callable[[Batch], Batch]
 
 
-@dataclasses.dataclass(frozen=True)
-class Monitor:
-    """A validation metric that can select the best epoch.
+class Kept(NamedTuple):
+    """The outputs of a whole split, for tasks whose metrics are no sums.
 
     Attributes:
-      name: its name in metrics.jsonl and as the config's `monitor`, e.g. "val_accuracy".
-      words: its name in messages.
-      lower_is_better: whether lower values are better, as for a loss.
-      percent: whether to format it in per cent.
+      total: number of examples.
+      outputs: float32 [n, ...], in the order of the split.
+      targets: targets by name, each [n, ...].
     """
 
-    name: str
-    words: str
-    lower_is_better: bool = False
-    percent: bool = True
-
-    @property
-    def figure(self) -> str:
-        """Its name in `Task.summarize`."""
-        return self.name.removeprefix("val_")
-
-    def score(self, value: float) -> float:
-        """Converts a value to a score, which is better the higher it is; calling it again converts back."""
-        return -value if self.lower_is_better else value
-
-    def rank(self, figures: Mapping[str, Any]) -> float:
-        """Returns the score for the metrics of a split, see `Task.summarize`; -inf if it is not finite."""
-        score = self.score(figures[self.figure])
-        return score if math.isfinite(score) else -math.inf
-
-    @property
-    def worst(self) -> float:
-        """The score of a useless network."""
-        return -math.inf if self.lower_is_better else 0.0
-
-    def shown(self, value: float | None, digits: int = 2) -> str:
-        """Formats a value: in per cent with `digits` decimals, otherwise with four decimals."""
-        if value is None:
-            return "-"
-        return f"{value:.{digits}%}" if self.percent else f"{value:.4f}"
+    total: int
+    outputs: np.ndarray
+    targets: Mapping[str, np.ndarray]
 
 
 class Task(abc.ABC):
@@ -76,12 +49,18 @@ class Task(abc.ABC):
       monitors: metrics that can select the best epoch, by name; the first is the main one, and "val_loss" is included.
         An epoch's row in metrics.jsonl contains all of them.
       outputs: the size of the network's head.
+      labelling: how examples are labelled, a key of `data.sources.labelling.LABELLINGS`.
+      refused: settings that have no meaning for the task, and why; they must keep their defaults.
+      keeps_outputs: whether evaluation keeps all outputs of a split, as metrics that are no sums need.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     targets: ClassVar[tuple[str, ...]]
     monitors: ClassVar[Mapping[str, Monitor]]
     outputs: int
+    labelling: ClassVar[str] = "class"
+    refused: ClassVar[Mapping[str, str]] = {}
+    keeps_outputs: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod
@@ -149,9 +128,8 @@ class Task(abc.ABC):
         """Computes sums over a training batch, for `train_figures`."""
         return {}
 
-    @abc.abstractmethod
     def sums(self, outputs: jax.Array, batch: Batch, mask: jax.Array) -> Any:
-        """Computes sums over an evaluation batch.
+        """Computes sums over an evaluation batch; tasks with `keeps_outputs` have none.
 
         Args:
           outputs: the network's outputs, [n, ...].
@@ -163,6 +141,7 @@ class Task(abc.ABC):
           floating-point leaves are kept per step and added in float64 on the host, so that the result does not depend
           on the division of the steps into compiled calls.
         """
+        raise NotImplementedError(type(self).__name__)
 
     # On the host.
 
@@ -172,11 +151,16 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def summarize(self, sums: Any) -> dict[str, Any]:
-        """Returns the metrics of a split: those of all monitors, "count" and others."""
+        """Returns the metrics of a split, those of all monitors, "count" and others, from its sums or its `Kept`."""
 
     def results(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the test metrics for results.json; by default all metrics with the prefix "test_"."""
         return {f"test_{name}": value for name, value in figures.items()}
+
+    @classmethod
+    def figures_of(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Inverts `results`: returns the test metrics in the form of `summarize`."""
+        return {name.removeprefix("test_"): value for name, value in results.items()}
 
     @classmethod
     def conclusion(cls, results: Mapping[str, Any]) -> str:
@@ -193,6 +177,51 @@ class Task(abc.ABC):
         return [
             f"{monitor.figure} {monitor.shown(results[f'test_{monitor.figure}'])}" for monitor in cls.monitors.values()
         ]
+
+    # In use.
+
+    def described(self) -> str:
+        """Says what is learnt, for the plan of a run."""
+        return f"{self.outputs} outputs"
+
+    def learnt(self, validation: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Returns what predictions need besides the weights, for JSON; every checkpoint has it.
+
+        Args:
+          validation: the latest metrics of the validation split, see `summarize`; None before the first.
+        """
+        return {}
+
+    def with_learnt(self, learnt: Mapping[str, Any]) -> Self:
+        """Returns the task as a checkpoint had it, from its `learnt`."""
+        return self
+
+    @classmethod
+    def released(
+        cls, head: Mapping[str, np.ndarray], learnt: Mapping[str, Any]
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
+        """Returns a trained head and `learnt` for use outside the run, where outputs need no further scaling.
+
+        The head is "kernel" [channels, outputs] and "bias" [outputs].
+        """
+        return head, learnt
+
+    def taken(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Inverts `released` for the head of another run of the task, which training starts from."""
+        return head
+
+    @classmethod
+    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> Self:
+        """Makes the task of a trained network in use, from the names of its outputs and what `released` returned.
+
+        Raises:
+          UserError: the task has no predictions.
+        """
+        raise UserError(f"{cls.__name__.lower()} has no predictions and no exports, only training and evaluation")
+
+    def decoder(self) -> Decoder:
+        """Makes the predictions of the network."""
+        raise NotImplementedError(type(self).__name__)
 
     # Optional.
 

@@ -39,3 +39,47 @@ def weight_scale(weights: jax.Array, labels: jax.Array, axis_name: str | None = 
     """
     mean = all_mean(weights[labels].mean(), axis_name)
     return jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1.0), 0.0)
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes torch's `binary_cross_entropy_with_logits` of logits and labels 0 or 1, elementwise."""
+    return optax.sigmoid_binary_cross_entropy(logits, labels)
+
+
+def focal(logits: jax.Array, labels: jax.Array, *, gamma: float, alpha: float | None) -> jax.Array:
+    """Computes the focal loss (Lin et al., 2017, arXiv:1708.02002), elementwise, as torchvision's `sigmoid_focal_loss`.
+
+    The cross-entropy is multiplied by (1 - p) ** gamma, where p is the probability of the right answer, and by `alpha`
+    for labels 1 or 1 - `alpha` for 0; None: not by the latter.
+    """
+    right = jnp.where(labels == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits))
+    loss = binary_cross_entropy(logits, labels) * _power(1 - right, gamma)
+    return loss if alpha is None else loss * jnp.where(labels == 1, alpha, 1 - alpha)
+
+
+def asymmetric(
+    logits: jax.Array, labels: jax.Array, *, gamma_positive: float, gamma_negative: float, clip: float
+) -> jax.Array:
+    """Computes the asymmetric loss (Ridnik et al., 2021, arXiv:2009.14119), elementwise.
+
+    It is a focal loss with a `gamma` each for labels 1 and 0, in which negatives with a probability of less than `clip`
+    count as solved. timm's `AsymmetricLossMultiLabel` is its sum over labels.
+    """
+    positive = jax.nn.sigmoid(logits)
+    negative = jnp.minimum(1 - positive + clip, 1.0)
+    log_negative = jnp.log(negative) if clip else jax.nn.log_sigmoid(-logits)
+    of_positives = _power(1 - positive, gamma_positive) * jax.nn.log_sigmoid(logits)
+    of_negatives = _power(1 - negative, gamma_negative) * log_negative
+    return -jnp.where(labels == 1, of_positives, of_negatives)
+
+
+def _power(base: jax.Array, exponent: float) -> jax.Array:
+    """Computes base ** exponent; the gradient of JAX's is NaN for 0 ** 0."""
+    return base**exponent if exponent else jnp.ones_like(base)
+
+
+def distance(errors: jax.Array, kind: str) -> jax.Array:
+    """Computes the loss of errors, elementwise: "squared", "absolute", or "huber" (torch's `huber_loss`, delta 1)."""
+    if kind == "huber":
+        return optax.huber_loss(errors)
+    return errors**2 if kind == "squared" else jnp.abs(errors)

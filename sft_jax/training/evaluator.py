@@ -12,8 +12,8 @@ from sft_jax.data.loader import Call, Chunk, Loader, StepsPerCall
 from sft_jax.data.sampling import eval_order
 from sft_jax.models import HeadNetwork, Network
 from sft_jax.runtime.devices import AXIS
-from sft_jax.tasks.base import Batch, Preprocess, Task
-from sft_jax.training.step import make_eval_step
+from sft_jax.tasks.base import Batch, Kept, Preprocess, Task
+from sft_jax.training.step import make_eval_step, make_outputs
 from sft_jax.training.steps import is_exact, make_eval_steps, rows_of
 
 Weights = Mapping[str, jax.Array]
@@ -49,6 +49,7 @@ class Evaluator:
         batch_size: int,
     ):
         self._program = make_eval_steps(make_eval_step(network, task), views, AXIS)
+        self._outputs = predict_all(network, views, batch_size) if task.keeps_outputs else None
         self._batch_size = batch_size
         self._compiled: dict[str, Callable] = {}
         self._steps_per_call = StepsPerCall()
@@ -60,11 +61,14 @@ class Evaluator:
         loader: Loader,
         after_call: Callable[[int, int], None] = lambda done, steps: None,
     ) -> Any:
-        """Returns `Task.sums` over the whole split of `loader` as numpy arrays; floating-point sums are float64.
+        """Returns `Task.sums` over the whole split of `loader` as numpy arrays, or its `Kept`.
 
-        The result is bit-identical for any division of the steps into calls, which depends on timing.
-        `after_call(done, steps)` is called after each call.
+        Floating-point sums are float64. The result is bit-identical for any division of the steps into calls, which
+        depends on timing. `after_call(done, steps)` is called after each call.
         """
+        if self._outputs is not None:
+            outputs = self._outputs(params, batch_stats, loader, after_call)
+            return Kept(len(loader), outputs, loader.split.targets)
         program, (order, mask) = self.program(loader), self.order(loader)
         parts: list[Any] = []
         done = 0
@@ -120,13 +124,22 @@ class PerExample:
         self._program, self._batch_size = program, batch_size
         self._compiled: dict[str, Callable] = {}
 
-    def __call__(self, params: Weights, batch_stats: Weights, loader: Loader) -> np.ndarray:
-        """Returns the outputs for all examples of the split of `loader`, in order: float32 [n, ...]."""
+    def __call__(
+        self,
+        params: Weights,
+        batch_stats: Weights,
+        loader: Loader,
+        after_call: Callable[[int, int], None] = lambda done, steps: None,
+    ) -> np.ndarray:
+        """Returns the outputs for all examples of the split of `loader`, in order: float32 [n, ...].
+
+        `after_call(done, steps)` is called after each call.
+        """
         if loader.placement not in self._compiled:
             self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
         program = self._compiled[loader.placement]
         order, _ = eval_order(len(loader), self._batch_size)
-        outputs = []
+        outputs, done = [], 0
         calls = map_split(
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
         )
@@ -134,14 +147,16 @@ class PerExample:
             table = loader.gather(own[:, call.rows])
             # [devices, steps, local batch, ...] -> [examples, ...] in order
             outputs.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
+            done += call.steps
+            after_call(done, len(order))
         return np.concatenate(outputs)[: len(loader)]
 
 
-def predict_all(network: Network, preprocess: Preprocess, batch_size: int) -> PerExample:
-    """Makes a `PerExample` that computes the outputs of `network`: float32 [n, ...]."""
+def predict_all(network: Network | HeadNetwork, views: Sequence[Preprocess], batch_size: int) -> PerExample:
+    """Makes a `PerExample` that computes the outputs of `network`, see `make_outputs`: float32 [n, ...]."""
+    mean = make_outputs(network)
 
     def outputs(params, batch_stats, batch: Batch) -> jax.Array:
-        batch = preprocess(batch)
-        return network.apply(params, batch_stats, *(batch[name] for name in network.inputs), train=False)[0]
+        return mean(params, batch_stats, [view(batch) for view in views])
 
     return PerExample(outputs, batch_size)

@@ -1,5 +1,6 @@
 """An experiment: the network, task, data, evaluation and phases that a configuration specifies."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,6 +87,16 @@ class Experiment:
         self.preprocess = self.task.preprocess(config.data, config.data.size)
         self.evaluate = self.evaluator()
         self.key = devices.replicate(jax.random.fold_in(jax.random.key(config.seed), TRAINING))
+
+    def as_learnt(self, learnt: Mapping[str, Any]) -> "Experiment":
+        """Returns the experiment with its task as a checkpoint had it, see `Task.with_learnt`."""
+        task = self.task.with_learnt(learnt)
+        if task == self.task:
+            return self
+        same = copy.copy(self)
+        same.task = task
+        same.evaluate = same.evaluator()
+        return same
 
     def loader(self, split: Split) -> Loader:
         """Makes a loader of `split`, placed on the devices as `data.placement` says."""

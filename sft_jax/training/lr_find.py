@@ -79,9 +79,7 @@ def find_learning_rate(config: ConfigDict, run: Run, console: Console) -> RangeT
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     init = load_init(config)
     experiment = Experiment(config, read_dataset(config, console), devices)
-    params, batch_stats, start = initial_weights(
-        config, experiment.build, experiment.network, init, experiment.dataset.class_names
-    )
+    params, batch_stats, start = initial_weights(experiment, init)
     with StopRequest() as stop, console.progress("learning-rate range test", STEPS) as bar:
         losses: list[float] = []
         for loss in measured_losses(experiment, params, batch_stats):

@@ -132,7 +132,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
     config, dataset = experiment.config.data, experiment.dataset
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
-    yield f"data       {config.source}: {sizes} train / validation / test images, {len(dataset.class_names)} classes"
+    yield f"data       {config.source}: {sizes} train / validation / test images, {experiment.task.described()}"
     where = PLACEMENT[experiment.train_loader.placement]
     if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"

@@ -1,7 +1,7 @@
 """Loads what training starts from: the dataset, and converted, earlier or random weights."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
-from sft_jax.models import Network, initial_arrays
+from sft_jax.models import initial_arrays
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
-from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
+from sft_jax.tasks import check_settings, task_class
+from sft_jax.training.experiment import Experiment
 from sft_jax.training.state import Arrays
 
 
@@ -97,8 +100,10 @@ def read_dataset(
       resuming: whether that run is resumed.
 
     Raises:
-      UserError: the images cannot be read, are not those of the run, or were trained on by the run that `init` names.
+      UserError: a setting does not fit the task, or the images cannot be read, are not those of the run, or were
+        trained on by the run that `init` names.
     """
+    check_settings(config)
     before = before or Earlier()
     square = recorded_square(before.preprocess)
     if square is None and before.saved:  # early versions did not record it
@@ -118,6 +123,7 @@ def read_dataset(
             old_seed=config.seed if before.began and before.images is None else None,
             square=square,
             progress=bar.set,
+            labelling=task_class(config).labelling,
         )
     notices = [] if before.began else _trained_before(config, dataset)
     if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:
@@ -158,26 +164,37 @@ def _test_split_before(config: ConfigDict, before: ConfigDict, init: str) -> lis
     return check_positions(records, names, allow_overlap=config.data.allow_overlap)
 
 
-def initial_weights(
-    config: ConfigDict, build: Callable, network: Network, init: Weights | None, class_names: tuple[str, ...]
-) -> tuple[Arrays, Arrays, str]:
+def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Arrays, Arrays, str]:
     """Returns the parameters and batch statistics before the first step, and a description of their origin.
 
-    With `init` they are its weights; in the head, rows of classes with the same name in `class_names` are kept and the
-    others are initialised with `config.seed`, and position embeddings are resampled for `config.data.size`. Without
-    `init` all weights are random.
+    With `init` they are its weights; in the head, if `init` learnt the same task, rows of classes with the same name
+    are kept and the others are initialised with `config.seed`. Position embeddings are resampled for
+    `config.data.size`. Without `init` all weights are random.
 
     Raises:
       UserError: `init` does not fit the network.
     """
+    config, build, network = experiment.config, experiment.build, experiment.network
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
     network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
     arrays, resampled = network.architecture.for_size(init.arrays, config.data.size)
-    head, _ = initial_arrays(build, config.seed, prefix=f"{network.architecture.head}.")
-    inherited, description = inherited_head(init, class_names, head)
+    prefix = f"{network.architecture.head}."
+    head, _ = initial_arrays(build, config.seed, prefix=prefix)
+    inherited, description = _inherited_head(experiment, init, head, prefix)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
     return params, batch_stats, f"weights of {config.init}{description}{resampled}{_normalisation(init, config)}"
+
+
+def _inherited_head(
+    experiment: Experiment, init: Weights, fresh: Mapping[str, Any], prefix: str
+) -> tuple[dict[str, Any], str]:
+    """Returns `inherited_head` in the scale of the task; nothing is inherited from another task."""
+    if init.task != experiment.config.task:
+        return {}, f" with a new head (they learnt task={init.task})"
+    inherited, description = inherited_head(init, experiment.dataset.class_names, fresh)
+    taken = experiment.task.taken({name.removeprefix(prefix): array for name, array in inherited.items()})
+    return {prefix + leaf: array for leaf, array in taken.items()}, description
 
 
 def _normalisation(init: Weights, config: ConfigDict) -> str:

@@ -173,20 +173,28 @@ def _averaged(averages: Arrays, values: Arrays, step: jax.Array, settings: StepS
     return {name: rate * averages[name] + (1 - rate) * values[name] for name in averages}
 
 
-def make_eval_step(network: Network | HeadNetwork, task: Task) -> Callable[..., Any]:
-    """Makes the function (params, batch_stats, views, mask) -> `Task.sums`.
+def make_outputs(network: Network | HeadNetwork) -> Callable[..., jax.Array]:
+    """Makes the function (params, batch_stats, views) -> outputs [n, ...].
 
     The views are those that `Task.views` returns of one batch; the outputs are averaged over them.
     """
 
-    def eval_step(params, batch_stats, views: Sequence[Batch], mask: jax.Array) -> Any:
-        def outputs(batch: Batch) -> jax.Array:
+    def outputs(params, batch_stats, views: Sequence[Batch]) -> jax.Array:
+        def of(batch: Batch) -> jax.Array:
             inputs = (batch[name] for name in network.inputs)
             return network.apply(params, batch_stats, *inputs, train=False)[0]
 
-        predicted = functools.reduce(jnp.add, map(outputs, views))
-        if len(views) > 1:
-            predicted = predicted / len(views)
-        return task.sums(predicted, views[0], mask)
+        predicted = functools.reduce(jnp.add, map(of, views))
+        return predicted / len(views) if len(views) > 1 else predicted
+
+    return outputs
+
+
+def make_eval_step(network: Network | HeadNetwork, task: Task) -> Callable[..., Any]:
+    """Makes the function (params, batch_stats, views, mask) -> `Task.sums` of `make_outputs`."""
+    outputs = make_outputs(network)
+
+    def eval_step(params, batch_stats, views: Sequence[Batch], mask: jax.Array) -> Any:
+        return task.sums(outputs(params, batch_stats, views), views[0], mask)
 
     return eval_step

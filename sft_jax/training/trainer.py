@@ -64,6 +64,7 @@ def train(
         # Checks come first, the fastest ones at the start; the folder is written only after they have passed.
         with devices.all_or_none():
             tasks.monitor_of(config)
+            tasks.check_settings(config)
             watching = observers(config)
             run.check_use(config, resume=resume)
             devices.check_batch(config.batch_size, config.optimizer.accumulate)
@@ -103,7 +104,7 @@ class Trainer:
         self.saves = Saves(self.experiment, run)
         self.audience = Audience(observers, console.line)
         self.steps_per_call = StepsPerCall()
-        self.progress = Progress()
+        self.progress = Progress(learnt=self.experiment.task.learnt(None))
         self.state: TrainState
         self._compiled: PhasePrograms | None = None
 
@@ -121,9 +122,7 @@ class Trainer:
             start = f"resumed after step {int(continued.state.step)}, {where}"
             self.state = self.devices.replicate(continued.state)
         else:
-            params, batch_stats, start = initial_weights(
-                self.config, self.experiment.build, self.experiment.network, init, self.dataset.class_names
-            )
+            params, batch_stats, start = initial_weights(self.experiment, init)
             features = self.programs.phase.on_features
             with self.console.status("computing image features" if features else "preparing the weights"):
                 self.state = self.programs.first_state(params, batch_stats)
@@ -188,8 +187,9 @@ class Trainer:
                 f"no epoch of {self.run.folder} had a finite {what}, so there is no best checkpoint; "
                 f"try a lower --config.optimizer.learning_rate with a new --workdir"
             )
-        weights = Variables(*self.experiment.weights(best.arrays))
-        figures = self.experiment.test(*weights, after_call=lambda done, steps: self._obey())
+        experiment = self.experiment.as_learnt(Progress.from_json(best.metadata["progress"]).learnt)
+        weights = Variables(*experiment.weights(best.arrays))
+        figures = experiment.test(*weights, after_call=lambda done, steps: self._obey())
         results = figures | self.progress.outcome(self.experiment.task, self.experiment.monitor)
         self.run.write_results(results)
         self.audience.tell("end", weights, results, self.progress)

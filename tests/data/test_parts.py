@@ -80,7 +80,7 @@ def test_every_class_with_enough_images_is_in_every_split(counts, missing):
     assert sorted(part_by_name(splits)) == sorted(file.name for file in files.files), "each image is in one split"
     drawn = ["train", "val", "test"][: missing + 1]
     for name, count in zip(files.class_names, counts, strict=True):
-        here = [part for part in drawn if any(file.class_name == name for file in splits[part])]
+        here = [part for part in drawn if any(file.label == name for file in splits[part])]
         assert here == (drawn if count > missing else ["train"])
 
 

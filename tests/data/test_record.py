@@ -112,7 +112,7 @@ def test_a_new_first_class_shifts_no_label(flowers):
     fill(flowers, ["aardvark"], 5, start=7000)
     listing = list_folder(flowers, [])
     parts = as_recorded(listing, record, [], resuming=True)
-    assert {file.class_name for files in parts.values() for file in files} == set(CLASSES)
+    assert {file.label for files in parts.values() for file in files} == set(CLASSES)
 
 
 def test_missing_training_images_stop_only_a_resume(flowers):

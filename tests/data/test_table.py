@@ -42,7 +42,7 @@ def load(path, **keys):
 
 
 def labels_by_file(path, **keys):
-    return {file.name: file.class_name for file in list_table(path, [], **keys).files}
+    return {file.name: file.label for file in list_table(path, [], **keys).files}
 
 
 def message(path, **keys):
@@ -189,7 +189,9 @@ def test_missing_files_are_counted_and_named(tmp_path, made):
 @pytest.mark.parametrize("several", ["ant|bee", "bee;ant", "ant,bee", "ant bee"])
 def test_several_labels_of_an_image_are_refused(tmp_path, made, several):
     rows = [*made("images")[:-1], ("cat11.png", several)]
-    assert f"{several!r} looks like several labels" in message(write(tmp_path / "t.csv", rows, delimiter="\t"))
+    assert f"{several!r} looks like several labels; use --config.task=multilabel, or" in message(
+        write(tmp_path / "t.csv", rows, delimiter="\t")
+    )
 
 
 def test_class_names_may_contain_commas_and_spaces(tmp_path, made):

@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_the_program_that_trains(cpus):
     config, devices = complete(RECIPE), Devices(jax.devices()[:1])
     experiment = Experiment(config, read_dataset(config, Console(quiet=True)), devices)
     programs = PhasePrograms(experiment, experiment.phases[-1])
-    params, batch_stats, _ = initial_weights(config, experiment.build, experiment.network, None, tuple("01234"))
+    params, batch_stats, _ = initial_weights(experiment, None)
     state = programs.first_state(params, batch_stats)
     call = next(programs.train_loader.calls(experiment.order(0), steps_per_call=StepsPerCall()))
     assert report["train_bytes"] == compile_step(programs.train_steps, state, call.chunk, experiment.key)

@@ -15,7 +15,7 @@ from sft_jax.data.images.square import Square
 from sft_jax.errors import UserError
 from sft_jax.inference.predictor import BATCH
 from sft_jax.models.weights import Weights, save_weights
-from sft_jax.run.folder import load_run_weights
+from sft_jax.run.weights import load_run_weights
 
 MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
 
@@ -121,7 +121,7 @@ def test_predictions_are_ranked_classes(classifier):
 
 
 def test_equal_logits_keep_the_order_of_the_classes(classifier):
-    labels, _ = classifier.ranked(np.zeros((1, len(NAMES)), np.float32), 3)
+    labels, _ = classifier.decoder.predict(np.zeros((1, len(NAMES)), np.float32), 3)
     assert labels.tolist() == [list(NAMES[:3])]
 
 

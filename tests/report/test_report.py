@@ -18,6 +18,7 @@ from sft_jax.report.pictures import LARGEST, data_uri
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.reporter import Reports
 from sft_jax.run.folder import Run
+from sft_jax.tasks.classification import Classification
 
 
 class Parsed(html.parser.HTMLParser):
@@ -232,7 +233,7 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
     def fails(*_):
         raise RuntimeError("out of paint\nand more")
 
-    monkeypatch.setattr(reporter, "report_page", fails)
+    monkeypatch.setitem(reporter.PAGES, Classification, fails)
     folder = tmp_path / "run"
     results = run(folder)
     assert Run(folder).results() == results

@@ -11,7 +11,9 @@ from sft_jax.errors import UserError
 from sft_jax.run.console import Console, duration, epoch_line
 from sft_jax.run.progress import Progress, better, waited
 from sft_jax.runtime.files import write_json, write_rows
-from sft_jax.tasks.classification import CALIBRATION_BINS, Classification, EvalSums, summarize, summary_of
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_sums import EvalSums, summarize
+from sft_jax.tasks.statistics import CALIBRATION_BINS
 
 TASK = Classification(("a", "b", "c"))
 
@@ -228,6 +230,6 @@ def test_results_of_many_classes_are_sparse_and_read_back(classes):
         assert "confusion" not in results
     else:
         assert results["confusion"] == confusion.tolist()
-    read_back = summary_of(results)
+    read_back = Classification.figures_of(results)
     assert {name: read_back[name] for name in summarize(evaluated)} == summarize(evaluated)
     assert np.array(read_back["confusion"]).sum() == read_back["count"]

@@ -11,7 +11,8 @@ import sft_jax
 from sft_jax.config import complete
 from sft_jax.data.sources.listing import Record
 from sft_jax.errors import UserError
-from sft_jax.run.folder import RESUMABLE_KEYS, Run, load_run_weights
+from sft_jax.run.folder import RESUMABLE_KEYS, Run
+from sft_jax.run.weights import load_run_weights
 
 CONFIG = {"epochs": 3, "model.name": "resnet34", "optimizer.learning_rate": 0.1, "data.mean": (0.1, 0.2, 0.3)}
 ARRAYS = {
@@ -139,7 +140,7 @@ def test_weights_of_a_run(run):
         assert weights.arrays.keys() == {"fc.kernel", "bn1.mean"}
         np.testing.assert_array_equal(weights.arrays["fc.kernel"], np.full((2, 3), factor, np.float32), strict=True)
         assert (weights.arch, weights.class_names) == ("resnet34", ("cat", "dög"))
-        assert weights.metadata == {"source": str(run.folder)}
+        assert weights.metadata == {"source": str(run.folder), "task": "classification", "learnt": "{}"}
 
 
 def test_missing_weights_are_an_error(run, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from sft_jax.tasks import linear_probe
+from sft_jax.tasks import linear_probe, ridge
 from sft_jax.tasks.linear_probe import solve_head
 
 
@@ -16,7 +16,7 @@ def blobs(count, seed, channels=20, classes=4):
 
 
 def test_the_head_is_a_ridge_regression(monkeypatch):
-    monkeypatch.setattr(linear_probe, "PENALTIES", np.array([0.1]))
+    monkeypatch.setattr(ridge, "PENALTIES", np.array([0.1]))
     monkeypatch.setattr(linear_probe, "STRETCHES", np.array([2.0]))
     features, labels = blobs(300, 1)
     kernel, bias = solve_head(features[:, None], labels, 4, blobs(100, 2))

@@ -21,7 +21,8 @@ from sft_jax.search.results import DIVERGED, Fold, Trial, best, ranked
 from sft_jax.search.session import Options, search
 from sft_jax.search.space import Space
 from sft_jax.tasks import monitor_of
-from sft_jax.tasks.classification import Classification, summarize
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_sums import summarize
 from sft_jax.tasks.statistics import is_unequal
 from sft_jax.training import trainer as train_module
 

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 from tiny_runs import TINY, StopAt, assert_same_run, one_device, rows_of, run
-from toy_task import Regression, errors_of
+from toy_task import Toy, errors_of
 
 import sft_jax
 from sft_jax.config import complete
@@ -22,13 +22,13 @@ from sft_jax.training import trainer as train_module
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.start import read_dataset
 
-CHANGES = {"task": "regression", "optimizer__learning_rate": 0.002, "evaluation__flips": True}
+CHANGES = {"task": "toy", "optimizer__learning_rate": 0.002, "evaluation__flips": True}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def known():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "regression", Regression)
+        patch.setitem(TASKS, "toy", Toy)
         patch.setattr(train_module, "Devices", one_device)
         yield
 
@@ -58,7 +58,7 @@ def test_a_run_reports_the_metrics_of_the_task(trained):
 @pytest.mark.parametrize("count", [1, 8])
 def test_evaluation_is_exact_on_any_number_of_devices(trained, count):
     folder, results = trained
-    config = complete(TINY | {"task": "regression"})
+    config = complete(TINY | {"task": "toy"})
     experiment = Experiment(config, read_dataset(config, Console(mute=True)), Devices(jax.devices()[:count]))
     weights = experiment.weights(Run(folder).restored("best").arrays)
     metrics = experiment.test(*weights)
@@ -72,7 +72,7 @@ def test_evaluation_is_exact_on_any_number_of_devices(trained, count):
 
 def test_the_command_evaluates_it_again(trained):
     folder, results = trained
-    metrics, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
+    metrics, _, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
     for name in ("test_mae", "test_loss", "best_val_mae", "test_count"):
         assert metrics[name] == pytest.approx(results[name], rel=1e-6)
 
@@ -93,7 +93,7 @@ def test_a_stopped_run_resumes_bit_identically(method, tmp_path, monkeypatch):
 def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=2, resume=False, command=["test"])
-    config = complete(TINY | {"task": "regression", "epochs": 2, "optimizer.learning_rate": 0.002})
+    config = complete(TINY | {"task": "toy", "epochs": 2, "optimizer.learning_rate": 0.002})
     winner = search(config, Space(["optimizer.learning_rate=choice(1e-6,0.002)"]), tmp_path, options, Console())
     assert winner.point == {"optimizer.learning_rate": "0.002"}
     trials = json.loads((tmp_path / "search.json").read_text())["trials"]
@@ -101,8 +101,8 @@ def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     assert "scored by mean absolute error on" in capsys.readouterr().out
 
 
-def test_prediction_is_refused_because_it_needs_classification(trained):
-    with pytest.raises(UserError, match="learnt task=regression; only classification can predict"):
+def test_prediction_is_refused_because_the_task_has_none(trained):
+    with pytest.raises(UserError, match="^toy has no predictions and no exports, only training and evaluation$"):
         sft_jax.load(trained[0])
 
 
@@ -110,4 +110,4 @@ def test_its_weights_start_a_run_of_classification(trained, tmp_path):
     folder, _ = trained
     results = run(tmp_path / "run", init=str(folder), epochs=1)
     assert results["test_count"] == 61
-    assert "with a new head" in (tmp_path / "run" / "train.log").read_text()
+    assert "with a new head (they learnt task=toy)" in (tmp_path / "run" / "train.log").read_text()

@@ -15,7 +15,8 @@ from sklearn.calibration import calibration_curve
 
 from sft_jax.report import charts
 from sft_jax.tasks import statistics
-from sft_jax.tasks.classification import Classification, eval_sums, summarize, summary_of
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_sums import eval_sums, summarize
 
 
 def random_logits(n=4000, classes=7, sharpness=3.0, seed=0):
@@ -156,7 +157,7 @@ def test_reliability_agrees_with_the_evaluator():
 def test_metrics_are_restored_from_results():
     logits, labels = random_logits(200)
     sums = jax.jit(eval_sums)(logits, labels, np.ones(len(labels), bool))
-    back = summary_of(Classification(tuple("abcdefg")).results(summarize(sums)))
+    back = Classification.figures_of(Classification(tuple("abcdefg")).results(summarize(sums)))
     assert back == summarize(sums) | {"class_names": list("abcdefg")}
 
 

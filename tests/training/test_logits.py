@@ -12,7 +12,8 @@ from sft_jax.config import complete
 from sft_jax.data.dataset import StreamedSplit
 from sft_jax.data.loader import Loader
 from sft_jax.runtime.devices import AXIS, Devices
-from sft_jax.tasks.classification import Classification, eval_sums, summarize
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_sums import eval_sums, summarize
 from sft_jax.training.evaluator import Evaluator, predict_all
 
 BATCH = 24

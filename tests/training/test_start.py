@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from sft_jax.errors import UserError
 from sft_jax.models import Network, builder, initial_arrays
 from sft_jax.models.architecture import Pretrained
 from sft_jax.models.weights import Weights
+from sft_jax.tasks.classification import Classification
 from sft_jax.training.start import initial_weights
 
 NAMES = ("ant", "bee", "cat")
@@ -24,7 +26,14 @@ def started(names, config=CONFIG, metadata=None):
     arrays = weights_of(NAMES, seed=1)
     build = builder(config.model, len(names))
     init = Weights(arrays, "tiny", NAMES, metadata or {})
-    params, batch_stats, said = initial_weights(config, build, Network.abstract(build), init, names)
+    experiment = SimpleNamespace(
+        config=config,
+        build=build,
+        network=Network.abstract(build),
+        task=Classification(names),
+        dataset=SimpleNamespace(class_names=names),
+    )
+    params, batch_stats, said = initial_weights(experiment, init)
     return arrays, jax.device_get(params | batch_stats), said
 
 

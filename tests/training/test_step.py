@@ -17,7 +17,9 @@ from sft_jax.data.sampling import epoch_order
 from sft_jax.errors import UserError
 from sft_jax.models import Network, initial_arrays
 from sft_jax.runtime.devices import AXIS, Devices
-from sft_jax.tasks.classification import CALIBRATION_BINS, Classification, EvalSums, eval_sums, summarize
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_sums import EvalSums, eval_sums, summarize
+from sft_jax.tasks.statistics import CALIBRATION_BINS
 from sft_jax.training import optimizer
 from sft_jax.training.evaluator import Evaluator
 from sft_jax.training.state import TrainState

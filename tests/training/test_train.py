@@ -13,7 +13,8 @@ from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.models.weights import save_weights
 from sft_jax.run.console import Console
-from sft_jax.run.folder import Run, load_run_weights
+from sft_jax.run.folder import Run
+from sft_jax.run.weights import load_run_weights
 from sft_jax.training import trainer as train_module
 from sft_jax.training.compare import train_and_compare
 

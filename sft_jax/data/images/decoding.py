@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Split, StreamedSplit
+from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Batch, Split, StreamedSplit
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.reading import Reading, bad_images, streaming_notice
 from sft_jax.data.images.square import Square
@@ -20,8 +20,8 @@ from sft_jax.errors import UserError
 T = TypeVar("T")
 # Maximum number of queued tasks: a million of them would take as much memory as the pixels.
 SUBMITTED = 4096
-# Split name -> its image files and their labels.
-Files = Mapping[str, tuple[Sequence[Path], np.ndarray]]
+# Split name -> its image files and their targets.
+Files = Mapping[str, tuple[Sequence[Path], Batch]]
 
 
 class Images(NamedTuple):
@@ -116,14 +116,17 @@ def _each(
 
 
 def _check_classes(files: Files, bad: Mapping[int, str]) -> None:
-    """Raises UserError if a class has no readable image left in a split."""
+    """Raises UserError if a split, or a class in it, has no readable image left."""
     first = 0
-    for name, (paths, labels) in files.items():
+    for name, (paths, targets) in files.items():
         left = [row for row in range(len(paths)) if first + row not in bad]
+        # Without classes, all images are of one.
+        labels = targets.get("label", np.zeros(len(paths), np.int32))
         gone = set(labels.tolist()) - set(labels[left].tolist())
         if gone:
             example = next(path for path, label in zip(paths, labels, strict=True) if label in gone)
-            raise UserError(f"no {name} image of the class of {example} is readable; repair or remove them")
+            what = f"of the class of {example} " if "label" in targets else ""
+            raise UserError(f"no {name} image {what}is readable; repair or remove them")
         first += len(paths)
 
 
@@ -133,15 +136,16 @@ def _splits(
     """Builds the splits without the rows in `bad`, from `images` or, if that is None, streamed."""
     splits: dict[str, Split] = {}
     first = taken = 0
-    for name, (paths, labels) in files.items():
+    for name, (paths, all_targets) in files.items():
         left = [row for row in range(len(paths)) if first + row not in bad]
+        targets = {target: values[left] for target, values in all_targets.items()}
         readable = [paths[row] for row in left]
         count = len(readable)
         if images is None:
             decode = functools.partial(_decode_or_refuse, readable, square, reading)
-            splits[name] = StreamedSplit.of_images(decode, np.arange(count), labels[left], _names(root, readable))
+            splits[name] = StreamedSplit(decode, np.arange(count), targets, _names(root, readable))
         else:
-            splits[name] = ArraySplit.of_images(images[taken : taken + count], labels[left], _names(root, readable))
+            splits[name] = ArraySplit({"image": images[taken : taken + count]}, targets, _names(root, readable))
         first, taken = first + len(paths), taken + count
     return splits
 
@@ -151,9 +155,9 @@ def _names(root: Path, paths: Sequence[Path]) -> list[str]:
     return [os.fsencode(path.relative_to(root)).decode(errors="replace") for path in paths]
 
 
-def _decode_or_refuse(paths: Sequence[Path], square: Square, reading: Reading, row: int) -> np.ndarray:
+def _decode_or_refuse(paths: Sequence[Path], square: Square, reading: Reading, row: int) -> Batch:
     try:
-        return square.read(paths[row], reading.max_pixels)
+        return {"image": square.read(paths[row], reading.max_pixels)}
     except UNREADABLE as error:
         what = f"{paths[row]} cannot be read"
         if reading.check:

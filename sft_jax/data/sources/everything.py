@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from sft_jax.data.dataset import ArraySplit, Split
+from sft_jax.data.dataset import ArraySplit, Batch, Split, with_targets
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
+from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
 from sft_jax.data.sources.listing import Record, counted, some
-from sft_jax.data.sources.load import kind_of, list_files
+from sft_jax.data.sources.load import check_labelling, kind_of, list_files
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.record import record_of
 from sft_jax.data.sources.tfds import load_tfds, split_names
@@ -25,22 +26,27 @@ class Everything(NamedTuple):
 
     Attributes:
       paths: the image files.
-      labels: their labels, as class indices of the network.
-      splits: pairs of a split in memory and an array that maps its labels to class indices of the network.
+      targets: their targets, with class indices of the network.
+      splits: splits in memory, with class indices of the network.
       record: a record of the files, as a test split.
     """
 
     paths: list[Path]
-    labels: np.ndarray
-    splits: list[tuple[Split, np.ndarray]]
+    targets: Batch
+    splits: list[Split]
     record: Record | None = None
 
     def __len__(self) -> int:
-        return len(self.paths) + sum(len(split) for split, _ in self.splits)
+        return len(self.paths) + sum(map(len, self.splits))
 
 
 def load_everything(
-    config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str], square: Square
+    config: ConfigDict,
+    class_names: Sequence[str],
+    split: str | None,
+    notices: list[str],
+    square: Square,
+    labelling: str = "class",
 ) -> Everything:
     """Collects the images of `config.source`, from all splits unless `split` names one.
 
@@ -50,13 +56,15 @@ def load_everything(
       split: the only split to use; None for all.
       notices: receives a line about anything that is skipped.
       square: host-side preprocessing of the network; already applied to images in arrays.
+      labelling: a key of `LABELLINGS`: what the network has learnt to say of an image.
 
     Raises:
-      UserError: there are no images, or the network does not have their classes.
+      UserError: there are no images, the network does not have their classes, or they have no such labels.
     """
     kind, rest = kind_of(config)
+    check_labelling(config, labelling)
     if kind in ("folder", "csv"):
-        return _files(kind, Path(rest), config, class_names, split, notices)
+        return _files(kind, Path(rest), config, class_names, split, notices, labelling)
     if kind == "tfds":
         where = {"directory": config.dir, "download": config.download}
         names = [split] if split else split_names(rest, **where)
@@ -64,24 +72,35 @@ def load_everything(
         keys = {"image_key": config.image_key, "label_key": config.label_key}
         reading = Reading(square=square)
         dataset = load_tfds(rest, **where, **keys, splits=("+".join(names),) * 3, size=config.size, reading=reading)
-        notices += dataset.notices
-        splits = [dataset.test]
     else:
         dataset = load_digits(config.source)
+    dataset = numbered(dataset, config.source) if labelling == "number" else dataset
+    notices += dataset.notices
+    if kind == "tfds":
+        splits = [dataset.test]
+    else:
         parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
         wanted = [part for name, part in parts.items() if split is None or name == _part(split)]
         splits = [_fitted(part, square) for part in wanted]
+    if labelling == "number":
+        return Everything([], {}, splits)
     counts = _counts(splits, dataset.class_names)
     labels = [name for name, count in zip(dataset.class_names, counts, strict=True) if count]
     positions = _positions(config.source, labels, class_names, notices)
     table = np.array([positions.get(name, -1) for name in dataset.class_names], np.int32)
-    return Everything([], np.zeros(0, np.int32), [(each, table) for each in splits])
+    return Everything([], {}, [with_targets(each, {"label": table[each.labels]}) for each in splits])
 
 
 def _files(
-    kind: str, path: Path, config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str]
+    kind: str,
+    path: Path,
+    config: ConfigDict,
+    class_names: Sequence[str],
+    split: str | None,
+    notices: list[str],
+    labelling: str,
 ) -> Everything:
-    listing = list_files(kind, path, config, notices, known=class_names)
+    listing = list_files(kind, path, config, notices, class_names if labelling != "number" else None, labelling)
     files = [file for file in listing.files if split is None or file.part == _part(split)]
     if not files:
         raise UserError(f"{path} has no {split} split; drop --split to evaluate all of its images")
@@ -89,20 +108,20 @@ def _files(
     if len(counts) > 1:
         words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
         notices.append(f"evaluating all splits of {path} together: {words}; --split chooses one")
-    names = list(dict.fromkeys(file.class_name for file in files))
-    positions = _positions(str(path), names, class_names, notices)
-    return Everything(
-        [listing.root / file.name for file in files],
-        np.array([positions[file.class_name] for file in files], np.int32),
-        [],
-        record_of(listing, {"test": files}),
-    )
+    kinds, labels = LABELLINGS[labelling], [file.label for file in files]
+    if labelling == "number":
+        labels = [number_of(str(label), f"the label of {file.name}") for file, label in zip(files, labels, strict=True)]
+    else:
+        names = dict.fromkeys(name for label in labels for name in kinds.classes_of(label))
+        _positions(str(path), list(names), class_names, notices)
+    targets = kinds.targets(labels, class_names)
+    return Everything([listing.root / file.name for file in files], targets, [], record_of(listing, {"test": files}))
 
 
 def _fitted(split: Split, square: Square) -> ArraySplit:
     """Applies `square` to a split in memory whose images have one size."""
     batch = next(split.batches(np.arange(len(split))[None]))
-    return ArraySplit.of_images(np.stack([square.of_array(image) for image in batch["image"]]), batch["label"])
+    return ArraySplit({"image": np.stack([square.of_array(image) for image in batch["image"]])}, split.targets)
 
 
 def _part(split: str) -> str:

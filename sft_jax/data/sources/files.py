@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import numpy as np
-
 from sft_jax.data.dataset import Dataset
 from sft_jax.data.images.decoding import read_images
 from sft_jax.data.images.reading import PLAIN, Reading
+from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import Listing, Record
 from sft_jax.data.sources.overlap import check_files
 from sft_jax.data.sources.parts import decided
@@ -52,9 +51,9 @@ def load_listing(
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
-    label = {name: number for number, name in enumerate(recorded.class_names)}
+    targets = LABELLINGS[listing.labelling].targets
     files = {
-        part: ([root / file.name for file in here], np.array([label[file.class_name] for file in here], np.int32))
+        part: ([root / file.name for file in here], targets([file.label for file in here], recorded.class_names))
         for part, here in parts.items()
     }
     images = read_images(root, files, size, reading)

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# A class, the classes, or the number of an image, see `labelling`.
+Label = str | tuple[str, ...] | float
+
 # Maximum number of names in a message.
 NAMED = 3
 
@@ -15,13 +18,13 @@ class LabelledFile(NamedTuple):
     Attributes:
       name: its path relative to the root of its listing, with forward slashes.
       key: its path relative to the folder of the classes (that of its split, if splits have folders); identifies it.
-      class_name: its label.
+      label: its class, or what `labelling` the listing has.
       part: its split: "train", "val" or "test"; None if the source does not say.
     """
 
     name: str
     key: str
-    class_name: str
+    label: Label
     part: str | None
 
 
@@ -38,12 +41,14 @@ class Listing:
       place: the folder or table that the user named.
       class_names: in label order.
       files: sorted by split and class.
+      labelling: a key of `labelling.LABELLINGS`: what labels are.
     """
 
     root: Path
     place: Path
     class_names: tuple[str, ...]
     files: list[LabelledFile]
+    labelling: str = "class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +60,19 @@ class Record:
       place: absolute path of what `data.source` or `data.dir` named; None if unknown.
       root: absolute path of the folder that names are relative to; None if the images are not files.
       parts: split -> for each class, file name -> size in bytes; None if the images are not files.
+      labels: what `parts` has an entry for, if that is not each class: all labels that occur.
     """
 
     class_names: tuple[str, ...]
     place: str | None = None
     root: str | None = None
     parts: Mapping[str, Sequence[Mapping[str, int]]] | None = None
+    labels: tuple[Label, ...] | None = None
+
+    @property
+    def groups(self) -> tuple[Label, ...]:
+        """The labels that `parts` has entries for, in this order."""
+        return self.class_names if self.labels is None else self.labels
 
     def to_json(self) -> dict[str, Any]:
         """Returns the attributes as a JSON object, the inverse of `from_json`."""
@@ -69,7 +81,10 @@ class Record:
     @classmethod
     def from_json(cls, contents: Mapping[str, Any]) -> "Record":
         """Builds a record from the output of `to_json`."""
-        return cls(**{**contents, "class_names": tuple(contents["class_names"])})
+        labels = contents.get("labels")
+        if labels is not None:
+            labels = tuple(tuple(label) if isinstance(label, list) else label for label in labels)
+        return cls(**{**contents, "class_names": tuple(contents["class_names"]), "labels": labels})
 
     def sizes(self, *parts: str) -> dict[str, int]:
         """Maps the names of all files of the splits `parts` to their sizes in bytes."""

@@ -16,6 +16,7 @@ from sft_jax.data.sampling import per_class
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.files import load_listing
 from sft_jax.data.sources.folder import list_folder
+from sft_jax.data.sources.labelling import LABELLINGS, numbered
 from sft_jax.data.sources.listing import Listing, Record
 from sft_jax.data.sources.overlap import check_positions
 from sft_jax.data.sources.part_names import PARTS
@@ -36,6 +37,7 @@ def load_dataset(
     old_seed: int | None = None,
     square: Square | None = None,
     progress: Callable[[int, int], None] | None = None,
+    labelling: str = "class",
 ) -> Dataset:
     """Loads the dataset of `config`, the section `data` of the config.
 
@@ -50,20 +52,24 @@ def load_dataset(
       old_seed: seed of a run from before runs recorded their images, when it determined the splits of a folder.
       square: host-side preprocessing of a trained network, see `Dataset`.
       progress: called with the number of images read so far and the total.
+      labelling: a key of `LABELLINGS`: what each image is labelled with.
 
     Raises:
-      UserError: the source is unknown or unreadable, or does not have the recorded images.
+      UserError: the source is unknown or unreadable, has no such labels, or does not have the recorded images.
     """
     kind, rest = kind_of(config)
+    check_labelling(config, labelling)
     reading = dataclasses.replace(Reading.of_config(config), square=square, check=not once)
     if progress is not None:
         reading = dataclasses.replace(reading, progress=progress)
-    dataset = SOURCES[kind].load(rest, config, Request(reading, once, recorded, resuming, old_seed))
+    dataset = SOURCES[kind].load(rest, config, Request(reading, once, recorded, resuming, old_seed, labelling))
     if dataset.record is None:
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
     if recorded is not None and recorded.class_names != dataset.class_names:
         raise UserError(f"the classes of {config.source} differ from those of the run; name the run's dataset")
+    if labelling == "number" and "label" in dataset.train.targets:
+        dataset = numbered(dataset, config.source)
     train = dataset.train
     if config.per_class is not None:
         train = train.take(per_class(train.labels, config.per_class, seed))
@@ -92,14 +98,29 @@ def source_of(config: ConfigDict) -> "Source":
     return SOURCES[kind_of(config)[0]]
 
 
+def check_labelling(config: ConfigDict, labelling: str) -> None:
+    """Raises UserError if the source of `config` cannot have these labels."""
+    if labelling == "classes" and not source_of(config).has_several:
+        able = ", ".join(source.form for source in SOURCES.values() if source.has_several)
+        raise UserError(
+            f"config.data.source={config.source} has {LABELLINGS['class'].words}, but the task needs "
+            f"{LABELLINGS[labelling].words}; use {able}"
+        )
+
+
 def list_files(
-    kind: str, path: Path, config: ConfigDict, notices: list[str], known: Collection[str] | None = None
+    kind: str,
+    path: Path,
+    config: ConfigDict,
+    notices: list[str],
+    known: Collection[str] | None = None,
+    labelling: str = "class",
 ) -> Listing:
     """Lists the files of a "folder" or "csv" source; for `notices` and `known` see `list_folder`. Raises UserError."""
     if kind == "folder":
         return list_folder(path, notices, known)
     keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
-    return list_table(path, notices, **keys, known=known)
+    return list_table(path, notices, **keys, known=known, labelling=labelling)
 
 
 def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
@@ -132,7 +153,7 @@ class Request(NamedTuple):
 
     Attributes:
       reading: how images are read.
-      once, recorded, resuming, old_seed: see `load_dataset`.
+      once, recorded, resuming, old_seed, labelling: see `load_dataset`.
     """
 
     reading: Reading
@@ -140,6 +161,7 @@ class Request(NamedTuple):
     recorded: Record | None
     resuming: bool
     old_seed: int | None
+    labelling: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +176,7 @@ class Source:
       has_splits: whether `data.train`, `data.validation` and `data.test` are split expressions that it understands.
       is_path: whether a path follows the colon, which may be moved between sessions of a run.
       of_files: whether images are brought to `data.size` as their files are decoded.
+      has_several: whether an image may have any number of labels.
     """
 
     form: str
@@ -163,6 +186,7 @@ class Source:
     has_splits: bool = False
     is_path: bool = False
     of_files: bool = False
+    has_several: bool = False
 
 
 def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
@@ -190,7 +214,7 @@ def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
 def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     return load_listing(
-        list_files(kind, Path(_place(path, request.recorded, notices)), config, notices),
+        list_files(kind, Path(_place(path, request.recorded, notices)), config, notices, labelling=request.labelling),
         config.size,
         notices,
         reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
@@ -229,7 +253,14 @@ SOURCES: dict[str, Source] = {
     "folder": Source(
         "folder:PATH", functools.partial(_load_files, "folder"), _check_folder, is_path=True, of_files=True
     ),
-    "csv": Source("csv:FILE", functools.partial(_load_files, "csv"), _check_table, is_path=True, of_files=True),
+    "csv": Source(
+        "csv:FILE",
+        functools.partial(_load_files, "csv"),
+        _check_table,
+        is_path=True,
+        of_files=True,
+        has_several=True,
+    ),
     "digits": Source(
         "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
     ),

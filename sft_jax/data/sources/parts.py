@@ -6,7 +6,8 @@ import unicodedata
 import numpy as np
 
 from sft_jax.data.sampling import stratified
-from sft_jax.data.sources.listing import LabelledFile, Listing, Parts, some
+from sft_jax.data.sources.labelling import LABELLINGS
+from sft_jax.data.sources.listing import Label, LabelledFile, Listing, Parts, some
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.errors import UserError
 
@@ -15,7 +16,8 @@ FRACTIONS = {"test": 0.1, "val": 0.1}
 
 
 def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None) -> Parts:
-    """Returns the files of the three splits; missing splits are drawn from the training images, class by class.
+    """Returns the files of the three splits; missing splits are drawn from the training images, class by class if each
+    image has one.
 
     Args:
       listing: the files of the source.
@@ -33,7 +35,8 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
     missing = [part for part in FRACTIONS if part not in given]
     if missing:
         draw = _by_name if old_seed is None else _by_seed(old_seed)
-        given |= draw(given["train"], missing)
+        strata = _by_class(given["train"]) if listing.labelling == "class" else [given["train"]]
+        given |= draw(strata, missing)
     for part in PARTS:
         if not given.get(part):
             raise UserError(f"{listing.place} has too few images to draw a {part} split from; add images or that split")
@@ -41,12 +44,13 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
         counts = ", ".join(f"{len(given[part]):,} {part}" for part in PARTS)
         how = "by file name" if old_seed is None else "by the run's seed"
         notices.append(
-            f"no {' or '.join(sorted(missing, reverse=True))} split: using about 10% of the training images of each "
-            f"class, chosen {how}: {counts}"
+            f"no {' or '.join(sorted(missing, reverse=True))} split: using about 10% of the training images"
+            f"{' of each class' if listing.labelling == 'class' else ''}, chosen {how}: {counts}"
         )
-    for part in PARTS[1:]:
-        here = {file.class_name for file in given[part]}
-        lacking = [name for name in listing.class_names if name not in here]
+    classes_of = LABELLINGS[listing.labelling].classes_of
+    for part in PARTS if listing.labelling == "classes" else PARTS[1:]:
+        here = {name for file in given[part] for name in classes_of(file.label)}
+        lacking = [name for name in listing.class_names if name not in here and listing.labelling != "number"]
         if lacking:
             notices.append(f"the {part} split has no images of {some(map(repr, lacking))}")
     return {part: given[part] for part in PARTS}
@@ -59,17 +63,17 @@ def position(key: str) -> float:
     return int.from_bytes(hashlib.sha256(name).digest()[:6]) / 2**48
 
 
-def _by_name(files: list[LabelledFile], missing: list[str]) -> Parts:
+def _by_name(strata: list[list[LabelledFile]], missing: list[str]) -> Parts:
     """Assigns each file by its `position`, independently of the other files.
 
-    Each split gets at least one image of a class, the one nearest to its range, if the class has as many images as
-    there are splits; all images of a smaller class are for training.
+    Each split gets at least one image of a stratum, the one nearest to its range, if that has as many images as there
+    are splits; all images of a smaller one are for training.
     """
     start = sum(fraction for part, fraction in list(FRACTIONS.items())[: list(FRACTIONS).index(missing[0])])
     edges = np.cumsum([FRACTIONS[part] for part in missing])
     names = [*missing, "train"]
     parts: Parts = {part: [] for part in names}
-    for group in _by_class(files):
+    for group in strata:
         if len(group) < len(names):
             parts["train"] += group
             continue
@@ -89,9 +93,10 @@ def _by_name(files: list[LabelledFile], missing: list[str]) -> Parts:
 def _by_seed(seed: int):
     """Returns the draw that runs used before they recorded their files."""
 
-    def draw(files: list[LabelledFile], missing: list[str]) -> Parts:
+    def draw(strata: list[list[LabelledFile]], missing: list[str]) -> Parts:
+        files = [file for group in strata for file in group]
         names = sorted(missing, reverse=True)
-        labels = np.concatenate([np.full(len(group), label) for label, group in enumerate(_by_class(files))])
+        labels = np.concatenate([np.full(len(group), label) for label, group in enumerate(strata)])
         fractions = [1 - sum(FRACTIONS[part] for part in names), *(FRACTIONS[part] for part in names)]
         rows = stratified(labels, fractions, seed)
         return {part: [files[row] for row in chosen] for part, chosen in zip(["train", *names], rows, strict=True)}
@@ -100,7 +105,7 @@ def _by_seed(seed: int):
 
 
 def _by_class(files: list[LabelledFile]) -> list[list[LabelledFile]]:
-    groups: dict[str, list[LabelledFile]] = {}
+    groups: dict[Label, list[LabelledFile]] = {}
     for file in files:
-        groups.setdefault(file.class_name, []).append(file)
+        groups.setdefault(file.label, []).append(file)
     return list(groups.values())

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sft_jax.data.sources.listing import LabelledFile, Listing, Parts, Record, counted, some
+from sft_jax.data.sources.listing import Label, LabelledFile, Listing, Parts, Record, counted, some
 from sft_jax.data.sources.part_names import PARTS, part_of
 from sft_jax.errors import UserError
 
@@ -15,13 +15,16 @@ ANEW = "or start a new run from its weights, with --config.init=RUN and a new --
 def record_of(listing: Listing, parts: Parts) -> Record:
     """Builds the record of a new run. Raises OSError."""
     sizes: dict[str, list[dict[str, int]]] = {}
+    labels: tuple[Label, ...] | None = None
+    if listing.labelling != "class":
+        labels = tuple(sorted({file.label for files in parts.values() for file in files}))
     for part, files in parts.items():
-        by_class: dict[str, dict[str, int]] = {name: {} for name in listing.class_names}
+        by_label: dict[Label, dict[str, int]] = {label: {} for label in labels or listing.class_names}
         for file in files:
-            by_class[file.class_name][file.name] = (listing.root / file.name).stat().st_size
-        sizes[part] = list(by_class.values())
+            by_label[file.label][file.name] = (listing.root / file.name).stat().st_size
+        sizes[part] = list(by_label.values())
     place, root = (str(path.absolute()) for path in (listing.place, listing.root))
-    return Record(listing.class_names, place, root, sizes)
+    return Record(listing.class_names, place, root, sizes, labels)
 
 
 def as_recorded(listing: Listing, record: Record, notices: list[str], *, resuming: bool) -> Parts:
@@ -40,14 +43,14 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
     parts: Parts = {part: [] for part in PARTS}
     gone: dict[str, list[str]] = {part: [] for part in PARTS}
     relabelled, changed = [], []
-    for part, name, class_name, size in _entries(record):
+    for part, name, label, size in _entries(record):
         file = unrecorded.pop(_composed(name), None)
         if file is None:
             gone[part].append(name)
-        elif _composed(file.class_name) != _composed(class_name):
-            relabelled.append(f"{name} was {class_name!r}, is now {file.class_name!r}")
+        elif _same_form(file.label) != _same_form(label):
+            relabelled.append(f"{name} was {label!r}, is now {file.label!r}")
         else:
-            parts[part].append(file._replace(class_name=class_name))
+            parts[part].append(file._replace(label=label))
             if (listing.root / file.name).stat().st_size != size:
                 changed.append(name)
     added = list(unrecorded.values())
@@ -56,7 +59,8 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
             f"{listing.place}: labels of {counted(len(relabelled))} changed since the run began: "
             f"{some(relabelled)}; change them back, {ANEW}"
         )
-    _check_renamed(listing, record, parts, added)
+    if record.labels is None:
+        _check_renamed(listing, record, parts, added)
     if not any(parts.values()):
         raise UserError(
             f"{listing.place} has none of the run's {sum(map(len, gone.values())):,} images; name the folder that it "
@@ -84,15 +88,15 @@ def as_recorded(listing: Listing, record: Record, notices: list[str], *, resumin
 
 def _check_renamed(listing: Listing, record: Record, parts: Parts, added: list[LabelledFile]) -> None:
     """Raises UserError if most images of a class are now under another class name."""
-    here = {file.class_name for files in parts.values() for file in files}
-    had = {name: set[str]() for name in record.class_names if name not in here}
-    for _, name, class_name, _ in _entries(record):
-        if class_name in had:
-            had[class_name].add(PurePosixPath(name).name)
-    new: dict[str, set[str]] = {}
+    here = {file.label for files in parts.values() for file in files}
+    had: dict[Label, set[str]] = {name: set() for name in record.class_names if name not in here}
+    for _, name, label, _ in _entries(record):
+        if label in had:
+            had[label].add(PurePosixPath(name).name)
+    new: dict[Label, set[str]] = {}
     for file in added:
-        if file.class_name not in record.class_names:
-            new.setdefault(file.class_name, set()).add(PurePosixPath(file.name).name)
+        if file.label not in record.class_names:
+            new.setdefault(file.label, set()).add(PurePosixPath(file.name).name)
     for old, names in had.items():
         likely = max(new, key=lambda name: len(new[name] & names), default=None)
         if likely is not None and 2 * len(new[likely] & names) > len(names):
@@ -123,12 +127,19 @@ def _same_content(earlier: Record, old: str, now: Record, new: str) -> bool:
     return before == after or not before.is_file() or filecmp.cmp(before, after, shallow=False)
 
 
-def _entries(record: Record) -> Iterator[tuple[str, str, str, int]]:
-    """Yields split, name, class name and size of every file."""
-    for part, by_class in (record.parts or {}).items():
-        for class_name, files in zip(record.class_names, by_class, strict=True):
+def _entries(record: Record) -> Iterator[tuple[str, str, Label, int]]:
+    """Yields split, name, label and size of every file."""
+    for part, by_label in (record.parts or {}).items():
+        for label, files in zip(record.groups, by_label, strict=True):
             for name, size in files.items():
-                yield part, name, class_name, size
+                yield part, name, label, size
+
+
+def _same_form(label: Label) -> Label:
+    """Returns a label with its names as `_composed` has them, to be compared."""
+    if isinstance(label, tuple):
+        return tuple(map(_composed, label))
+    return _composed(label) if isinstance(label, str) else label
 
 
 def _composed(name: str) -> str:

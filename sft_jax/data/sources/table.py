@@ -1,15 +1,15 @@
 """The CSV source: a table with one row per image, giving its file, its label and optionally its split."""
 
-import collections
 import csv
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sft_jax.data.sources.listing import LabelledFile, Listing, counted, some
+from sft_jax.data.sources.listing import Label, Listing, counted, some
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.table_files import Files, Places
+from sft_jax.data.sources.table_labels import class_names, is_marked, read_labels, without_duplicates
 from sft_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
@@ -21,17 +21,18 @@ USUAL = {
     "picture photo idcode fname uri id name",
     "label": "label labels labelname class classname classid category categoryname target species breed diagnosis dx "
     "disease variety tag level y",
+    "number": "age count score value rating number",
     "part": "split part partition set subset usage datasplit fold",
 }
-# Separators of multiple labels; comma and space count only if every piece is itself a label of other images.
-SEPARATORS = "|;, "
+# Separates the names of several columns in `label_key`; ALL stands for all that are left.
+SEVERAL, ALL = ";", "*"
 
 
 class Columns(NamedTuple):
     """Indices of the columns that are read; `part` is None if there is no such column."""
 
     image: int
-    label: int
+    labels: tuple[int, ...]
     part: int | None
 
 
@@ -43,6 +44,7 @@ def list_table(
     label_key: str | None = None,
     part_key: str | None = None,
     known: Collection[str] | None = None,
+    labelling: str = "class",
 ) -> Listing:
     """Reads a CSV file, delimited by commas, semicolons, tabs or vertical bars, with or without a header.
 
@@ -53,9 +55,11 @@ def list_table(
       path: the file.
       notices: receives a line about the columns used, and about skipped rows.
       image_key: name of the file column, or its index from 0 if there is no header; None: guessed.
-      label_key: the label column, likewise.
+      label_key: the label column, likewise; for several labels per image also columns of 0 and 1, separated by
+        semicolons, or "*" for all that are left.
       part_key: the column that says train, validation or test (see `part_of`), likewise; it may be absent.
       known: classes of a network to be evaluated; a single class is then enough.
+      labelling: a key of `LABELLINGS`: what an image's label is.
 
     Raises:
       UserError: the table, its columns, files or labels are missing or invalid.
@@ -64,25 +68,38 @@ def list_table(
     header = _header(rows, places, (image_key, label_key, part_key))
     body = rows[header is not None :]
     names = header or [str(number) for number in range(max(map(len, rows)))]
-    columns = _columns(path, places, names, body, (image_key, label_key, part_key))
-    labelled = [row for row in body if len(row) > max(columns.image, columns.label) and row[columns.label].strip()]
+    columns = _columns(path, places, names, body, (image_key, label_key, part_key), labelling)
+    labelled = [row for row in body if _has_label(row, columns, labelling)]
+    label_names = [names[column] for column in columns.labels]
     if len(labelled) < len(body):
         notices.append(f"{counted(len(body) - len(labelled), 'row')} of {path} without a label skipped")
     if not labelled:
-        raise UserError(f"{path} has no labels in column {names[columns.label]!r}; name another with data.label_key")
+        raise UserError(f"{path} has no labels in column {label_names[0]!r}; name another with data.label_key")
     files = Files(path, places, [row[columns.image].strip() for row in labelled])
     part = "" if columns.part is None else f", split from {names[columns.part]!r}"
     notices.append(
-        f"{path}: files from column {names[columns.image]!r}, labels from {names[columns.label]!r}{part}; "
+        f"{path}: files from column {names[columns.image]!r}, labels from {some(map(repr, label_names))}{part}; "
         f"files in {files.base}"
     )
-    labels = [row[columns.label].strip() for row in labelled]
-    _check_single(path, labels)
+    cells = [[row[column] for column in columns.labels] for row in labelled]
+    labels = read_labels(path, labelling, label_names, cells, notices)
     parts = [None if columns.part is None else part_of(row[columns.part]) for row in labelled]
-    distinct = _without_duplicates(path, list(files.labelled(labels, parts)), notices)
-    class_names = _class_names(path, distinct, names[columns.label], known)
-    order = {name: number for number, name in enumerate(class_names)}
-    return Listing(files.root, path, class_names, sorted(distinct, key=lambda file: order[file.class_name]))
+    distinct = without_duplicates(path, list(files.labelled(labels, parts)), notices)
+    found = class_names(path, labelling, distinct, label_names, known)
+    if labelling == "class":
+        place: dict[Label, int] = {name: number for number, name in enumerate(found)}
+        distinct.sort(key=lambda file: place[file.label])
+    else:
+        # The order in which a run's record lists them.
+        distinct.sort(key=lambda file: (file.label, file.name))
+    return Listing(files.root, path, found, distinct, labelling)
+
+
+def _has_label(row: Sequence[str], columns: Columns, labelling: str) -> bool:
+    """Returns whether a row is long enough and has a label; that of several may be none of them."""
+    if len(row) <= max(columns.image, *columns.labels):
+        return False
+    return labelling == "classes" or bool(row[columns.labels[0]].strip())
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -125,7 +142,7 @@ def _plain(name: str) -> str:
 def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...]) -> list[str] | None:
     """Returns the column names; None if the first row is already an image."""
     first = [cell.strip() for cell in rows[0]]
-    named = [key for key in keys if key is not None]
+    named = [name for key in keys if key is not None for name in (key, *key.split(SEVERAL))]
     if any(key in first for key in named):
         return first
     usual = set(" ".join(USUAL.values()).split())
@@ -135,14 +152,17 @@ def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...])
 
 
 def _columns(
-    path: Path, places: Places, names: list[str], body: list[list[str]], keys: tuple[str | None, ...]
+    path: Path, places: Places, names: list[str], body: list[list[str]], keys: tuple[str | None, ...], labelling: str
 ) -> Columns:
     """Chooses the columns: those of `keys` (image, label, part) if given, otherwise guessed. Raises UserError."""
-    for key in keys:
-        if key is not None and key not in names:
-            raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
     image_key, label_key, part_key = keys
-    taken = {key for key in keys if key is not None}
+    label_keys = [] if label_key is None else [label_key]
+    if labelling == "classes" and label_key not in names:
+        label_keys = [key.strip() for key in (label_key or "").split(SEVERAL) if key.strip()]
+    taken = {key for key in (image_key, *label_keys, part_key) if key not in (None, ALL)}
+    for key in taken:
+        if key not in names:
+            raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
 
     def guess(what: str) -> str | None:
         free = {_plain(name): name for name in reversed(names) if name not in taken}
@@ -156,24 +176,34 @@ def _columns(
     if image is not None:
         taken.add(image)
     rest = [name for name in names if name not in taken and name and not name.startswith("Unnamed:")]
-    label = label_key or guess("label") or (rest[0] if len(rest) == 1 else None)
-    for key, column, what in (("image_key", image, "files"), ("label_key", label, "labels")):
+    labels = rest if label_keys == [ALL] else label_keys
+    if not labels and labelling == "classes" and len(rest) > 1:
+        # All columns that are left, if they are of 0 and 1.
+        labels = rest if all(is_marked(_cells(body, names.index(name))) for name in rest) else []
+    if not labels:
+        usual = (guess("number") if labelling == "number" else None) or guess("label")
+        labels = [usual] if usual else rest if len(rest) == 1 else []
+    for key, column, what in (("image_key", image, "files"), ("label_key", labels or None, "labels")):
         if column is None:
             raise UserError(
                 f"{path}: cannot tell which column has the {what}; name it with --config.data.{key}=NAME "
                 f"(columns: {', '.join(map(repr, names))})"
             )
     assert image is not None
-    assert label is not None
     position = None if part is None else names.index(part)
     if position is not None:
-        values = {row[position].strip() if position < len(row) else "" for row in body}
+        values = {cell.strip() for cell in _cells(body, position)}
         unknown = sorted(value for value in values if part_of(value) is None)
         if unknown:
             raise UserError(
                 f"{path}: column {part!r} must say train, validation or test, not {some(map(repr, unknown))}"
             )
-    return Columns(names.index(image), names.index(label), position)
+    return Columns(names.index(image), tuple(names.index(name) for name in labels), position)
+
+
+def _cells(body: list[list[str]], position: int) -> list[str]:
+    """Returns a column; empty where rows are too short."""
+    return [row[position] if position < len(row) else "" for row in body]
 
 
 def _guessed_part(names: list[str], body: list[list[str]], name: str | None) -> str | None:
@@ -181,66 +211,9 @@ def _guessed_part(names: list[str], body: list[list[str]], name: str | None) -> 
     if name is None:
         return None
     position = names.index(name)
-    known = [position < len(row) and part_of(row[position]) is not None for row in body]
-    return name if any(known) else None
+    return name if any(part_of(cell) is not None for cell in _cells(body, position)) else None
 
 
 def _column_of_files(places: Places, names: list[str], body: list[list[str]], taken: Collection[str]) -> str | None:
     first = zip(names, body[0] if body else (), strict=False)
     return next((name for name, cell in first if name not in taken and places.holds(cell.strip())), None)
-
-
-def _check_single(path: Path, labels: Sequence[str]) -> None:
-    """Raises UserError if images have several labels each."""
-    distinct = set(labels)
-    pieces = collections.Counter(piece for label in distinct for piece in set(re.split(r"[|;]", label)))
-    for label in sorted(distinct):
-        several = [
-            parts
-            for separator in SEPARATORS
-            if len(parts := [piece.strip() for piece in label.split(separator)]) > 1
-            and all(piece in distinct or (separator in "|;" and pieces[piece] > 1) for piece in parts)
-        ]
-        if several:
-            raise UserError(
-                f"{path}: {label!r} looks like several labels; multi-label classification is not supported, give each "
-                f"image one label"
-            )
-
-
-def _without_duplicates(path: Path, files: list[LabelledFile], notices: list[str]) -> list[LabelledFile]:
-    """Returns each file once. Raises UserError if a file has several labels or splits."""
-    first: dict[str, LabelledFile] = {}
-    for file in files:
-        other = first.setdefault(file.name, file)
-        if other != file:
-            what = [repr(value) for value in (other.class_name, file.class_name)]
-            if other.class_name == file.class_name:
-                what = [str(other.part), str(file.part)]
-            raise UserError(f"{path} lists {file.name} twice, as {what[0]} and as {what[1]}; keep one of them")
-    if len(first) < len(files):
-        notices.append(f"{counted(len(files) - len(first), 'duplicate row')} of {path} skipped")
-    return list(first.values())
-
-
-def _class_names(path: Path, files: list[LabelledFile], column: str, known: Collection[str] | None) -> tuple[str, ...]:
-    names = {file.class_name for file in files}
-    if known is None:
-        trained = {file.class_name for file in files if file.part in (None, "train")}
-        unknown = sorted(names - trained)
-        if trained and unknown:
-            raise UserError(f"{path} has labels that are not in the training split: {some(map(repr, unknown))}")
-        if len(names) < 2:
-            raise UserError(
-                f"{path} needs images of at least two classes; column {column!r} has only {some(map(repr, names))}"
-            )
-        if len(names) > max(2, len(files) // 2) and all(map(_is_number, names)):
-            raise UserError(
-                f"{path}: column {column!r} has a different number for each image, not classes; name another column "
-                f"with --config.data.label_key=NAME"
-            )
-    return tuple(sorted(names, key=float) if all(map(_is_number, names)) else sorted(names))
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+(\.\d*)?", text) is not None

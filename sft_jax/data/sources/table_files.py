@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_jax.data.images.files import SUFFIXES
-from sft_jax.data.sources.listing import LabelledFile, some
+from sft_jax.data.sources.listing import Label, LabelledFile, some
 from sft_jax.errors import UserError
 
 # Folders next to a table that may contain its images, after the folder of the table's own name.
@@ -84,7 +84,7 @@ class Files:
         folder = os.path.abspath(table.parent)
         self.root = Path(os.path.commonpath([folder, *map(os.path.dirname, self._paths)]))
 
-    def labelled(self, labels: Sequence[str], parts: Sequence[str | None]) -> Iterator[LabelledFile]:
+    def labelled(self, labels: Sequence[Label], parts: Sequence[str | None]) -> Iterator[LabelledFile]:
         """Yields the files with their labels and splits, in the order of the cells."""
         base = os.path.abspath(self.base)
         for path, label, part in zip(self._paths, labels, parts, strict=True):
