@@ -28,11 +28,12 @@ SEPARATORS = "|;, "
 
 
 class Columns(NamedTuple):
-    """Indices of the columns that are read; `part` is None if there is no such column."""
+    """Indices of the columns that are read; `part` and `group` are None if there are no such columns."""
 
     image: int
     label: int
     part: int | None
+    group: int | None
 
 
 def list_table(
@@ -42,6 +43,7 @@ def list_table(
     image_key: str | None = None,
     label_key: str | None = None,
     part_key: str | None = None,
+    group_key: str | None = None,
     known: Collection[str] | None = None,
 ) -> Listing:
     """Reads a CSV file, delimited by commas, semicolons, tabs or vertical bars, with or without a header.
@@ -55,16 +57,17 @@ def list_table(
       image_key: name of the file column, or its index from 0 if there is no header; None: guessed.
       label_key: the label column, likewise.
       part_key: the column that says train, validation or test (see `part_of`), likewise; it may be absent.
+      group_key: the column that says what an image belongs to, e.g. a patient; None: none is read.
       known: classes of a network to be evaluated; a single class is then enough.
 
     Raises:
       UserError: the table, its columns, files or labels are missing or invalid.
     """
-    rows, places = _rows(path), Places(path)
-    header = _header(rows, places, (image_key, label_key, part_key))
+    rows, places, keys = _rows(path), Places(path), (image_key, label_key, part_key, group_key)
+    header = _header(rows, places, keys)
     body = rows[header is not None :]
     names = header or [str(number) for number in range(max(map(len, rows)))]
-    columns = _columns(path, places, names, body, (image_key, label_key, part_key))
+    columns = _columns(path, places, names, body, keys)
     labelled = [row for row in body if len(row) > max(columns.image, columns.label) and row[columns.label].strip()]
     if len(labelled) < len(body):
         notices.append(f"{counted(len(body) - len(labelled), 'row')} of {path} without a label skipped")
@@ -79,7 +82,8 @@ def list_table(
     labels = [row[columns.label].strip() for row in labelled]
     _check_single(path, labels)
     parts = [None if columns.part is None else part_of(row[columns.part]) for row in labelled]
-    distinct = _without_duplicates(path, list(files.labelled(labels, parts)), notices)
+    groups = [_cell(row, columns.group) for row in labelled]
+    distinct = _without_duplicates(path, list(files.labelled(labels, parts, groups)), notices)
     class_names = _class_names(path, distinct, names[columns.label], known)
     order = {name: number for number, name in enumerate(class_names)}
     return Listing(files.root, path, class_names, sorted(distinct, key=lambda file: order[file.class_name]))
@@ -118,6 +122,11 @@ def _rows(path: Path) -> list[list[str]]:
     return split(max(DELIMITERS, key=evidence), lines)
 
 
+def _cell(row: Sequence[str], column: int | None) -> str | None:
+    """Returns the value of a row in `column`; None if it is empty or there is no such column."""
+    return None if column is None or column >= len(row) else row[column].strip() or None
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
@@ -137,11 +146,11 @@ def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...])
 def _columns(
     path: Path, places: Places, names: list[str], body: list[list[str]], keys: tuple[str | None, ...]
 ) -> Columns:
-    """Chooses the columns: those of `keys` (image, label, part) if given, otherwise guessed. Raises UserError."""
+    """Chooses the columns: those of `keys` (image, label, part, group) if given, else guessed. Raises UserError."""
     for key in keys:
         if key is not None and key not in names:
             raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
-    image_key, label_key, part_key = keys
+    image_key, label_key, part_key, group_key = keys
     taken = {key for key in keys if key is not None}
 
     def guess(what: str) -> str | None:
@@ -173,7 +182,9 @@ def _columns(
             raise UserError(
                 f"{path}: column {part!r} must say train, validation or test, not {some(map(repr, unknown))}"
             )
-    return Columns(names.index(image), names.index(label), position)
+    return Columns(
+        names.index(image), names.index(label), position, None if group_key is None else names.index(group_key)
+    )
 
 
 def _guessed_part(names: list[str], body: list[list[str]], name: str | None) -> str | None:
@@ -209,14 +220,15 @@ def _check_single(path: Path, labels: Sequence[str]) -> None:
 
 
 def _without_duplicates(path: Path, files: list[LabelledFile], notices: list[str]) -> list[LabelledFile]:
-    """Returns each file once. Raises UserError if a file has several labels or splits."""
+    """Returns each file once. Raises UserError if a file has several labels, splits or groups."""
     first: dict[str, LabelledFile] = {}
     for file in files:
         other = first.setdefault(file.name, file)
         if other != file:
             what = [repr(value) for value in (other.class_name, file.class_name)]
             if other.class_name == file.class_name:
-                what = [str(other.part), str(file.part)]
+                same = other.part == file.part
+                what = [str(other.group), str(file.group)] if same else [str(other.part), str(file.part)]
             raise UserError(f"{path} lists {file.name} twice, as {what[0]} and as {what[1]}; keep one of them")
     if len(first) < len(files):
         notices.append(f"{counted(len(files) - len(first), 'duplicate row')} of {path} skipped")
