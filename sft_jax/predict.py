@@ -6,13 +6,12 @@ import csv
 import functools
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.cli import make_parser
+from sft_jax.cli import add_checkpoint_flag, make_parser, printable
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
@@ -43,9 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a file, a folder (searched recursively), or - for paths on stdin"
     )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
-    )
+    add_checkpoint_flag(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default: %(default)s)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -84,7 +81,7 @@ def main() -> None:
 
     def tell(problem: str) -> None:
         problems.append(problem)
-        print(_printable(problem), file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
 
     answered = 0
     paths = files(args.images, tell)
@@ -98,7 +95,7 @@ def main() -> None:
             show(answers)
             answered += len(answers)
     for line in warned.lines:
-        print(f"notice: {_printable(line)}", file=sys.stderr)
+        print(f"notice: {printable(line)}", file=sys.stderr)
     if args.output is not None:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
@@ -197,12 +194,7 @@ class Table:
 
 def _row(answer: Answer) -> tuple[str, ...]:
     following = ", ".join(f"{label} {probability:.1%}" for label, probability in answer["top"][1:])
-    return _printable(answer["file"]), answer["label"], f"{answer['probability']:.1%}", following
-
-
-def _printable(name: str) -> str:
-    """Replaces bytes of a file name that are not valid UTF-8."""
-    return os.fsencode(name).decode(errors="replace")
+    return printable(answer["file"]), answer["label"], f"{answer['probability']:.1%}", following
 
 
 if __name__ == "__main__":
