@@ -16,6 +16,8 @@ from sft_jax.report.render import render
 
 # Findings of one issue that are shown; the table has all.
 SHOWN = 60
+# Issues that are shown with the other picture.
+PAIRED = ("leak", "duplicate", "near_duplicate")
 TITLES = {
     "label": ("Suspected labels", "A linear probe on the features, which had not seen these labels, thinks otherwise."),
     "leak": (
@@ -45,7 +47,8 @@ def inspection_page(
       notices: lines about what was skipped or not examined.
     """
     shown = {issue: [each for each in findings if each.issue == issue][:SHOWN] for issue in ISSUES}
-    rows = {row for group in shown.values() for each in group for row in (each.row, each.against) if row is not None}
+    rows = {each.row for group in shown.values() for each in group}
+    rows |= {each.against for issue in PAIRED for each in shown[issue] if each.against is not None}
     uris = thumbnails(pictures, rows)
     counts, parts = totals(list(findings)), splits(pictures)
 
@@ -60,12 +63,13 @@ def inspection_page(
             "title": TITLES[issue][0],
             "words": TITLES[issue][1],
             "count": counts[issue],
+            "paired": issue in PAIRED,
             "entries": [
                 {
                     "picture": drawn(each.row),
                     "other": None if each.against is None else drawn(each.against),
                     "score": f"{each.score:.2f}",
-                    "said": "" if each.against is not None and issue != "label" else printable(each.other),
+                    "said": printable(each.other),
                 }
                 for each in shown[issue]
             ],
