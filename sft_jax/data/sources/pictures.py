@@ -164,11 +164,15 @@ def _of_records(name: str, config: ConfigDict, split: str | None, notices: list[
     usable = [each for each in splits if min(labels[each]) >= 0]
     if not usable:
         raise UserError(f"tfds:{name} has images without a label; name a labelled split with --split")
+    # Of a slice such as train[:100], the split; of a sum, none.
+    parts = {each: None if "+" in each else part_of(each.partition("[")[0]) or each for each in usable}
+    if None in parts.values():
+        notices.append(f"--split {split}: its parts are not told apart, so that leaks between them count as duplicates")
     return Pictures(
         [f"{each}[{row}]" for each in usable for row in range(len(labels[each]))],
         np.array([label for each in usable for label in labels[each]], np.int32),
         records.class_names,
-        [part_of(each) or each for each in usable for _ in labels[each]],
+        [parts[each] for each in usable for _ in labels[each]],
         [None] * sum(len(labels[each]) for each in usable),
         lambda: (image for each in usable for image, _ in records.encoded("test", each)),
         config.max_pixels,
