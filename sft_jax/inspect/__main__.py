@@ -49,6 +49,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     )
     parser.add_argument("--output", type=Path, metavar="PAGE.html", required=True, help="the page to write")
     parser.add_argument("--apply", type=Path, metavar="NEW.csv", help="write a table of the data without these faults")
+    parser.add_argument(
+        "--label-score",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="with --apply: keep suspected labels with a score below this, 0 to 1 (default: 0, none is kept)",
+    )
     return parse_with_overrides(parser, argv)
 
 
@@ -59,6 +66,8 @@ def main() -> None:
         raise UserError(f"--output {args.output} must end in .html")
     if args.apply is not None and args.apply.suffix != ".csv":
         raise UserError(f"--apply {args.apply} must end in .csv")
+    if not 0 <= args.label_score <= 1 or (args.label_score and args.apply is None):
+        raise UserError(f"--label-score {args.label_score:g} must be 0 to 1, and needs --apply NEW.csv")
     table = args.output.with_suffix(".csv")
     if args.apply is not None and args.apply.absolute() == table.absolute():
         raise UserError(f"--apply {args.apply} is the name of the table of what was found; choose another")
@@ -98,7 +107,7 @@ def main() -> None:
     console.line(", ".join(f"{issue} {count:,}" for issue, count in totals(findings).items()))
     console.line(f"wrote {args.output} and {table}")
     if args.apply is not None:
-        console.line(apply(args.apply, findings, pictures))
+        console.line(apply(args.apply, findings, pictures, args.label_score))
 
 
 def _network(args: argparse.Namespace) -> tuple[str, "Classifier"]:

@@ -29,8 +29,13 @@ def write_findings(path: Path, findings: Iterable[Finding], pictures: Pictures) 
     _write(path, [("file", "issue", "score", "other"), *rows])
 
 
-def apply(path: Path, findings: Sequence[Finding], pictures: Pictures) -> str:
+def apply(path: Path, findings: Sequence[Finding], pictures: Pictures, label_score: float = 0.0) -> str:
     """Writes a table of the files to keep, which `csv:PATH` can train on; returns a line that says what is left out.
+
+    Args:
+      path: the table to write.
+      findings, pictures: see `examine`.
+      label_score: suspected labels with a lower score are kept.
 
     Raises:
       UserError: the pictures are not files, or the table cannot be written or used.
@@ -40,7 +45,7 @@ def apply(path: Path, findings: Sequence[Finding], pictures: Pictures) -> str:
     reasons: dict[int, set[str]] = {}
     for found in findings:
         issue = UNREADABLE if found.issue == "quality" and found.other.startswith(UNREADABLE) else found.issue
-        if issue in REASONS:
+        if issue in REASONS and not (issue == "label" and found.score < label_score):
             reasons.setdefault(found.row, set()).add(issue)
     first = [next(issue for issue in REASONS if issue in issues) for issues in reasons.values()]
     kept = [row for row in range(len(pictures)) if row not in reasons]

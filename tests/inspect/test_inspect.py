@@ -17,8 +17,10 @@ from sft_jax.data.sources.pictures import load_pictures
 from sft_jax.data.sources.table import list_table
 from sft_jax.errors import run_command
 from sft_jax.inspect.__main__ import main
+from sft_jax.inspect.finding import Finding
 from sft_jax.inspect.looks import look
 from sft_jax.inspect.quality import poor
+from sft_jax.inspect.table import apply
 from sft_jax.models.packages import Package
 
 
@@ -124,6 +126,16 @@ def test_the_same_picture_under_two_labels_is_suspected_and_left_out(call, flowe
     assert expected <= pairs_of(rows_of(tmp_path / "page.csv"), "label")
     assert "03.png" not in (tmp_path / "good.csv").read_text()
     assert "same pixels as train/tulip/03.png" in (tmp_path / "page.html").read_text()
+
+
+def test_labels_with_a_low_score_may_be_kept(flowers, tmp_path):
+    pictures = load_pictures(source_settings(f"folder:{flowers}", [], "inspection"), [])
+    findings = [Finding(0, "label", 0.6, "tulip"), Finding(1, "label", 0.9, "tulip"), Finding(2, "outlier", 1.0, "")]
+    for score, gone in ((0.0, {0, 1}), (0.9, {1}), (1.0, set())):
+        line = apply(tmp_path / "good.csv", findings, pictures, score)
+        assert line.endswith(f"0 unreadable, 0 in another split too, 0 duplicates, {len(gone)} suspected labels")
+        kept = {file.name.removeprefix("flowers/") for file in list_table(tmp_path / "good.csv", []).files}
+        assert kept == {name for row, name in enumerate(pictures.names) if row not in gone}
 
 
 def test_patients_in_two_splits_are_leaks(call, flowers, tmp_path):
@@ -236,6 +248,11 @@ def test_one_readable_picture_is_not_compared(call, flowers, tmp_path):
             ["--output", "p.html", "--config.epochs=3"],
             "config.epochs cannot be changed for inspection; only data.dir, data.download, data.image_key, "
             "data.label_key, data.part_key can be set",
+        ),
+        (["--output", "p.html", "--label-score", "0.9"], "--label-score 0.9 must be 0 to 1, and needs --apply NEW.csv"),
+        (
+            ["--output", "p.html", "--apply", "new.csv", "--label-score", "2"],
+            "--label-score 2 must be 0 to 1, and needs --apply NEW.csv",
         ),
         (["--output", "p.html", "--split", "all"], "--split 'all' must be train, validation or test for this source"),
     ],
