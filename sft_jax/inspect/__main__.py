@@ -69,8 +69,6 @@ def main() -> None:
     if not 0 <= args.label_score <= 1 or (args.label_score and args.apply is None):
         raise UserError(f"--label-score {args.label_score:g} must be 0 to 1, and needs --apply NEW.csv")
     table = args.output.with_suffix(".csv")
-    if args.apply is not None and args.apply.absolute() == table.absolute():
-        raise UserError(f"--apply {args.apply} is the name of the table of what was found; choose another")
     # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
@@ -79,13 +77,14 @@ def main() -> None:
     from sft_jax.inspect.examine import examine, imbalance, totals
     from sft_jax.inspect.looks import look
     from sft_jax.inspect.page import inspection_page
-    from sft_jax.inspect.table import apply, write_findings
+    from sft_jax.inspect.table import apply, check_free, write_findings
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.files import write_text
 
     console, notices = Console(), list[str]()
     config = source_settings(args.data, overrides, "inspection")
+    check_free(table, args.apply, config.source)
     pictures = load_pictures(config, notices, split=args.split, group_key=args.group)
     if args.apply is not None and pictures.files is None:
         raise UserError(f"--apply writes a table of files, but {args.data} has none; use folder:PATH or csv:FILE")

@@ -14,6 +14,8 @@ from sft_jax.inspect.examine import splits
 from sft_jax.inspect.finding import UNREADABLE, Finding
 from sft_jax.runtime.files import write_bytes
 
+# Of the table of all findings.
+COLUMNS = ("file", "issue", "score", "other")
 # Why a picture is left out of the new table, in words; of several reasons the first one counts.
 REASONS = {
     UNREADABLE: "unreadable",
@@ -23,10 +25,22 @@ REASONS = {
 }
 
 
+def check_free(table: Path, new: Path | None, source: str) -> None:
+    """Raises UserError if writing to `table` (the findings) or `new` (the data) would destroy a table of the user's."""
+    own = source.removeprefix("csv:")
+    for path in (table, new):
+        if path is not None and path.exists() and Path(own).exists() and path.samefile(own):
+            raise UserError(f"{path} would overwrite the table that is inspected; choose another name")
+    if new is not None and new.absolute() == table.absolute():
+        raise UserError(f"--apply {new} is the name of the table of what was found; choose another")
+    if table.exists() and not table.read_bytes().startswith(",".join(COLUMNS).encode()):
+        raise UserError(f"{table}, beside the page, exists and is no table of this command; choose another --output")
+
+
 def write_findings(path: Path, findings: Iterable[Finding], pictures: Pictures) -> None:
     """Writes the table of all findings. Raises UserError if it cannot be written."""
     rows = [(pictures.names[found.row], found.issue, f"{found.score:.4f}", found.other) for found in findings]
-    _write(path, [("file", "issue", "score", "other"), *rows])
+    _write(path, [COLUMNS, *rows])
 
 
 def apply(path: Path, findings: Sequence[Finding], pictures: Pictures, label_score: float = 0.0) -> str:

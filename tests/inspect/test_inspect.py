@@ -261,6 +261,32 @@ def test_wrong_usage_is_one_line(call, words, message):
     assert call("--data", "digits:0-1", *words) == (2, "", f"error: {message}\n")
 
 
+def test_tables_of_the_user_are_not_overwritten(call, flowers, tmp_path):
+    rows = "file,label\nflowers/train/rose/02.png,rose\nflowers/train/tulip/01.png,tulip\n"
+    (tmp_path / "mine.csv").write_text(rows)
+    beside = ("--data", "csv:mine.csv", "--output")
+    message = "error: {} would overwrite the table that is inspected; choose another name\n"
+    assert call(*beside, "mine.html") == (2, "", message.format("mine.csv"))
+    assert call(*beside, "p.html", "--apply", "./mine.csv") == (2, "", message.format("mine.csv"))
+    assert call("--data", f"folder:{flowers}", "--output", "mine.html") == (
+        2,
+        "",
+        "error: mine.csv, beside the page, exists and is no table of this command; choose another --output\n",
+    )
+    assert (tmp_path / "mine.csv").read_text() == rows
+
+
+def test_files_outside_the_folder_of_a_table_have_whole_names(flowers, tmp_path):
+    paths = [flowers / "train" / kind for kind in ("rose/02.png", "tulip/01.png")]
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "t.csv"
+    table.write_text("file,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
+    pictures = load_pictures(source_settings(f"csv:{table}", [], "inspection"), [])
+    assert pictures.names == [str(path) for path in paths]
+    apply(tmp_path / "good.csv", [], pictures)
+    assert (tmp_path / "good.csv").read_text().splitlines()[1] == "flowers/train/rose/02.png,rose,train"
+
+
 def test_groups_of_a_folder_are_refused(call, flowers):
     code, _, complaint = call("--data", f"folder:{flowers}", "--group", "patient", "--output", "page.html")
     assert (code, complaint) == (2, "error: --group patient needs a table with such a column, data.source=csv:FILE\n")

@@ -14,7 +14,7 @@ from PIL import Image
 from sft_jax.data.images.formats import UNREADABLE, opened, reason
 from sft_jax.data.images.named import ahead
 from sft_jax.data.sources.digits import load_digits
-from sft_jax.data.sources.listing import LabelledFile, Record, counted
+from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.load import kind_of, list_files
 from sft_jax.data.sources.part_names import named_part, part_of
 from sft_jax.data.sources.tfds import open_records, split_names
@@ -30,7 +30,7 @@ class Pictures:
     """The labelled images of a source.
 
     Attributes:
-      names: of the files, relative to the source's folder, or like "train[12]" if they are not files.
+      names: of the files, relative to the source's folder or absolute, or like "train[12]" if they are not files.
       labels: int32 [n].
       class_names: in label order.
       parts: the split of each, as the source names it; None where the source does not say.
@@ -116,7 +116,7 @@ def load_pictures(
         files = [file for file in listing.files if split is None or file.part == named_part(split)]
         if not files:
             raise UserError(f"{rest} has no {split} split; drop --split to use all of its images")
-        return _of_files(listing.root, files, listing.class_names, config)
+        return _of_files(listing, files, config)
     if group_key is not None:
         raise UserError(f"--group {group_key} needs a table with such a column, data.source=csv:FILE")
     if kind == "tfds":
@@ -136,13 +136,16 @@ def load_pictures(
     )
 
 
-def _of_files(root: Path, files: list[LabelledFile], class_names: tuple[str, ...], config: ConfigDict) -> Pictures:
-    position = {name: number for number, name in enumerate(class_names)}
-    paths = [root / file.name for file in files]
+def _of_files(listing: Listing, files: list[LabelledFile], config: ConfigDict) -> Pictures:
+    position = {name: number for number, name in enumerate(listing.class_names)}
+    paths = [listing.root / file.name for file in files]
+    place = listing.place.absolute()
+    # A table's files may be in other folders than its own.
+    elsewhere = listing.root.absolute() not in (place, place.parent)
     return Pictures(
-        [file.name for file in files],
+        [str(path) for path in paths] if elsewhere else [file.name for file in files],
         np.array([position[file.class_name] for file in files], np.int32),
-        class_names,
+        listing.class_names,
         [file.part for file in files],
         [file.group for file in files],
         lambda: iter(paths),
