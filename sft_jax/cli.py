@@ -3,13 +3,19 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sft_jax.config.schema import KEYS
+from sft_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Overrides = list[tuple[str, str]]
+# Keys of the location and structure of data other than a run's.
+SOURCE_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,11 +51,54 @@ def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) 
     parser.add_argument("--config.KEY", metavar="VALUE", help="override a key of the recipe (repeatable)")
 
 
-def add_network_flags(parser: argparse.ArgumentParser, *, workdir: str) -> None:
-    """Adds --workdir (with `workdir` as its help) and --weights, exactly one of which names a trained network."""
-    source = parser.add_mutually_exclusive_group(required=True)
+def add_network_flags(parser: argparse.ArgumentParser, *, workdir: str, required: bool = True) -> None:
+    """Adds --workdir (with `workdir` as its help) and --weights, at most one of which names a trained network."""
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--workdir", type=Path, metavar="RUN", help=workdir)
-    source.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="a converted file, instead of a run")
+    source.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="a converted file instead of a run, or installed weights, e.g. package:efficientnet-lite0",
+    )
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, which chooses one of a run's checkpoints."""
+    parser.add_argument(
+        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
+    )
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --data, --split, and --config.KEY for the help, see `add_config_flags`."""
+    parser.add_argument(
+        "--data", metavar="SOURCE", required=True, help="the images: folder:PATH, csv:FILE, tfds:NAME, digits"
+    )
+    parser.add_argument(
+        "--split", help="train, validation or test, or for tfds any split expression, e.g. 'train[:100]' (default: all)"
+    )
+    parser.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        help=f"location and structure of the data; KEY is {', '.join(SOURCE_KEYS)}",
+    )
+
+
+def check_overrides(overrides: Overrides, known: Sequence[str], what: str) -> None:
+    """Raises UserError if a key that is not `known` is set; `what` is the purpose, e.g. "evaluation"."""
+    for name, _ in overrides:
+        if name not in known:
+            raise UserError(f"config.{name} cannot be changed for {what}; only {', '.join(known)} can be set")
+
+
+def source_settings(source: str, overrides: Overrides, what: str) -> "ConfigDict":
+    """Returns the section `data` of a config for `source`; raises UserError like `check_overrides`."""
+    from sft_jax.config import complete
+    from sft_jax.config.recipe import parse_value
+
+    check_overrides(overrides, SOURCE_KEYS, what)
+    return complete({"data.source": source} | {name: parse_value(name, text) for name, text in overrides}).data
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -66,3 +115,8 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -
             parser.error(f"{word} needs a value")
         overrides.append((match[1], value))
     return parser.parse_args(rest), overrides
+
+
+def printable(name: str) -> str:
+    """Replaces bytes of a file name that are not valid UTF-8."""
+    return os.fsencode(name).decode(errors="replace")

@@ -22,6 +22,8 @@ COMMANDS = {
     "doctor": "sft_jax.doctor",
     "benchmark": "sft_jax.benchmark",
     "models": "sft_jax.models",
+    "embed": "sft_jax.embed",
+    "inspect": "sft_jax.inspect",
 }
 # Commands whose first positional argument may be a recipe.
 WITH_RECIPE = ("train", "search", "doctor")

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.cli import Overrides, add_network_flags, make_parser, parse_with_overrides
+from sft_jax.cli import (
+    SOURCE_KEYS,
+    Overrides,
+    add_checkpoint_flag,
+    add_network_flags,
+    check_overrides,
+    make_parser,
+    parse_with_overrides,
+)
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
@@ -35,8 +43,6 @@ to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<
 SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
-# Keys of the location and structure of other data.
-OTHER_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -57,14 +63,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         help="train, validation or test of the run, or for tfds any split expression, e.g. 'train[:100]' "
         "(default: test; with --data: all)",
     )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
-    )
+    add_checkpoint_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as a JSON object")
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHER_KEYS)}",
+        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(SOURCE_KEYS)}",
     )
     args, overrides = parse_with_overrides(parser, argv)
     if args.weights is not None and args.data is None:
@@ -170,11 +174,11 @@ def evaluate_others(
     from sft_jax.runtime.files import write_json
     from sft_jax.tasks import monitor_of
 
-    _check_keys(overrides, OTHER_KEYS)
+    check_overrides(overrides, SOURCE_KEYS, "evaluation")
     run = None if args.workdir is None else Run(args.workdir)
     changes = {name: parse_value(name, text) for name, text in overrides}
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
-    keys = dict.fromkeys(OTHER_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
+    keys = dict.fromkeys(SOURCE_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
     notices: list[str] = []
     images = load_everything(
@@ -209,18 +213,12 @@ def _tell(notices: Iterable[str]) -> None:
         print(notice, file=sys.stderr)
 
 
-def _check_keys(overrides: Overrides, known: tuple[str, ...]) -> None:
-    for name, _ in overrides:
-        if name not in known:
-            raise UserError(f"config.{name} cannot be changed for evaluation; only {', '.join(known)} can be set")
-
-
 def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":
     """Returns the run's configuration with the current data location, and a batch size that fits these devices."""
     from sft_jax.config import complete, flatten
     from sft_jax.config.recipe import parse_value
 
-    _check_keys(overrides, LOCATION_KEYS)
+    check_overrides(overrides, LOCATION_KEYS, "evaluation")
     changes = {name: parse_value(name, text) for name, text in overrides}
     return complete(flatten(config) | {"batch_size": devices.whole_batch(config.batch_size)} | changes)
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sft_jax.cli import add_network_flags, make_parser
+from sft_jax.cli import add_checkpoint_flag, add_network_flags, make_parser
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
@@ -42,9 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         EXAMPLE,
     )
     add_network_flags(parser, workdir="folder of a run")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
-    )
+    add_checkpoint_flag(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="output file, ending in .stablehlo or .jax"
     )

@@ -6,13 +6,12 @@ import csv
 import functools
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.cli import make_parser
+from sft_jax.cli import add_checkpoint_flag, make_parser, printable
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
@@ -46,9 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a file, a folder (searched recursively), or - for paths on stdin"
     )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="checkpoint of the run (default: %(default)s)"
-    )
+    add_checkpoint_flag(parser)
     parser.add_argument(
         "--top", type=int, metavar="N", help="classes per image (default: 5), or labels of --json (default: all)"
     )
@@ -90,7 +87,7 @@ def main() -> None:
 
     def tell(problem: str) -> None:
         problems.append(problem)
-        print(_printable(problem), file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
 
     answered = 0
     paths = files(args.images, tell)
@@ -104,7 +101,7 @@ def main() -> None:
             show(answers)
             answered += len(answers)
     for line in warned.lines:
-        print(f"notice: {_printable(line)}", file=sys.stderr)
+        print(f"notice: {printable(line)}", file=sys.stderr)
     if args.output is not None:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
@@ -183,7 +180,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        rows = [(_printable(answer["file"]), *self._decoder.row(answer)) for answer in answers]
+        rows = [(printable(answer["file"]), *self._decoder.row(answer)) for answer in answers]
         table = RichTable(box=None, show_header=not self._widths, pad_edge=False)
         for column, head in enumerate(self._heads):
             self._widths[head] = max(len(head), self._widths.get(head, 0), *(len(row[column]) for row in rows))
@@ -194,11 +191,6 @@ class Table:
         for row in rows:
             table.add_row(*map(Text, row))  # Text, because a file name may look like markup, e.g. [red]
         self._console.print(table)
-
-
-def _printable(name: str) -> str:
-    """Replaces bytes of a file name that are not valid UTF-8."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 if __name__ == "__main__":

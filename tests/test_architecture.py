@@ -13,7 +13,7 @@ ROWS = [
     ["models", "data"],
     ["tasks", "run"],
     ["training", "inference"],
-    ["report", "search", "doctor", "benchmark"],
+    ["report", "search", "doctor", "benchmark", "embed", "inspect"],
     ["", "main", "evaluate", "predict", "export", "command"],
 ]
 # A separate process, which the benchmark starts if torch is installed.

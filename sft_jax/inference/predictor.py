@@ -22,6 +22,7 @@ from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
+from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, initialise, load_weights
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
@@ -43,6 +44,8 @@ class Classifier:
       decoder: makes its predictions.
       precision: a key of `PRECISIONS`: dtype of activations, and how products are computed.
       licence: of the weights that training started from; None if unknown.
+      backbone: normalised float32 [n, size, size, 3] -> features, the head's inputs, float32 [n, channels]; None for an
+        export.
     """
 
     def __init__(
@@ -56,12 +59,13 @@ class Classifier:
         precision: str = "float32",
         licence: str | None = None,
         model: Callable[[], nnx.Module] | None = None,
+        backbone: Callable[[jax.Array], jax.Array] | None = None,
     ):
         self.program, self.preprocess, self.class_names = program, preprocess, tuple(class_names)
         self.task_name, self.learnt = task, dict(learnt or {})
         self.task: Task = task_named(task).of_network(self.class_names, self.learnt)
         self.decoder = self.task.decoder()
-        self.precision, self.licence = precision, licence
+        self.precision, self.licence, self.backbone = precision, licence, backbone
         self._inputs = jax.jit(preprocess.on_device)
         self._make_model = model
         self._compiled: set[int] = set()
@@ -100,9 +104,17 @@ class Classifier:
 
     def square_logits(self, squares: Sequence[np.ndarray]) -> np.ndarray:
         """Computes the logits of at most `BATCH` images returned by `preprocess.read`, which may differ in size."""
-        if len({(square.shape, square.dtype) for square in squares}) == 1:
-            return self._run(self._inputs(np.stack(squares)))
-        return self._run(jnp.concatenate([self._inputs(square[None]) for square in squares]))
+        return self._run(self.program, squares)
+
+    def square_features(self, squares: Sequence[np.ndarray]) -> np.ndarray:
+        """Computes the features, float32 [n, channels], of images as for `square_logits`.
+
+        Raises:
+          UserError: the classifier is an export, whose program gives logits only.
+        """
+        if self.backbone is None:
+            raise UserError("an export gives logits but no features; name the run or the converted file it was made of")
+        return self._run(self.backbone, squares)
 
     def _squared(self, image: Given) -> np.ndarray:
         if isinstance(image, np.ndarray):
@@ -133,28 +145,33 @@ class Classifier:
         self.decoder.check(None)
         return self.decoder.predict(self.logits(images), top)
 
-    def _run(self, inputs: jax.Array) -> np.ndarray:
-        """Runs the network on at most `BATCH` inputs, padded to a compiled batch size."""
+    def _run(self, program: Callable[[jax.Array], jax.Array], squares: Sequence[np.ndarray]) -> np.ndarray:
+        """Runs `program` on at most `BATCH` images, padded to a compiled batch size."""
+        if len({(square.shape, square.dtype) for square in squares}) == 1:
+            inputs = self._inputs(np.stack(squares))
+        else:
+            inputs = jnp.concatenate([self._inputs(square[None]) for square in squares])
         count = len(inputs)
         # Otherwise the next power of two, which limits the number of compilations.
         size = min((known for known in self._compiled if known >= count), default=1 << (count - 1).bit_length())
         self._compiled.add(size)
         filled = jnp.pad(inputs, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(self.program(filled)[:count], np.float32)
+        return np.asarray(program(filled)[:count], np.float32)
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
     """Loads a trained network.
 
     Args:
-      path: the folder of a run, a converted file (.safetensors), or an export (.stablehlo, .jax).
+      path: the folder of a run, a converted file (.safetensors), an export (.stablehlo, .jax), or "package:NAME" for
+        the weights of an installed package.
       checkpoint: for a run, "best" or "latest" (the weights after the last step, not their moving average).
 
     Raises:
       UserError: `path` does not exist or cannot be used.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and not str(path).startswith(PREFIX):
         raise UserError(f"{path} does not exist; give a run, a converted file or an export")
     if path.is_dir():
         config = Run(path).config()
@@ -163,11 +180,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
         return _of_weights(weights, config.model, config.precision, otherwise, str(path))
     if path.suffix in SUFFIXES:
         return load_export(path)
-    weights = load_weights(path)
-    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
-        raise UserError(
-            f"{path} does not specify the preprocessing of images; convert it again with --size, --mean and --std"
-        )
+    weights = _weights(path)
     config = default_config()
     config.model.name, config.model.stem = weights.arch, weights.stem
     usual = Preprocess.of_pretrained(models.architecture(weights.arch).pretrained)
@@ -198,6 +211,18 @@ def load_export(path: Path) -> Classifier:
     )
 
 
+def _weights(path: Path) -> Weights:
+    """Loads a converted file, or the weights of a package. Raises UserError."""
+    if str(path).startswith(PREFIX):
+        return load_packaged(str(path))
+    weights = load_weights(path)
+    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
+        raise UserError(
+            f"{path} does not specify the preprocessing of images; convert it again with --size, --mean and --std"
+        )
+    return weights
+
+
 def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
     """Makes the classifier of `weights`; `otherwise` is the preprocessing if they do not specify it."""
     # Users' own files may lack class names.
@@ -214,6 +239,10 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
     def run(params, batch_stats, inputs):
         return network.apply(params, batch_stats, inputs, train=False)[0]
 
+    @jax.jit
+    def features(params, batch_stats, inputs):
+        return network.features(params, batch_stats, inputs)
+
     return Classifier(
         lambda inputs: run(params, batch_stats, inputs),
         preprocess,
@@ -223,4 +252,5 @@ def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise:
         task=weights.task,
         learnt=weights.learnt,
         model=lambda: network.bind(params, batch_stats),
+        backbone=lambda inputs: features(params, batch_stats, inputs),
     )

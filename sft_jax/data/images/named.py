@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from sft_jax.data.images.formats import UNREADABLE, reason
 AHEAD = 64
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
@@ -47,18 +50,23 @@ def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tel
 
     Unreadable files are skipped, and `tell` is called with a line about each.
     """
+    for path, reading in ahead(paths, read):
+        try:
+            image = reading.result()
+        except UNREADABLE as error:
+            tell(f"{path} cannot be read: {reason(error, path)}")
+            continue
+        yield path, image
+
+
+def ahead(items: Iterable[T], action: Callable[[T], R]) -> Iterator[tuple[T, concurrent.futures.Future[R]]]:
+    """Yields each item with the future result of `action`, in order; threads work up to `AHEAD` items ahead."""
     with concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
-        pending: collections.deque[tuple[Path, concurrent.futures.Future[np.ndarray]]] = collections.deque()
-        todo = iter(paths)
+        pending: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
+        todo = iter(items)
         while True:
-            ahead = itertools.islice(todo, AHEAD - len(pending))
-            pending.extend((path, pool.submit(read, path)) for path in ahead)
+            following = itertools.islice(todo, AHEAD - len(pending))
+            pending.extend((item, pool.submit(action, item)) for item in following)
             if not pending:
                 return
-            path, reading = pending.popleft()
-            try:
-                image = reading.result()
-            except UNREADABLE as error:
-                tell(f"{path} cannot be read: {reason(error, path)}")
-                continue
-            yield path, image
+            yield pending.popleft()

@@ -58,7 +58,7 @@ class Square:
 
         EXIF rotation is applied, and transparency is composited over white.
         """
-        image = self._rgb(ImageOps.exif_transpose(image))
+        image = self.rgb(image)
         return np.asarray(image if self._keeps(image.size) else self._squared(image))
 
     def of_array(self, image: np.ndarray) -> np.ndarray:
@@ -92,7 +92,9 @@ class Square:
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
         return image.crop((left, top, left + self.side, top + self.side))
 
-    def _rgb(self, image: Image.Image) -> Image.Image:
+    def rgb(self, image: Image.Image) -> Image.Image:
+        """Converts an image to 8-bit RGB at its own size, as `of_image` does before resizing."""
+        image = ImageOps.exif_transpose(image)
         if is_wide(image):
             return Image.fromarray(self._eight_bits(image)).convert("RGB")
         if image.has_transparency_data:

@@ -15,7 +15,7 @@ from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
 from sft_jax.data.sources.listing import Record, counted, some
 from sft_jax.data.sources.load import check_labelling, kind_of, list_files
-from sft_jax.data.sources.part_names import part_of
+from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
 from sft_jax.data.sources.tfds import load_tfds, split_names
 from sft_jax.errors import UserError
@@ -80,7 +80,7 @@ def load_everything(
         splits = [dataset.test]
     else:
         parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
-        wanted = [part for name, part in parts.items() if split is None or name == _part(split)]
+        wanted = [part for name, part in parts.items() if split is None or name == named_part(split)]
         splits = [_fitted(part, square) for part in wanted]
     if labelling == "number":
         return Everything([], {}, splits)
@@ -101,7 +101,7 @@ def _files(
     labelling: str,
 ) -> Everything:
     listing = list_files(kind, path, config, notices, class_names if labelling != "number" else None, labelling)
-    files = [file for file in listing.files if split is None or file.part == _part(split)]
+    files = [file for file in listing.files if split is None or file.part == named_part(split)]
     if not files:
         raise UserError(f"{path} has no {split} split; drop --split to evaluate all of its images")
     counts = {part: sum(file.part == part for file in files) for part in dict.fromkeys(file.part for file in files)}
@@ -122,13 +122,6 @@ def _fitted(split: Split, square: Square) -> ArraySplit:
     """Applies `square` to a split in memory whose images have one size."""
     batch = next(split.batches(np.arange(len(split))[None]))
     return ArraySplit({"image": np.stack([square.of_array(image) for image in batch["image"]])}, split.targets)
-
-
-def _part(split: str) -> str:
-    part = part_of(split)
-    if part is None:
-        raise UserError(f"--split {split!r} must be train, validation or test for this source")
-    return part
 
 
 def _counts(splits: Sequence[Split], class_names: Sequence[str]) -> np.ndarray:

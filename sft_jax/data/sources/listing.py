@@ -20,12 +20,14 @@ class LabelledFile(NamedTuple):
       key: its path relative to the folder of the classes (that of its split, if splits have folders); identifies it.
       label: its class, or what `labelling` the listing has.
       part: its split: "train", "val" or "test"; None if the source does not say.
+      group: what it belongs to, e.g. a patient; None if the source was not asked or does not say.
     """
 
     name: str
     key: str
     label: Label
     part: str | None
+    group: str | None = None
 
 
 # Split -> its files.

@@ -115,12 +115,19 @@ def list_files(
     notices: list[str],
     known: Collection[str] | None = None,
     labelling: str = "class",
+    group_key: str | None = None,
 ) -> Listing:
-    """Lists the files of a "folder" or "csv" source; for `notices` and `known` see `list_folder`. Raises UserError."""
+    """Lists the files of a "folder" or "csv" source; for `notices` and `known` see `list_folder`.
+
+    Raises:
+      UserError: the images or labels are missing or invalid, or there are no columns for `group_key`.
+    """
     if kind == "folder":
+        if group_key is not None:
+            raise UserError(f"--group {group_key} needs a table with such a column, data.source=csv:FILE")
         return list_folder(path, notices, known)
     keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
-    return list_table(path, notices, **keys, known=known, labelling=labelling)
+    return list_table(path, notices, **keys, group_key=group_key, known=known, labelling=labelling)
 
 
 def _place(named: str, recorded: Record | None, notices: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 import re
 
+from sft_jax.errors import UserError
+
 PARTS = ("train", "val", "test")
 # As in torchvision, timm, fastai (valid), Roboflow (valid), Kaggle (Training, seg_test) and Hugging Face (dev).
 _ALIASES = {
@@ -22,3 +24,11 @@ def part_of(name: str) -> str | None:
     if len(stems) != 1:
         return None
     return next((part for part, aliases in _ALIASES.items() if stems[0] in aliases), None)
+
+
+def named_part(split: str) -> str:
+    """Returns the split that the flag --split names, see `part_of`. Raises UserError if it is none."""
+    part = part_of(split)
+    if part is None:
+        raise UserError(f"--split {split!r} must be train, validation or test for this source")
+    return part

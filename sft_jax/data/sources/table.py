@@ -29,11 +29,12 @@ SEVERAL, ALL = ";", "*"
 
 
 class Columns(NamedTuple):
-    """Indices of the columns that are read; `part` is None if there is no such column."""
+    """Indices of the columns that are read; `part` and `group` are None if there are no such columns."""
 
     image: int
     labels: tuple[int, ...]
     part: int | None
+    group: int | None
 
 
 def list_table(
@@ -43,6 +44,7 @@ def list_table(
     image_key: str | None = None,
     label_key: str | None = None,
     part_key: str | None = None,
+    group_key: str | None = None,
     known: Collection[str] | None = None,
     labelling: str = "class",
 ) -> Listing:
@@ -58,17 +60,18 @@ def list_table(
       label_key: the label column, likewise; for several labels per image also columns of 0 and 1, separated by
         semicolons, or "*" for all that are left.
       part_key: the column that says train, validation or test (see `part_of`), likewise; it may be absent.
+      group_key: the column that says what an image belongs to, e.g. a patient; None: none is read.
       known: classes of a network to be evaluated; a single class is then enough.
       labelling: a key of `LABELLINGS`: what an image's label is.
 
     Raises:
       UserError: the table, its columns, files or labels are missing or invalid.
     """
-    rows, places = _rows(path), Places(path)
-    header = _header(rows, places, (image_key, label_key, part_key))
+    rows, places, keys = _rows(path), Places(path), (image_key, label_key, part_key, group_key)
+    header = _header(rows, places, keys)
     body = rows[header is not None :]
     names = header or [str(number) for number in range(max(map(len, rows)))]
-    columns = _columns(path, places, names, body, (image_key, label_key, part_key), labelling)
+    columns = _columns(path, places, names, body, keys, labelling)
     labelled = [row for row in body if _has_label(row, columns, labelling)]
     label_names = [names[column] for column in columns.labels]
     if len(labelled) < len(body):
@@ -84,7 +87,8 @@ def list_table(
     cells = [[row[column] for column in columns.labels] for row in labelled]
     labels = read_labels(path, labelling, label_names, cells, notices)
     parts = [None if columns.part is None else part_of(row[columns.part]) for row in labelled]
-    distinct = without_duplicates(path, list(files.labelled(labels, parts)), notices)
+    groups = [_cell(row, columns.group) for row in labelled]
+    distinct = without_duplicates(path, list(files.labelled(labels, parts, groups)), notices)
     found = class_names(path, labelling, distinct, label_names, known)
     if labelling == "class":
         place: dict[Label, int] = {name: number for number, name in enumerate(found)}
@@ -135,6 +139,11 @@ def _rows(path: Path) -> list[list[str]]:
     return split(max(DELIMITERS, key=evidence), lines)
 
 
+def _cell(row: Sequence[str], column: int | None) -> str | None:
+    """Returns the value of a row in `column`; None if it is empty or there is no such column."""
+    return None if column is None or column >= len(row) else row[column].strip() or None
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
@@ -154,12 +163,12 @@ def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...])
 def _columns(
     path: Path, places: Places, names: list[str], body: list[list[str]], keys: tuple[str | None, ...], labelling: str
 ) -> Columns:
-    """Chooses the columns: those of `keys` (image, label, part) if given, otherwise guessed. Raises UserError."""
-    image_key, label_key, part_key = keys
+    """Chooses the columns: those of `keys` (image, label, part, group) if given, else guessed. Raises UserError."""
+    image_key, label_key, part_key, group_key = keys
     label_keys = [] if label_key is None else [label_key]
     if labelling == "classes" and label_key not in names:
         label_keys = [key.strip() for key in (label_key or "").split(SEVERAL) if key.strip()]
-    taken = {key for key in (image_key, *label_keys, part_key) if key not in (None, ALL)}
+    taken = {key for key in (image_key, *label_keys, part_key, group_key) if key not in (None, ALL)}
     for key in taken:
         if key not in names:
             raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
@@ -198,7 +207,8 @@ def _columns(
             raise UserError(
                 f"{path}: column {part!r} must say train, validation or test, not {some(map(repr, unknown))}"
             )
-    return Columns(names.index(image), tuple(names.index(name) for name in labels), position)
+    group = None if group_key is None else names.index(group_key)
+    return Columns(names.index(image), tuple(names.index(name) for name in labels), position, group)
 
 
 def _cells(body: list[list[str]], position: int) -> list[str]:

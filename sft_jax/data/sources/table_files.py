@@ -84,12 +84,14 @@ class Files:
         folder = os.path.abspath(table.parent)
         self.root = Path(os.path.commonpath([folder, *map(os.path.dirname, self._paths)]))
 
-    def labelled(self, labels: Sequence[Label], parts: Sequence[str | None]) -> Iterator[LabelledFile]:
-        """Yields the files with their labels and splits, in the order of the cells."""
+    def labelled(
+        self, labels: Sequence[Label], parts: Sequence[str | None], groups: Sequence[str | None]
+    ) -> Iterator[LabelledFile]:
+        """Yields the files with their labels, splits and groups, in the order of the cells."""
         base = os.path.abspath(self.base)
-        for path, label, part in zip(self._paths, labels, parts, strict=True):
+        for path, label, part, group in zip(self._paths, labels, parts, groups, strict=True):
             name, key = (Path(os.path.relpath(path, start)).as_posix() for start in (self.root, base))
-            yield LabelledFile(name, key, label, part)
+            yield LabelledFile(name, key, label, part, group)
 
 
 def _composed(name: str) -> str:

@@ -107,14 +107,15 @@ def check_single(path: Path, labels: Sequence[str]) -> None:
 
 
 def without_duplicates(path: Path, files: list[LabelledFile], notices: list[str]) -> list[LabelledFile]:
-    """Returns each file once. Raises UserError if a file has several labels or splits."""
+    """Returns each file once. Raises UserError if a file has several labels, splits or groups."""
     first: dict[str, LabelledFile] = {}
     for file in files:
         other = first.setdefault(file.name, file)
         if other != file:
             what = [repr(value) for value in (other.label, file.label)]
             if other.label == file.label:
-                what = [str(other.part), str(file.part)]
+                same = other.part == file.part
+                what = [str(other.group), str(file.group)] if same else [str(other.part), str(file.part)]
             raise UserError(f"{path} lists {file.name} twice, as {what[0]} and as {what[1]}; keep one of them")
     if len(first) < len(files):
         notices.append(f"{counted(len(files) - len(first), 'duplicate row')} of {path} skipped")

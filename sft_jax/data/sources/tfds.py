@@ -57,17 +57,15 @@ def load_tfds(
     Raises:
       UserError: the dataset or split is unknown, cannot be obtained, is not for image classification or is damaged.
     """
-    builder, notices = _builder(name, directory)
-    if not builder.info.splits:
-        _prepare(builder, name, download)
-    records = Records(builder, name, *_keys(builder, name, image_key, label_key, notices), reading.progress)
+    keys = {"image_key": image_key, "label_key": label_key}
+    records, notices = open_records(name, directory=directory, download=download, **keys, progress=reading.progress)
     counts = {split: records.count(key, split) for key, split in zip(SPLIT_KEYS, splits, strict=True)}
     square, side = records.square(size, reading)
     read: Callable[..., tuple[Split, np.ndarray]] = records.streamed
     if reading.must_stream(sum(counts.values()), side):
         notices.append(streaming_notice(sum(counts.values()), side))
     else:
-        read = functools.partial(_in_memory, records, source_digest(Path(builder.data_dir)))
+        read = functools.partial(_in_memory, records, source_digest(records.folder))
     # A split that is named twice is read once.
     loaded = {split: read(key, split, square) for split, key in dict(zip(splits, SPLIT_KEYS, strict=True)).items()}
     if reading.square is None and not square.keep_square:
@@ -75,6 +73,25 @@ def load_tfds(
         notices += fit_notices(sizes, square)
     train, validation, test = (loaded[split][0] for split in splits)
     return Dataset(train, validation, test, records.class_names, tuple(notices), square=square)
+
+
+def open_records(
+    name: str,
+    *,
+    directory: str | None,
+    download: bool,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    progress: Callable[[int, int], None],
+) -> tuple[Records, list[str]]:
+    """Returns the records of a dataset, which is prepared if necessary, and notices about it.
+
+    Arguments and errors are those of `load_tfds`.
+    """
+    builder, notices = _builder(name, directory)
+    if not builder.info.splits:
+        _prepare(builder, name, download)
+    return Records(builder, name, *_keys(builder, name, image_key, label_key, notices), progress), notices
 
 
 def _in_memory(

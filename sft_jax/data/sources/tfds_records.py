@@ -8,6 +8,7 @@ import importlib.util
 import io
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Records:
             f"tfds:{self._name} has {known}: name one, or a slice such as 'train[90%:]', with --config.data.{key}=SPLIT"
         )
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the prepared dataset."""
+        return Path(self._builder.data_dir)
+
     def square(self, size: int, reading: Reading) -> tuple[Square, int]:
         """Returns the host-side preprocessing, and the side length of its results.
 
@@ -74,6 +80,13 @@ class Records:
         keeps = height is not None and height == width and (given is None or given.keep_square)
         square = dataclasses.replace(reading.square_of(size), keep_square=keeps)
         return square, height if keeps else square.side
+
+    def encoded(self, key: str, split: str) -> Iterator[tuple[bytes, int]]:
+        """Yields the encoded image and the label of each record of a split. Raises UserError if they are damaged."""
+        self.count(key, split)
+        with self._reading(split):
+            for record in self._records(split):
+                yield record[self.image_key], int(record[self.label_key])
 
     def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
         """Decodes and resizes all records of a split.

@@ -1,0 +1,113 @@
+"""Tests of `python -m sft_jax.embed`: the features are those of the network, in the order of the files."""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from made_run import make_run
+from PIL import Image
+
+import sft_jax
+from sft_jax.embed.__main__ import main
+from sft_jax.errors import run_command
+from sft_jax.inference import predictor
+from sft_jax.inference.predictor import BATCH
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", data__source="folder:somewhere").folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path, run):
+    def call(*words):
+        """Runs the command; returns the exit code, standard output and standard error."""
+        monkeypatch.setattr(sys, "argv", ["embed", "--workdir", str(run), *map(str, words)])
+        code = run_command(main)
+        return code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of more than one batch of pictures of several sizes."""
+    for number in range(BATCH + 3):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    return tmp_path / "pictures"
+
+
+def test_features_are_what_the_head_gets(call, folder, run, tmp_path):
+    code, printed, complaints = call("--data", f"folder:{folder}", "--output", "out.npz")
+    assert (code, complaints) == (0, "")
+    with np.load(tmp_path / "out.npz") as file:
+        arrays = dict(file)
+    files = sorted(folder.rglob("*.png"))
+    assert arrays["files"].tolist() == [path.relative_to(folder).as_posix() for path in files]
+    assert arrays["class_names"].tolist() == ["a", "b"]
+    assert arrays["labels"].tolist() == [int(path.parent.name == "b") for path in files]
+    assert arrays["labels"].dtype == np.int32
+    assert arrays["features"].dtype == np.float32
+    classifier = sft_jax.load(run)
+    inputs = classifier.preprocess.on_device(jnp.stack([classifier.preprocess.read(path) for path in files]))
+    expected = classifier.model.features(inputs, train=False).pooled
+    np.testing.assert_allclose(arrays["features"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        classifier.model.head(arrays["features"]), classifier.logits(files), rtol=1e-3, atol=1e-4
+    )
+    channels = arrays["features"].shape[1]
+    assert printed == f"wrote out.npz: {len(files)} images, {channels} features each\n"
+
+
+def test_unreadable_files_are_named_and_left_out(call, folder, tmp_path):
+    (folder / "a" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    code, _, complaints = call("--data", f"folder:{folder}", "--output", "out.npz")
+    assert code == 2
+    assert complaints == (
+        "a/000.png cannot be read: not an image, or damaged\n"
+        f"error: unreadable images: 1, see above; images written: {BATCH + 2}\n"
+    )
+    with np.load(tmp_path / "out.npz") as file:
+        assert "a/000.png" not in file["files"]
+        assert len(file["features"]) == len(file["labels"]) == len(file["files"]) == BATCH + 2
+
+
+def test_one_split_of_the_digits(call, tmp_path):
+    assert call("--data", "digits", "--split", "validation", "--output", "out.npz")[0] == 0
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["files"][:2].tolist() == ["val[0]", "val[1]"]
+        assert file["class_names"].tolist() == list("0123456789")
+
+
+def test_wrong_output_is_one_line(call):
+    assert call("--data", "digits", "--output", "out.csv") == (2, "", "error: --output out.csv must end in .npz\n")
+
+
+def test_features_that_are_not_finite_are_refused(call, folder, monkeypatch):
+    monkeypatch.setattr(
+        predictor.Classifier, "square_features", lambda self, squares: np.full((len(squares), 4), np.nan, np.float32)
+    )
+    code, _, complaint = call("--data", f"folder:{folder}", "--output", "out.npz")
+    assert (code, complaint) == (2, "error: the network's features are not finite; name other weights\n")
+
+
+def test_exports_have_no_features(run):
+    classifier = sft_jax.load(run)
+    export = predictor.Classifier(classifier.program, classifier.preprocess, classifier.class_names)
+    with pytest.raises(sft_jax.errors.UserError, match="an export gives logits but no features"):
+        export.square_features([np.zeros((16, 16, 3), np.uint8)])
+
+
+def test_weights_of_a_package_are_loaded_by_name(monkeypatch, run):
+    weights = predictor.load_run_weights(run, "best")
+    asked = []
+    monkeypatch.setattr(predictor, "load_packaged", lambda name: asked.append(name) or weights)
+    classifier = sft_jax.load("package:some-weights")
+    assert asked == ["package:some-weights"]
+    assert classifier.class_names == sft_jax.load(run).class_names
