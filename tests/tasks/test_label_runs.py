@@ -72,10 +72,10 @@ def printed(capsys, monkeypatch):
     return call
 
 
-def restored(folder, count=1):
+def restored(folder, count=1, placement="auto"):
     """Returns the run's experiment as its best checkpoint has it, and its weights on `count` devices."""
     run = Run(folder)
-    config = run.config()
+    config = complete(flatten(run.config()) | {"data.placement": placement})
     dataset = read_dataset(config, Console(mute=True), before=earlier(run))
     best = run.restored("best")
     experiment = Experiment(config, dataset, Devices(jax.devices()[:count]))
@@ -111,11 +111,11 @@ def test_thresholds_are_those_of_the_best_epochs_validation(runs):
     np.testing.assert_allclose(results["thresholds"], figures["thresholds"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(("count", "placement"), [(1, "auto"), (8, "replicated"), (8, "sharded")])
 @pytest.mark.parametrize("task", TASKS)
-def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count):
+def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count, placement):
     _, folder, results = runs[task]
-    experiment, weights = restored(folder, count)
+    experiment, weights = restored(folder, count, placement)
     ours = experiment.test(*weights)
     split = experiment.dataset.test
     outputs = np.asarray(sft_jax.load(folder).logits(split.images), np.float64)
