@@ -83,7 +83,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         program.save(temporary, external_data=False)
         difference = max(largest_difference(temporary, model, batch) for batch in BATCHES)
     Console(markup=False, highlight=False, soft_wrap=True).print(
-        f"wrote {output}: {model.arch}, {model.classes} classes; input float32 [batch, 3, {size}, {size}], "
+        f"wrote {output}: {model.arch}, {model.classes} outputs; input float32 [batch, 3, {size}, {size}], "
         f"normalised; checked in onnxruntime with batches of {batches}: logits within {difference:.1e} of Flax's"
     )
 

@@ -80,7 +80,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
     if model.facts.class_names:
-        console.print(f"classes: {some_of(model.facts.class_names, most=10)}")
+        console.print(f"outputs: {some_of(model.facts.class_names, most=10)}")
     if model.facts.task.get("learnt", "{}") != "{}":
         where = "also in its metadata" if output.suffix == ".safetensors" else "not in the file"
         console.print(f"task {model.facts.task['task']}, {where}: {model.facts.task['learnt']}")

@@ -15,7 +15,8 @@ from sft_jax.data.sources.listing import Record
 DECODING_THREADS = 16
 BUFFERED_BATCHES = 4
 
-# Arrays by name, each with the examples on its first axis: {"image": uint8 [n, h, w, 3], "label": int32 [n]}.
+# Arrays by name, each with the examples on its first axis: {"image": uint8 [n, h, w, 3], "label": int32 [n]}. Images
+# may have other targets instead, see `sources.labelling`.
 Batch = dict[str, np.ndarray]
 
 
@@ -28,7 +29,7 @@ class Split(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """The target "label" of all examples, int32 [n]."""
+        """The target "label" of all examples, int32 [n]; only where each has one class."""
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -167,7 +168,7 @@ class Dataset:
 
     Attributes:
       train, validation, test: the splits.
-      class_names: in label order.
+      class_names: names of the network's outputs: classes in label order, or the name of a number.
       notices: messages about the images for the user.
       square: how the images were resized to squares.
       record: a run's record of the images.

@@ -85,7 +85,9 @@ class Evaluator:
         return total
 
     def program(self, loader: Loader) -> Callable:
-        """Returns the compiled program (params, batch_stats, `Chunk`) -> `Task.sums` for chunks of `loader`."""
+        """Returns the compiled program (params, batch_stats, `Chunk`) -> `Task.sums`, or outputs, for `loader`."""
+        if self._outputs is not None:
+            return self._outputs.program(loader)
         if loader.placement not in self._compiled:
             self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3)
         return self._compiled[loader.placement]
@@ -135,9 +137,7 @@ class PerExample:
 
         `after_call(done, steps)` is called after each call.
         """
-        if loader.placement not in self._compiled:
-            self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
-        program = self._compiled[loader.placement]
+        program = self.program(loader)
         order, _ = eval_order(len(loader), self._batch_size)
         outputs, done = [], 0
         calls = map_split(
@@ -150,6 +150,12 @@ class PerExample:
             done += call.steps
             after_call(done, len(order))
         return np.concatenate(outputs)[: len(loader)]
+
+    def program(self, loader: Loader) -> Callable:
+        """Returns the compiled program (params, batch_stats, `Chunk`) -> outputs, for chunks of `loader`."""
+        if loader.placement not in self._compiled:
+            self._compiled[loader.placement] = loader.compile(self._program, chunk_at=2, arguments=3, gather=False)
+        return self._compiled[loader.placement]
 
 
 def predict_all(network: Network | HeadNetwork, views: Sequence[Preprocess], batch_size: int) -> PerExample:

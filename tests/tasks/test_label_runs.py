@@ -20,12 +20,14 @@ import sft_jax
 from convert import flax_to_onnx, flax_to_resnet
 from sft_jax import export, predict
 from sft_jax.config import complete, flatten
+from sft_jax.doctor import ahead, planned
+from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate, evaluate_others, parse
 from sft_jax.report.__main__ import rewrite
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
-from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.devices import AbsentDevices, Devices
 from sft_jax.search import session
 from sft_jax.search.session import Options, search
 from sft_jax.search.space import Space
@@ -70,10 +72,10 @@ def printed(capsys, monkeypatch):
     return call
 
 
-def restored(folder, count=1):
+def restored(folder, count=1, placement="auto"):
     """Returns the run's experiment as its best checkpoint has it, and its weights on `count` devices."""
     run = Run(folder)
-    config = run.config()
+    config = complete(flatten(run.config()) | {"data.placement": placement})
     dataset = read_dataset(config, Console(mute=True), before=earlier(run))
     best = run.restored("best")
     experiment = Experiment(config, dataset, Devices(jax.devices()[:count]))
@@ -109,11 +111,11 @@ def test_thresholds_are_those_of_the_best_epochs_validation(runs):
     np.testing.assert_allclose(results["thresholds"], figures["thresholds"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(("count", "placement"), [(1, "auto"), (8, "replicated"), (8, "sharded")])
 @pytest.mark.parametrize("task", TASKS)
-def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count):
+def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count, placement):
     _, folder, results = runs[task]
-    experiment, weights = restored(folder, count)
+    experiment, weights = restored(folder, count, placement)
     ours = experiment.test(*weights)
     split = experiment.dataset.test
     outputs = np.asarray(sft_jax.load(folder).logits(split.images), np.float64)
@@ -320,6 +322,19 @@ def test_a_linear_probe_starts_from_the_solution(runs, tmp_path, task):
         assert results["test_map"] > 0.8
     else:
         assert results["test_r2"] > 0.5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_doctor_compiles_and_times_it(runs, monkeypatch, task):
+    monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
+    config = Run(runs[task][1]).config()
+    report = ahead.examine(config, "gpu-h100", [16], lambda line: None)
+    assert report["compiles"] is True
+    assert report["eval_bytes"] > 0
+    monkeypatch.setattr(planned, "Devices", one_device)
+    planned.add_plan(config, [16], costs := Report(), Console(mute=True))
+    assert [cost.size for cost in costs.costs] == [16]
+    assert any("data       csv:" in line for line in costs.plan)
 
 
 @pytest.mark.parametrize("task", TASKS)
