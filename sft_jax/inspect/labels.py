@@ -13,6 +13,8 @@ FOLDS = 5
 # Principal components of the features that are used. All 1,280 of an EfficientNet-Lite0 took ten times as long to solve
 # for, and found no more of the wrong labels.
 COMPONENTS = 512
+# A share of suspected labels above which the network, which may be untrained, is suspected rather.
+MANY = 0.2
 
 
 def probabilities(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -84,7 +86,7 @@ def wrong_labels(
     Args:
       features, labels, clusters: see `probabilities`, but any classes may be missing or have a single picture.
       class_names: in label order.
-      notices: receives a line about classes whose labels cannot be tested.
+      notices: receives a line about the probe's accuracy, and about classes whose labels cannot be tested.
     """
     distinct = np.array([len(np.unique(clusters[labels == label])) for label in range(len(class_names))])
     enough = np.flatnonzero(distinct > 1)
@@ -98,9 +100,13 @@ def wrong_labels(
     new = np.searchsorted(enough, labels[rows])
     chances = probabilities(features[rows], new, clusters[rows])
     own = chances[np.arange(len(rows)), new]
+    found = suspected(chances, new)
+    agrees = (chances.argmax(1) == new).mean()
+    doubt = "; so many suspects say more of the features than of the labels" if len(found) > MANY * len(rows) else ""
+    notices.append(f"a linear probe on the features agrees with {agrees:.1%} of the labels{doubt}")
     others = chances.copy()
     others[np.arange(len(rows)), new] = -1.0
     return [
         Finding(int(rows[place]), "label", float(1 - own[place]), class_names[int(enough[others[place].argmax()])])
-        for place in suspected(chances, new)
+        for place in found
     ]
