@@ -195,7 +195,8 @@ def evaluate_others(
             notices.append(f"the run was trained on {counted(len(names))} of {args.data}: {some(names)}")
     _tell(notices)
     with console.progress(args.data, 1) as bar:
-        results = score(classifier, images, flips=run is not None and config.evaluation.flips, after=bar.set)
+        augmentation = {} if run is None else config.evaluation.to_dict()
+        results = score(classifier, images, **augmentation, after=bar.set)
     name = file_name(args.data, args.split)
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")

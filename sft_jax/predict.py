@@ -24,6 +24,7 @@ EXAMPLE = """example:
   python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/ --top 3
   find . -name '*.png' | python -m sft_jax.predict --workdir runs/cifar10 --json -
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --output holiday.csv
+  python -m sft_jax.predict --workdir runs/cifar10 holiday/ --explain why/
 
 Reads JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and all other formats of Pillow, and HEIC if pillow-heif is installed; EXIF
 orientation is applied. Unreadable files are reported on standard error and skipped; the exit code is then 2.
@@ -64,6 +65,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="reject images with more pixels, which may be decompression bombs (default: that of data.max_pixels)",
     )
+    parser.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FOLDER",
+        help="also write each image with a heat map of the parts that its prediction depends on (Grad-CAM; attention "
+        "rollout for vision transformers)",
+    )
     return parser.parse_args(argv)
 
 
@@ -97,7 +105,8 @@ def main() -> None:
             show = opened.enter_context(contextlib.closing(table)).show
         else:
             show = print_json if args.json else Table(classifier.decoder).show
-        for answers in predictions(classifier, paths, args.top, tell, args.max_pixels or MAX_PIXELS):
+        limit = args.max_pixels or MAX_PIXELS
+        for answers in predictions(classifier, paths, args.top, tell, limit, args.explain):
             show(answers)
             answered += len(answers)
     for line in warned.lines:
@@ -109,16 +118,37 @@ def main() -> None:
 
 
 def predictions(
-    classifier: "Classifier", paths: Iterable[Path], top: int | None, tell: Callable[[str], None], max_pixels: int
+    classifier: "Classifier",
+    paths: Iterable[Path],
+    top: int | None,
+    tell: Callable[[str], None],
+    max_pixels: int,
+    explain: Path | None = None,
 ) -> Iterator[list[Answer]]:
-    """Yields the predictions of each batch, as printed by `--json`; calls `tell` with a line per unreadable image."""
+    """Yields the predictions of each batch, as printed by `--json`; calls `tell` with a line per unreadable image.
+
+    With the folder `explain` heat maps are written there, and answers name them as "explanation".
+    """
     from sft_jax.data.images.named import decoded
+    from sft_jax.inference.explain import write_overlays
     from sft_jax.inference.predictor import BATCH
 
-    readable = decoded(paths, functools.partial(classifier.preprocess.read, max_pixels=max_pixels), tell)
+    preprocess = classifier.preprocess
+    readable = decoded(paths, functools.partial(preprocess.read, max_pixels=max_pixels), tell)
+    done = 0
     while block := list(itertools.islice(readable, BATCH)):
-        answers = classifier.decoder.answers(classifier.square_logits([square for _, square in block]), top)
-        yield [{"file": str(path)} | answer for (path, _), answer in zip(block, answers, strict=True)]
+        squares = [square for _, square in block]
+        outputs = classifier.square_logits(squares)
+        answers = [
+            {"file": str(path)} | answer
+            for (path, _), answer in zip(block, classifier.decoder.answers(outputs, top), strict=True)
+        ]
+        if explain is not None:
+            heat = classifier.explain(squares, outputs.argmax(-1))
+            for answer, file in zip(answers, write_overlays(explain, block, heat, preprocess, done), strict=True):
+                answer["explanation"] = str(file)
+        done += len(block)
+        yield answers
 
 
 def print_json(answers: Iterable[Answer]) -> None:

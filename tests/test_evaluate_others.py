@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from image_folders import fill
@@ -12,6 +13,7 @@ from made_run import NAMES, make_run
 from prepared_sets import ImageSet
 
 import sft_jax
+from sft_jax.data.crops import PLACES
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import run_command
 from sft_jax.evaluate import main
@@ -226,6 +228,22 @@ def test_mirror_images_are_used_if_the_run_uses_them(tmp_path, monkeypatch, caps
     images = [classifier.preprocess.read(path) for path in paths]
     both = classifier.square_logits(images) + classifier.square_logits([each[:, ::-1] for each in images])
     labels = [NAMES.index(path.parent.name) for path in paths]
+    assert json.loads(printed)["test_accuracy_flips"] == np.mean(both.argmax(-1) == labels)
+
+
+def test_crops_are_used_if_the_run_uses_them(tmp_path, monkeypatch, capsys):
+    settings = {"data__crop_pct": 0.75, "evaluation__crops": 5, "evaluation__flips": True}
+    run = make_run(tmp_path / "run", data__source="folder:flowers", **settings)
+    fill(tmp_path / "new", NAMES, 5)
+    _, printed, _ = call(monkeypatch, capsys, "--workdir", run.folder, "--data", f"folder:{tmp_path / 'new'}", "--json")
+    classifier = sft_jax.load(run.folder)
+    paths = sorted((tmp_path / "new").rglob("*.png"))
+    images = jnp.stack([classifier.preprocess.read(path) for path in paths])
+    inputs = [classifier.preprocess.on_device(images, place) for place in PLACES]
+    logits = [np.asarray(classifier.program(view)) for each in inputs for view in (each, each[:, :, ::-1])]
+    labels = [NAMES.index(path.parent.name) for path in paths]
+    assert json.loads(printed)["test_accuracy_crops"] == np.mean(np.mean(logits, 0).argmax(-1) == labels)
+    both = logits[0] + logits[1]
     assert json.loads(printed)["test_accuracy_flips"] == np.mean(both.argmax(-1) == labels)
 
 

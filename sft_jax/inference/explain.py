@@ -1,5 +1,8 @@
 """Which parts of an image a network's output depends on: Grad-CAM, and attention rollout for vision transformers."""
 
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
+
+from sft_jax.data.preprocess import Preprocess
+from sft_jax.errors import UserError
+from sft_jax.runtime.files import write_bytes
 
 # Colours of a heat map from 0 to 1, linear in between: dark blue, blue, cyan, yellow, red, dark red.
 STOPS = np.array([0.0, 0.125, 0.375, 0.625, 0.875, 1.0])
@@ -16,8 +23,16 @@ OPACITY = 0.5
 
 
 def method(model: Any) -> str:
-    """Returns the name of the method for a network: "Grad-CAM" or "attention rollout"."""
-    return "attention rollout" if hasattr(model, "attention") else "Grad-CAM"
+    """Returns the name of the method for a network: "Grad-CAM" or "attention rollout".
+
+    Raises:
+      UserError: the network gives neither attention weights nor a path from its last feature map to its outputs.
+    """
+    if hasattr(model, "attention"):
+        return "attention rollout"
+    if hasattr(model, "pool"):
+        return "Grad-CAM"
+    raise UserError(f"{type(model).__name__} cannot be explained: it has neither `attention` nor `pool`")
 
 
 def heat_maps(model: Any, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -72,3 +87,31 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
     smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
     colours = np.stack([np.interp(smooth, STOPS, channel) for channel in COLOURS.T], -1)
     return Image.fromarray(np.round((1 - OPACITY) * image + OPACITY * colours).astype(np.uint8))
+
+
+def write_overlays(
+    folder: Path, images: Sequence[tuple[Path, np.ndarray]], heat: np.ndarray, preprocess: Preprocess, done: int
+) -> list[Path]:
+    """Writes the part of each image that the network sees, blended with its heat map, as a PNG file.
+
+    Args:
+      folder: made if it does not exist; a file is called by its number and the name of the image.
+      images: files with what `preprocess.read` returns of them.
+      heat: of the images, see `heat_maps`.
+      preprocess: the preprocessing of the network.
+      done: number of images before them.
+
+    Raises:
+      UserError: the files cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+    files = []
+    for number, ((path, square), own) in enumerate(zip(images, heat, strict=True), done + 1):
+        content = io.BytesIO()
+        overlay(np.asarray(preprocess.seen(square[None]))[0], own).save(content, "PNG")
+        files.append(folder / f"{number:05}_{path.stem}.png")
+        write_bytes(files[-1], content.getvalue())
+    return files

@@ -16,11 +16,13 @@ from PIL import Image
 
 from sft_jax import models
 from sft_jax.config import default_config
+from sft_jax.data.crops import CENTRE
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
+from sft_jax.inference import explain
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, initialise, load_weights
@@ -66,7 +68,7 @@ class Classifier:
         self.task: Task = task_named(task).of_network(self.class_names, self.learnt)
         self.decoder = self.task.decoder()
         self.precision, self.licence, self.backbone = precision, licence, backbone
-        self._inputs = jax.jit(preprocess.on_device)
+        self._inputs = jax.jit(preprocess.on_device, static_argnums=1)
         self._make_model = model
         self._compiled: set[int] = set()
 
@@ -102,9 +104,15 @@ class Classifier:
             warnings.warn(line, stacklevel=2)
         return np.concatenate(logits) if logits else np.zeros((0, len(self.class_names)), np.float32)
 
-    def square_logits(self, squares: Sequence[np.ndarray]) -> np.ndarray:
-        """Computes the logits of at most `BATCH` images returned by `preprocess.read`, which may differ in size."""
-        return self._run(self.program, squares)
+    def square_logits(
+        self, squares: Sequence[np.ndarray], place: tuple[float, float] = CENTRE, *, mirrored: bool = False
+    ) -> np.ndarray:
+        """Computes the logits of at most `BATCH` images returned by `preprocess.read`, which may differ in size.
+
+        See `crops.cropped` for `place`; `mirrored` flips the network's inputs horizontally.
+        """
+        inputs = self.inputs(squares, place)
+        return self._run(self.program, inputs[:, :, ::-1] if mirrored else inputs)
 
     def square_features(self, squares: Sequence[np.ndarray]) -> np.ndarray:
         """Computes the features, float32 [n, channels], of images as for `square_logits`.
@@ -114,7 +122,24 @@ class Classifier:
         """
         if self.backbone is None:
             raise UserError("an export gives logits but no features; name the run or the converted file it was made of")
-        return self._run(self.backbone, squares)
+        return self._run(self.backbone, self.inputs(squares))
+
+    def explain(self, squares: Sequence[np.ndarray], outputs: np.ndarray) -> np.ndarray:
+        """Computes the heat maps of `explain.heat_maps` of images as for `square_logits`: float32 [n, rows, columns].
+
+        Raises:
+          UserError: the classifier is an export, or its network has no method.
+        """
+        if self._make_model is None:
+            raise UserError("an export cannot be explained; name the run or the converted file it was made of")
+        explain.method(self.model)
+        return np.asarray(explain.heat_maps(self.model, self.inputs(squares), jnp.asarray(outputs, jnp.int32)))
+
+    def inputs(self, squares: Sequence[np.ndarray], place: tuple[float, float] = CENTRE) -> jax.Array:
+        """Preprocesses images as for `square_logits`: normalised float32 [n, size, size, 3]."""
+        if len({(square.shape, square.dtype) for square in squares}) == 1:
+            return self._inputs(np.stack(squares), place)
+        return jnp.concatenate([self._inputs(square[None], place) for square in squares])
 
     def _squared(self, image: Given) -> np.ndarray:
         if isinstance(image, np.ndarray):
@@ -145,12 +170,8 @@ class Classifier:
         self.decoder.check(None)
         return self.decoder.predict(self.logits(images), top)
 
-    def _run(self, program: Callable[[jax.Array], jax.Array], squares: Sequence[np.ndarray]) -> np.ndarray:
-        """Runs `program` on at most `BATCH` images, padded to a compiled batch size."""
-        if len({(square.shape, square.dtype) for square in squares}) == 1:
-            inputs = self._inputs(np.stack(squares))
-        else:
-            inputs = jnp.concatenate([self._inputs(square[None]) for square in squares])
+    def _run(self, program: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> np.ndarray:
+        """Runs `program` on at most `BATCH` inputs, padded to a compiled batch size."""
         count = len(inputs)
         # Otherwise the next power of two, which limits the number of compilations.
         size = min((known for known in self._compiled if known >= count), default=1 << (count - 1).bit_length())

@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from sft_jax.data.crops import PLACES
 from sft_jax.data.dataset import Batch
 from sft_jax.data.images.named import decoded
 from sft_jax.data.sampling import eval_order
@@ -24,6 +25,8 @@ CHUNK = 4096
 # File names are limited to 255 bytes.
 LONGEST_NAME = 150
 
+# Where an image is cropped, see `crops.cropped`, and whether it is mirrored.
+View = tuple[tuple[float, float], bool]
 Scored = tuple[list[np.ndarray], Batch]
 
 
@@ -53,62 +56,67 @@ class _Total:
 
 
 def score(
-    classifier: Classifier, images: Everything, *, flips: bool, after: Callable[[int, int], None]
+    classifier: Classifier,
+    images: Everything,
+    *,
+    flips: bool = False,
+    crops: int = 1,
+    after: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Evaluates a network on all of `images`, each once; returns metrics under the names of results.json.
 
     Args:
       classifier: the network and its preprocessing, which is the same as in `predict`.
       images: images with labels.
-      flips: whether to report the task's main metric also with the outputs of the mirror images added.
+      flips, crops: test-time augmentation, with which the task's main metric is reported as well, see
+        `Experiment.test`.
       after: called with the number of images done and the total.
 
     Raises:
       UserError: images cannot be read.
     """
     task = classifier.task
-    totals = [_Total(task) for _ in range(1 + flips)]
+    views = [(place, mirrored) for place in PLACES[:crops] for mirrored in (False, True)[: 1 + flips]]
+    # The views whose outputs are averaged: the image alone; it and its mirror image; all crops.
+    averaged = {"": 1} | ({"_flips": 2} if flips else {}) | ({"_crops": len(views)} if crops > 1 else {})
+    totals = {name: _Total(task) for name in averaged}
     done = 0
-    blocks = _files(classifier, images, flips) if images.paths else _arrays(classifier, images, flips)
+    blocks = _files(classifier, images, views) if images.paths else _arrays(classifier, images, views)
     for outputs, targets in _chunks(blocks):
-        for mirrored, total in enumerate(totals):
-            total.add(np.mean(outputs[: 1 + mirrored], axis=0), targets)
+        for name, count in averaged.items():
+            totals[name].add(np.mean(outputs[:count], axis=0), targets)
         done += len(outputs[0])
         after(done, len(images))
-    results = task.results(totals[0].figures())
-    if flips:
-        figure = task.main().figure
-        results[f"test_{figure}_flips"] = totals[1].figures()[figure]
-    return results
+    results, figure = task.results(totals.pop("").figures()), task.main().figure
+    return results | {f"test_{figure}{name}": total.figures()[figure] for name, total in totals.items()}
 
 
-def _files(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
-    """Yields, for at most `BATCH` images at a time, their outputs, those of their mirror images, and their targets."""
+def _logits(classifier: Classifier, squares: list[np.ndarray], views: Sequence[View]) -> list[np.ndarray]:
+    return [classifier.square_logits(squares, place, mirrored=mirrored) for place, mirrored in views]
+
+
+def _files(classifier: Classifier, images: Everything, views: Sequence[View]) -> Iterator[Scored]:
+    """Yields, for at most `BATCH` images at a time, the outputs for each of their views, and their targets."""
     problems: list[str] = []
     place = {path: row for row, path in enumerate(images.paths)}
     readable = decoded(images.paths, classifier.preprocess.read, problems.append)
     while block := list(itertools.islice(readable, BATCH)):
         if problems:
             break
-        views = [[picture for _, picture in block]]
-        if flips:
-            views.append([picture[:, ::-1] for picture in views[0]])
         rows = [place[path] for path, _ in block]
         targets = {name: values[rows] for name, values in images.targets.items()}
-        yield [classifier.square_logits(view) for view in views], targets
+        yield _logits(classifier, [picture for _, picture in block], views), targets
     if problems:
         more = " and perhaps more" if len(problems) > NAMED else ""
         raise UserError(f"{'; '.join(problems[:NAMED])}{more}; repair or remove unreadable files")
 
 
-def _arrays(classifier: Classifier, images: Everything, flips: bool) -> Iterator[Scored]:
+def _arrays(classifier: Classifier, images: Everything, views: Sequence[View]) -> Iterator[Scored]:
     for split in images.splits:
         order, mask = eval_order(len(split), BATCH)
         for batch, counted in zip(split.batches(order), mask, strict=True):
-            block = batch["image"][counted]
-            views = [block, block[:, :, ::-1]] if flips else [block]
             targets = {name: batch[name][counted] for name in split.targets}
-            yield [classifier.square_logits(list(view)) for view in views], targets
+            yield _logits(classifier, list(batch["image"][counted]), views), targets
 
 
 def _chunks(blocks: Iterator[Scored]) -> Iterator[Scored]:

@@ -1,12 +1,22 @@
 """Compares Grad-CAM with pytorch-grad-cam, and attention rollout with attention weights of timm's networks."""
 
+import json
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from image_folders import fill
+from made_run import make_run
+from PIL import Image
 from reference_checks import REFERENCES, images, keys, moved, network, with_classes
 from tiny_vit import SIZE, architecture, build
 
+import sft_jax
+from sft_jax import predict
+from sft_jax.data.preprocess import Preprocess
+from sft_jax.errors import UserError, run_command
 from sft_jax.inference import explain
 from sft_jax.models import ARCHITECTURES
 
@@ -100,3 +110,32 @@ def test_an_overlay_is_red_where_the_heat_is_and_blue_elsewhere():
     assert drawn.shape == image.shape
     assert drawn[0, -1, 0] > drawn[0, -1, 2] + 80
     assert drawn[-1, 0, 2] > drawn[-1, 0, 0] + 30
+
+
+def test_predict_writes_a_heat_map_for_each_image(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", data__source="folder:flowers")
+    fill(tmp_path / "new", ("bee", "fly"), 2)
+    flags = ["--workdir", run.folder, tmp_path / "new", "--json", "--explain", tmp_path / "why" / "these"]
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, flags)])
+    assert run_command(predict.main) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["explanation"] for answer in answers] == [
+        str(tmp_path / "why" / "these" / f"{number:05}_{name}.png")
+        for number, name in enumerate(("000", "001", "000", "001"), 1)
+    ]
+    classifier = sft_jax.load(run.folder)
+    square = classifier.preprocess.read(tmp_path / "new" / "bee" / "000.png")
+    heat = classifier.explain([square], classifier.square_logits([square]).argmax(-1))
+    wanted = np.asarray(explain.overlay(square, heat[0]))
+    np.testing.assert_array_equal(np.asarray(Image.open(answers[0]["explanation"])), wanted)
+
+
+def test_what_cannot_be_explained_or_written_is_refused(tmp_path):
+    exported = sft_jax.inference.predictor.Classifier(None, Preprocess(8, mean=(0.5,) * 3, std=(0.5,) * 3), ("a", "b"))
+    with pytest.raises(UserError, match="an export cannot be explained; name the run or the converted file"):
+        exported.explain([], np.zeros(0))
+    with pytest.raises(UserError, match="object cannot be explained: it has neither `attention` nor `pool`"):
+        explain.method(object())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/why cannot be made: Not a directory"):
+        explain.write_overlays(tmp_path / "file" / "why", [], np.zeros((0, 1, 1)), exported.preprocess, 0)
