@@ -39,7 +39,7 @@ def _self_attention(qkv, bias, tokens, heads):
 
 
 def _forward(qkv, bias, tokens, heads):
-    rows, d = len(qkv), qkv.shape[1] // (3 * heads)
+    rows, d = qkv.shape[0], qkv.shape[1] // (3 * heads)
     q, k, v = _heads(qkv, tokens, heads)
     weights = _softmax(q, k, bias).astype(qkv.dtype)
     mixed = _product(weights, v, 2, 1).astype(qkv.dtype)

@@ -31,7 +31,7 @@ def test_without_these_files_nothing_is_known(file):
 def test_the_config_of_timm_is_read(file):
     model = timm.create_model("tf_efficientnet_lite0", num_classes=2)
     save_config_for_hf(model, file.with_name("config.json"), model_config={"label_names": ["ant", "bee"]})
-    names, preprocess, notices, licence = beside(file, "tf_efficientnet_lite0")
+    names, preprocess, notices, licence, _ = beside(file, "tf_efficientnet_lite0")
     assert licence == "Apache-2.0"
     assert names == ("ant", "bee")
     half = [0.5, 0.5, 0.5]
@@ -76,7 +76,7 @@ def test_the_preprocessor_config_of_transformers_is_read(case, file):
     processor, settings, wanted = PROCESSORS[case]
     processor(**settings, **NORMAL).save_pretrained(file.parent)
     file.with_name("config.json").write_text(json.dumps({"id2label": {"1": "bee", "0": "ant"}}))
-    names, preprocess, notices, _ = beside(file, "vit_base_patch16_224")
+    names, preprocess, notices, *_ = beside(file, "vit_base_patch16_224")
     assert names == ("ant", "bee")
     assert tuple(preprocess[key] for key in ("size", "resize", "interpolation", "fit")) == wanted
     assert preprocess["mean"] == [0.5, 0.5, 0.5]
