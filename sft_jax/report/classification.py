@@ -1,12 +1,12 @@
 """The report of a classification run: confusion matrix, metrics per class, calibration and mistakes."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import data_uris
+from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import percent
 from sft_jax.tasks import statistics
@@ -17,22 +17,6 @@ TABLE_CLASSES = 25
 MISTAKES, PAIRS, PICTURES_A_PAIR = 25, 10, 5
 # With more classes, the matrix only shows the most confused ones.
 MATRIX_CLASSES = 20
-
-
-class Picture(NamedTuple):
-    """A misclassified image."""
-
-    uri: str
-    described: str
-    truth: str
-    predicted: str
-    confidence: float
-    file: str = ""
-
-    @property
-    def note(self) -> str:
-        """The confidence, for the caption."""
-        return percent(self.confidence, 0)
 
 
 def page(records: Records, task: Classification, scored: Scored, on_validation: Scored) -> str:
@@ -116,10 +100,8 @@ def pictured(
     def picture(row: int) -> Picture:
         true_name, name = class_names[truth[row]], class_names[predicted[row]]
         confidence = float(predictions.confidences[row])
-        file = scored.split.names[row] if scored.split.names is not None else ""
-        which = file or f"{scored.name} image {row}"
-        described = f"{which}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
-        return Picture(uris[row], described, true_name, name, confidence, file)
+        described = f"{scored.called(row)}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
+        return Picture(uris[row], described, true_name, name, percent(confidence, 0), scored.file(row))
 
     images = confusion.sum(1)
     return [picture(row) for row in wrong[:MISTAKES].tolist()], [

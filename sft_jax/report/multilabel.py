@@ -1,11 +1,9 @@
 """The report of a run with several labels per image: metrics per label, and mistakes with their images."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import data_uris
+from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import percent
 from sft_jax.tasks.decoding import sigmoid
@@ -14,17 +12,6 @@ from sft_jax.tasks.multilabel import Multilabel
 # With more labels, the table starts with the worst ones.
 TABLE_LABELS = 25
 MISTAKES = 25
-
-
-class Mistake(NamedTuple):
-    """An image with a label that it should not have been given, or should have."""
-
-    uri: str
-    described: str
-    truth: str
-    predicted: str
-    note: str
-    file: str
 
 
 def page(records: Records, task: Multilabel, scored: Scored, on_validation: Scored) -> str:
@@ -71,7 +58,7 @@ def tiles(scored: Scored, truth: np.ndarray) -> list[Tile]:
     ]
 
 
-def mistakes(task: Multilabel, scored: Scored, truth: np.ndarray) -> list[Mistake]:
+def mistakes(task: Multilabel, scored: Scored, truth: np.ndarray) -> list[Picture]:
     """Returns the wrong decisions whose probabilities are farthest on the wrong side of their thresholds."""
     probabilities, thresholds = sigmoid(scored.outputs), np.array(scored.summary["thresholds"])
     # From 0 at the threshold to 1 at a probability of 0 or 1.
@@ -82,12 +69,11 @@ def mistakes(task: Multilabel, scored: Scored, truth: np.ndarray) -> list[Mistak
     places = [divmod(int(place), truth.shape[1]) for place in chosen]
     uris = data_uris(scored.split, [row for row, _ in places])
 
-    def mistake(row: int, label: int) -> Mistake:
+    def mistake(row: int, label: int) -> Picture:
         name, probability = task.class_names[label], float(probabilities[row, label])
         own = ", ".join(task.class_names[other] for other in np.flatnonzero(truth[row])) or "none"
         said = f"{name} {'missed' if truth[row, label] else 'given'}"
-        file = scored.split.names[row] if scored.split.names is not None else ""
-        described = f"{file or f'{scored.name} image {row}'}: {said} with {probability:.0%}; labels: {own}"
-        return Mistake(uris[row], described, own, said, percent(probability, 0), file)
+        described = f"{scored.called(row)}: {said} with {probability:.0%}; labels: {own}"
+        return Picture(uris[row], described, own, said, percent(probability, 0), scored.file(row))
 
     return [mistake(row, label) for row, label in places]

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,24 @@ from sft_jax.data.dataset import Split
 
 # Larger images are reduced to this size in pixels; images above LOSSLESS are saved as JPEG.
 LARGEST, LOSSLESS = 160, 64
+
+
+class Picture(NamedTuple):
+    """An image with its caption: what it is, what was predicted, and how sure or how wrong that is.
+
+    Attributes:
+      uri: the image, see `data_uri`.
+      described: all of it in one line, for readers that do not see the image.
+      truth, predicted, note: the parts of the caption.
+      file: name of the file; empty if it is none.
+    """
+
+    uri: str
+    described: str
+    truth: str
+    predicted: str
+    note: str
+    file: str = ""
 
 
 def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:

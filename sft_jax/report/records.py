@@ -30,6 +30,14 @@ class Scored:
     summary: Mapping[str, Any]
     outputs: np.ndarray
 
+    def file(self, row: int) -> str:
+        """Returns the name of an image's file; empty if it is none."""
+        return "" if self.split.names is None else self.split.names[row]
+
+    def called(self, row: int) -> str:
+        """Returns what to call an image: its file, or its place in the split."""
+        return self.file(row) or f"{self.name} image {row}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:

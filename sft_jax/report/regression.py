@@ -1,12 +1,12 @@
 """The report of a regression run: predicted against true numbers, residuals, and the worst errors with their images."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sft_jax.report.charts import nice_ticks
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import data_uris
+from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.tasks.regression import Regression
 
@@ -16,17 +16,6 @@ BINS = 20
 ERRORS = 25
 # Plotting areas within the templates' 360 x 304 and 360 x 234.
 LEFT, RIGHT, TOP, BOTTOM, LOW = 56, 346, 10, 262, 192
-
-
-class WrongNumber(NamedTuple):
-    """An image with its true and its predicted number."""
-
-    uri: str
-    described: str
-    truth: str
-    predicted: str
-    note: str
-    file: str
 
 
 def page(records: Records, task: Regression, scored: Scored, on_validation: Scored) -> str:
@@ -110,15 +99,14 @@ def histogram(residuals: np.ndarray) -> dict[str, Any]:
     return {"bars": bars, "ticks": ticks, "middle": middle, "described": f"Histogram of residuals: {middle}."}
 
 
-def worst(scored: Scored, truth: np.ndarray, predicted: np.ndarray) -> list[WrongNumber]:
+def worst(scored: Scored, truth: np.ndarray, predicted: np.ndarray) -> list[Picture]:
     """Returns the images with the largest errors."""
     rows = np.argsort(-np.abs(predicted - truth), kind="stable")[:ERRORS].tolist()
     uris = data_uris(scored.split, rows)
 
-    def wrong(row: int) -> WrongNumber:
-        file = scored.split.names[row] if scored.split.names is not None else ""
+    def wrong(row: int) -> Picture:
         own, said = f"{truth[row]:.4g}", f"{predicted[row]:.4g}"
-        described = f"{file or f'{scored.name} image {row}'}: {own}, predicted {said}"
-        return WrongNumber(uris[row], described, own, said, f"off by {predicted[row] - truth[row]:+.4g}", file)
+        described = f"{scored.called(row)}: {own}, predicted {said}"
+        return Picture(uris[row], described, own, said, f"off by {predicted[row] - truth[row]:+.4g}", scored.file(row))
 
     return [wrong(row) for row in rows]
