@@ -35,6 +35,7 @@ def method(model: Any) -> str:
     raise UserError(f"{type(model).__name__} cannot be explained: it has neither `attention` nor `pool`")
 
 
+@nnx.jit
 def heat_maps(model: Any, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
     """Computes how much each region of an image contributes to an output of the network.
 
@@ -47,13 +48,12 @@ def heat_maps(model: Any, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
       float32 [n, rows, columns] in 0..1, the greatest of each image 1 (or all 0): a value for each position of the
       last feature map, or for each patch.
     """
-    maps = nnx.jit(_rollout)(model, inputs) if hasattr(model, "attention") else _grad_cam(model, inputs, outputs)
+    maps = _rollout(model, inputs) if hasattr(model, "attention") else _grad_cam(model, inputs, outputs)
     low, high = (reduce(maps, axis=(1, 2), keepdims=True) for reduce in (jnp.min, jnp.max))
     spread = high - low
     return jnp.where(spread > 0, (maps - low) / jnp.where(spread > 0, spread, 1), 0)
 
 
-@nnx.jit
 def _grad_cam(model: Any, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
     """Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391) at the last feature map: [n, rows, columns]."""
     last = model.features(inputs).maps[-1].astype(jnp.float32)
