@@ -1,7 +1,7 @@
 """Labelled images: sources, sampling order, and augmentation and preprocessing on the device."""
 
 from sft_jax.data.augment import make_augment
-from sft_jax.data.crops import PLACES
+from sft_jax.data.crops import PLACES, views
 from sft_jax.data.dataset import Dataset
 from sft_jax.data.pixels import make_preprocess, mirrored, of_image
 from sft_jax.data.sources.listing import Record
@@ -17,4 +17,5 @@ __all__ = [
     "make_preprocess",
     "mirrored",
     "of_image",
+    "views",
 ]

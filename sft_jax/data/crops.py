@@ -1,15 +1,33 @@
 """Crops on the device: random resized crops for training, and crops at fixed places for evaluation."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Attempts at drawing a box that fits into the image before the largest centred one is taken, as in torchvision.
 ATTEMPTS = 10
-CENTRE = (0.5, 0.5)
-# Five crops as torchvision's `FiveCrop`: corners and centre, as fractions of the free space above and to the left.
-PLACES = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+# Where a crop is: fractions of the free space above and to the left.
+Place = tuple[float, float]
+CENTRE: Place = (0.5, 0.5)
+# Five crops as torchvision's `FiveCrop`: centre and corners.
+PLACES: tuple[Place, ...] = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+
+# A crop, and whether it is mirrored.
+View = tuple[Place, bool]
+Images = TypeVar("Images", jax.Array, np.ndarray)
+
+
+def views(count: int, *, flips: bool) -> list[View]:
+    """Returns the views of an image for test-time augmentation, the plain centre first.
+
+    Args:
+      count: of crops: 1, or 5 for the centre and the corners.
+      flips: whether the mirror image of each follows it.
+    """
+    return [(place, mirrored) for place in PLACES[:count] for mirrored in (False, True)[: 1 + flips]]
 
 
 def random_boxes(
@@ -108,8 +126,10 @@ def kept_side(size: int, keep_size: int | None, crop_pct: float) -> int | None:
     return None if side == size else side
 
 
-def cropped(images: jax.Array, size: int, crop_pct: float, place: tuple[float, float] = CENTRE) -> jax.Array:
+def cropped(images: Images, size: int, crop_pct: float, place: Place = CENTRE) -> Images:
     """Crops square images [n, side, side, 3] to a fraction `crop_pct` of their side; `size` if that rounds to it.
+
+    With a fraction of 1 images are returned as they are, of any shape.
 
     Args:
       images: of any dtype.
@@ -117,6 +137,8 @@ def cropped(images: jax.Array, size: int, crop_pct: float, place: tuple[float, f
       crop_pct: see `kept_side`.
       place: fractions of the free space above and to the left of the crop.
     """
+    if crop_pct == 1:
+        return images
     side = images.shape[1]
     seen = size if side == kept_side(size, None, crop_pct) else max(1, round(side * crop_pct))
     top, left = (round((side - seen) * fraction) for fraction in place)  # half to even, like torchvision

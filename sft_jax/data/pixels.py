@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,24 @@ from sft_jax.data import crops
 METHODS = {"bilinear": "linear", "bicubic": "cubic"}
 
 
-def preprocess(
-    images: jax.Array,
-    *,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str = "bilinear",
-    crop_pct: float = 1.0,
-    place: tuple[float, float] = crops.CENTRE,
-) -> jax.Array:
+def preprocess(images: jax.Array, **settings: Any) -> jax.Array:
     """Crops, resizes and normalises: uint8 [batch, side, side, 3] -> float32 [batch, size, size, 3].
 
-    The result is (pixel / 255 - mean) / std. See `crops.cropped` for `crop_pct` and `place`; `interpolation` is a key
-    of `METHODS`.
+    The result is (pixel / 255 - mean) / std. See `_preprocessed` for the settings.
 
     Raises:
       TypeError: the images are not uint8; floating-point images might already be scaled.
     """
     check_bytes(images)
-    return normalize(resize(_cropped(images, size, crop_pct, place), size, interpolation), mean, std)
+    return _preprocessed(images, **settings)
 
 
-def preprocess_unit(
+def preprocess_unit(images: jax.Array, **settings: Any) -> jax.Array:
+    """Like `preprocess`, for float32 images [batch, side, side, 3] in 0..1: (value - mean) / std."""
+    return _preprocessed(images * 255, **settings)
+
+
+def _preprocessed(
     images: jax.Array,
     *,
     size: int,
@@ -43,14 +39,14 @@ def preprocess_unit(
     std: Sequence[float],
     interpolation: str = "bilinear",
     crop_pct: float = 1.0,
-    place: tuple[float, float] = crops.CENTRE,
+    place: crops.Place = crops.CENTRE,
 ) -> jax.Array:
-    """Like `preprocess`, for float32 images [batch, side, side, 3] in 0..1: (value - mean) / std."""
-    return normalize(resize(_cropped(images, size, crop_pct, place) * 255, size, interpolation), mean, std)
+    """Preprocesses images in 0..255. See `crops.cropped` for `crop_pct`, `place`; `interpolation` is in `METHODS`."""
+    return normalize(resize(crops.cropped(images, size, crop_pct, place), size, interpolation), mean, std)
 
 
 def make_preprocess(
-    config: ConfigDict, size: int | None = None, place: tuple[float, float] = crops.CENTRE
+    config: ConfigDict, size: int | None = None, place: crops.Place = crops.CENTRE
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns `preprocess` with the settings of `config`, the section `data` of the config; `size` overrides it."""
     return functools.partial(
@@ -76,10 +72,6 @@ def of_image(function: Callable) -> Callable:
         return {**batch, "image": function(batch["image"], *arguments)}
 
     return of_batch
-
-
-def _cropped(images: jax.Array, size: int, crop_pct: float, place: tuple[float, float]) -> jax.Array:
-    return images if crop_pct == 1 else crops.cropped(images, size, crop_pct, place)
 
 
 def check_bytes(images: jax.Array) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import crops
@@ -82,12 +81,7 @@ class Preprocess(Square):
         """Returns the attributes by name, as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def seen(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """Crops square images [n, side, side, 3] to what the network sees of them, at their own resolution."""
-        images = jnp.asarray(images)
-        return images if self.crop_pct == 1 else crops.cropped(images, self.size, self.crop_pct)
-
-    def on_device(self, images: jax.Array, place: tuple[float, float] = crops.CENTRE) -> jax.Array:
+    def on_device(self, images: jax.Array, place: crops.Place = crops.CENTRE) -> jax.Array:
         """Crops, resizes and normalises square images [n, side, side, 3], uint8 or float32 in 0..1, on the device.
 
         Returns float32 [n, size, size, 3]; see `crops.cropped` for `place`. Pure.

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from sft_jax.data.crops import cropped
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.runtime.files import write_bytes
@@ -111,7 +112,7 @@ def write_overlays(
     files = []
     for number, ((path, square), own) in enumerate(zip(images, heat, strict=True), done + 1):
         content = io.BytesIO()
-        overlay(np.asarray(preprocess.seen(square[None]))[0], own).save(content, "PNG")
+        overlay(cropped(square[None], preprocess.size, preprocess.crop_pct)[0], own).save(content, "PNG")
         files.append(folder / f"{number:05}_{path.stem}.png")
         write_bytes(files[-1], content.getvalue())
     return files

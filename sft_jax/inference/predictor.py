@@ -16,7 +16,7 @@ from PIL import Image
 
 from sft_jax import models
 from sft_jax.config import default_config
-from sft_jax.data.crops import CENTRE
+from sft_jax.data.crops import CENTRE, Place
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.given import Given, one_by_one
@@ -105,7 +105,7 @@ class Classifier:
         return np.concatenate(logits) if logits else np.zeros((0, len(self.class_names)), np.float32)
 
     def square_logits(
-        self, squares: Sequence[np.ndarray], place: tuple[float, float] = CENTRE, *, mirrored: bool = False
+        self, squares: Sequence[np.ndarray], place: Place = CENTRE, *, mirrored: bool = False
     ) -> np.ndarray:
         """Computes the logits of at most `BATCH` images returned by `preprocess.read`, which may differ in size.
 
@@ -135,7 +135,7 @@ class Classifier:
         explain.method(self.model)
         return np.asarray(explain.heat_maps(self.model, self.inputs(squares), jnp.asarray(outputs, jnp.int32)))
 
-    def inputs(self, squares: Sequence[np.ndarray], place: tuple[float, float] = CENTRE) -> jax.Array:
+    def inputs(self, squares: Sequence[np.ndarray], place: Place = CENTRE) -> jax.Array:
         """Preprocesses images as for `square_logits`: normalised float32 [n, size, size, 3]."""
         if len({(square.shape, square.dtype) for square in squares}) == 1:
             return self._inputs(np.stack(squares), place)

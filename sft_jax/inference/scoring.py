@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.data.crops import PLACES
+from sft_jax.data.crops import View
+from sft_jax.data.crops import views as views_of
 from sft_jax.data.dataset import Batch
 from sft_jax.data.images.named import decoded
 from sft_jax.data.sampling import eval_order
@@ -25,8 +26,6 @@ CHUNK = 4096
 # File names are limited to 255 bytes.
 LONGEST_NAME = 150
 
-# Where an image is cropped, see `crops.cropped`, and whether it is mirrored.
-View = tuple[tuple[float, float], bool]
 Scored = tuple[list[np.ndarray], Batch]
 
 
@@ -76,7 +75,7 @@ def score(
       UserError: images cannot be read.
     """
     task = classifier.task
-    views = [(place, mirrored) for place in PLACES[:crops] for mirrored in (False, True)[: 1 + flips]]
+    views = views_of(crops, flips=flips)
     # The views whose outputs are averaged: the image alone; it and its mirror image; all crops.
     averaged = {"": 1} | ({"_flips": 2} if flips else {}) | ({"_crops": len(views)} if crops > 1 else {})
     totals = {name: _Total(task) for name in averaged}

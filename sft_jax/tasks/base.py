@@ -112,9 +112,12 @@ class Task(abc.ABC):
           crops: 1, or 5 for the centre and the corners.
           flips: whether to add the mirror image of each crop.
         """
-        makers = [data.make_preprocess(config, size, place) for place in data.PLACES[:crops]]
-        views = [data.of_image(maker) for maker in makers]
-        return views + [data.of_image(data.mirrored(maker)) for maker in makers] if flips else views
+
+        def view(place: tuple[float, float], mirrored: bool) -> Preprocess:
+            plain = data.make_preprocess(config, size, place)
+            return data.of_image(data.mirrored(plain) if mirrored else plain)
+
+        return [view(*each) for each in data.views(crops, flips=flips)]
 
     @abc.abstractmethod
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
