@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_jax.config.schema import KEYS, KIND_WORDS, Key, Pairs, Patterns
+from sft_jax.config.key import KIND_WORDS, Key, Pairs, Patterns
+from sft_jax.config.schema import KEYS
 from sft_jax.errors import UserError, run_command
 
 PATH = Path("configs", "README.md")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sft_jax.config.schema import KEYS, KIND_WORDS, Key
+from sft_jax.config.key import KIND_WORDS, Key
+from sft_jax.config.schema import KEYS
 from sft_jax.config.shipped import recipe_file
 from sft_jax.errors import UserError
 
