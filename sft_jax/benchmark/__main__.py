@@ -5,7 +5,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_jax.benchmark.turns import Side
@@ -25,8 +25,9 @@ EXAMPLE = """example:
 
 Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
 without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
-PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, with and without
-sft-jax's allocator settings, and under autocast for bfloat16. The fastest of these is what sft-jax is compared with.
+PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, on a CPU with and
+without sft-jax's allocator settings, on a GPU also compiled, and under autocast for bfloat16. The fastest of these is
+what sft-jax is compared with.
 --target times nothing: it compiles the step for a device that is not here and counts what it does, beside that of a
 ResNet of stock Flax layers.
 """
@@ -39,6 +40,7 @@ SIDES = {
     "torch_nchw_allocator": "PyTorch, allocator set",
     "torch_channels_last": "PyTorch, channels_last",
     "torch_channels_last_allocator": "PyTorch, channels_last, allocator set",
+    "torch_compiled": "PyTorch, channels_last, compiled",
 }
 
 
@@ -99,18 +101,16 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
     with contextlib.ExitStack() as stack:
 
         def side(module: str, *more: str, allocator: bool = True) -> Side:
-            environment = {SWITCH: "1" if allocator else "0"}
-            return stack.enter_context(Side(module, [*arguments, *more], environment))
+            # The workers share a GPU, most of whose memory JAX would take.
+            environment = {SWITCH: "1" if allocator else "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            return stack.enter_context(Side(module, [*arguments, args.precision, *more], environment))
 
-        ours = side("jax_side", args.precision)
+        ours = side("jax_side")
         sides = {"": ours}
         if args.stock:
-            sides["stock"] = side("jax_side", args.precision, "stock")
+            sides["stock"] = side("jax_side", "stock")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-            for kind, more in (("torch_nchw", ()), ("torch_channels_last", ("channels_last",))):
-                sides[kind] = side("torch_side", args.precision, *more, allocator=False)
-                if ours.facts["allocator"]:
-                    sides[f"{kind}_allocator"] = side("torch_side", args.precision, *more)
+            sides |= _pytorch(side, ours.facts)
         for each in sides.values():
             each.turn("train", 2, keep=False)
             each.turn("eval", 2, keep=False)
@@ -124,6 +124,25 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
                 for name in racing:
                     sides[name].turn("epoch", 1)
         return ours.facts, timings(sides)
+
+
+def _pytorch(start: Callable[..., Side], facts: Mapping[str, Any]) -> dict[str, Side]:
+    """Starts PyTorch's workers, if PyTorch runs on the same kind of device as ours, which says `facts` of itself."""
+    on_cpu = facts["platform"] == "cpu"
+    sides = {}
+    for kind, options in (("torch_nchw", ()), ("torch_channels_last", ("channels_last",))):
+        sides[kind] = start("torch_side", *options, allocator=False)
+        platform = sides[kind].facts["platform"]
+        if platform != facts["platform"]:
+            print(
+                f"PyTorch runs on the {platform.upper()} here, JAX on {facts['device']}: not compared", file=sys.stderr
+            )
+            return {}
+        if on_cpu and facts["allocator"]:
+            sides[f"{kind}_allocator"] = start("torch_side", *options)
+    if not on_cpu:
+        sides["torch_compiled"] = start("torch_side", "channels_last", "compiled")
+    return sides
 
 
 def timings(sides: Mapping[str, Side]) -> list[Timing]:

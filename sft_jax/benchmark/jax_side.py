@@ -34,9 +34,6 @@ from sft_jax.training.step import make_train_step  # noqa: E402
 from sft_jax.training.steps import make_train_steps  # noqa: E402
 from sft_jax.training.trainer import Trainer  # noqa: E402
 
-# Steps per compiled call; a run uses as many as fit into a second.
-STEPS = 4
-
 
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
@@ -47,23 +44,25 @@ def main() -> None:
     devices = Devices()
     devices.check_batch(config.batch_size)
     side = _Side(config, devices)
-    facts = {"jax": jax.__version__, "device": str(devices), "allocator": ALLOCATOR, "train_flops": side.flops()}
+    facts = {"jax": jax.__version__, "device": str(devices), "platform": jax.default_backend(), "allocator": ALLOCATOR}
+    facts |= {"train_flops": side.flops()}
     worker.serve(facts, {"train": side.train, "eval": side.evaluate, "epoch": side.epoch})
 
 
 class _Side:
     def __init__(self, config, devices: Devices):
         self.config, self.devices = config, devices
+        self.steps = steps = worker.steps_per_call(jax.default_backend())
         settings = {"size": config.data.size, "precision": config.precision}
         self.build = models.builder(config.model, worker.CLASSES, **settings, axis_name=AXIS)
         self.network = models.Network.abstract(self.build)
-        self.optimizer = optimizer.make_optimizer(config.optimizer, STEPS, architecture=self.network.architecture)
+        self.optimizer = optimizer.make_optimizer(config.optimizer, steps, architecture=self.network.architecture)
         self.task = Classification(tuple(map(str, range(worker.CLASSES))))
-        split = ArraySplit.of_images(*worker.images(STEPS * config.batch_size, config.data.size))
+        split = ArraySplit.of_images(*worker.images(steps * config.batch_size, config.data.size))
         self.loader = Loader(split, devices)
-        order = np.arange(len(split), dtype=np.int32).reshape(STEPS, -1)
+        order = np.arange(len(split), dtype=np.int32).reshape(steps, -1)
         steps_per_call = StepsPerCall()
-        steps_per_call.steps = STEPS
+        steps_per_call.steps = steps
         self.chunk = next(self.loader.calls(order, steps_per_call=steps_per_call)).chunk
         params, batch_stats = models.initial_arrays(self.build, config.seed)
         self.state = devices.replicate(TrainState.create(params, batch_stats, self.optimizer))
@@ -92,13 +91,13 @@ class _Side:
             self.state, metrics = self.program(self.state, self.chunk, self.key)
             jax.block_until_ready((self.state, metrics))
 
-        return worker.milliseconds(call, repeats, STEPS)
+        return worker.milliseconds(call, repeats, self.steps)
 
     def evaluate(self, repeats: int) -> list[float]:
         def call() -> None:
             self.evaluator(self.state.params, self.state.batch_stats, self.loader)
 
-        return worker.milliseconds(call, repeats, STEPS)
+        return worker.milliseconds(call, repeats, self.steps)
 
     def epoch(self, repeats: int) -> list[float]:
         images, labels = worker.images(worker.EPOCH_TRAIN + worker.EPOCH_VALIDATION, self.config.data.size)

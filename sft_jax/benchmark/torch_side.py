@@ -1,9 +1,10 @@
 """The PyTorch worker of the benchmark: torchvision's or timm's network in a plain training script.
 
-    python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE PRECISION [channels_last]
+    python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE PRECISION [channels_last] [compiled]
 
 With precision bfloat16 it runs under autocast. `channels_last` is the memory format that PyTorch recommends for
-convolutions. SGD is the fused one.
+convolutions; `compiled` compiles the network with CUDA graphs (`torch.compile`, mode "reduce-overhead"). SGD is the
+fused one. On a GPU, cuDNN's algorithms are timed and chosen, and float32 is multiplied in TF32, as JAX does by default.
 
 The only file of the package that imports torch; it runs in its own process, if torch is installed.
 """
@@ -14,7 +15,7 @@ from typing import Any
 from sft_jax.runtime.allocator import keep_freed_memory
 
 # `python -m sft_jax.benchmark` switches it off to time stock PyTorch.
-ALLOCATOR = keep_freed_memory()
+keep_freed_memory()
 
 import torch  # noqa: E402  # the allocator first
 import torchvision  # noqa: E402
@@ -59,11 +60,18 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
 
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
-    arch, batch, size, precision, *rest = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
-    memory_format = torch.channels_last if rest == ["channels_last"] else torch.contiguous_format
+    arch, batch, size, precision, *options = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+    memory_format = torch.channels_last if "channels_last" in options else torch.contiguous_format
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     network = reference_network(arch, size).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    if "compiled" in options:
+        network.compile(mode="reduce-overhead")
+    platform = "gpu" if device.type == "cuda" else "cpu"
+    steps = worker.steps_per_call(platform)
     optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM, fused=True)
     criterion = torch.nn.CrossEntropyLoss()
 
@@ -89,21 +97,23 @@ def main() -> None:
     def train(repeats: int) -> list[float]:
         network.train()
 
-        def step() -> None:
-            update(inputs, labels)
+        def call() -> None:
+            for _ in range(steps):
+                update(inputs, labels)
             wait()
 
-        return worker.milliseconds(step, repeats)
+        return worker.milliseconds(call, repeats, steps)
 
     @torch.no_grad()
     def evaluate(repeats: int) -> list[float]:
         network.eval()
 
-        def step() -> None:
-            logits(inputs)
+        def call() -> None:
+            for _ in range(steps):
+                logits(inputs)
             wait()
 
-        return worker.milliseconds(step, repeats)
+        return worker.milliseconds(call, repeats, steps)
 
     def epoch(repeats: int) -> list[float]:
         normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
@@ -126,7 +136,7 @@ def main() -> None:
         return worker.milliseconds(whole, repeats)
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    facts = {"torch": torch.__version__, "device": name, "allocator": ALLOCATOR}
+    facts = {"torch": torch.__version__, "device": name, "platform": platform}
     worker.serve(facts, {"train": train, "eval": evaluate, "epoch": epoch})
 
 
