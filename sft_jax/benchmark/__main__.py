@@ -141,6 +141,7 @@ def _pytorch(start: Callable[..., Side], facts: Mapping[str, Any]) -> dict[str, 
         if on_cpu and facts["allocator"]:
             sides[f"{kind}_allocator"] = start("torch_side", *options)
     if not on_cpu:
+        print("PyTorch will compile its network, too, which takes minutes", file=sys.stderr)
         sides["torch_compiled"] = start("torch_side", "channels_last", "compiled")
     return sides
 

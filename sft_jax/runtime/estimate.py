@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from sft_jax.errors import UserError
+
 
 def compile_step(program: Callable, *arguments: Any) -> int | None:
     """Compiles `program`, from `Devices.compile`, for `arguments`, so that a later call with such arguments does not.
@@ -35,9 +37,21 @@ def flops(function: Callable, *arguments: Any) -> float:
     """Counts the floating-point operations of a call of `function`; a multiply-add counts as two.
 
     On any machine, they are those of plain convolutions as on accelerators; convolutions optimised for CPUs need fewer.
-    Products with padding are not counted. `arguments` may be `jax.ShapeDtypeStruct`s.
+    Products with padding are not counted. `arguments` are `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: JAX is not allowed to use the CPU, whose backend alone counts operations.
     """
-    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        allowed = jax.config.jax_platforms
+        raise UserError(
+            f"JAX_PLATFORMS={allowed} keeps JAX from the CPU, on which operations are counted; "
+            f"use JAX_PLATFORMS={allowed},cpu"
+        ) from None
+    with jax.default_device(cpu):
+        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     analysis = lowered.cost_analysis()
     assert analysis is not None
     return float(analysis["flops"])
