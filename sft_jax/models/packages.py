@@ -79,16 +79,22 @@ def package_of(init: str) -> Package:
     return PACKAGES[name]
 
 
+def installed(init: str) -> tuple[Package, Path]:
+    """Returns the package that `init` names and its state_dict. Raises UserError if it is unknown or not installed."""
+    package = package_of(init)
+    source = package.path()
+    if source is None:
+        raise UserError(f"init={init} needs the package {package.distribution}: {package.install()}")
+    return package, source
+
+
 def load_packaged(init: str) -> Weights:
     """Loads the weights of a package, which are converted once and kept in the cache with their certificate.
 
     Raises:
       UserError: the package is unknown or not installed, or its conversion fails.
     """
-    package = package_of(init)
-    source = package.path()
-    if source is None:
-        raise UserError(f"init={init} needs the package {package.distribution}: {package.install()}")
+    package, source = installed(init)
     folder = cache_folder("weights")
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:

@@ -15,6 +15,7 @@ from sft_jax.config import complete, flatten
 from sft_jax.config.recipe import parse_value
 from sft_jax.config.schema import KEYS
 from sft_jax.errors import UserError
+from sft_jax.models.packages import PREFIX, installed
 from sft_jax.models.weights import load_weights
 from sft_jax.run.folder import Run
 
@@ -158,6 +159,8 @@ def _bounds(text: str, form: str, parts: Sequence[str]) -> tuple[float, float]:
 
 
 def _network_of(init: str) -> str:
+    if init.startswith(PREFIX):
+        return installed(init)[0].arch
     path = Path(init)
     return Run(path).config().model.name if path.is_dir() else load_weights(path).arch
 

