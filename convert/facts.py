@@ -30,7 +30,8 @@ KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 class Facts(NamedTuple):
     """Class names, preprocessing and licence, None if unknown; `notices` tell what was guessed.
 
-    `task` is metadata: the name of the task, and what it needs besides the weights, see `Weights`.
+    `task` is metadata: the name of the task, and what it needs besides the weights, see `Weights`; the tokenizer of a
+    network of texts.
     """
 
     class_names: tuple[str, ...] | None
@@ -68,7 +69,7 @@ def of_run(weights: Weights, preprocess: Preprocess) -> Facts:
 
 
 def _task(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: metadata[name] for name in ("task", "learnt") if name in metadata}
+    return {name: metadata[name] for name in ("task", "learnt", "tokenizer") if name in metadata}
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
@@ -110,6 +111,11 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:
+    if ARCHITECTURES[fitted.arch].text is not None:
+        for name in ("size", "mean", "std"):
+            if name in given:
+                raise UserError(f"--{name} {given[name]} has no meaning for {fitted.arch}, which takes texts")
+        return None, []
     flags: dict[str, Any] = {name: _channels(f"--{name}", given[name]) for name in ("mean", "std") if name in given}
     if "size" in given:
         flags |= {"size": _positive(given["size"]), "resize": given["size"]}

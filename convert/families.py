@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+from convert.bert import BertReference
 from convert.convnext import ConvNeXtReference
 from convert.dinov3 import DinoV3Reference
 from convert.efficientnet import EfficientNetReference
@@ -27,14 +28,18 @@ REFERENCES: dict[str, Reference] = {
     "swin": SwinReference(),
     "vit": VitReference(),
     "dinov3": DinoV3Reference(),
+    "bert": BertReference(),
 }
+
+# The extras that install `Architecture.reference`, where converting other networks does not need it.
+EXTRAS = {"timm": "convert", "transformers": "text"}
 
 
 def reference_of(arch: str) -> Reference:
     """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
     library = ARCHITECTURES[arch].reference
-    if library == "timm" and importlib.util.find_spec(library) is None:
-        raise UserError(f"converting {arch} needs {library}: {install_command('convert')}")
+    if library in EXTRAS and importlib.util.find_spec(library) is None:
+        raise UserError(f"converting {arch} needs {library}: {install_command(EXTRAS[library])}")
     return REFERENCES[ARCHITECTURES[arch].family]
 
 

@@ -67,6 +67,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from sft_jax.runtime.files import written_whole
 
     model = trained.read(workdir, file, inputs=True)
+    model.network.architecture.check_images()
     size, batches = model.size, ", ".join(map(str, BATCHES))
     program = torch.onnx.export(
         model.module,
@@ -115,7 +116,7 @@ def largest_difference(path: Path, model: "Trained", batch: int) -> float:
 
     size = model.size
     images = np.random.default_rng(batch).standard_normal((batch, size, size, 3), np.float32)
-    _, ours = parity.flax_activations(model.network, model.arrays, images)
+    _, ours = parity.flax_activations(model.network, model.arrays, (images,))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (theirs,) = session.run(["logits"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())

@@ -75,14 +75,20 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
     elif model.network.architecture.reference == "timm":
         console.print(f'  model = timm.create_model("{model.arch}", num_classes={model.classes})')
+    elif model.module.__class__.__module__.startswith("transformers."):
+        console.print(f"  model = transformers.BertForSequenceClassification(config)  # num_labels={model.classes}")
+    elif model.network.architecture.reference == "transformers":
+        console.print("  model = MeanClassifier(config)  # convert/bert.py: the mean of the tokens, and a linear layer")
     if model.stem in STEM_LINES:
         console.print(f"  {STEM_LINES[model.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
     console.print(f'  model.load_state_dict({loader}("{output}"))')
     if model.facts.class_names:
         console.print(f"outputs: {some_of(model.facts.class_names, most=10)}")
+    where = "also in its metadata" if output.suffix == ".safetensors" else "not in the file"
+    if "tokenizer" in model.facts.task:
+        console.print(f"tokenizer, {where}: that of the weights")
     if model.facts.task.get("learnt", "{}") != "{}":
-        where = "also in its metadata" if output.suffix == ".safetensors" else "not in the file"
         console.print(f"task {model.facts.task['task']}, {where}: {model.facts.task['learnt']}")
 
 

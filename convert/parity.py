@@ -1,7 +1,7 @@
-"""Compares the activations of torch's network and ours on the same images."""
+"""Compares the activations of torch's network and ours on the same inputs: images or texts."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,18 +20,20 @@ TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Result for one batch of images in evaluation mode.
+    """Result for one batch in evaluation mode.
 
     Attributes:
-      size: side length of the images in pixels.
-      images: number of images.
+      size: side length of the images in pixels, or length of the texts in tokens.
+      unit: of `size`, for messages.
+      images: number of images or texts.
       stages: largest absolute difference after the stem and after each block, by name.
       logits: largest absolute difference of the logits.
       largest_logit: largest absolute value of torch's logits.
-      top1_agreement: fraction of images with the same top-1 class.
+      top1_agreement: fraction of them with the same top-1 class.
     """
 
     size: int
+    unit: str
     images: int
     stages: dict[str, float]
     logits: float
@@ -49,7 +51,7 @@ class Comparison:
 
 
 def sizes(network: Network, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """Returns the sides in pixels of the images on which two networks are to be compared."""
+    """Returns the sizes of the inputs on which two networks are to be compared, in `Reference.unit`."""
     architecture = network.architecture
     own = architecture.size_of(arrays)
     return reference_of(architecture.name).sizes(architecture.name) if own is None else (own,)
@@ -64,20 +66,15 @@ def compare(
     images: int = 4,
     seed: int = 0,
 ) -> Comparison:
-    """Runs torch's `module` and our `network` with `arrays` on the same normally distributed images.
-
-    For a module with one input channel the images are gray.
-    """
-    nhwc = np.random.default_rng(seed).standard_normal((images, size, size, 3), np.float32)
+    """Runs torch's `module` and our `network` with `arrays` on the same `images` random inputs of `size`."""
     reference = REFERENCES[network.architecture.family]
-    channels = reference.input_channels(module)
-    if channels == 1:
-        nhwc[..., 1:] = nhwc[..., :1]
-    theirs, their_logits = torch_activations(module, nhwc[..., :channels], reference)
-    ours, our_logits = flax_activations(network, arrays, nhwc)
+    inputs = reference.inputs(module, size, images, seed)
+    theirs, their_logits = torch_activations(module, inputs, reference)
+    ours, our_logits = flax_activations(network, arrays, inputs)
     assert theirs.keys() == ours.keys(), "the networks have different blocks"
     return Comparison(
         size=size,
+        unit=reference.unit,
         images=images,
         stages={name: _largest(ours[name] - theirs[name]) for name in theirs},
         logits=_largest(our_logits - their_logits),
@@ -87,13 +84,18 @@ def compare(
 
 
 def torch_activations(
-    module: torch.nn.Module, images: np.ndarray, reference: Reference
+    module: torch.nn.Module, inputs: Sequence[np.ndarray], reference: Reference
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns activations [batch, ..., channels] after each of `Reference.stages`, and the logits."""
+    """Returns activations [batch, ..., channels] after each of `Reference.stages`, and the logits.
+
+    `inputs` are those of our network.
+    """
     stages: dict[str, np.ndarray] = {}
 
     def keep(name: str):
-        def hook(_module, _inputs, output: torch.Tensor) -> None:
+        def hook(_module, _inputs, output: Any) -> None:
+            # transformers' layers return tuples in some versions.
+            output = output[0] if isinstance(output, tuple) else output
             # Images have their channels second in most networks of torch and last here; tokens have them last in both.
             moved = output.ndim == 4 and not reference.channels_last
             stages[name] = (output.permute(0, 2, 3, 1) if moved else output).numpy()
@@ -104,7 +106,7 @@ def torch_activations(
     hooks = [block.register_forward_hook(keep(name)) for name, block in watched.items()]
     try:
         with torch.no_grad():
-            logits = module.eval()(torch.from_numpy(images).permute(0, 3, 1, 2))
+            logits = reference.run(module.eval(), *inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -112,19 +114,19 @@ def torch_activations(
 
 
 def flax_activations(
-    network: Network, arrays: Mapping[str, np.ndarray], images: np.ndarray
+    network: Network, arrays: Mapping[str, np.ndarray], inputs: Sequence[np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Like `torch_activations`, for our network with `arrays`."""
 
     @jax.jit
-    def run(params, batch_stats, images):
+    def run(params, batch_stats, *inputs):
         model: Any = network.bind(params, batch_stats)
-        return dict(model.stages(images)), model(images)
+        return dict(model.stages(*inputs)), model(*inputs)
 
     params, batch_stats = ({key: arrays[key] for key in part} for part in (network.params, network.batch_stats))
     # By default accelerators multiply float32 at reduced precision.
     with jax.default_matmul_precision("highest"):
-        return jax.device_get(run(params, batch_stats, images))
+        return jax.device_get(run(params, batch_stats, *inputs))
 
 
 def check(comparisons: Iterable[Comparison]) -> None:
@@ -132,9 +134,9 @@ def check(comparisons: Iterable[Comparison]) -> None:
     for comparison in comparisons:
         if not comparison.relative <= TOLERANCE:  # NaN must fail too
             raise UserError(
-                f"the two networks differ: at {comparison.size} px a logit is off by {comparison.relative:.1e} of the "
-                f"largest one, more than the tolerance {TOLERANCE:.0e}; nothing was written, see the table for the "
-                f"first block that differs"
+                f"the two networks differ: at {comparison.size} {comparison.unit} a logit is off by "
+                f"{comparison.relative:.1e} of the largest one, more than the tolerance {TOLERANCE:.0e}; nothing was "
+                f"written, see the table for the first block that differs"
             )
 
 
@@ -144,7 +146,7 @@ def table(comparisons: Iterable[Comparison]) -> Table:
     view = Table(title="Largest absolute difference between torch and Flax", title_justify="left")
     view.add_column("after")
     for comparison in comparisons:
-        view.add_column(f"{comparison.size} px", justify="right")
+        view.add_column(f"{comparison.size} {comparison.unit}", justify="right")
     for name in comparisons[0].stages:
         view.add_row(name, *(f"{comparison.stages[name]:.1e}" for comparison in comparisons))
     view.add_section()

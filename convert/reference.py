@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 
@@ -59,12 +60,14 @@ class Reference:
       body: prefixes of the reference's names outside the head. Files have heads of other shapes and under other names,
         which `heads.py` finds among the remaining tensors.
       channels_last: whether `stages` have their channels last.
+      unit: of `sizes`, for messages.
     """
 
     title = "a network of this family"
     landmark = ""
     body: tuple[str, ...] = ()
     channels_last = False
+    unit = "px"
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """Returns the network `arch` with `state_dict`, in evaluation mode."""
@@ -92,6 +95,18 @@ class Reference:
     def input_channels(self, module: torch.nn.Module) -> int:
         """Returns the number of input channels: 3, or 1 for gray images."""
         return 3
+
+    def inputs(self, module: torch.nn.Module, size: int, count: int, seed: int) -> tuple[np.ndarray, ...]:
+        """Returns `count` random examples of our network's inputs; gray images for a module with one channel."""
+        images = np.random.default_rng(seed).standard_normal((count, size, size, 3), np.float32)
+        if self.input_channels(module) == 1:
+            images[..., 1:] = images[..., :1]
+        return (images,)
+
+    def run(self, module: torch.nn.Module, *inputs: np.ndarray) -> torch.Tensor:
+        """Returns the logits of `module` for inputs of our network."""
+        (images,) = inputs
+        return module(torch.from_numpy(images[..., : self.input_channels(module)]).permute(0, 3, 1, 2))
 
     def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
         """Raises UserError if a state_dict, that of the file `source`, does not belong to the family at all."""

@@ -1,9 +1,10 @@
 """Converts pretrained weights: `python convert/resnet_to_flax.py --output weights/resnet18.safetensors`.
 
 The result is one .safetensors file (see `sft_jax.models.weights`). In addition to format, arch and class_names, its
-metadata has num_classes (0 without a head), stem, preprocess, licence, task and learnt (see `facts.py`; absent if
-unknown), source, source_sha256, torchvision (its version), logit_difference (measured here, relative to the largest
-logit) and num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the measurements.
+metadata has num_classes (0 without a head), stem, preprocess, licence, task, learnt and tokenizer (see `facts.py`;
+absent if unknown), source, source_sha256, torchvision (its version), logit_difference (measured here, relative to the
+largest logit) and num_batches_tracked (JSON, for conversion back). The certificate `<output>.json` contains the
+measurements.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     description = "Converts weights of a network in torch to Flax, and verifies that both give the same logits."
     parser = make_parser("python convert/resnet_to_flax.py", description, EXAMPLE)
     parser.add_argument(
-        "--arch", default="resnet18", help="name of the network, torchvision's or else timm's (default: %(default)s)"
+        "--arch", default="resnet18", help="name of the network, torchvision's, timm's or BERT (default: %(default)s)"
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -58,6 +59,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     own.add_argument("--mean", metavar="R,G,B", help="mean for normalisation, for pixels in 0..1")
     own.add_argument("--std", metavar="R,G,B", help="standard deviation for normalisation, for pixels in 0..1")
     own.add_argument("--licence", metavar="NAME", help="licence of the weights, which runs and exports pass on")
+    own.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="of a network of texts (default: tokenizer.json beside the file)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
     return parser.parse_args(argv)
 
@@ -71,7 +75,8 @@ def main() -> None:
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output} must end in .safetensors")
-    own = {name: getattr(args, name) for name in ("key", "classes", "dataset", "size", "mean", "std", "licence")}
+    names = ("key", "classes", "dataset", "size", "mean", "std", "licence", "tokenizer")
+    own = {name: getattr(args, name) for name in names}
     own = {name: value for name, value in own.items() if value is not None}
     if args.state_dict and not args.state_dict.is_file():
         raise UserError(f"no such file: {args.state_dict}")
@@ -99,21 +104,24 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
       file: a state_dict, or None.
       name: name of torchvision's weights.
       output: the file to write.
-      own: options for `file` as typed: key, classes, dataset, size, mean, std, licence; each may be missing.
+      own: options for `file` as typed: key, classes, dataset, size, mean, std, licence, tokenizer; each may be missing.
 
     Raises:
       UserError: the weights cannot be obtained, do not fit, or give other logits. Nothing is then written.
     """
     from rich.console import Console
 
-    from convert import facts, parity, sidecar, sources
+    from convert import facts, parity, sidecar, sources, tokenizer
+    from convert.families import reference_of
     from convert.fit import fit
+    from sft_jax.models import ARCHITECTURES
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = str(file) if file else f"torchvision's {name} of {arch}"
     path = file or sources.torchvision_file(arch, name)
+    tokens = tokenizer.of_file(path, own.pop("tokenizer", None), ARCHITECTURES[arch])
     checkpoint = sources.read(path, own.pop("key", None), arch=arch)
     fitted = fit(checkpoint.state_dict, arch, source, stem=checkpoint.metadata.get("stem"))
     digest = sources.sha256(path)
@@ -132,11 +140,14 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
         console.print(f"{source}: the licence of these weights is {licence}")
 
     sizes = parity.sizes(fitted.network, fitted.arrays)
-    with StatusConsole().status(f"running torch and Flax on the same images at {', '.join(map(str, sizes))} px"):
+    unit = reference_of(arch).unit
+    with StatusConsole().status(f"running torch and Flax on the same inputs of {', '.join(map(str, sizes))} {unit}"):
         comparisons = [parity.compare(fitted.module, fitted.network, fitted.arrays, size) for size in sizes]
     console.print(parity.table(comparisons))
     parity.check(comparisons)
     origin = {"source": source, "source_sha256": digest, "licence": licence, **task}
+    if tokens is not None:
+        origin["tokenizer"] = tokens
     _save(fitted, comparisons, {**origin, "class_names": class_names, "preprocess": preprocess}, output)
 
     difference = max(comparison.relative for comparison in comparisons)
@@ -152,10 +163,12 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
 def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any], output: Path) -> None:
     """Writes the weights and their certificate, both with `facts`."""
     from convert import parity, sources
+    from sft_jax.models import ARCHITECTURES
     from sft_jax.models.weights import Weights, save_weights
     from sft_jax.runtime.files import write_json
 
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "flax", "torch", "torchvision")}
+    libraries = dict.fromkeys(("jax", "flax", "torch", "torchvision", ARCHITECTURES[fitted.arch].reference))
+    versions = {package: importlib.metadata.version(package) for package in libraries}
     difference = max(comparison.relative for comparison in comparisons)
     class_names, preprocess = facts["class_names"], facts["preprocess"]
     metadata = {
@@ -169,12 +182,13 @@ def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any],
     }
     if preprocess is not None:
         metadata["preprocess"] = json.dumps(preprocess)
-    metadata |= {name: facts[name] for name in ("licence", "task", "learnt") if facts.get(name) is not None}
+    own = ("licence", "task", "learnt", "tokenizer")
+    metadata |= {name: facts[name] for name in own if facts.get(name) is not None}
     save_weights(output, Weights(fitted.weights(), fitted.arch, class_names, metadata))
     write_json(
         _certificate(output),
         {"arch": fitted.arch, "stem": fitted.stem, "num_classes": fitted.classes}
-        | facts
+        | {name: fact for name, fact in facts.items() if name != "tokenizer"}
         | {"output": str(output), "output_sha256": sources.sha256(output), "versions": versions}
         | {"tolerance": parity.TOLERANCE, "logit_difference": difference}
         | {"sizes": [comparison.to_json() for comparison in comparisons]},

@@ -66,8 +66,9 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
     assert not keys.problems(own, ours)
     arrays = keys.to_flax(own, ours)
     for size in sizes:
-        theirs, their_logits = parity.torch_activations(module, images(size), reference)
-        found, logits = parity.flax_activations(ours, arrays, images(size))
+        inputs = reference.inputs(module, size, 2, seed=size)
+        theirs, their_logits = parity.torch_activations(module, inputs, reference)
+        found, logits = parity.flax_activations(ours, arrays, inputs)
         assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, tolerance)
     back = keys.to_torch(arrays, ours.architecture, keys.counters_of(state_dict))
     back = reference.whole(back, ours.architecture.name)
@@ -77,11 +78,15 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
 
 def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **settings):
     """Compares the gradients of all parameters, and updated statistics, in float64."""
-    module, labels = module.double().train(), np.array([0, 3])
+    reference, labels = REFERENCES[architecture.family], np.array([0, 3])
+    inputs = tuple(
+        array.astype(np.float64) if array.dtype == np.float32 else array
+        for array in reference.inputs(module, size, len(labels), seed=size)
+    )
+    module = module.double().train()
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout | torchvision.ops.StochasticDepth | timm.layers.DropPath):
             layer.eval()
-    pictures = images(size, np.float64)
     with jax.enable_x64():
         ours = network(architecture, dtype=jnp.float64, **settings)
         arrays = keys.to_flax(module.state_dict(), ours)
@@ -90,13 +95,13 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
         @jax.jit
         def gradients_of(params, batch_stats):
             def loss(params):
-                logits, statistics = ours.apply(params, batch_stats, pictures, train=True)
+                logits, statistics = ours.apply(params, batch_stats, *inputs, train=True)
                 return cross_entropy(logits, labels).mean(), statistics
 
             return jax.grad(loss, has_aux=True)(params)
 
         gradients, statistics = jax.device_get(gradients_of(params, batch_stats))
-    logits = module(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    logits = reference.run(module, *inputs)
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     theirs = {key: parameter.grad for key, parameter in module.named_parameters()} | dict(module.named_buffers())
     assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)

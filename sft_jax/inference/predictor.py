@@ -237,6 +237,7 @@ def _weights(path: Path) -> Weights:
     if str(path).startswith(PREFIX):
         return load_packaged(str(path))
     weights = load_weights(path)
+    models.architecture(weights.arch).check_images()
     if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
         raise UserError(
             f"{path} does not specify the preprocessing of images; convert it again with --size, --mean and --std"

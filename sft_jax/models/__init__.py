@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
+from sft_jax.models import bert, convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 from sft_jax.models.precision import PRECISIONS
@@ -24,6 +24,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **swin.ARCHITECTURES,
     **vit.ARCHITECTURES,
     **dinov3.ARCHITECTURES,
+    **bert.ARCHITECTURES,
 }
 
 
@@ -57,9 +58,10 @@ def builder(
       rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
-      UserError: the network or its stem is unknown, or it cannot take images of this size.
+      UserError: the network or its stem is unknown, or it cannot take images of this size, or none at all.
     """
     found = architecture(config.name)
+    found.check_images()
     stems = [stem for stem, *_ in found.stems] or ["imagenet"]
     if config.stem not in stems:
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")

@@ -11,9 +11,9 @@ EXAMPLE = """example:
   python -m sft_jax.models
   python -m sft_jax.models vit_small_patch16_224 --json
 
-Parameters are those with 1,000 classes. GFLOP is for one image of the size at which the weights were evaluated; a
-multiply-add counts as two. Top-1 is the best published accuracy on ImageNet that torchvision records. Convert weights
-with: python convert/to_flax.py --arch NAME
+Parameters are those with 1,000 classes. GFLOP is for one image of the size at which the weights were evaluated, or for
+a text of 128 tokens; a multiply-add counts as two. Top-1 is the best published accuracy on ImageNet that torchvision
+records. Convert weights with: python convert/to_flax.py --arch NAME
 """
 
 

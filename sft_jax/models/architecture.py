@@ -1,9 +1,9 @@
 """Descriptions of networks: their constructor, head, parameter depths, and mapping to the reference implementation.
 
 Each family of networks is one file of this package and is registered in `models.ARCHITECTURES`. Its module has
-`features(images, train=, key=) -> Features`, `head(pooled)`, `__call__`, which composes these two, and
-`stages(images)`, which yields activations by name for comparison with the reference. All randomness comes from `key`;
-nnx's random streams, and so `nnx.Dropout`, are not supported.
+`features(*inputs, train=, key=) -> Features`, `head(pooled)`, `__call__`, which composes these two, and
+`stages(*inputs)`, which yields activations by name for comparison with the reference; the inputs are images, or tokens
+and segments. All randomness comes from `key`; nnx's random streams, and so `nnx.Dropout`, are not supported.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ class Features(NamedTuple):
 
     Attributes:
       pooled: [n, channels], the input of a linear head.
-      maps: [n, height / stride, width / stride, channels] after each stage, highest resolution first.
+      maps: [n, height / stride, width / stride, channels] after each stage, highest resolution first; of texts
+        [n, tokens, channels] after each layer.
     """
 
     pooled: jax.Array
@@ -53,6 +54,18 @@ class Pretrained:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Text(NamedTuple):
+    """What a network of texts takes: tokens int32 [n, length], 0 for padding, and segments uint8 [n, length].
+
+    Attributes:
+      vocabulary: number of kinds of tokens.
+      positions: greatest length.
+    """
+
+    vocabulary: int
+    positions: int
 
 
 class Rule(NamedTuple):
@@ -86,6 +99,7 @@ class Architecture:
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
+      text: for networks of texts, what they take; the attributes that concern images then have no meaning.
       reference: the library whose parameter names are used.
       module_path: (path of one of our modules) -> the reference's path of it.
       rules: see `Rule`.
@@ -106,6 +120,19 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
+    text: Text | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of a batch's arrays that its module takes."""
+        return ("image",) if self.text is None else ("tokens", "segments")
+
+    def example(self, count: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the shapes of `count` of its usual inputs; of texts, 128 tokens."""
+        if self.text is None:
+            side = self.pretrained.size
+            return (jax.ShapeDtypeStruct((count, side, side, 3), np.float32),)
+        return tuple(jax.ShapeDtypeStruct((count, 128), dtype) for dtype in (np.int32, np.uint8))
 
     @property
     def width(self) -> int:
@@ -134,6 +161,14 @@ class Architecture:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
 
+    def check_images(self) -> None:
+        """Raises UserError if the network takes texts, which no task reads yet."""
+        if self.text is not None:
+            raise UserError(
+                f"{self.name} takes texts: so far such networks are only converted from torch to Flax and back, not "
+                f"trained, evaluated or exported"
+            )
+
     def check_size(self, size: int, setting: str = "config.data.size") -> None:
         """Raises UserError if the network cannot take images of `size` pixels, the value of `setting`."""
         if self.positions is not None:
@@ -149,7 +184,7 @@ class Architecture:
 
     def decays(self, name: str) -> bool:
         """Returns whether weight decay applies to a parameter if biases and normalisation scales are exempt."""
-        return name.endswith(".kernel")
+        return name.endswith((".kernel", ".embedding"))
 
     def matrix_axes(self, name: str, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Returns the input and output axes of a parameter that Muon orthogonalises as a matrix.

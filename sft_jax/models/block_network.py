@@ -1,6 +1,6 @@
 """What networks of blocks have in common, whatever their blocks are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,18 +20,15 @@ class BlockNetwork(nnx.Module):
 
     rematerialise = False
     head: Any
+    features: Callable[..., Features]
 
-    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [batch, height, width, 3] to logits [batch, num_classes].
+    def __call__(self, *inputs: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """Maps normalised images [batch, height, width, 3], or what `features` takes, to logits [batch, num_classes].
 
         With `train` batch norm uses batch statistics and updates the running ones. `key` draws the blocks, or branches
         of blocks, that each image skips; without it none is skipped.
         """
-        return self.head(self.features(x, train=train, key=key).pooled)
-
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to `Features`."""
-        raise NotImplementedError
+        return self.head(self.features(*inputs, train=train, key=key).pooled)
 
     def run_block(self, block: Any, *arguments: Any, **settings: Any) -> jax.Array:
         """Returns `block(*arguments, **settings)`, where the settings are no arrays that gradients are needed of."""

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 from sft_jax.runtime.estimate import flops
@@ -130,7 +128,23 @@ def published(name: str) -> tuple[Published, ...]:
     theirs += [Published("torchvision", f"IMAGENET1K_SWAG_{kind}_V1", "CC-BY-NC-4.0", top1) for kind, top1 in swag]
     # A network with mean pooling takes the same weights.
     tags = _TIMM.get(name.removesuffix("_avg"), "").split()
-    return (*theirs, *(Published("timm", tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags))
+    theirs += [Published("timm", tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags]
+    hub = [Published("Hugging Face", _HUB[name], "Apache-2.0", None)] if name in _HUB else []
+    return (*theirs, *hub)
+
+
+# Repositories of the Hugging Face hub, all under Apache-2.0.
+_HUB = {
+    "bert_tiny_uncased": "google/bert_uncased_L-2_H-128_A-2", "bert_mini_uncased": "google/bert_uncased_L-4_H-256_A-4",
+    "bert_small_uncased": "google/bert_uncased_L-4_H-512_A-8",
+    "bert_medium_uncased": "google/bert_uncased_L-8_H-512_A-8",
+    **{
+        f"bert_{name}": f"google-bert/bert-{name.replace('_', '-')}"
+        for name in ("base_uncased", "base_cased", "base_multilingual_cased", "large_uncased", "large_cased")
+    },
+    "all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "all_minilm_l12_v2": "sentence-transformers/all-MiniLM-L12-v2",
+}  # fmt: skip
 
 
 # Beginnings of the tags of weights that are not for commercial use.
@@ -150,17 +164,16 @@ def _timm_licence(tag: str) -> str | None:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """Counts the parameters of a network with 1,000 classes, and its operations for one image of its usual size."""
+    """Counts the parameters of a network with 1,000 classes, and its operations for one input of the usual size."""
     architecture = ARCHITECTURES[name]
     network = Network.abstract(Builder(architecture, 1000))
-    side = architecture.pretrained.size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
 
-    def logits(params, batch_stats, image):
-        return network.apply(params, batch_stats, image, train=False)[0]
+    def logits(params, batch_stats, *inputs):
+        return network.apply(params, batch_stats, *inputs, train=False)[0]
 
     parameters = sum(leaf.size for leaf in network.params.values())
-    return {"parameters": parameters, "flops": flops(logits, network.params, network.batch_stats, image)}
+    operations = flops(logits, network.params, network.batch_stats, *architecture.example(1))
+    return {"parameters": parameters, "flops": operations}
 
 
 @functools.cache
@@ -182,7 +195,7 @@ def row(name: str) -> dict[str, Any]:
     return {
         "name": name,
         **sizes()[name],
-        "size": architecture.pretrained.size,
+        "size": architecture.example(1)[0].shape[1],
         "top1": max(known, default=None),
         "licence": " or ".join(dict.fromkeys(entry.licence or "unknown" for entry in weights)) or None,
         "references": [f"{entry.library}: {entry.name}" for entry in weights],

@@ -20,14 +20,14 @@ class Network:
 
     Attributes:
       architecture: the architecture of the network.
-      inputs: names of the batch's arrays that it reads.
+      inputs: names of the batch's arrays that it reads, by default those of the architecture.
       products: how its products, and those of their gradients, are computed, see `precision.multiplying`.
       params: parameters.
       batch_stats: running means and variances of batch norm.
     """
 
     @classmethod
-    def abstract(cls, build: Builder, inputs: tuple[str, ...] = ("image",)) -> "Network":
+    def abstract(cls, build: Builder, inputs: tuple[str, ...] | None = None) -> "Network":
         """Builds a network of shapes instead of arrays, without drawing random numbers."""
         return cls(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))), build.architecture, inputs, build.products)
 
@@ -35,11 +35,12 @@ class Network:
         self,
         model: nnx.Module,
         architecture: Architecture,
-        inputs: tuple[str, ...] = ("image",),
+        inputs: tuple[str, ...] | None = None,
         products: str | None = None,
     ):
         structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]  # typed for 1
-        self.architecture, self.inputs, self.products = architecture, inputs, products
+        self.architecture, self.products = architecture, products
+        self.inputs = architecture.inputs if inputs is None else inputs
         self._structure = structure
         self.params, self.batch_stats = _flatten(params), _flatten(batch_stats)
         self._paths = {_dotted(path): path for state in (params, batch_stats) for path, _ in nnx.to_flat_state(state)}

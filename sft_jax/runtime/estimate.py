@@ -45,7 +45,7 @@ def flops(function: Callable, *arguments: Any) -> float:
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        allowed = jax.config.jax_platforms
+        allowed = jax.config.jax_platforms  # type: ignore[attr-defined]
         raise UserError(
             f"JAX_PLATFORMS={allowed} keeps JAX from the CPU, on which operations are counted; "
             f"use JAX_PLATFORMS={allowed},cpu"

@@ -176,7 +176,7 @@ class TestHeads:
 
 class TestStems:
     def logits(self, result, images):
-        return parity.flax_activations(result.network, result.arrays, images)[1]
+        return parity.flax_activations(result.network, result.arrays, (images,))[1]
 
     def test_a_3x3_kernel_is_a_cifar_stem(self, tmp_path, state_dict):
         kernel = torch.randn(64, 3, 3, 3, generator=torch.manual_seed(1))
@@ -187,7 +187,7 @@ class TestStems:
         module.conv1, module.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
         module.load_state_dict(state_dict | {"conv1.weight": kernel})
         images = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
-        _, theirs = parity.torch_activations(module.eval(), images, families.REFERENCES["resnet"])
+        _, theirs = parity.torch_activations(module.eval(), (images,), families.REFERENCES["resnet"])
         np.testing.assert_allclose(self.logits(result, images), theirs, atol=1e-4 * np.abs(theirs).max())
 
     def test_a_gray_kernel_gives_the_same_logits_of_gray_images_in_rgb(self, tmp_path, state_dict):
@@ -199,7 +199,7 @@ class TestStems:
         module.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
         module.load_state_dict(state_dict | {"conv1.weight": kernel.half().float()})
         gray = np.random.default_rng(0).standard_normal((2, 32, 32, 1), np.float32)
-        _, theirs = parity.torch_activations(module.eval(), gray, families.REFERENCES["resnet"])
+        _, theirs = parity.torch_activations(module.eval(), (gray,), families.REFERENCES["resnet"])
         ours = self.logits(result, np.repeat(gray, 3, -1))
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 

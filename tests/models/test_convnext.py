@@ -207,7 +207,7 @@ def convert_file(name, state_dict, folder):
 
 
 def logits(name, weights, images):
-    _, result = parity.flax_activations(network(name), weights.arrays, images)
+    _, result = parity.flax_activations(network(name), weights.arrays, (images,))
     return result
 
 

@@ -86,8 +86,8 @@ def test_every_stage_agrees_with_torch(name):
     arrays = keys.to_flax(module.state_dict(), network)
     for size in (32, 33, 97):
         images = np.random.default_rng(size).standard_normal((2, size, size, 3), np.float32)
-        theirs, their_logits = parity.torch_activations(module, images, REFERENCE)
-        ours, our_logits = parity.flax_activations(network, arrays, images)
+        theirs, their_logits = parity.torch_activations(module, (images,), REFERENCE)
+        ours, our_logits = parity.flax_activations(network, arrays, (images,))
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 
 
@@ -98,8 +98,8 @@ def test_the_cifar_stems_match_torch_without_its_strides(stem):
     arrays = keys.to_flax(module.state_dict(), network)
     for size in (32, 33):
         images = np.random.default_rng(size).standard_normal((2, size, size, 3), np.float32)
-        theirs, their_logits = parity.torch_activations(module, images, REFERENCE)
-        ours, our_logits = parity.flax_activations(network, arrays, images)
+        theirs, their_logits = parity.torch_activations(module, (images,), REFERENCE)
+        ours, our_logits = parity.flax_activations(network, arrays, (images,))
         assert ours["stem"].shape == (2, size, size, 64)
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 

@@ -49,8 +49,8 @@ def test_every_stage_agrees_with_the_reference(name):
     state_dict = module.state_dict()
     assert {keys.torch_key(key, ours.architecture) for key in ours.params} == state_dict.keys()
     arrays = keys.to_flax(state_dict, ours)
-    theirs, their_logits = parity.torch_activations(module, images(), VitReference())
-    stages, logits = parity.flax_activations(ours, arrays, images())
+    theirs, their_logits = parity.torch_activations(module, (images(),), VitReference())
+    stages, logits = parity.flax_activations(ours, arrays, (images(),))
     assert len(stages) == 3
     assert_close(stages | {"logits": logits}, theirs | {"logits": their_logits}, 1e-5)
     back = keys.to_torch(arrays, ours.architecture)

@@ -12,6 +12,8 @@ from sft_jax import ops
 
 TOKENS, HEADS, D = 5, 3, 8
 ROWS = 4 * TOKENS
+# Texts of 5, 3, 1 and 4 tokens.
+MASK = np.arange(TOKENS)[None] < np.array([5, 3, 1, 4])[:, None]
 # Relative to the largest value of each array.
 TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 3e-2}
 
@@ -20,9 +22,9 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def attention(qkv):
+def attention(qkv, mask=None):
     q, k, v = qkv.reshape(-1, TOKENS, 3, HEADS, D).permute(2, 0, 3, 1, 4)
-    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
     return mixed.transpose(1, 2).reshape(ROWS, HEADS * D)
 
 
@@ -30,6 +32,11 @@ def attention(qkv):
 CASES = {
     "attention": (
         functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS), attention, [(ROWS, 3 * HEADS * D)]
+    ),
+    "masked attention": (
+        functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS, mask=jnp.asarray(MASK)),
+        lambda qkv: attention(qkv, torch.from_numpy(MASK)[:, None, None, :]),
+        [(ROWS, 3 * HEADS * D)],
     ),
     "layer_norm": (
         functools.partial(ops.layer_norm, epsilon=1e-6),
@@ -92,7 +99,7 @@ def test_large_scores_do_not_overflow():
     assert np.isfinite(pull(result)[0]).all()
 
 
-@pytest.mark.parametrize("name", ["attention", "layer_norm", "gelu"])
+@pytest.mark.parametrize("name", ["attention", "masked attention", "layer_norm", "gelu"])
 def test_operations_under_vmap_equal_those_of_one_network(name):
     """The search trains several networks in one program, by vmap."""
     ours, _, shapes = CASES[name]
@@ -106,3 +113,11 @@ def test_operations_under_vmap_equal_those_of_one_network(name):
         alone = jax.jit(gradients)(*(argument[index] for argument in arguments))
         for each, wanted in zip(together, alone, strict=True):
             np.testing.assert_allclose(each[index], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_example_of_padding_alone_gives_no_nan():
+    """The last batch of an evaluation is filled with such examples."""
+    qkv, mask = jnp.asarray(normal(ROWS, 3 * HEADS * D), jnp.float32), jnp.zeros((4, TOKENS), bool)
+    result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS, mask=mask), qkv)
+    assert np.isfinite(result).all()
+    assert np.isfinite(pull(result)[0]).all()
