@@ -1,7 +1,15 @@
-"""BERT in torch: transformers' `BertForSequenceClassification`, and the same with a mean in its pooler's place.
+"""BERT and its relatives in torch: transformers' networks for sequence classification.
 
-Files have its names, those of `BertModel` without the prefix `bert.`, or TensorFlow's `gamma` and `beta` in norms, as
-Google's own conversions do.
+| ours                                | BERT, RoBERTa          | DistilBERT                          |
+| ----------------------------------- | ---------------------- | ----------------------------------- |
+| encoder.layer.0.attention.self.query | the same              | transformer.layer.0.attention.q_lin |
+| encoder.layer.0.intermediate.dense  | the same               | transformer.layer.0.ffn.lin1        |
+| pooler.dense                        | the same; RoBERTa: classifier.dense | pre_classifier         |
+| classifier                          | the same; RoBERTa: classifier.out_proj | classifier          |
+
+The encoder's names begin with the kind (`bert.`), which files of the encoder alone leave out. Norms of Google's own
+conversions have TensorFlow's `gamma` and `beta`. Where sentence-transformers takes the mean of the tokens, transformers
+has no classifier, and we add one.
 """
 
 import re
@@ -13,29 +21,32 @@ import torch
 
 from convert.names import Dialect
 from convert.reference import Reference, Tensors
-from sft_jax.models.bert import EPSILON, POSITIONS, SEGMENTS, VARIANTS, Variant
+from sft_jax.models.bert import VARIANTS, Kind, Variant
+from sft_jax.models.transformer import DEVIATION
 
-_FIRST = r"encoder\.layer\.0\.attention\.self\.query\.weight"
-_NORMS = ((r"(.+\.LayerNorm)\.gamma", ".weight"), (r"(.+\.LayerNorm)\.beta", ".bias"))
-DIALECTS = (
-    Dialect(
-        None,
-        re.compile(r"(?P<prefix>(?:.*\.)?)bert\." + _FIRST),
-        tuple((pattern, r"\1" + leaf) for pattern, leaf in _NORMS),
-    ),
-    Dialect(
-        "BertModel's",
-        re.compile(r"(?P<prefix>(?:(?!.*bert\.encoder).*\.)?)" + _FIRST),
-        (
-            *((r"(?=embeddings|encoder)" + pattern, r"bert.\1" + leaf) for pattern, leaf in _NORMS),
-            (r"((?:embeddings|encoder|pooler)\..+)", r"bert.\1"),
-        ),
-    ),
-)
+# The name of a parameter of the first layer, by the name of the kind.
+FIRST = {
+    "bert": "encoder.layer.0.attention.self.query.weight",
+    "roberta": "encoder.layer.0.attention.self.query.weight",
+    "distilbert": "transformer.layer.0.attention.q_lin.weight",
+}
 # Lengths of the texts, in tokens, on which both networks are compared.
 LENGTHS = (16, 37)
-# A constant that older versions of transformers save.
-CONSTANT = "bert.embeddings.position_ids"
+
+
+def _dialects(kind: Kind) -> tuple[Dialect, ...]:
+    name, first = kind.name, re.escape(FIRST[kind.name])
+    norms = ((r"(.+\.LayerNorm)\.gamma", r"\1.weight"), (r"(.+\.LayerNorm)\.beta", r"\1.bias"))
+    encoder = r"(?=embeddings|encoder|transformer|pooler)"
+    alone = [(encoder + pattern, rf"{name}.{replacement}") for pattern, replacement in norms]
+    return (
+        Dialect(None, re.compile(rf"(?P<prefix>(?:.*\.)?){name}\.{first}"), norms),
+        Dialect(
+            "those of the encoder alone",
+            re.compile(rf"(?P<prefix>(?:(?!.*(?:{'|'.join(FIRST)})\.).*\.)?){first}"),
+            (*alone, (encoder + r"(.+)", rf"{name}.\1")),
+        ),
+    )
 
 
 class MeanClassifier(torch.nn.Module):
@@ -45,6 +56,7 @@ class MeanClassifier(torch.nn.Module):
         super().__init__()
         import transformers
 
+        self.config = config
         self.bert = transformers.BertModel(config, add_pooling_layer=False)
         self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels)
 
@@ -63,55 +75,71 @@ def empty_module(arch: str, outputs: int) -> torch.nn.Module:
     import transformers
 
     variant: Variant = VARIANTS[arch]
-    config = transformers.BertConfig(
-        vocab_size=variant.vocabulary,
-        hidden_size=variant.width,
-        num_hidden_layers=variant.depth,
-        num_attention_heads=variant.heads,
-        intermediate_size=4 * variant.width,
-        max_position_embeddings=POSITIONS,
-        type_vocab_size=SEGMENTS,
-        layer_norm_eps=EPSILON,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    kind = variant.kind
+    common: dict[str, Any]
+    common = {"vocab_size": variant.vocabulary, "max_position_embeddings": kind.positions, "pad_token_id": kind.padding}
+    config: Any
+    network: Any
+    if kind.name == "distilbert":
+        shape = {"dim": variant.width, "n_layers": variant.depth, "n_heads": variant.heads}
+        free = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+        config = transformers.DistilBertConfig(**common | shape | free, hidden_dim=4 * variant.width)
+        network = transformers.DistilBertForSequenceClassification
+    else:
+        roberta = kind.name == "roberta"
+        make: Any = transformers.RobertaConfig if roberta else transformers.BertConfig
+        network = (
+            transformers.RobertaForSequenceClassification if roberta else transformers.BertForSequenceClassification
+        )
+        config = make(
+            **common,
+            hidden_size=variant.width,
+            num_hidden_layers=variant.depth,
+            num_attention_heads=variant.heads,
+            intermediate_size=4 * variant.width,
+            type_vocab_size=kind.segments,
+            layer_norm_eps=kind.epsilon,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
     config.num_labels = outputs
     with torch.device("meta"):
-        return MeanClassifier(config) if variant.pool == "mean" else transformers.BertForSequenceClassification(config)
+        return MeanClassifier(config) if variant.pool == "mean" else network(config)
 
 
 class BertReference(Reference):
     """See `Reference`."""
 
     title = "a BERT"
-    landmark = "bert.encoder.layer.0.attention.self.query.weight"
-    body = ("bert.",)
+    landmark = "encoder.layer.0.attention.self.query.weight (DistilBERT: transformer.layer.0.attention.q_lin.weight)"
+    body = ("bert.", "roberta.", "distilbert.", "classifier.dense.", "pre_classifier.")
     unit = "tokens"
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
         module = empty_module(arch, outputs)
         module.load_state_dict(dict(state_dict), strict=True, assign=True)
-        # Buffers that are not in state_dicts.
-        length = torch.arange(POSITIONS)[None]
-        embeddings: Any = module.bert.embeddings  # type: ignore[union-attr]
-        embeddings.position_ids, embeddings.token_type_ids = length, torch.zeros_like(length)
+        # Constants that are not in state_dicts.
+        embeddings = _encoder(module).embeddings
+        for name, buffer in list(embeddings.named_buffers()):
+            places = torch.arange(buffer.shape[1])[None]
+            setattr(embeddings, name, places if name == "position_ids" else torch.zeros_like(places))
         return module.eval()
 
     def stages(self, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """Returns the embeddings and every layer."""
-        bert: Any = module.bert
-        layers = {f"encoder.layer.{index}": layer for index, layer in enumerate(bert.encoder.layer)}
-        return {"embeddings": bert.embeddings} | layers
+        encoder = _encoder(module)
+        blocks = encoder.transformer.layer if hasattr(encoder, "transformer") else encoder.encoder.layer
+        return {"embeddings": encoder.embeddings} | {f"encoder.layer.{i}": block for i, block in enumerate(blocks)}
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""
-        return DIALECTS
+        return _dialects(VARIANTS[arch].kind)
 
     def width(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
         """See `Reference`."""
-        norm = state_dict.get("bert.embeddings.LayerNorm.weight")
-        return None if norm is None else norm.numel()
+        norms = (tensor for name, tensor in state_dict.items() if name.endswith(".embeddings.LayerNorm.weight"))
+        return next((norm.numel() for norm in norms), None)
 
     def sizes(self, arch: str) -> tuple[int, ...]:
         """Returns the lengths of the texts on which both networks are compared."""
@@ -119,32 +147,57 @@ class BertReference(Reference):
 
     def inputs(self, module: torch.nn.Module, size: int, count: int, seed: int) -> tuple[np.ndarray, ...]:
         """Returns pairs of random texts, the first of `size` tokens, the others shorter and padded."""
-        random = np.random.default_rng(seed)
-        embeddings: Any = module.bert.embeddings  # type: ignore[union-attr]
-        tokens = random.integers(1, embeddings.word_embeddings.num_embeddings, (count, size), np.int32)
+        random, config = np.random.default_rng(seed), _config(module)
+        tokens = random.integers(config.pad_token_id + 1, config.vocab_size, (count, size), np.int32)
         place, lengths = np.arange(size)[None], np.linspace(size, -(-size // 2), count).astype(int)[:, None]
-        return np.where(place < lengths, tokens, 0), (place >= lengths // 2).astype(np.uint8)
+        tokens = np.where(place < lengths, tokens, config.pad_token_id).astype(np.int32)
+        return tokens, (place >= lengths // 2).astype(np.uint8)
 
     def run(self, module: torch.nn.Module, *inputs: np.ndarray) -> torch.Tensor:
-        """See `Reference`."""
+        """See `Reference`. Segments are given to networks that tell them apart."""
         tokens, segments = (torch.from_numpy(array).long() for array in inputs)
-        return module(input_ids=tokens, attention_mask=(tokens > 0).long(), token_type_ids=segments).logits
+        config = _config(module)
+        given = {"token_type_ids": segments} if getattr(config, "type_vocab_size", 0) > 1 else {}
+        return module(input_ids=tokens, attention_mask=(tokens != config.pad_token_id).long(), **given).logits
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks with as many kinds of tokens, channels and layers."""
-        table = state_dict.get("bert.embeddings.word_embeddings.weight")
-        if table is None or table.ndim != 2:
-            return []
-        layers = {match[1] for name in state_dict if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", name))}
-        found = (*table.shape, len(layers))
-        return [name for name, known in VARIANTS.items() if (known.vocabulary, known.width, known.depth) == found]
+        return [name for name, known in VARIANTS.items() if _looks_like(known, state_dict)]
 
     def adapted(self, state_dict: Mapping[str, torch.Tensor], arch: str) -> tuple[Tensors, list[str]]:
-        """Drops the pooler where the mean takes its place, and a constant."""
-        tensors, notices = dict(state_dict), []
-        tensors.pop(CONSTANT, None)
-        pooler = [name for name in tensors if name.startswith("bert.pooler.")]
-        if pooler and VARIANTS[arch].pool == "mean":
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in pooler}
-            notices.append(f"dropped its pooler: {arch} takes the mean of the tokens, as sentence-transformers does")
+        """Drops constants, and the pooler where the mean takes its place; adds one where only a new head needs it."""
+        variant, notices = VARIANTS[arch], []
+        kind, leaves = variant.kind, ("weight", "bias")
+        tensors = {name: tensor for name, tensor in state_dict.items() if not name.endswith("embeddings.position_ids")}
+        usual, place = f"{kind.name}.pooler.dense", kind.module_path("pooler.dense")
+        if variant.pool == "mean":
+            unused, instead = {usual, place}, "takes the mean of the tokens, as sentence-transformers does"
+        else:
+            unused, instead = {usual} - {place}, f"has {place} instead"
+        dropped = {f"{module}.{leaf}" for module in unused for leaf in leaves} & tensors.keys()
+        if dropped:
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+            notices.append(f"dropped its pooler: {arch} {instead}")
+        has_head = f"{kind.module_path('classifier')}.weight" in tensors
+        if variant.pool == "pooler" and not has_head and f"{place}.weight" not in tensors:
+            drawn = torch.randn(variant.width, variant.width, generator=torch.Generator().manual_seed(0))
+            tensors |= {f"{place}.weight": DEVIATION * drawn, f"{place}.bias": torch.zeros(variant.width)}
+            notices.append(f"it has no {place}, the layer before the head: a new one was drawn, as transformers does")
         return tensors, notices
+
+
+def _looks_like(variant: Variant, state_dict: Mapping[str, torch.Tensor]) -> bool:
+    table = state_dict.get(f"{variant.kind.name}.embeddings.word_embeddings.weight")
+    layer = variant.kind.module_path("encoder.layer.0.output.dense").replace(".0.", r"\.(\d+)\.")
+    layers = {match[1] for name in state_dict if (match := re.match(layer, name))}
+    if table is None or len(layers) != variant.depth:
+        return False
+    return tuple(table.shape) == (variant.vocabulary, variant.width)
+
+
+def _config(module: Any) -> Any:
+    return module.config
+
+
+def _encoder(module: Any) -> Any:
+    return getattr(module, module.config.model_type)

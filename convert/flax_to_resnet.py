@@ -75,10 +75,10 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
     elif model.network.architecture.reference == "timm":
         console.print(f'  model = timm.create_model("{model.arch}", num_classes={model.classes})')
-    elif model.module.__class__.__module__.startswith("transformers."):
-        console.print(f"  model = transformers.BertForSequenceClassification(config)  # num_labels={model.classes}")
-    elif model.network.architecture.reference == "transformers":
-        console.print("  model = MeanClassifier(config)  # convert/bert.py: the mean of the tokens, and a linear layer")
+    elif type(model.module).__module__.startswith("transformers."):
+        console.print(f"  model = transformers.{type(model.module).__name__}(config)  # num_labels={model.classes}")
+    else:
+        console.print(f"  model = {type(model.module).__name__}(config)  # from {type(model.module).__module__}")
     if model.stem in STEM_LINES:
         console.print(f"  {STEM_LINES[model.stem]}  # its stem")
     loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"

