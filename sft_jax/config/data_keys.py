@@ -61,6 +61,14 @@ DATA: dict[str, Key] = {
         "longer side, then pad with black; squash: resize both sides.",
         **one_of("crop", "pad", "squash"),
     ),
+    "data.decoding": Key(
+        "fast",
+        str,
+        "fast: JPEG files with at least four times the pixels a side that are kept are decoded at half, a quarter or "
+        "an eighth of their size, which changes pixels by a few of 255 at most; exact: they are decoded whole, as by "
+        "torchvision.",
+        **one_of("fast", "exact"),
+    ),
     "data.on_error": Key(
         "stop",
         str,

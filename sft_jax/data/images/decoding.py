@@ -14,7 +14,7 @@ from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Batch, Split, Str
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.reading import Reading, bad_images, streaming_notice
 from sft_jax.data.images.square import Square
-from sft_jax.data.images.survey import Seen, fit_notices, look, ranges
+from sft_jax.data.images.survey import Seen, decoding_notices, fit_notices, look, ranges
 from sft_jax.errors import UserError
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square
         return dataclasses.replace(reading.square, keep_square=False), []
     integers, floats, notices = ranges(train)
     square = reading.square_of(size, integers, floats)
-    return square, notices + fit_notices([one.size for one in train], square)
+    return square, notices + decoding_notices(train, square) + fit_notices([one.size for one in train], square)
 
 
 def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> np.ndarray:
