@@ -85,9 +85,10 @@ def bytes_of(count: int, side: int) -> int:
     return count * side * side * 3
 
 
-def streaming_notice(count: int, side: int) -> str:
-    """Returns the notice that the images do not fit into memory."""
-    return f"the images would need {bytes_of(count, side) / 2**30:.1f} GiB of memory: decoding them anew in each epoch"
+def streaming_notice(count: int, side: int, file: Path | None = None) -> str:
+    """Returns the notice that the images do not fit into memory; `file` has the decoded images, if it is not None."""
+    how = "decoding them anew in each epoch" if file is None else f"decoded once, into {file}, and read from there"
+    return f"the images would need {bytes_of(count, side) / 2**30:.1f} GiB of memory: {how}"
 
 
 def bad_images(reasons: Mapping[str, str], on_error: str) -> str:
