@@ -73,7 +73,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --data, --split, and --config.KEY for the help, see `add_config_flags`."""
     parser.add_argument(
-        "--data", metavar="SOURCE", required=True, help="the images: folder:PATH, csv:FILE, tfds:NAME, digits"
+        "--data", metavar="SOURCE", required=True, help="the images: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits"
     )
     parser.add_argument(
         "--split", help="train, validation or test, or for tfds any split expression, e.g. 'train[:100]' (default: all)"

@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     parser.add_argument(
         "--data",
         metavar="SOURCE",
-        help="evaluate all images of this source instead: folder:PATH, csv:FILE, tfds:NAME, digits",
+        help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits",
     )
     parser.add_argument(
         "--split",

@@ -44,7 +44,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export, instead of a run")
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, a folder (searched recursively), or - for paths on stdin"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, a folder (searched recursively), hf:PATH, or - for paths on stdin",
     )
     add_checkpoint_flag(parser)
     parser.add_argument(
@@ -86,7 +89,6 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
-    from sft_jax.data.images.named import files
     from sft_jax.inference.predictor import load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
@@ -98,7 +100,7 @@ def main() -> None:
         print(printable(problem), file=sys.stderr)
 
     answered = 0
-    paths = files(args.images, tell)
+    paths = (path for name in args.images for path in _files(name, tell))
     with contextlib.ExitStack() as opened, FileWarnings() as warned:
         if args.output is not None:
             table = CsvTable(args.output, classifier.decoder, args.top)
@@ -115,6 +117,22 @@ def main() -> None:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
         raise UserError(f"unreadable inputs: {len(problems)}, see above; images answered: {answered}")
+
+
+def _files(name: str, tell: Callable[[str], None]) -> Iterator[Path]:
+    """Yields the image files that a name stands for, see `images.named.files`; "hf:..." is a set of Hugging Face."""
+    from sft_jax.config import default_config
+    from sft_jax.data.images.named import files
+    from sft_jax.data.sources.lists import huggingface_images
+
+    kind, _, rest = name.partition(":")
+    if kind != "hf" or not rest:
+        yield from files([name], tell)
+        return
+    notices: list[str] = []
+    yield from huggingface_images(rest, default_config().data, notices)
+    for line in notices:
+        print(f"notice: {printable(line)}", file=sys.stderr)
 
 
 def predictions(

@@ -16,8 +16,8 @@ ROWS = [
     ["report", "search", "doctor", "benchmark", "embed", "inspect"],
     ["", "main", "evaluate", "predict", "export", "command"],
 ]
-# A separate process, which the benchmark starts if torch is installed.
-MAY_IMPORT_TORCH = "benchmark/torch_side.py"
+# Separate processes, which the benchmark starts if torch is installed.
+MAY_IMPORT_TORCH = "benchmark/torch_*.py"
 ROOT_MODULES = 8
 
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from made_run import NAMES, make_run
+from parquet_files import write
 from PIL import Image
 
 import sft_jax
@@ -64,6 +65,18 @@ def test_json_has_the_predictions_of_the_classifier(tmp_path, call, runs, run, s
     assert [label for label, _ in answer["top"]] == labels[0].tolist()
     np.testing.assert_allclose([probability for _, probability in answer["top"]], probabilities[0], rtol=1e-4)
     assert [answer["label"], answer["probability"]] == answer["top"][0]
+
+
+def test_sets_of_hugging_face_need_no_labels(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("SFT_JAX_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "test.parquet", range(3), labels=[-1] * 3)
+    code, printed, notices = call("--json", f"hf:{tmp_path}")
+    assert code == 0
+    assert f"{tmp_path}: 3 images of 1 Parquet file unpacked in {tmp_path}/cache" in notices
+    files = [answer["file"] for answer in answers(printed)]
+    assert [file.split("/unpacked/")[1].split("/", 1)[1] for file in files] == [
+        f"test/{row:08}.png" for row in range(3)
+    ]
 
 
 def test_folders_stdin_and_files_are_read_in_order(tmp_path, call, monkeypatch):

@@ -81,9 +81,9 @@ def loss(logits, labels):
 @pytest.mark.parametrize(
     ("shape", "draw", "square"),
     [
-        ((None, None, 3), lambda row: noise(row, 14 + row, 34 - row), Square(16)),
-        ((18, 30, 3), lambda row: noise(row, 18, 30), Square(16)),
-        ((24, 24, 3), lambda row: noise(row, 24, 24), Square(16, keep_square=True)),
+        ((None, None, 3), lambda row: noise(row, 14 + row, 34 - row), Square(16, decoding="fast")),
+        ((18, 30, 3), lambda row: noise(row, 18, 30), Square(16, decoding="fast")),
+        ((24, 24, 3), lambda row: noise(row, 24, 24), Square(16, keep_square=True, decoding="fast")),
     ],
     ids=["many sizes", "oblong", "square"],
 )
@@ -104,7 +104,7 @@ def test_predictions_on_a_folder_equal_evaluation(trained):
     run, paths = trained
     labels = [int(path.parent.name == "b") for path in paths]
     classifier = sft_jax.load(run.folder)
-    assert classifier.preprocess.square == Square(16, "pad", integers=(0, 4095))
+    assert classifier.preprocess.square == Square(16, "pad", integers=(0, 4095), decoding="fast")
     assert loss(classifier.logits(paths), labels) == pytest.approx(run.results()["test_loss"], rel=1e-4)
 
 
@@ -122,7 +122,7 @@ def test_a_resumed_run_preprocesses_images_as_before(trained):
     """It uses the record; a run without one must not get a range of gray values when it is resumed."""
     run, _ = trained
     resumed = read_dataset(run.config(), Console(), before=earlier(run), resuming=True)
-    assert resumed.square == Square(16, "pad", integers=(0, 4095))
+    assert resumed.square == Square(16, "pad", integers=(0, 4095), decoding="fast")
     first = dataclasses.replace(earlier(run), preprocess=None)
     assert read_dataset(run.config(), Console(), before=first, resuming=True).square == Square(16, "pad")
 

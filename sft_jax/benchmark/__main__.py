@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_jax.benchmark.turns import Side
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   python -m sft_jax.benchmark --batch 64 --size 64
   python -m sft_jax.benchmark --epoch --rounds 1
+  python -m sft_jax.benchmark --input flowers/train --batch 64 --size 224
   python -m sft_jax.benchmark --target gpu-h100 --arch resnet50 --batch 64 --size 224 --precision bfloat16
 
 Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
@@ -28,8 +30,9 @@ without augmentation; an epoch (configs/cifar10.py on random pixels) includes in
 PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, on a CPU with and
 without sft-jax's allocator settings, on a GPU also compiled, and under autocast for bfloat16. The fastest of these is
 what sft-jax is compared with.
---target times nothing: it compiles the step for a device that is not here and counts what it does, beside that of a
-ResNet of stock Flax layers.
+--input times no network, but the way from a folder of images to augmented batches, against torchvision's ImageFolder
+and DataLoader. --target times nothing: it compiles the step for a device that is not here and counts what it does,
+beside that of a ResNet of stock Flax layers.
 """
 
 # What the table calls the workers.
@@ -62,11 +65,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", default=5, help="turns of each process (default: %(default)s)", **number)
     parser.add_argument("--stock", action="store_true", help="also time a ResNet of stock Flax layers in the same loop")
     parser.add_argument("--epoch", action="store_true", help="also time an epoch of configs/cifar10.py, with its input")
+    parser.add_argument(
+        "--input",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="time the input instead, from one folder of images per class (default: JPEG files of 500 px, made for it)",
+    )
     parser.add_argument("--target", choices=TARGETS, help="compile for this device, which need not be here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.target and (args.stock or args.epoch):
         parser.error("--target times nothing: leave out --stock and --epoch; stock Flax is always beside it")
+    if args.input is not None and (args.stock or args.epoch or args.target):
+        parser.error("--input times no network: leave out --stock, --epoch and --target")
     return args
 
 
@@ -192,6 +204,9 @@ def main() -> None:
     if args.target:
         compile_for(args)
         return
+    if args.input is not None:
+        time_input(args)
+        return
     facts, found = measure(args)
     values = figures(args, facts, found)
     if args.json:
@@ -207,6 +222,16 @@ def main() -> None:
         f"{values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
         highlight=False,
     )
+
+
+def time_input(args: argparse.Namespace) -> None:
+    """Times the input of both sides and prints the figures. Raises UserError."""
+    from sft_jax.benchmark.input import lines
+    from sft_jax.benchmark.input import measure as measure_input
+
+    folder = Path(args.input) if args.input else None
+    values = measure_input(folder, size=args.size, batch=args.batch, rounds=args.rounds)
+    print(json.dumps(values) if args.json else "\n".join(lines(values)))
 
 
 # Rows of the table for a target: figures, and what they are called.

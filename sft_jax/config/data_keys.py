@@ -6,10 +6,12 @@ from sft_jax.config.key import DEVIATIONS, FRACTION, NOT_NEGATIVE, POSITIVE, PRO
 
 DATA: dict[str, Key] = {
     "data.source": Key(
-        "tfds:cifar10", str, "The dataset: tfds:NAME, folder:PATH, csv:FILE, digits or digits:FIRST-LAST."
+        "tfds:cifar10",
+        str,
+        "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST.",
     ),
     "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
-    "data.download": Key(True, bool, "Whether tfds may download and prepare a missing dataset."),
+    "data.download": Key(True, bool, "Whether a missing dataset of tfds or of Hugging Face's hub may be downloaded."),
     "data.train": Key("train[:45000]", str, "Training split, in the syntax of tfds."),
     "data.validation": Key("train[45000:]", str, "Validation split, which selects the best checkpoint."),
     "data.test": Key("test", str, "Test split, evaluated once at the end."),
@@ -59,6 +61,14 @@ DATA: dict[str, Key] = {
         "longer side, then pad with black; squash: resize both sides.",
         **one_of("crop", "pad", "squash"),
     ),
+    "data.decoding": Key(
+        "fast",
+        str,
+        "fast: JPEG files with at least four times the pixels a side that are kept are decoded at half, a quarter or "
+        "an eighth of their size, which changes pixels by a few of 255 at most; exact: they are decoded whole, as by "
+        "torchvision.",
+        **one_of("fast", "exact"),
+    ),
     "data.on_error": Key(
         "stop",
         str,
@@ -67,12 +77,12 @@ DATA: dict[str, Key] = {
     ),
     "data.max_pixels": Key(500_000_000, int, "Image files with more pixels than this count as unreadable.", **POSITIVE),
     "data.image_key": Key(
-        None, str, "Image feature of a tfds dataset, or image column of a CSV file; none: guessed.", optional=True
+        None, str, "Image feature of a tfds dataset, or image column of a table; none: guessed.", optional=True
     ),
     "data.label_key": Key(
         None,
         str,
-        "Label feature of a tfds dataset, or label column of a CSV file; for multilabel also several columns of 0 and "
+        "Label feature of a tfds dataset, or label column of a table; for multilabel also several columns of 0 and "
         "1, separated by semicolons, or * for all that are left; none: guessed.",
         optional=True,
     ),

@@ -85,14 +85,18 @@ class Augmentation:
         check_bytes(images)
         draw = _Draws(key, first, total, len(images))
         pixels = images if self.crop_scale else resize(images, self.size, self.interpolation)
-        if self.flip:
-            pixels = _where(draw.coins(FLIP), pixels[:, :, ::-1], pixels)
-        if self.vertical_flip:
-            pixels = _where(draw.coins(VERTICAL_FLIP), pixels[:, ::-1], pixels)
+        never = jnp.zeros(len(images), bool)
+        across = draw.coins(FLIP) if self.flip else never
+        down = draw.coins(VERTICAL_FLIP) if self.vertical_flip else never
+        if self.flip and not self.crop_scale:
+            pixels = _where(across, pixels[:, :, ::-1], pixels)
+        if self.vertical_flip and not self.crop_scale:
+            pixels = _where(down, pixels[:, ::-1], pixels)
         if self.crop_scale:
+            flips = jnp.stack([down, across], 1)
             sides = pixels.shape[1], pixels.shape[2]
             boxes = draw.own(crops.random_boxes(draw.key(BOX), total, sides, self.crop_scale, self.crop_ratio))
-            pixels = crops.resample(pixels, boxes, self.size, cubic=self.interpolation == "bicubic")
+            pixels = crops.resample(pixels, boxes, self.size, cubic=self.interpolation == "bicubic", flips=flips)
         elif self.crop_padding:
             pixels = self._shifted(pixels, draw)
         if self._colours():

@@ -1,5 +1,6 @@
 """Moves the examples of a split to the devices: all at once if they fit, otherwise in shares or streamed in chunks."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
@@ -81,6 +82,7 @@ class Loader:
       split: the split.
       placement: "replicated" (all of it on each device), "sharded" (a share on each) or "streamed" (in chunks).
       resident_bytes: what the split takes on each device; 0 if it is streamed.
+      waited: seconds that callers of `calls` have waited for examples of a streamed split, so far.
 
     Args:
       split: the split.
@@ -96,6 +98,7 @@ class Loader:
         self.split, self._devices = split, devices
         self._resident: dict[str, Rows] | None = None
         self._shares: Shares | None = None
+        self.waited = 0.0
         self.placement, self.resident_bytes = self._place(placement), 0
         if self.placement == "replicated":
             rows = {name: flat_rows(array, axes=1) for name, array in _arrays(split).items()}
@@ -172,7 +175,20 @@ class Loader:
         if self._shares is not None:
             data = self._shares.in_order(order)
             return self._resident_calls(data, self._in_turn(len(order), order.shape[1]), mask, first, steps_per_call)
-        return self._streamed_calls(order, mask, first)
+        return self._ahead(self._streamed_calls(order, mask, first))
+
+    def _ahead(self, calls: Iterator[Call]) -> Iterator[Call]:
+        """Yields `calls`; a thread prepares the next one, and moves it to the devices, while they run the last."""
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            following = thread.submit(next, calls, None)
+            while True:
+                start = time.perf_counter()
+                call = following.result()
+                self.waited += time.perf_counter() - start
+                if call is None:
+                    return
+                following = thread.submit(next, calls, None)
+                yield call
 
     def _in_turn(self, steps: int, batch: int) -> np.ndarray:
         """Returns the order int32 [steps, batch] in which each device takes its own examples one after the other."""

@@ -43,7 +43,9 @@ class Preprocess(Square):
         """
         if square is None:
             reading = Reading.of_config(config)
-            square = dataclasses.replace(reading.square_of(config.size), keep_square=not source_of(config).of_files)
+            square = reading.square_of(config.size)
+            # Runs that recorded none decoded images whole.
+            square = dataclasses.replace(square, keep_square=not source_of(config).of_files, decoding="exact")
         return cls(**vars(square), mean=tuple(config.mean), std=tuple(config.std), crop_pct=config.crop_pct)
 
     @classmethod

@@ -69,12 +69,16 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
 
 
 def _is_here(config: ConfigDict) -> bool:
+    assumable = kind_of(config.data)[0] == "tfds"
     try:
-        return data.check_source(config.data)[0]
+        here, where = data.check_source(config.data)
     except UserError:
-        if kind_of(config.data)[0] != "tfds":
+        if not assumable:
             raise
         return False  # it may be unobtainable here and yet there where the recipe is to run
+    if not here and not assumable:
+        raise UserError(f"{config.data.source} {where}; its shapes cannot be told before that")
+    return here
 
 
 def _side(config: ConfigDict) -> int:

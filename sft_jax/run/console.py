@@ -143,10 +143,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: Monitor) -> str:
+def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: Monitor, waiting: float = 0.0) -> str:
     """Formats the line of a finished epoch from its row of metrics.jsonl.
 
-    It shows the task's main metric, and also `monitor` if that is another one.
+    It shows the task's main metric, also `monitor` if that is another one, and the share of the training time that was
+    spent `waiting` for images if that is 1% or more.
     """
     main = task.main()
     trained = row.get(f"train_{main.figure}")
@@ -155,7 +156,7 @@ def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: 
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  {training}"
         f"val {main.shown(row[main.name], 1)}  {other}best {monitor.shown(row['best'], 1)}  "
-        f"{row['train_images_per_s']:.0f} img/s  "
+        f"{row['train_images_per_s']:.0f} img/s  {f'{waiting:.0%} waiting for images  ' if waiting >= 0.01 else ''}"
         f"eta {duration(eta_seconds)}"
     )
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,32 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, NAME.PID.tmp, to write to: it becomes `folder` when the block ends without an
+    error, unless another process made that in the meantime, and is removed otherwise. Raises OSError.
+    """
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        _remove_leftovers(folder)
+        temporary.mkdir(parents=True)
+        yield temporary
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(path.name) + r"\.([0-9]{1,9})\.tmp")
     with contextlib.suppress(OSError):  # they do no harm
         for sibling in path.parent.iterdir():
             match = pattern.fullmatch(sibling.name)
             if match and not psutil.pid_exists(int(match[1])):
-                sibling.unlink(missing_ok=True)
+                if sibling.is_dir():
+                    shutil.rmtree(sibling)
+                else:
+                    sibling.unlink(missing_ok=True)

@@ -143,7 +143,7 @@ class Trainer:
             self._enter_phase()
             title = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
             with self.console.progress(title, self.experiment.steps_per_epoch, self.progress.epoch_steps) as bar:
-                self._train_epoch(bar)
+                waiting = self._train_epoch(bar)
             start = time.perf_counter()
             with self.console.progress(f"{title}  validation", 1) as bar:
                 weights, validation, extra = self._validate(bar)
@@ -165,7 +165,8 @@ class Trainer:
             self.audience.tell("epoch", self.progress)
             row = self.progress.rows[-1]
             left = (self.config.epochs - self.progress.epoch) * row["epoch_s"]
-            self.console.line(epoch_line(row, self.config.epochs, left, self.experiment.task, self.experiment.monitor))
+            task, monitor = self.experiment.task, self.experiment.monitor
+            self.console.line(epoch_line(row, self.config.epochs, left, task, monitor, waiting))
             if is_best:
                 self.audience.tell("best", weights, validation, self.progress)
         if self.progress.epoch < self.config.epochs:
@@ -210,7 +211,10 @@ class Trainer:
         elif not self.programs.ready:
             self.programs.prepare(self.state.params, self.state.batch_stats)
 
-    def _train_epoch(self, bar: Bar) -> None:
+    def _train_epoch(self, bar: Bar) -> float:
+        """Trains to the end of the epoch; returns the share of the time that was spent waiting for images."""
+        loader = self.programs.train_loader
+        waited, before = loader.waited, self.progress.epoch_seconds
         pending: tuple[Call, StepMetrics] | None = None
         self._clock = time.perf_counter()
         steps = self.programs.run_steps(
@@ -233,6 +237,7 @@ class Trainer:
                 self._clock = time.perf_counter()
         if pending is not None:
             self._account(*pending, bar)
+        return (loader.waited - waited) / max(self.progress.epoch_seconds - before, 1e-9)
 
     def _compile(self, state: TrainState, call: Call) -> None:
         """Compiles the phase's steps once and reports their memory; the time is not counted as training time."""

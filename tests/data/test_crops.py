@@ -47,6 +47,21 @@ def test_a_resampled_box_is_torchvisions_resized_crop(interpolation, size):
         np.testing.assert_allclose(result, wanted.permute(1, 2, 0).clamp(0, 255), atol=2e-2)
 
 
+@pytest.mark.parametrize("cubic", [False, True])
+@pytest.mark.parametrize("size", [16, 37, 40, 56])
+def test_taps_and_products_give_the_same(cubic, size):
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (50, 40, 33, 3), np.uint8))
+    boxes = crops.random_boxes(jax.random.key(2), 50, (40, 33), (0.01, 1.0), (0.3, 3.0))
+    flips = jax.random.bernoulli(jax.random.key(3), 0.5, (50, 2))
+    taps, products = (way(images, boxes, flips, size=size, cubic=cubic) for way in (crops._by_taps, crops._by_products))
+    np.testing.assert_allclose(taps, products, atol=1e-3)
+    turned = jnp.where(flips[:, :1, None, None], images[:, ::-1], images)
+    turned = jnp.where(flips[:, 1:, None, None], turned[:, :, ::-1], turned)
+    np.testing.assert_array_equal(
+        crops.resample(images, boxes, size, cubic=cubic, flips=flips), crops.resample(turned, boxes, size, cubic=cubic)
+    )
+
+
 @pytest.mark.parametrize(("scale", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (0.5, 2.0))])
 def test_boxes_have_torchvisions_distribution(scale, ratio):
     count = 4000

@@ -219,7 +219,10 @@ def test_invalid_digits_are_refused(source):
 @pytest.mark.parametrize("source", ["tfds", "tfds:", "folder:", "cifar10", ""])
 def test_an_unknown_source_is_refused(source):
     config = complete({"data.source": source}).data
-    with pytest.raises(UserError, match="must be one of tfds:NAME, folder:PATH, csv:FILE, digits, digits:FIRST-LAST"):
+    with pytest.raises(
+        UserError,
+        match="must be one of tfds:NAME, folder:PATH, csv:FILE, hf:PATH, hf://OWNER/NAME, digits, digits:FIRST-LAST",
+    ):
         data.load_dataset(config, seed=0)
 
 

@@ -10,6 +10,8 @@ from image_folders import SIZE, fill, png
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
+from sft_jax.config import complete
+from sft_jax.data import load_dataset
 from sft_jax.data.images import formats
 from sft_jax.data.images.files import find_images
 from sft_jax.data.images.reading import Reading
@@ -384,3 +386,60 @@ def test_the_preprocessing_is_recorded_and_read_back():
     for wrong in ({"fit": "stretch"}, {"interpolation": "cubic"}, {"pad": True}):
         with pytest.raises(UserError, match="this version does not support the recorded preprocessing"):
             Preprocess.from_json(facts | wrong)
+
+
+def photo(path, width, height, orientation=1, quality=90):
+    """Writes an image with detail at all scales, as photographs have it."""
+    generator = np.random.default_rng(0)
+    layers = (
+        np.kron(generator.integers(0, 64, (999 // s + 1, 999 // s + 1, 3)), np.ones((s, s, 1))) for s in (1, 4, 16, 64)
+    )
+    pixels = sum(layer[:height, :width] for layer in layers)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(pixels.astype(np.uint8)).save(path, exif=exif, quality=quality)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(800, 600), (601, 999)])
+def test_fast_decoding_changes_pixels_slightly(tmp_path, fit, orientation, size):
+    path = photo(tmp_path / "a.jpg", *size, orientation)
+    for interpolation in ("bilinear", "bicubic"):
+        exact, fast = (
+            Square(64, fit, interpolation=interpolation, decoding=decoding).read(path).astype(int)
+            for decoding in ("exact", "fast")
+        )
+        difference = np.abs(exact - fast)
+        assert (0 < difference.mean() < 0.8) == (orientation == 1 or size == (800, 600))
+        assert difference.max() <= 6
+
+
+def test_fast_decoding_is_exact_where_there_is_little_to_gain(tmp_path):
+    large = photo(tmp_path / "a.jpg", 400, 300)
+    small = photo(tmp_path / "b.jpg", 400, 255)
+    lossless = photo(tmp_path / "c.png", 400, 300)
+    for path, same in ((large, False), (small, True), (lossless, True)):
+        exact, fast = (Square(64, decoding=decoding).read(path) for decoding in ("exact", "fast"))
+        assert np.array_equal(exact, fast) == same, path
+    with Image.open(large) as image:
+        image.load()  # too late
+        np.testing.assert_array_equal(Square(64, decoding="fast").of_image(image), Square(64).read(large))
+
+
+@pytest.mark.parametrize("decoding", ["fast", "exact"])
+def test_prediction_decodes_as_training_did(tmp_path, decoding):
+    for name in ("ant", "bee"):
+        for number in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            photo(tmp_path / name / f"{number}.jpg", 240 + number, 200, quality=80 + number)
+    values = {"data.source": f"folder:{tmp_path}", "data.size": 32, "data.decoding": decoding}
+    dataset = load_dataset(complete(values).data, seed=0)
+    said = "large JPEG files decoded at a fraction of the size; data.decoding=exact decodes all of it"
+    assert any(said in notice for notice in dataset.notices) == (decoding == "fast")
+    preprocess = Preprocess.of_config(complete({"data.decoding": "exact"}).data, dataset.square)
+    recorded = Preprocess.from_json(json.loads(json.dumps(preprocess.to_json())))
+    for name, image in zip(dataset.train.names, dataset.train.images, strict=True):
+        np.testing.assert_array_equal(image, recorded.read(tmp_path / name))
+        assert np.array_equal(image, Square(32).read(tmp_path / name)) == (decoding == "exact")

@@ -161,5 +161,5 @@ def test_sources_of_classes_have_no_several_labels(source):
         load_dataset(complete({"data.source": source}).data, seed=0, labelling="classes")
     assert str(caught.value) == (
         f"config.data.source={source} has one class per image, but the task needs any number of labels per image; "
-        f"use csv:FILE"
+        f"use csv:FILE, hf:PATH, hf://OWNER/NAME"
     )

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from sft_jax.config import complete
-from sft_jax.run.console import Console, epoch_note, speed_line
+from sft_jax.run.console import Console, epoch_line, epoch_note, speed_line
 from sft_jax.run.progress import Progress
 from sft_jax.tasks.classification import Classification
 
@@ -125,3 +125,12 @@ def test_a_conclusion_is_printed_once(capsys):
     console.conclude("test accuracy 90%")
     console.close()
     assert capsys.readouterr().out == "test accuracy 90%\n"
+
+
+def test_an_epoch_says_what_was_spent_waiting_for_images():
+    row = {"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.6, "val_accuracy": 0.7, "best": 0.7}
+    row["train_images_per_s"] = 250.0
+    monitor = TASK.main()
+    line = "epoch 1/4  loss 0.5000  train 60.0%  val 70.0%  best 70.0%  250 img/s  "
+    assert epoch_line(row, 4, 30, TASK, monitor, waiting=0.004) == line + "eta 0:30"
+    assert epoch_line(row, 4, 30, TASK, monitor, waiting=0.314) == line + "31% waiting for images  eta 0:30"

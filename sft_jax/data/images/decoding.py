@@ -14,7 +14,8 @@ from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Batch, Split, Str
 from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.reading import Reading, bad_images, streaming_notice
 from sft_jax.data.images.square import Square
-from sft_jax.data.images.survey import Seen, fit_notices, look, ranges
+from sft_jax.data.images.stored import Stored, stored
+from sft_jax.data.images.survey import Seen, decoding_notices, fit_notices, look, ranges
 from sft_jax.errors import UserError
 
 T = TypeVar("T")
@@ -57,13 +58,16 @@ def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images
             seen = _each(paths, lambda row: glance(paths[row]), bad, reading.progress)
         train = seen[: len(files["train"][0])] if "train" in files else []
         square, notices = _squared(size, reading, [one for one in train if one])
-        images = None if streamed else _decoded(paths, square, reading, bad)
+        place = _kept(root, paths, square, reading, bad) if reading.check else None
+        images = None
+        if not streamed and not (bad and reading.on_error == "stop"):
+            images = _decoded(paths, square, reading, bad) if place is None else place.images
     if bad:
         notices.append(bad_images({str(paths[row]): bad[row] for row in sorted(bad)}, reading.on_error))
         _check_classes(files, bad)
     if streamed and reading.check:
-        notices.append(streaming_notice(len(paths), side))
-    return Images(_splits(root, files, bad, images, square, reading), square, notices + warned.lines)
+        notices.append(streaming_notice(len(paths), side, None if place is None else place.file))
+    return Images(_splits(root, files, bad, images, place, square, reading), square, notices + warned.lines)
 
 
 def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square, list[str]]:
@@ -73,7 +77,55 @@ def _squared(size: int, reading: Reading, train: Sequence[Seen]) -> tuple[Square
         return dataclasses.replace(reading.square, keep_square=False), []
     integers, floats, notices = ranges(train)
     square = reading.square_of(size, integers, floats)
-    return square, notices + fit_notices([one.size for one in train], square)
+    return square, notices + decoding_notices(train, square) + fit_notices([one.size for one in train], square)
+
+
+def _kept(root: Path, paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> Stored | None:
+    """Returns the decoded images on disk of `paths` without the rows in `bad`, to which unreadable files are added.
+
+    None if they cannot be kept there, or if unreadable files end the run.
+    """
+    rows = [row for row in range(len(paths)) if row not in bad]
+    readable = [paths[row] for row in rows]
+    place = stored(root, readable, square)
+    if place is None:
+        return None
+    intact = _each(readable, place.is_intact, {}, reading.progress)
+    todo = [row for row, is_intact in enumerate(intact) if not is_intact]
+    failed: dict[int, str] = {}
+    for first in range(0, len(todo), SUBMITTED):
+        if not _store(place, readable, todo[first : first + SUBMITTED], square, reading, failed):
+            return None
+    if not failed:
+        return place
+    bad |= {rows[row]: why for row, why in failed.items()}
+    # Without the unreadable ones they have another place.
+    return _kept(root, paths, square, reading, bad) if reading.on_error == "skip" else None
+
+
+def _store(
+    place: Stored, paths: Sequence[Path], rows: Sequence[int], square: Square, reading: Reading, failed: dict[int, str]
+) -> bool:
+    """Decodes some of `paths` to disk and adds unreadable ones to `failed`; returns whether the disk had room."""
+    full: list[OSError] = []
+    done = int(place.decoded.sum())
+
+    def decode(number: int) -> None:
+        image = square.read(paths[rows[number]], reading.max_pixels)
+        try:
+            write(rows[number], image)
+        except OSError as error:
+            full.append(error)
+
+    errors: dict[int, str] = {}
+    try:
+        with place.writing() as write:
+            here = [paths[row] for row in rows]
+            _each(here, decode, errors, lambda count, _: reading.progress(done + count, len(paths)))
+    except (OSError, UserError) as error:
+        full.append(OSError(str(error)))
+    failed |= {rows[number]: why for number, why in errors.items()}
+    return not full
 
 
 def _decoded(paths: Sequence[Path], square: Square, reading: Reading, bad: dict[int, str]) -> np.ndarray:
@@ -131,9 +183,15 @@ def _check_classes(files: Files, bad: Mapping[int, str]) -> None:
 
 
 def _splits(
-    root: Path, files: Files, bad: Mapping[int, str], images: np.ndarray | None, square: Square, reading: Reading
+    root: Path,
+    files: Files,
+    bad: Mapping[int, str],
+    images: np.ndarray | None,
+    place: Stored | None,
+    square: Square,
+    reading: Reading,
 ) -> dict[str, Split]:
-    """Builds the splits without the rows in `bad`, from `images` or, if that is None, streamed."""
+    """Builds the splits without the rows in `bad`, from `images`; if that is None, streamed from `place` or files."""
     splits: dict[str, Split] = {}
     first = taken = 0
     for name, (paths, all_targets) in files.items():
@@ -143,11 +201,18 @@ def _splits(
         count = len(readable)
         if images is None:
             decode = functools.partial(_decode_or_refuse, readable, square, reading)
+            if place is not None:
+                decode = functools.partial(_stored_or_decoded, place, taken, decode)
             splits[name] = StreamedSplit(decode, np.arange(count), targets, _names(root, readable))
         else:
             splits[name] = ArraySplit({"image": images[taken : taken + count]}, targets, _names(root, readable))
         first, taken = first + len(paths), taken + count
     return splits
+
+
+def _stored_or_decoded(place: Stored, first: int, decode: Callable[[int], Batch], row: int) -> Batch:
+    """Returns the image from disk, or decodes it again if it was damaged there."""
+    return {"image": np.array(place.images[first + row])} if place.is_intact(first + row) else decode(row)
 
 
 def _names(root: Path, paths: Sequence[Path]) -> list[str]:

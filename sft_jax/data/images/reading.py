@@ -29,7 +29,7 @@ class Reading:
     """Settings for reading images.
 
     Attributes:
-      fit, interpolation, kept: see `Square`.
+      fit, interpolation, kept, decoding: see `Square`.
       on_error: "stop" or "skip", for unreadable images.
       max_pixels: larger images count as unreadable.
       memory_bytes: memory limit for decoded images, above which they are decoded on demand; None for half of the free
@@ -42,6 +42,7 @@ class Reading:
     fit: str = "crop"
     interpolation: str = "bilinear"
     kept: int | None = None
+    decoding: str = "exact"
     on_error: str = "stop"
     max_pixels: int = MAX_PIXELS
     memory_bytes: int | None = None
@@ -53,12 +54,18 @@ class Reading:
     def of_config(cls, config: ConfigDict) -> "Reading":
         """Takes the settings from `config`, the section `data` of the config."""
         kept = crops.kept_side(config.size, config.keep_size, config.crop_pct)
-        return cls(config.fit, config.interpolation, kept, config.on_error, config.max_pixels)
+        return cls(config.fit, config.interpolation, kept, config.decoding, config.on_error, config.max_pixels)
 
     def square_of(self, size: int, integers: Range | None = None, floats: Range | None = None) -> Square:
         """Returns the preprocessing of files for a network that sees `size` pixels; for the rest see `Square`."""
         return self.square or Square(
-            size, self.fit, interpolation=self.interpolation, integers=integers, floats=floats, kept=self.kept
+            size,
+            self.fit,
+            interpolation=self.interpolation,
+            integers=integers,
+            floats=floats,
+            kept=self.kept,
+            decoding=self.decoding,
         )
 
     def must_stream(self, count: int, side: int) -> bool:
@@ -78,9 +85,10 @@ def bytes_of(count: int, side: int) -> int:
     return count * side * side * 3
 
 
-def streaming_notice(count: int, side: int) -> str:
-    """Returns the notice that the images do not fit into memory."""
-    return f"the images would need {bytes_of(count, side) / 2**30:.1f} GiB of memory: decoding them anew in each epoch"
+def streaming_notice(count: int, side: int, file: Path | None = None) -> str:
+    """Returns the notice that the images do not fit into memory; `file` has the decoded images, if it is not None."""
+    how = "decoding them anew in each epoch" if file is None else f"decoded once, into {file}, and read from there"
+    return f"the images would need {bytes_of(count, side) / 2**30:.1f} GiB of memory: {how}"
 
 
 def bad_images(reasons: Mapping[str, str], on_error: str) -> str:

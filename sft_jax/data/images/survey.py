@@ -21,12 +21,14 @@ class Seen(NamedTuple):
 
     Attributes:
       size: width and height in pixels.
+      jpeg: whether it is a JPEG file.
       values: lowest and highest value of a gray image with more than 8 bits; None for other images.
       floating: whether these values are floating point.
       reduced: whether it has more than 8 bits per channel, of which Pillow reads only the upper 8.
     """
 
     size: tuple[int, int]
+    jpeg: bool
     values: Range | None
     floating: bool
     reduced: bool
@@ -38,14 +40,14 @@ def look(path: Path, *, thorough: bool, max_pixels: int) -> Seen:
     Raises one of `formats.UNREADABLE`.
     """
     with opened(path, max_pixels) as image:
-        size, reduced = image.size, _is_reduced(image)
+        size, jpeg, reduced = image.size, image.format == "JPEG", _is_reduced(image)
         if is_wide(image):
-            return Seen(size, _extremes(np.asarray(image)), image.mode == "F", reduced)
+            return Seen(size, jpeg, _extremes(np.asarray(image)), image.mode == "F", reduced)
         if thorough:
             # Decodes JPEG at an eighth of the resolution: reads all of the file, but much faster.
             image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image)
-        return Seen(size, None, False, reduced)
+        return Seen(size, jpeg, None, False, reduced)
 
 
 def _extremes(values: np.ndarray) -> Range:
@@ -93,6 +95,17 @@ def _floating(low: float, high: float) -> Range:
     if (low >= 0 and high <= 1) or low == high:
         return 0.0, max(1.0, high)
     return low, high
+
+
+def decoding_notices(images: Sequence[Seen], square: Square) -> list[str]:
+    """Returns a notice if `square` decodes files among `images` at a fraction of their size."""
+    reduced = sum(seen.jpeg and square.divisor(seen.size) > 1 for seen in images)
+    if not reduced:
+        return []
+    return [
+        f"{reduced:,} large JPEG file{'s' if reduced > 1 else ''} decoded at a fraction of the size; "
+        f"data.decoding=exact decodes all of it"
+    ]
 
 
 def fit_notices(sizes: Sequence[tuple[int, int]] | np.ndarray, square: Square) -> list[str]:

@@ -14,7 +14,8 @@ from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
 from sft_jax.data.sources.listing import Record, counted, some
-from sft_jax.data.sources.load import check_labelling, kind_of, list_files
+from sft_jax.data.sources.lists import list_files
+from sft_jax.data.sources.load import check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
 from sft_jax.data.sources.tfds import load_tfds, split_names
@@ -63,8 +64,8 @@ def load_everything(
     """
     kind, rest = kind_of(config)
     check_labelling(config, labelling)
-    if kind in ("folder", "csv"):
-        return _files(kind, Path(rest), config, class_names, split, notices, labelling)
+    if source_of(config).of_files:
+        return _files(kind, rest, config, class_names, split, notices, labelling)
     if kind == "tfds":
         where = {"directory": config.dir, "download": config.download}
         names = [split] if split else split_names(rest, **where)
@@ -93,7 +94,7 @@ def load_everything(
 
 def _files(
     kind: str,
-    path: Path,
+    path: str,
     config: ConfigDict,
     class_names: Sequence[str],
     split: str | None,
@@ -113,7 +114,7 @@ def _files(
         labels = [number_of(str(label), f"the label of {file.name}") for file, label in zip(files, labels, strict=True)]
     else:
         names = dict.fromkeys(name for label in labels for name in kinds.classes_of(label))
-        _positions(str(path), list(names), class_names, notices)
+        _positions(path, list(names), class_names, notices)
     targets = kinds.targets(labels, class_names)
     return Everything([listing.root / file.name for file in files], targets, [], record_of(listing, {"test": files}))
 

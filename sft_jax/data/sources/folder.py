@@ -171,6 +171,8 @@ class _Folder:
         if not names:
             tables = sorted(path for path in self.root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
             hint = f"; if {tables[0].name} has the labels, use --config.data.source=csv:{tables[0]}" if tables else ""
+            if any(self.root.rglob("*.parquet")) or any(self.root.rglob("metadata.*")):
+                hint = f"; if it is a set of Hugging Face, use --config.data.source=hf:{self.root}"
             raise UserError(f"{whole} needs one folder of images per class{least}; found none{hint}")
         inside = [folder.name for folder in subfolders(folders[0]) if self._holds_images(folder)]
         hint = ""

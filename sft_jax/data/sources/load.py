@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ from sft_jax.data.images.square import Square
 from sft_jax.data.sampling import per_class
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.files import load_listing
-from sft_jax.data.sources.folder import list_folder
+from sft_jax.data.sources.huggingface.hub import check_hub, is_of_hub
 from sft_jax.data.sources.labelling import LABELLINGS, numbered
-from sft_jax.data.sources.listing import Listing, Record
+from sft_jax.data.sources.listing import Record
+from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.overlap import check_positions
 from sft_jax.data.sources.part_names import PARTS
-from sft_jax.data.sources.table import list_table
 from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
 from sft_jax.errors import UserError
 
@@ -108,34 +108,13 @@ def check_labelling(config: ConfigDict, labelling: str) -> None:
         )
 
 
-def list_files(
-    kind: str,
-    path: Path,
-    config: ConfigDict,
-    notices: list[str],
-    known: Collection[str] | None = None,
-    labelling: str = "class",
-    group_key: str | None = None,
-) -> Listing:
-    """Lists the files of a "folder" or "csv" source; for `notices` and `known` see `list_folder`.
-
-    Raises:
-      UserError: the images or labels are missing or invalid, or there are no columns for `group_key`.
-    """
-    if kind == "folder":
-        if group_key is not None:
-            raise UserError(f"--group {group_key} needs a table with such a column, data.source=csv:FILE")
-        return list_folder(path, notices, known)
-    keys = {name: config[name] for name in ("image_key", "label_key", "part_key")}
-    return list_table(path, notices, **keys, group_key=group_key, known=known, labelling=labelling)
-
-
 def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
     """Returns `named`, or the run's recorded path if `named` no longer exists, e.g. relative to another folder."""
     place = recorded.place if recorded else None
     if Path(named).exists() or not place or not Path(place).exists():
         return named
-    notices.append(f"{named} does not exist here; reading {place}, as recorded by the run")
+    reason = "" if is_of_hub(named) else f"{named} does not exist here; "
+    notices.append(f"{reason}reading {place}, as recorded by the run")
     return place
 
 
@@ -221,7 +200,7 @@ def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
 def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     return load_listing(
-        list_files(kind, Path(_place(path, request.recorded, notices)), config, notices, labelling=request.labelling),
+        list_files(kind, _place(path, request.recorded, notices), config, notices, labelling=request.labelling),
         config.size,
         notices,
         reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
@@ -249,6 +228,14 @@ def _check_table(path: str, config: ConfigDict) -> tuple[bool, str]:
     return True, "the table exists"
 
 
+def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
+    if is_of_hub(named):
+        return check_hub(named, download=config.download)
+    if not Path(named).exists():
+        raise UserError(f"no such folder: {named}")
+    return True, "the folder exists"
+
+
 # By what stands before the colon of `data.source`.
 SOURCES: dict[str, Source] = {
     "tfds": Source(
@@ -264,6 +251,14 @@ SOURCES: dict[str, Source] = {
         "csv:FILE",
         functools.partial(_load_files, "csv"),
         _check_table,
+        is_path=True,
+        of_files=True,
+        has_several=True,
+    ),
+    "hf": Source(
+        "hf:PATH, hf://OWNER/NAME",
+        functools.partial(_load_files, "hf"),
+        _check_huggingface,
         is_path=True,
         of_files=True,
         has_several=True,

@@ -16,7 +16,8 @@ from sft_jax.data.images.named import ahead
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
-from sft_jax.data.sources.load import kind_of, list_files
+from sft_jax.data.sources.lists import list_files
+from sft_jax.data.sources.load import kind_of, source_of
 from sft_jax.data.sources.part_names import named_part, part_of
 from sft_jax.data.sources.tfds import open_records, split_names
 from sft_jax.errors import UserError
@@ -112,8 +113,8 @@ def load_pictures(
       UserError: there are no images or labels, or the source has no groups.
     """
     kind, rest = kind_of(config)
-    if kind in ("folder", "csv"):
-        listing = list_files(kind, Path(rest), config, notices, group_key=group_key)
+    if source_of(config).of_files:
+        listing = list_files(kind, rest, config, notices, group_key=group_key)
         files = [file for file in listing.files if split is None or file.part == named_part(split)]
         if not files:
             raise UserError(f"{rest} has no {split} split; drop --split to use all of its images")

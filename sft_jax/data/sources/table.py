@@ -144,7 +144,8 @@ def _cell(row: Sequence[str], column: int | None) -> str | None:
     return None if column is None or column >= len(row) else row[column].strip() or None
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Returns a column's name without case, spaces and underscores."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
@@ -155,7 +156,7 @@ def _header(rows: list[list[str]], places: Places, keys: tuple[str | None, ...])
     if any(key in first for key in named):
         return first
     usual = set(" ".join(USUAL.values()).split())
-    if any(_plain(cell) in usual for cell in first):
+    if any(plain(cell) in usual for cell in first):
         return first
     return None if any(map(places.holds, first)) or len(rows) == 1 else first
 
@@ -174,7 +175,7 @@ def _columns(
             raise UserError(f"{path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
 
     def guess(what: str) -> str | None:
-        free = {_plain(name): name for name in reversed(names) if name not in taken}
+        free = {plain(name): name for name in reversed(names) if name not in taken}
         return next((free[name] for name in USUAL[what].split() if name in free), None)
 
     # The split goes first: if only two columns remain, naming one of them is enough.

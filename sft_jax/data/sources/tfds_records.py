@@ -154,7 +154,8 @@ class Records:
     def _decoded(self, record: Record, square: Square) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns a record's preprocessed image, and its original width and height."""
         with opened(io.BytesIO(record[self.image_key])) as image:
-            return square.of_image(image), image.size
+            size = image.size  # a JPEG file may be decoded at a fraction of it
+            return square.of_image(image), size
 
     def _size(self, record: Record) -> tuple[int, int]:
         with opened(io.BytesIO(record[self.image_key])) as image:
