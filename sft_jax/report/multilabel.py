@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from sft_jax.data.sampling import spread
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import Picture, data_uris, spread
+from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import percent
 from sft_jax.tasks.decoding import sigmoid

@@ -48,11 +48,6 @@ def images_of(split: Split, rows: Iterable[int]) -> dict[int, np.ndarray]:
     return dict(zip(wanted, images, strict=True))
 
 
-def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns at most `count` of `rows`, evenly spaced from the first to the last."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
-
-
 def data_uri(image: np.ndarray) -> str:
     """Encodes an image uint8 [height, width, 3] as a data URI: PNG if it is small, otherwise JPEG."""
     picture = Image.fromarray(image)

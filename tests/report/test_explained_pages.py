@@ -18,13 +18,14 @@ from toy_task import Toy
 
 import sft_jax
 from sft_jax.config import complete
+from sft_jax.data.sampling import spread
 from sft_jax.errors import UserError, run_command
 from sft_jax.inference import explain
 from sft_jax.main import observers_of
 from sft_jax.models import ARCHITECTURES
 from sft_jax.report import classification
 from sft_jax.report.__main__ import main
-from sft_jax.report.pictures import data_uri, images_of, spread
+from sft_jax.report.pictures import data_uri, images_of
 from sft_jax.tasks import TASKS
 
 SCRATCH = {"model.name": "tiny", "init": "scratch"}
