@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "sft_jax.models",
     "embed": "sft_jax.embed",
     "inspect": "sft_jax.inspect",
+    "fit": "sft_jax.fit",
 }
 # Commands whose first positional argument may be a recipe.
 WITH_RECIPE = ("train", "search", "doctor")

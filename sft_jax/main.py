@@ -107,11 +107,11 @@ def train(config: "ConfigDict", args: argparse.Namespace) -> None:
 
 
 def observers_of(config: "ConfigDict") -> "list[Observer]":
-    """Returns the observers of a run: loggers and the report. Raises UserError if a package is missing."""
+    """Returns the observers of a run: loggers and the report. Raises UserError if they do not support `config`."""
     from sft_jax.report.reporter import Reporter
     from sft_jax.run.loggers import Logs
 
-    return [Logs(config.logging), Reporter()]
+    return [Logs(config.logging), Reporter(config)]
 
 
 if __name__ == "__main__":

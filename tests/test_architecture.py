@@ -14,7 +14,7 @@ ROWS = [
     ["tasks", "run"],
     ["training", "inference"],
     ["report", "search", "doctor", "benchmark", "embed", "inspect"],
-    ["", "main", "evaluate", "predict", "export", "command"],
+    ["", "main", "evaluate", "predict", "export", "command", "fit"],
 ]
 # Separate processes, which the benchmark starts if torch is installed.
 MAY_IMPORT_TORCH = "benchmark/torch_*.py"

@@ -31,6 +31,7 @@ TITLES = {
     "multilabel": "Several labels per image",
     "regression": "Regression",
     "evaluation": "Evaluation",
+    "report": "Report",
     "optimizer": "Optimizer",
     "logging": "Logging",
 }

@@ -193,6 +193,12 @@ KEYS: dict[str, Key] = {
         check=lambda value: value in (1, 5),
         rule="1 or 5",
     ),
+    "report.explain": Key(
+        False,
+        bool,
+        "Show in report.html what mistakes, and a sample of right answers, depend on: heat maps by Grad-CAM, or by "
+        "attention rollout for vision transformers; for classification and multilabel.",
+    ),
     "optimizer.name": Key(
         "sgd",
         str,

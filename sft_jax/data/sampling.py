@@ -127,3 +127,8 @@ def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> lis
         for part, piece in zip(parts, np.split(rows, cuts[:-1]), strict=True):
             part.append(piece)
     return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Returns at most `count` of `rows`, evenly spaced from the first to the last."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]

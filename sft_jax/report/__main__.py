@@ -11,6 +11,7 @@ from sft_jax.runtime.cache import keep_compiled_programs
 
 EXAMPLE = """examples:
   python -m sft_jax.report --workdir runs/cifar10
+  python -m sft_jax.report --workdir runs/cifar10 --explain --output why.html
   python -m sft_jax.report --compare runs/cifar10 runs/cifar10_scratch --output compare.html
 """
 
@@ -24,12 +25,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--workdir", type=Path, metavar="RUN", help="write the report of this run again")
     what.add_argument("--compare", type=Path, metavar="RUN", nargs="+", help="compare these runs")
     parser.add_argument(
+        "--explain", action="store_true", help="with --workdir: also show heat maps, as with report.explain"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
         help="output file (default: RUN/report.html, or compare.html with --compare)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.compare and args.explain:
+        parser.error("--explain needs --workdir")
+    return args
 
 
 def main() -> None:
@@ -40,7 +47,7 @@ def main() -> None:
     if args.compare:
         output = compare(args.compare, args.output or Path("compare.html"))
     else:
-        output = rewrite(args.workdir, args.output)
+        output = rewrite(args.workdir, args.output, explain=args.explain)
     print(f"report     {output}")
 
 
@@ -65,9 +72,19 @@ def short_names(folders: list[Path]) -> dict[Path, str]:
     return {folder: str(whole.relative_to(parent)) for folder, whole in zip(folders, resolved, strict=True)}
 
 
-def rewrite(workdir: Path, output: Path | None) -> Path:
-    """Writes the report of a run's best checkpoint and returns its path. Raises UserError if it cannot be read."""
+def rewrite(workdir: Path, output: Path | None, *, explain: bool) -> Path:
+    """Writes the report of a run's best checkpoint and returns its path.
+
+    Args:
+      workdir: the run.
+      output: see `Reports.write`.
+      explain: whether to show heat maps even if the run's own report has none.
+
+    Raises:
+      UserError: the run cannot be read, or there are no heat maps of its task or network.
+    """
     from sft_jax.config import complete, flatten
+    from sft_jax.report.explaining import check_explained
     from sft_jax.report.reporter import Reports
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
@@ -78,7 +95,10 @@ def rewrite(workdir: Path, output: Path | None) -> Path:
     run, devices = Run(workdir), Devices()
     values = flatten(run.config())
     # The run may have had another number of devices.
-    config = complete(values | {"batch_size": devices.whole_batch(values["batch_size"])})
+    values["batch_size"] = devices.whole_batch(values["batch_size"])
+    values["report.explain"] |= explain
+    config = complete(values)
+    check_explained(config)
     dataset = read_dataset(config, Console(), once=True, before=earlier(run))
     return Reports(Experiment(config, dataset, devices), run).write_from_disk(output)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.data.sampling import spread
 from sft_jax.report.page import Tile, run_page
 from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
@@ -15,6 +16,8 @@ from sft_jax.tasks.classification import Classification
 # With more classes, the table starts with the worst ones.
 TABLE_CLASSES = 25
 MISTAKES, PAIRS, PICTURES_A_PAIR = 25, 10, 5
+# Right predictions shown with their heat maps.
+RIGHT = 15
 # With more classes, the matrix only shows the most confused ones.
 MATRIX_CLASSES = 20
 
@@ -42,7 +45,7 @@ def report_page(records: Records, class_names: Sequence[str], scored: Scored, te
     correct = predictions.labels == scored.split.labels
     after = statistics.reliability(statistics.predict(scored.outputs, temperature).confidences, correct)
     before = statistics.reliability(predictions.confidences, correct)
-    mistakes, pairs = pictured(class_names, scored, confusion, predictions)
+    mistakes, pairs, right = pictured(class_names, scored, confusion, predictions)
     mean_f1 = statistics.mean_f1(per_class)
     return run_page(
         records,
@@ -57,6 +60,9 @@ def report_page(records: Records, class_names: Sequence[str], scored: Scored, te
         diagrams=[diagram("Uncalibrated", before), diagram(f"Temperature {temperature:.3f}", after)],
         mistakes=mistakes,
         pairs=pairs,
+        right=right,
+        rights=int(correct.sum()),
+        explained=scored.explainer and scored.explainer.method,
     )
 
 
@@ -86,8 +92,8 @@ def tiles(scored: Scored, temperature: float, ece_after: float, mean_f1: float, 
 
 def pictured(
     class_names: Sequence[str], scored: Scored, confusion: np.ndarray, predictions: statistics.Predictions
-) -> tuple[list[Picture], list[dict[str, Any]]]:
-    """Returns the most confident mistakes, and the most confused pairs of classes with examples."""
+) -> tuple[list[Picture], list[dict[str, Any]], list[Picture]]:
+    """Returns the most confident mistakes, the most confused pairs of classes, and, if explained, right predictions."""
     truth, predicted = scored.split.labels, predictions.labels
     wrong = np.flatnonzero(predicted != truth)
     wrong = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")]
@@ -95,16 +101,20 @@ def pictured(
     of_pair = [
         wrong[(truth[wrong] == pair.truth) & (predicted[wrong] == pair.predicted)][:PICTURES_A_PAIR] for pair in pairs
     ]
-    uris = data_uris(scored.split, [row for rows in (wrong[:MISTAKES], *of_pair) for row in rows.tolist()])
+    right = np.flatnonzero(predicted == truth) if scored.explainer else np.zeros(0, np.int64)
+    right = spread(right[np.argsort(truth[right], kind="stable")], RIGHT)
+    shown = [row for rows in (wrong[:MISTAKES], *of_pair, right) for row in rows.tolist()]
+    uris, heat = data_uris(scored.split, shown), scored.heat([(row, int(predicted[row])) for row in shown])
 
     def picture(row: int) -> Picture:
         true_name, name = class_names[truth[row]], class_names[predicted[row]]
         confidence = float(predictions.confidences[row])
         described = f"{scored.called(row)}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
-        return Picture(uris[row], described, true_name, name, percent(confidence, 0), scored.file(row))
+        own = heat[row, int(predicted[row])]
+        return Picture(uris[row], described, true_name, name, percent(confidence, 0), scored.file(row), own)
 
     images = confusion.sum(1)
-    return [picture(row) for row in wrong[:MISTAKES].tolist()], [
+    confused = [
         {
             "truth": class_names[pair.truth],
             "predicted": class_names[pair.predicted],
@@ -114,6 +124,7 @@ def pictured(
         }
         for pair, rows in zip(pairs, of_pair, strict=True)
     ]
+    return [picture(row) for row in wrong[:MISTAKES].tolist()], confused, [picture(row) for row in right.tolist()]
 
 
 def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sft_jax.data.sampling import spread
 from sft_jax.report.page import Tile, run_page
 from sft_jax.report.pictures import Picture, data_uris
 from sft_jax.report.records import Records, Scored
@@ -12,6 +13,8 @@ from sft_jax.tasks.multilabel import Multilabel
 # With more labels, the table starts with the worst ones.
 TABLE_LABELS = 25
 MISTAKES = 25
+# Labels given rightly that are shown with their heat maps.
+RIGHT = 15
 
 
 def page(records: Records, task: Multilabel, scored: Scored, on_validation: Scored) -> str:
@@ -30,6 +33,7 @@ def page(records: Records, task: Multilabel, scored: Scored, on_validation: Scor
         for name, precision, f1, threshold, count in zip(*columns, truth.sum(0), strict=True)
     ]
     worst = sorted(labels, key=lambda entry: 2.0 if entry["ap"] is None else entry["ap"])[:TABLE_LABELS]
+    right, rights = given_rightly(task, scored, truth) if scored.explainer else ([], 0)
     return run_page(
         records,
         scored.name,
@@ -38,6 +42,9 @@ def page(records: Records, task: Multilabel, scored: Scored, on_validation: Scor
         labels=labels,
         worst=worst if len(labels) > TABLE_LABELS else [],
         mistakes=mistakes(task, scored, truth),
+        right=right,
+        rights=rights,
+        explained=scored.explainer and scored.explainer.method,
         chosen_here=scored.name == on_validation.name,
     )
 
@@ -66,14 +73,29 @@ def mistakes(task: Multilabel, scored: Scored, truth: np.ndarray) -> list[Pictur
     margin = np.abs(probabilities - thresholds) / np.maximum(room, 1e-9)
     wrong = np.flatnonzero((probabilities >= thresholds) != truth)
     chosen = wrong[np.argsort(-margin.flat[wrong], kind="stable")][:MISTAKES]
-    places = [divmod(int(place), truth.shape[1]) for place in chosen]
-    uris = data_uris(scored.split, [row for row, _ in places])
+    return _pictures(task, scored, truth, probabilities, np.stack(np.divmod(chosen, truth.shape[1]), 1))
 
-    def mistake(row: int, label: int) -> Picture:
+
+def given_rightly(task: Multilabel, scored: Scored, truth: np.ndarray) -> tuple[list[Picture], int]:
+    """Returns a sample of the labels given rightly, evenly spaced in the order of the labels, and their number."""
+    probabilities = sigmoid(scored.outputs)
+    places = np.argwhere((truth & (probabilities >= np.array(scored.summary["thresholds"]))).T)[:, ::-1]
+    return _pictures(task, scored, truth, probabilities, spread(places, RIGHT)), len(places)
+
+
+def _pictures(
+    task: Multilabel, scored: Scored, truth: np.ndarray, probabilities: np.ndarray, chosen: np.ndarray
+) -> list[Picture]:
+    """Returns the pictures of decisions, int [n, 2]: row and label. Their heat maps are those of the label."""
+    places = [(row, label) for row, label in chosen.tolist()]
+    uris, heat = data_uris(scored.split, [row for row, _ in places]), scored.heat(places)
+
+    def picture(row: int, label: int) -> Picture:
         name, probability = task.class_names[label], float(probabilities[row, label])
         own = ", ".join(task.class_names[other] for other in np.flatnonzero(truth[row])) or "none"
-        said = f"{name} {'missed' if truth[row, label] else 'given'}"
+        given = probability >= scored.summary["thresholds"][label]
+        said = f"{name} {'given' if given else 'missed'}"
         described = f"{scored.called(row)}: {said} with {probability:.0%}; labels: {own}"
-        return Picture(uris[row], described, own, said, percent(probability, 0), scored.file(row))
+        return Picture(uris[row], described, own, said, percent(probability, 0), scored.file(row), heat[row, label])
 
-    return [mistake(row, label) for row, label in places]
+    return [picture(row, label) for row, label in places]

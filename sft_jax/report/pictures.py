@@ -22,6 +22,7 @@ class Picture(NamedTuple):
       described: all of it in one line, for readers that do not see the image.
       truth, predicted, note: the parts of the caption.
       file: name of the file; empty if it is none.
+      heat: the image under a heat map, see `Explainer.uris`; empty without one.
     """
 
     uri: str
@@ -30,15 +31,21 @@ class Picture(NamedTuple):
     predicted: str
     note: str
     file: str = ""
+    heat: str = ""
 
 
 def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:
     """Maps each of `rows` to that image of `split` as a data URI."""
-    wanted = np.array(sorted(set(rows)), np.int32)
-    if not len(wanted):
+    return {row: data_uri(image) for row, image in images_of(split, rows).items()}
+
+
+def images_of(split: Split, rows: Iterable[int]) -> dict[int, np.ndarray]:
+    """Maps each of `rows` to that image of `split`, uint8 [height, width, 3]."""
+    wanted = sorted(set(rows))
+    if not wanted:
         return {}
-    images = next(split.batches(wanted[None]))["image"]
-    return {int(row): data_uri(image) for row, image in zip(wanted, images, strict=True)}
+    images = next(split.batches(np.array([wanted], np.int32)))["image"]
+    return dict(zip(wanted, images, strict=True))
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sft_jax.config import complete, flatten
 from sft_jax.data.dataset import Split
+from sft_jax.report.explaining import Explainer
 from sft_jax.tasks import Task, task_class
 
 
@@ -23,12 +24,18 @@ class Scored:
       split: the images and labels.
       summary: metrics as returned by `Task.summarize`.
       outputs: the network's outputs, float32 [n, ...]; logits [n, classes] for a classifier.
+      explainer: draws heat maps; None for a report without.
     """
 
     name: str
     split: Split
     summary: Mapping[str, Any]
     outputs: np.ndarray
+    explainer: Explainer | None = None
+
+    def heat(self, places: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
+        """Returns `Explainer.uris` of these images and outputs, empty strings without an explainer."""
+        return dict.fromkeys(places, "") if self.explainer is None else self.explainer.uris(self.split, places)
 
     def file(self, row: int) -> str:
         """Returns the name of an image's file; empty if it is none."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sft_jax.errors import reason
 from sft_jax.report import classification, multilabel, regression
+from sft_jax.report.explaining import Explainer, check_explained
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
 from sft_jax.run.folder import Run
@@ -79,11 +81,14 @@ class Reports:
     ) -> str:
         experiment = self._experiment
         loader, task = experiment.validation_loader, experiment.task
-        scored = on_validation = Scored("validation", loader.split, validation, self._outputs(*weights, loader))
+        explained = experiment.config.report.explain and self._run.writable
+        explainer = Explainer(experiment, weights) if explained else None
+        outputs = self._outputs(*weights, loader)
+        scored = on_validation = Scored("validation", loader.split, validation, outputs, explainer)
         if records.results is not None:
             test = experiment.loader(experiment.dataset.test)
             figures = task.figures_of(records.results)
-            scored = Scored("test", test.split, figures, self._outputs(*weights, test))
+            scored = Scored("test", test.split, figures, self._outputs(*weights, test), explainer)
         return make(records, task, scored, on_validation) if self._run.writable else ""
 
     def _plain_page(self, records: Records, validation: Mapping[str, Any]) -> str:
@@ -105,9 +110,16 @@ class Reports:
 
 
 class Reporter(Observer):
-    """Writes the report at the end of a run and, if that is fast enough, at new best epochs; it never fails the run."""
+    """Writes the report at the end of a run and, if that is fast enough, at new best epochs; it never fails the run.
+
+    Raises:
+      UserError: `config` asks for heat maps, and there are none of its task or network.
+    """
 
     _reports: Reports
+
+    def __init__(self, config: ConfigDict):
+        check_explained(config)
 
     def begin(self, experiment: Experiment, run: Run, progress: Progress, say: Callable[[str], None]) -> None:
         """See `Observer`."""

@@ -35,7 +35,7 @@ RESUMABLE_KEYS = {
     "data.allow_overlap",
     "regularization.early_stopping",
 }
-RESUMABLE_GROUPS = ("logging.", "evaluation.")
+RESUMABLE_GROUPS = ("logging.", "evaluation.", "report.")
 
 
 @dataclasses.dataclass(frozen=True)

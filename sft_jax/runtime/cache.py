@@ -40,6 +40,13 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", PROGRAM_SECONDS)
 
 
+def keeps_programs() -> bool:
+    """Returns whether jax keeps compiled programs, so that another process, or a later call, need not compile them."""
+    import jax
+
+    return jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
+
+
 def _processor() -> str:
     """Identifies the processor, because machines with a shared home folder must not share compiled programs."""
     facts = [platform.system(), platform.machine(), platform.processor()]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,8 @@ from ml_collections import ConfigDict
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from sft_jax.config import flatten
-from sft_jax.config.schema import KEYS
 from sft_jax.runtime.files import write_json, write_text
 from sft_jax.search.results import DONE, Trial
-from sft_jax.search.space import Point
 
 # Wide enough for a dozen folds without wrapping.
 TABLE_WIDTH = 240
@@ -85,43 +81,3 @@ def best_config(config: ConfigDict, trial: Trial) -> tuple[ConfigDict, bool]:
     with chosen.unlocked():
         chosen.epochs = trial.epochs
     return chosen, True
-
-
-def recipe(config: ConfigDict, point: Point, *, summary: str, command: str) -> str:
-    """Returns a recipe, like those in configs/, with all non-default settings of `config`.
-
-    Its docstring contains `summary` and `command`, which runs it; the keys of `point` are marked.
-    """
-    lines = [
-        f'"""{_quoted(summary)}',
-        "",
-        *(f"    {_quoted(line)}" for line in command.splitlines()),
-        '"""',
-        "",
-        "from ml_collections import ConfigDict",
-        "",
-        "from sft_jax.config import check_argument, default_config",
-        "",
-        "",
-        'def get_config(arg: str = "") -> ConfigDict:',
-        '    """Returns the configuration of the best trial; tuned settings are marked."""',
-        "    check_argument(arg)",
-        "    config = default_config()",
-    ]
-    for key, value in flatten(config).items():
-        if key in point or value != KEYS[key].default:
-            mark = "  # tuned" if key in point else ""
-            lines.append(f"    config.{key} = {_literal(value)}{mark}")
-    return "\n".join([*lines, "    return config", ""])
-
-
-def _literal(value: Any) -> str:
-    """Returns a config value as Python code. Strings are quoted by JSON, for double quotes as in other recipes."""
-    if isinstance(value, tuple):
-        return f"({''.join(_literal(part) + ', ' for part in value).rstrip()})"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """Escapes text for use between triple quotes."""
-    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sft_jax import models
 from sft_jax.config import flatten
 from sft_jax.config.traced import ROUNDED, TRACEABLE
+from sft_jax.config.written import recipe
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
@@ -21,7 +22,7 @@ from sft_jax.runtime.files import write_text
 from sft_jax.runtime.signals import StopRequest
 from sft_jax.search import plots
 from sft_jax.search.at_once import MOST, AtOnce, choose
-from sft_jax.search.report import best_config, recipe, table_lines, write_tables
+from sft_jax.search.report import best_config, table_lines, write_tables
 from sft_jax.search.results import DONE, PRUNED, Trial, best, finished, ranked, trial_of
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import Study
@@ -227,7 +228,9 @@ class Session:
         else:
             epochs = f"after {winner.epochs} of {config.epochs} epochs (unchanged, as the schedule depends on them)"
         summary = f"The best of {len(self.study.trials())} trials: {score} {epochs}."
-        write_text(path, recipe(config, winner.point, summary=summary, command=command))
+        docstring = f"{summary}\n\n    {command}"
+        about = "Returns the configuration of the best trial; tuned settings are marked."
+        write_text(path, recipe(config, docstring=docstring, about=about, marks=dict.fromkeys(winner.point, "tuned")))
         self.console.line(f"best       trial {winner.number}: {describe(winner.point)}: {score} {epochs}")
         self.console.conclude(f"run it     {command}")
 
