@@ -27,6 +27,8 @@ from sft_jax.training.start import read_dataset
 SAMPLE = 300
 # Classes with fewer training images are named.
 FEW = 10
+# Files that only Hugging Face's image sets have.
+HUGGING_FACE = ("*.parquet", "metadata.csv", "metadata.jsonl")
 # Side in pixels at which images of other sources are read if they are of many sizes.
 USUAL_SIDE = 224
 
@@ -56,7 +58,15 @@ def named_source(path: str) -> str:
     if not place.exists():
         forms = ", ".join(source.form for source in SOURCES.values())
         raise UserError(f"there is no folder or table {path}; name one, or one of {forms}")
-    return f"{'folder' if place.is_dir() else 'csv'}:{place}"
+    return f"{_kind_of(place)}:{place}"
+
+
+def _kind_of(place: Path) -> str:
+    """Returns the kind of source of an existing folder or file; of a folder, by what lies in it and one folder down."""
+    if place.is_file():
+        return "hf" if place.suffix == ".parquet" else "csv"
+    found = (path for folder in ("", "*/") for name in HUGGING_FACE for path in place.glob(f"{folder}{name}"))
+    return "hf" if any(found) else "folder"
 
 
 def splits_of(config: ConfigDict, given: Mapping[str, Any]) -> dict[str, str]:

@@ -35,6 +35,12 @@ def test_a_path_names_its_source(tmp_path, monkeypatch):
     (tmp_path / "t.csv").touch()
     assert named_source("flowers") == named_source("folder:flowers") == f"folder:{tmp_path}/flowers"
     assert named_source("t.csv") == named_source("csv:t.csv") == f"csv:{tmp_path}/t.csv"
+    for file in ("set/data/train-00000-of-00001.parquet", "meta/train/metadata.jsonl"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    assert named_source("set") == f"hf:{tmp_path}/set"
+    assert named_source("meta") == f"hf:{tmp_path}/meta"
+    assert named_source("hf://owner/name") == "hf://owner/name"
     assert (named_source("digits"), named_source("digits:0-4")) == ("digits", "digits:0-4")
     assert named_source("tfds:cifar10") == "tfds:cifar10"
     with pytest.raises(UserError, match="no folder or table roses; name one, or one of tfds:NAME, folder:PATH"):
