@@ -181,9 +181,8 @@ class Steps:
             done.append(done[-1] + call.steps)
             if done[-1] > STEPS and times[-1] - times[1] > SECONDS:
                 break
-        first = min(
-            1, len(times) - 2
-        )  # without the first call, which also loads the program, unless it is the only one
+        # Without the first call, which also loads the program, unless it is the only one.
+        first = min(1, len(times) - 2)
         return (times[-1] - times[first]) / (done[-1] - done[first])
 
 

@@ -122,4 +122,5 @@ def _of_file(path: Path) -> Candidate:
     if arch not in ARCHITECTURES:
         what = "is not a converted file" if arch is None else f"contains a {arch}, which is an unknown network"
         raise UserError(f"{path} {what}; see python -m sft_jax.models")
+    ARCHITECTURES[arch].check_images()
     return Candidate(str(path.absolute()), arch)
