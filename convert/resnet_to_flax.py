@@ -163,11 +163,13 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
 def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any], output: Path) -> None:
     """Writes the weights and their certificate, both with `facts`."""
     from convert import parity, sources
+    from convert.families import EXTRAS
     from sft_jax.models import ARCHITECTURES
     from sft_jax.models.weights import Weights, save_weights
     from sft_jax.runtime.files import write_json
 
-    libraries = dict.fromkeys(("jax", "flax", "torch", "torchvision", ARCHITECTURES[fitted.arch].reference))
+    reference = ARCHITECTURES[fitted.arch].reference
+    libraries = ["jax", "flax", "torch", "torchvision", *([reference] if reference in EXTRAS else [])]
     versions = {package: importlib.metadata.version(package) for package in libraries}
     difference = max(comparison.relative for comparison in comparisons)
     class_names, preprocess = facts["class_names"], facts["preprocess"]

@@ -1,12 +1,10 @@
 """Tests of the search space, folds, and results of trials, without training."""
 
-import runpy
-
 import numpy as np
 import pytest
 from tiny_runs import TINY
 
-from sft_jax.config import complete, flatten, load_config
+from sft_jax.config import complete
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.sampling import folds
@@ -14,7 +12,7 @@ from sft_jax.errors import UserError
 from sft_jax.models.packages import PACKAGES, Package
 from sft_jax.models.weights import Weights, save_weights
 from sft_jax.search.folds import Folds
-from sft_jax.search.report import best_config, recipe
+from sft_jax.search.report import best_config
 from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold, Trial, best, ranked
 from sft_jax.search.space import Space, parse
 from sft_jax.tasks.classification import Classification
@@ -191,21 +189,3 @@ def test_trials_are_ranked_by_score_and_state():
 def test_a_recipe_has_fewer_epochs_if_they_do_not_depend_on_the_rest(changes, epochs):
     config, cut = best_config(complete({"epochs": 3} | changes), trial(1, [0.1, 0.3, 0.2]))
     assert (config.epochs, cut) == (epochs, epochs == 2)
-
-
-def test_a_recipe_has_every_setting(tmp_path):
-    values = {
-        "epochs": 7,
-        "init": 'a "quoted" \\ path',
-        "data.per_class": 3,
-        "data.flip": False,
-        "data.mean": (0.1, 0.2, 0.3),
-        "data.size_schedule": (("16", 0.5),),
-        "finetune.freeze": ("conv1.*", r"bn\d.*"),
-        "optimizer.learning_rate": 1e-5,
-    }
-    path = tmp_path / "best.py"
-    path.write_text(recipe(complete(values), {"epochs": 7}, summary='So """well""" \\ done.', command="run it"))
-    assert flatten(load_config(str(path))) == flatten(complete(values))
-    assert 'So """well""" \\ done.' in runpy.run_path(str(path))["__doc__"]
-    assert "    config.epochs = 7  # tuned\n" in path.read_text()

@@ -58,10 +58,12 @@ def read_images(root: Path, files: Files, size: int, reading: Reading) -> Images
             seen = _each(paths, lambda row: glance(paths[row]), bad, reading.progress)
         train = seen[: len(files["train"][0])] if "train" in files else []
         square, notices = _squared(size, reading, [one for one in train if one])
+        found = len(bad)
         place = _kept(root, paths, square, reading, bad) if reading.check else None
-        images = None
-        if not streamed and not (bad and reading.on_error == "stop"):
-            images = _decoded(paths, square, reading, bad) if place is None else place.images
+        images: np.ndarray | None = None if place is None or streamed else place.images
+        # Otherwise `_kept` has already decoded all of them.
+        if place is None and not streamed and len(bad) == found:
+            images = _decoded(paths, square, reading, bad)
     if bad:
         notices.append(bad_images({str(paths[row]): bad[row] for row in sorted(bad)}, reading.on_error))
         _check_classes(files, bad)
