@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sft_jax.data.sources.listing import Label, Listing, counted, some
+from sft_jax.data.sources.listing import Listing, counted, some
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.table_files import Files, Places
-from sft_jax.data.sources.table_labels import class_names, is_marked, read_labels, without_duplicates
+from sft_jax.data.sources.table_labels import class_names, in_order, is_marked, read_labels, without_duplicates
 from sft_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
@@ -90,13 +90,7 @@ def list_table(
     groups = [_cell(row, columns.group) for row in labelled]
     distinct = without_duplicates(path, list(files.labelled(labels, parts, groups)), notices)
     found = class_names(path, labelling, distinct, label_names, known)
-    if labelling == "class":
-        place: dict[Label, int] = {name: number for number, name in enumerate(found)}
-        distinct.sort(key=lambda file: place[file.label])
-    else:
-        # The order in which a run's record lists them.
-        distinct.sort(key=lambda file: (file.label, file.name))
-    return Listing(files.root, path, found, distinct, labelling)
+    return Listing(files.root, path, found, in_order(distinct, labelling, found), labelling)
 
 
 def _has_label(row: Sequence[str], columns: Columns, labelling: str) -> bool:

@@ -122,6 +122,14 @@ def without_duplicates(path: Path, files: list[LabelledFile], notices: list[str]
     return list(first.values())
 
 
+def in_order(files: Sequence[LabelledFile], labelling: str, names: Sequence[str]) -> list[LabelledFile]:
+    """Returns the files in the order in which a run's record lists them: of classes, in that of their `names`."""
+    if labelling == "class":
+        place: dict[Label, int] = {name: number for number, name in enumerate(names)}
+        return sorted(files, key=lambda file: place[file.label])
+    return sorted(files, key=lambda file: (file.label, file.name))
+
+
 def class_names(
     path: Path, labelling: str, files: list[LabelledFile], columns: Sequence[str], known: Collection[str] | None
 ) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from sft_jax.data.sources.huggingface.metadata import metadata_files, read_metad
 from sft_jax.data.sources.huggingface.parquet import SUFFIX, parquet_files, read_parquet
 from sft_jax.data.sources.huggingface.table import Table
 from sft_jax.data.sources.listing import Label, LabelledFile, Listing, counted, some
-from sft_jax.data.sources.table_labels import without_duplicates
+from sft_jax.data.sources.table_labels import in_order, without_duplicates
 from sft_jax.errors import UserError
 
 # Written by `Dataset.save_to_disk`, which only `datasets` reads.
@@ -113,13 +113,7 @@ def _listing(
         files.append(LabelledFile(names[row], names[row], label, table.parts[row], groups[row]))
     distinct = without_duplicates(table.place, files, notices)
     found = class_names(table, labelling, columns, distinct, known, notices)
-    if labelling == "class":
-        position: dict[Label, int] = {name: number for number, name in enumerate(found)}
-        distinct.sort(key=lambda file: position[file.label])
-    else:
-        # The order in which a run's record lists them.
-        distinct.sort(key=lambda file: (file.label, file.name))
-    return Listing(root, table.place, found, distinct, labelling)
+    return Listing(root, table.place, found, in_order(distinct, labelling, found), labelling)
 
 
 def _groups(table: Table, group_key: str | None) -> list[str | None]:
