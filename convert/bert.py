@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.names import Dialect
+from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors
 from sft_jax.models.bert import VARIANTS, Kind, Variant
 from sft_jax.models.transformer import DEVIATION
@@ -40,7 +40,7 @@ def _dialects(kind: Kind) -> tuple[Dialect, ...]:
     encoder = r"(?=embeddings|encoder|transformer|pooler)"
     alone = [(encoder + pattern, rf"{name}.{replacement}") for pattern, replacement in norms]
     return (
-        Dialect(None, re.compile(rf"(?P<prefix>(?:.*\.)?){name}\.{first}"), norms),
+        Dialect(None, re.compile(rf"{PREFIX}{name}\.{first}"), norms),
         Dialect(
             "those of the encoder alone",
             re.compile(rf"(?P<prefix>(?:(?!.*(?:{'|'.join(FIRST)})\.).*\.)?){first}"),
@@ -86,12 +86,9 @@ def empty_module(arch: str, outputs: int) -> torch.nn.Module:
         config = transformers.DistilBertConfig(**common | shape | free, hidden_dim=4 * variant.width)
         network = transformers.DistilBertForSequenceClassification
     else:
-        roberta = kind.name == "roberta"
-        make: Any = transformers.RobertaConfig if roberta else transformers.BertConfig
-        network = (
-            transformers.RobertaForSequenceClassification if roberta else transformers.BertForSequenceClassification
-        )
-        config = make(
+        title = kind.name.capitalize()  # Bert, Roberta
+        network = getattr(transformers, f"{title}ForSequenceClassification")
+        config = getattr(transformers, f"{title}Config")(
             **common,
             hidden_size=variant.width,
             num_hidden_layers=variant.depth,
@@ -145,18 +142,18 @@ class BertReference(Reference):
         """Returns the lengths of the texts on which both networks are compared."""
         return LENGTHS
 
-    def inputs(self, module: torch.nn.Module, size: int, count: int, seed: int) -> tuple[np.ndarray, ...]:
+    def inputs(self, module: Any, size: int, count: int, seed: int) -> tuple[np.ndarray, ...]:
         """Returns pairs of random texts, the first of `size` tokens, the others shorter and padded."""
-        random, config = np.random.default_rng(seed), _config(module)
+        random, config = np.random.default_rng(seed), module.config
         tokens = random.integers(config.pad_token_id + 1, config.vocab_size, (count, size), np.int32)
         place, lengths = np.arange(size)[None], np.linspace(size, -(-size // 2), count).astype(int)[:, None]
         tokens = np.where(place < lengths, tokens, config.pad_token_id).astype(np.int32)
         return tokens, (place >= lengths // 2).astype(np.uint8)
 
-    def run(self, module: torch.nn.Module, *inputs: np.ndarray) -> torch.Tensor:
+    def run(self, module: Any, *inputs: np.ndarray) -> torch.Tensor:
         """See `Reference`. Segments are given to networks that tell them apart."""
         tokens, segments = (torch.from_numpy(array).long() for array in inputs)
-        config = _config(module)
+        config = module.config
         given = {"token_type_ids": segments} if getattr(config, "type_vocab_size", 0) > 1 else {}
         return module(input_ids=tokens, attention_mask=(tokens != config.pad_token_id).long(), **given).logits
 
@@ -193,10 +190,6 @@ def _looks_like(variant: Variant, state_dict: Mapping[str, torch.Tensor]) -> boo
     if table is None or len(layers) != variant.depth:
         return False
     return tuple(table.shape) == (variant.vocabulary, variant.width)
-
-
-def _config(module: Any) -> Any:
-    return module.config
 
 
 def _encoder(module: Any) -> Any:

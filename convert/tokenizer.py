@@ -20,7 +20,7 @@ def of_file(file: Path, given: Path | None, architecture: Architecture) -> str |
     Raises:
       UserError: there is none, it is none, or it has more kinds of tokens than the network.
     """
-    if architecture.text is None:
+    if architecture.vocabulary is None:
         if given is not None:
             raise UserError(f"--tokenizer {given} has no meaning for {architecture.name}, which takes images")
         return None
@@ -35,9 +35,9 @@ def of_file(file: Path, given: Path | None, architecture: Architecture) -> str |
         count = max(numbers) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a tokenizer with a vocabulary, as the tokenizers library saves it") from None
-    if count > architecture.text.vocabulary:
+    if count > architecture.vocabulary:
         raise UserError(
-            f"{path} has {count:,} kinds of tokens, but {architecture.name} only {architecture.text.vocabulary:,}; "
+            f"{path} has {count:,} kinds of tokens, but {architecture.name} only {architecture.vocabulary:,}; "
             f"it belongs to another network"
         )
     return content

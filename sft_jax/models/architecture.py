@@ -56,20 +56,6 @@ class Pretrained:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-class Text(NamedTuple):
-    """What a network of texts takes: tokens int32 [n, length], padded at the end, and segments uint8 [n, length].
-
-    Attributes:
-      vocabulary: number of kinds of tokens.
-      positions: greatest length.
-      padding: number of the padding token.
-    """
-
-    vocabulary: int
-    positions: int
-    padding: int
-
-
 class Rule(NamedTuple):
     """Maps a kind of parameter to the reference if the common table (`convert/keys.py`) does not apply.
 
@@ -101,7 +87,9 @@ class Architecture:
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
-      text: for networks of texts, what they take; the attributes that concern images then have no meaning.
+      vocabulary: of networks of texts, the number of kinds of tokens; None for networks of images. The inputs of texts
+        are tokens int32 [n, length], padded at the end, and segments uint8 [n, length], and the attributes that concern
+        images have no meaning.
       reference: the library whose parameter names are used.
       module_path: (path of one of our modules) -> the reference's path of it.
       rules: see `Rule`.
@@ -122,16 +110,16 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
-    text: Text | None = None
+    vocabulary: int | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of a batch's arrays that its module takes."""
-        return ("image",) if self.text is None else ("tokens", "segments")
+        return ("image",) if self.vocabulary is None else ("tokens", "segments")
 
     def example(self, count: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns the shapes of `count` of its usual inputs; of texts, 128 tokens."""
-        if self.text is None:
+        if self.vocabulary is None:
             side = self.pretrained.size
             return (jax.ShapeDtypeStruct((count, side, side, 3), np.float32),)
         return tuple(jax.ShapeDtypeStruct((count, 128), dtype) for dtype in (np.int32, np.uint8))
@@ -165,7 +153,7 @@ class Architecture:
 
     def check_images(self) -> None:
         """Raises UserError if the network takes texts, which no task reads yet."""
-        if self.text is not None:
+        if self.vocabulary is not None:
             raise UserError(
                 f"{self.name} takes texts: so far such networks are only converted from torch to Flax and back, not "
                 f"trained, evaluated or exported"
