@@ -31,8 +31,10 @@ def of_file(file: Path, given: Path | None, architecture: Architecture) -> str |
     try:
         content = path.read_text(encoding="utf-8")
         parsed = json.loads(content)
-        numbers = [*parsed["model"]["vocab"].values(), *(token["id"] for token in parsed.get("added_tokens", ()))]
-        count = max(numbers) + 1
+        known = parsed["model"]["vocab"]
+        # A list in the order of the numbers for Unigram, which XLM-RoBERTa has.
+        numbers = range(len(known)) if isinstance(known, list) else known.values()
+        count = max([*numbers, *(token["id"] for token in parsed.get("added_tokens", ()))]) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a tokenizer with a vocabulary, as the tokenizers library saves it") from None
     if count > architecture.vocabulary:

@@ -216,6 +216,7 @@ def test_the_command_converts_there_and_back_with_the_tokenizer(tmp_path, capsys
         (None, ["--tokenizer", "nothing.json"], "no such file: nothing.json"),
         ([], [], "is not a tokenizer with a vocabulary"),
         ({"model": {"vocab": {"a": 40}}}, [], "has 41 kinds of tokens, but bert_of_test only 40"),
+        ({"model": {"vocab": [["a", -1.0]] * 42}}, [], "has 42 kinds of tokens, but bert_of_test only 40"),
         (TOKENIZER, ["--size", "32"], "--size 32 has no meaning for bert_of_test, which takes texts"),
     ],
 )
