@@ -77,10 +77,7 @@ class Stored:
             try:
                 yield write
             finally:
-                with (
-                    written_whole(self.file.with_suffix("").with_suffix(ROWS)) as temporary,
-                    temporary.open("wb") as rows,
-                ):
+                with written_whole(_rows_of(self.file)) as temporary, temporary.open("wb") as rows:
                     np.save(rows, self._entries)
 
 
@@ -110,9 +107,13 @@ def stored(root: Path, paths: Sequence[Path], square: Square) -> Stored | None:
         return None  # a folder that cannot be written to
 
 
+def _rows_of(file: Path) -> Path:
+    return file.with_suffix(ROWS)
+
+
 def _entries(file: Path, count: int) -> np.ndarray:
     """Returns uint64 [n]: for each image 0, or `DECODED` and its checksum."""
-    rows = file.with_suffix("").with_suffix(ROWS)
+    rows = _rows_of(file)
     with contextlib.suppress(OSError, ValueError):
         entries = np.load(rows, allow_pickle=False)
         if entries.shape == (count,) and entries.dtype == np.uint64 and file.exists():
@@ -140,12 +141,12 @@ def _has_room(file: Path, needed: int) -> bool:
             break
         total -= sizes[path]
         path.unlink(missing_ok=True)
-        path.with_suffix("").with_suffix(ROWS).unlink(missing_ok=True)
+        _rows_of(path).unlink(missing_ok=True)
     return True
 
 
 def _last_used(path: Path) -> float:
     try:
-        return path.with_suffix("").with_suffix(ROWS).stat().st_mtime
+        return _rows_of(path).stat().st_mtime
     except OSError:
         return 0.0
