@@ -84,21 +84,7 @@ class Augmentation:
         """
         check_bytes(images)
         draw = _Draws(key, first, total, len(images))
-        pixels = images if self.crop_scale else resize(images, self.size, self.interpolation)
-        never = jnp.zeros(len(images), bool)
-        across = draw.coins(FLIP) if self.flip else never
-        down = draw.coins(VERTICAL_FLIP) if self.vertical_flip else never
-        if self.flip and not self.crop_scale:
-            pixels = _where(across, pixels[:, :, ::-1], pixels)
-        if self.vertical_flip and not self.crop_scale:
-            pixels = _where(down, pixels[:, ::-1], pixels)
-        if self.crop_scale:
-            flips = jnp.stack([down, across], 1)
-            sides = pixels.shape[1], pixels.shape[2]
-            boxes = draw.own(crops.random_boxes(draw.key(BOX), total, sides, self.crop_scale, self.crop_ratio))
-            pixels = crops.resample(pixels, boxes, self.size, cubic=self.interpolation == "bicubic", flips=flips)
-        elif self.crop_padding:
-            pixels = self._shifted(pixels, draw)
+        pixels = self._cropped(images, draw) if self.crop_scale else self._padded(images, draw)
         if self._colours():
             pixels = jnp.round(pixels.astype(jnp.float32))
         if self.rotation:
@@ -125,7 +111,25 @@ class Augmentation:
         """Returns whether some part needs floating-point images with integer values."""
         return any((self.rotation, self.policy, self.color_jitter, self.grayscale, self.blur))
 
-    def _shifted(self, pixels: jax.Array, draw: "_Draws") -> jax.Array:
+    def _cropped(self, images: jax.Array, draw: "_Draws") -> jax.Array:
+        """Resizes random boxes of flipped images; `crops.resample` flips, because that costs nothing there."""
+        never = jnp.zeros(len(images), bool)
+        across = draw.coins(FLIP) if self.flip else never
+        down = draw.coins(VERTICAL_FLIP) if self.vertical_flip else never
+        sides = images.shape[1], images.shape[2]
+        boxes = draw.own(crops.random_boxes(draw.key(BOX), draw.total, sides, self.crop_scale, self.crop_ratio))
+        cubic, flips = self.interpolation == "bicubic", jnp.stack([down, across], 1)
+        return crops.resample(images, boxes, self.size, cubic=cubic, flips=flips)
+
+    def _padded(self, images: jax.Array, draw: "_Draws") -> jax.Array:
+        """Resizes and flips whole images, and shifts them by up to `crop_padding` pixels over black."""
+        pixels = resize(images, self.size, self.interpolation)
+        if self.flip:
+            pixels = _where(draw.coins(FLIP), pixels[:, :, ::-1], pixels)
+        if self.vertical_flip:
+            pixels = _where(draw.coins(VERTICAL_FLIP), pixels[:, ::-1], pixels)
+        if not self.crop_padding:
+            return pixels
         shifts = draw.own(jax.random.randint(draw.key(CROP), (draw.total, 2), 0, 2 * self.crop_padding + 1))
         edge = (self.crop_padding, self.crop_padding)
         padded = jnp.pad(pixels, ((0, 0), edge, edge, (0, 0)))
