@@ -10,11 +10,11 @@ from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES
 from sft_jax.models.catalogue import row
-from sft_jax.models.packages import PACKAGES, PREFIX, load_packaged, package_of
+from sft_jax.models.packages import PACKAGES, PREFIX, package_of
 from sft_jax.models.weights import Weights, load_weights
 from sft_jax.run.folder import Run
-from sft_jax.run.weights import load_run_weights
 from sft_jax.runtime.cache import cache_folder
+from sft_jax.training.start import load_named
 
 # Where the README's commands write converted weights.
 USUAL = Path("weights")
@@ -37,10 +37,7 @@ class Candidate:
 
     @functools.cached_property
     def _weights(self) -> Weights:
-        if self.init.startswith(PREFIX):
-            return load_packaged(self.init)
-        path = Path(self.init)
-        weights = load_run_weights(path) if path.is_dir() else load_weights(path)
+        weights = load_named(self.init)
         return dataclasses.replace(weights, arrays={}, metadata=weights.metadata | {"stem": weights.stem})
 
     @property

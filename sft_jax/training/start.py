@@ -68,7 +68,7 @@ def load_init(config: ConfigDict) -> Weights | None:
     """
     if config.init == "scratch":
         return None
-    weights = load_packaged(config.init) if config.init.startswith(PREFIX) else _load_path(config.init)
+    weights = load_named(config.init)
     if weights.arch != config.model.name:
         raise UserError(
             f"init={config.init} contains a {weights.arch}, but model.name={config.model.name}; "
@@ -77,7 +77,10 @@ def load_init(config: ConfigDict) -> Weights | None:
     return weights
 
 
-def _load_path(init: str) -> Weights:
+def load_named(init: str) -> Weights:
+    """Loads the weights that a `config.init` other than scratch names. Raises UserError if there are none."""
+    if init.startswith(PREFIX):
+        return load_packaged(init)
     path = Path(init)
     if not path.suffix and not path.exists():
         raise UserError(
