@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sft_jax.runtime.allocator import keep_freed_memory
 
-ALLOCATOR = keep_freed_memory()
+keep_freed_memory()
 
 import jax  # noqa: E402  # the allocator first
 import numpy as np  # noqa: E402

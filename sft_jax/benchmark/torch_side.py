@@ -6,7 +6,7 @@ With precision bfloat16 it runs under autocast. `channels_last` is the memory fo
 convolutions; `compiled` compiles the network with CUDA graphs (`torch.compile`, mode "reduce-overhead"). SGD is the
 fused one. On a GPU, cuDNN's algorithms are timed and chosen, and float32 is multiplied in TF32, as JAX does by default.
 
-The only file of the package that imports torch; it runs in its own process, if torch is installed.
+Beside `torch_input` the only file of the package that imports torch; it runs in its own process.
 """
 
 import sys
