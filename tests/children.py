@@ -1,6 +1,10 @@
-"""The environment of processes that tests start: fast compilation, and the tests' cache of compiled programs."""
+"""Processes that tests start, and their environment: fast compilation, and the tests' cache of compiled programs."""
 
+import json
 import os
+import subprocess
+import sys
+from typing import Any
 
 # Nearly all time is compilation. LLVM's -O1 takes a third less, and the programs are as fast and as exact.
 COMPILE_FAST = "--xla_backend_optimization_level=1"
@@ -21,3 +25,11 @@ def environment(*, devices: int = 1, **changes: str) -> dict[str, str]:
     cache = CACHE | {"jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir}
     settings = {name.upper(): str(value) for name, value in cache.items()}
     return os.environ | settings | {"XLA_FLAGS": xla_flags(devices)} | changes
+
+
+def json_of(module: str, *flags: str) -> Any:
+    """Runs a command of the package to its end, and returns the JSON that it prints."""
+    command = [sys.executable, "-m", module, *flags]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -1,14 +1,14 @@
 """Tests the figures that the benchmark reports, not the speed."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
-from children import environment
+from children import json_of
 
-from sft_jax.benchmark.__main__ import figures, parse, timings
+from sft_jax.benchmark.__main__ import parse
+from sft_jax.benchmark.sides import figures, timings
 from sft_jax.benchmark.turns import Side
 from sft_jax.errors import UserError
 
@@ -17,16 +17,7 @@ ALLOCATOR = ("", "_allocator") if sys.platform.startswith("linux") else ("",)
 
 @pytest.mark.slow
 def test_the_command_measures_all_sides():
-    flags = ["--batch", "4", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_jax.benchmark", *flags],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = json_of("sft_jax.benchmark", "--batch", "4", "--rounds", "1", "--json")
     assert (report["arch"], report["batch"], report["size"], report["device"]) == ("resnet18", 4, 32, "1 x cpu")
     for task in ("train", "eval"):
         assert report[f"{task}_ms"] > 0

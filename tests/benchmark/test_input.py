@@ -1,11 +1,9 @@
 """Tests the comparison of input pipelines: its figures and what it refuses, not the speed."""
 
-import json
-import subprocess
 import sys
 
 import pytest
-from children import environment
+from children import json_of
 from image_folders import fill, noise_image
 
 from sft_jax.benchmark import input as pipelines
@@ -36,16 +34,8 @@ def test_the_command_times_both_sides(tmp_path):
     for number in range(12):
         (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
         noise_image(number, 40, 30).save(tmp_path / "ab"[number % 2] / f"{number}.jpg")
-    flags = ["--input", str(tmp_path), "--batch", "4", "--size", "16", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_jax.benchmark", *flags],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    flags = ["--input", str(tmp_path), "--batch", "4", "--size", "16", "--rounds", "1"]
+    report = json_of("sft_jax.benchmark", *flags, "--json")
     assert report["images"] == 12
     for task in ("first", "later"):
         ratio = report[f"{task}_images_per_s"] / report[f"torch_{task}_images_per_s"]
