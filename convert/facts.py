@@ -111,7 +111,7 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:
-    if ARCHITECTURES[fitted.arch].vocabulary is not None:
+    if ARCHITECTURES[fitted.arch].texts is not None:
         for name in ("size", "mean", "std"):
             if name in given:
                 raise UserError(f"--{name} {given[name]} has no meaning for {fitted.arch}, which takes texts")

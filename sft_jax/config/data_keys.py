@@ -8,7 +8,8 @@ DATA: dict[str, Key] = {
     "data.source": Key(
         "tfds:cifar10",
         str,
-        "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST.",
+        "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST; "
+        "of texts text:PATH.",
     ),
     "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
     "data.download": Key(True, bool, "Whether a missing dataset of tfds or of Hugging Face's hub may be downloaded."),

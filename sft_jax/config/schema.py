@@ -29,8 +29,8 @@ KEYS: dict[str, Key] = {
     "task": Key(
         "classification",
         str,
-        "What to learn: classification (one class per image), multilabel (any number of labels) or regression (a "
-        "number).",
+        "What to learn: classification (one class per image), multilabel (any number of labels), regression (a number) "
+        "or text (one class per text).",
     ),
     "monitor": Key(
         None,
@@ -38,7 +38,7 @@ KEYS: dict[str, Key] = {
         "Metric that selects the best epoch, drives regularization.early_stopping and ranks the trials of a search; "
         "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
         "val_loss; multilabel val_map (its own), val_macro_f1 and val_loss; regression val_mae (its own), val_rmse, "
-        "val_r2 and val_loss. Losses and errors are minimised.",
+        "val_r2 and val_loss; text those of classification and val_matthews. Losses and errors are minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
@@ -181,6 +181,22 @@ KEYS: dict[str, Key] = {
         "Loss of task=regression, of errors divided by the standard deviation of the training images' numbers: "
         "squared, absolute, or huber (squared up to 1).",
         **one_of("squared", "absolute", "huber"),
+    ),
+    "text.columns": Key(
+        None,
+        str,
+        "Column of a table with the texts; two, separated by a semicolon, are a pair, e.g. premise;hypothesis; none: "
+        "guessed.",
+        optional=True,
+    ),
+    "text.length": Key(
+        128, int, "Most tokens of a text, or of both of a pair; longer ones lose their ends.", **POSITIVE
+    ),
+    "text.tokenizer": Key(
+        None,
+        str,
+        "A tokenizer.json, for init=scratch; none: that of the weights.",
+        optional=True,
     ),
     "evaluation.flips": Key(
         False, bool, "Flip test-time augmentation: also report test results with the logits of mirror images added."

@@ -58,10 +58,9 @@ def builder(
       rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
-      UserError: the network or its stem is unknown, or it cannot take images of this size, or none at all.
+      UserError: the network or its stem is unknown, or it cannot take images of this size.
     """
     found = architecture(config.name)
-    found.check_images()
     stems = [stem for stem, *_ in found.stems] or ["imagenet"]
     if config.stem not in stems:
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, Rule, located_by
+from sft_jax.models.architecture import Architecture, Features, Rule, Texts, located_by
 from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.layers import Linear
 from sft_jax.models.transformer import DEVIATION, Dense, LayerNorm
@@ -243,7 +243,7 @@ def architecture(name: str, variant: Variant) -> Architecture:
         reference="transformers",
         module_path=variant.kind.module_path,
         rules=(Rule(r"(.+)\.embedding", variant.kind.name + r".\1.weight", (0, 1)),),
-        vocabulary=variant.vocabulary,
+        texts=Texts(variant.vocabulary, variant.kind.padding, POSITIONS),
     )
 
 

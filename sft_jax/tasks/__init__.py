@@ -13,6 +13,7 @@ from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
+from sft_jax.tasks.text import TextClassification
 
 __all__ = ["TASKS", "Monitor", "Task", "check_settings", "make", "monitor_of", "task_class", "task_named"]
 
@@ -21,6 +22,7 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "multilabel": Multilabel,
     "regression": Regression,
+    "text": TextClassification,
 }
 
 

@@ -94,7 +94,13 @@ class Evaluator:
 
     def order(self, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
-        return eval_order(len(loader), self._batch_size)
+        return order_of(loader, self._batch_size)
+
+
+def order_of(loader: Loader, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
+    lengths = loader.split.lengths
+    return eval_order(len(loader), batch_size, None if lengths is None else lengths.each)
 
 
 def _added(*leaves: np.ndarray) -> np.ndarray:
@@ -138,7 +144,7 @@ class PerExample:
         `after_call(done, steps)` is called after each call.
         """
         program = self.program(loader)
-        order, _ = eval_order(len(loader), self._batch_size)
+        order, mask = order_of(loader, self._batch_size)
         outputs, done = [], 0
         calls = map_split(
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
@@ -149,7 +155,10 @@ class PerExample:
             outputs.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
             done += call.steps
             after_call(done, len(order))
-        return np.concatenate(outputs)[: len(loader)]
+        evaluated = np.concatenate(outputs)
+        table = np.empty_like(evaluated[: len(loader)])
+        table[order[mask]] = evaluated[mask.ravel()]
+        return table
 
     def program(self, loader: Loader) -> Callable:
         """Returns the compiled program (params, batch_stats, `Chunk`) -> outputs, for chunks of `loader`."""

@@ -13,7 +13,7 @@ from sft_jax import data, models, tasks
 from sft_jax.config import flatten
 from sft_jax.data.dataset import Split
 from sft_jax.data.loader import Loader
-from sft_jax.data.sampling import epoch_order
+from sft_jax.data.sampling import by_length, epoch_order
 from sft_jax.errors import UserError
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.runtime.files import digest
@@ -72,6 +72,7 @@ class Experiment:
                 f"use for example --config.data.crop_pct=0.875"
             )
         self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
+        models.architecture(config.model.name).check_inputs(self.task.inputs, config.task)
         self.build = models.builder(
             config.model,
             self.task.outputs,
@@ -116,7 +117,8 @@ class Experiment:
         """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
         config, train = self.config, self.dataset.train
         labels = train.targets.get("label", np.zeros(len(train), np.int32))
-        return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance, config.data.repeats)
+        order = epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance, config.data.repeats)
+        return order if train.lengths is None else by_length(order, train.lengths.each, config.seed, epoch)
 
     def evaluator(self, *, crops: int = 1, flips: bool = False) -> Evaluator:
         """Makes an `Evaluator` of the whole network, with test-time augmentation, see `Task.views`."""

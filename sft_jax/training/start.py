@@ -36,12 +36,14 @@ class Earlier:
       began: whether there is a run.
       saved: whether it has a checkpoint to resume from.
       preprocess: preprocessing of its images, see `recorded_square`.
+      learnt: what its predictions need besides the weights, see `Task.learnt`.
     """
 
     images: data.Record | None = None
     began: bool = False
     saved: bool = False
     preprocess: dict[str, Any] | None = None
+    learnt: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-serialisable dict for `from_json`."""
@@ -57,8 +59,9 @@ class Earlier:
 def earlier(run: Run) -> Earlier:
     """Returns the `Earlier` of `run`. Raises UserError if its record cannot be read."""
     saved = run.checkpoints.holds("latest")
-    preprocess = run.latest_metadata().get("preprocess") if saved else None
-    return Earlier(run.dataset_record(), run.exists(), saved, preprocess)
+    metadata = run.latest_metadata() if saved else {}
+    learnt = metadata.get("progress", {}).get("learnt", {})
+    return Earlier(run.dataset_record(), run.exists(), saved, metadata.get("preprocess"), learnt)
 
 
 def load_init(config: ConfigDict) -> Weights | None:
@@ -91,13 +94,20 @@ def load_named(init: str) -> Weights:
 
 
 def read_dataset(
-    config: ConfigDict, console: Console, *, once: bool = False, before: Earlier | None = None, resuming: bool = False
+    config: ConfigDict,
+    console: Console,
+    *,
+    init: Weights | None = None,
+    once: bool = False,
+    before: Earlier | None = None,
+    resuming: bool = False,
 ) -> data.Dataset:
     """Loads the dataset that `config.data` names, reduced to the limits, see `data.load_dataset`.
 
     Args:
       config: the whole configuration.
       console: shows the progress.
+      init: what `load_init` returned; loaded again if it is None and texts need its tokenizer.
       once: see `data.load_dataset`.
       before: an existing run whose images are to be loaded.
       resuming: whether that run is resumed.
@@ -108,6 +118,14 @@ def read_dataset(
     """
     check_settings(config)
     before = before or Earlier()
+
+    def tokenizer() -> str | None:
+        if "tokenizer" in before.learnt:
+            return before.learnt["tokenizer"]
+        weights = load_init(config) if init is None else init
+        return None if weights is None else weights.tokenizer
+
+    texts = task_class(config).reading(config, tokenizer)
     square = recorded_square(before.preprocess)
     if square is None and before.saved:  # early versions did not record it
         square = Preprocess.of_config(config.data).square
@@ -127,6 +145,7 @@ def read_dataset(
             square=square,
             progress=bar.set,
             labelling=task_class(config).labelling,
+            texts=texts,
         )
     notices = [] if before.began else _trained_before(config, dataset)
     if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:
@@ -186,7 +205,8 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
     head, _ = initial_arrays(build, config.seed, prefix=prefix)
     inherited, description = _inherited_head(experiment, init, head, prefix)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
-    return params, batch_stats, f"weights of {config.init}{description}{resampled}{_normalisation(init, config)}"
+    normalisation = _normalisation(init, config) if "image" in network.inputs else ""
+    return params, batch_stats, f"weights of {config.init}{description}{resampled}{normalisation}"
 
 
 def _inherited_head(
