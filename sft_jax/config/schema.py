@@ -59,7 +59,7 @@ KEYS: dict[str, Key] = {
         "weights/resnet18.safetensors",
         str,
         "Initial weights: a converted file (.safetensors), the folder of an earlier run, package:NAME for those of an "
-        "installed package (efficientnet-lite0, -lite1, -lite2), or scratch for random ones.",
+        "installed package (efficientnet-lite0, -lite1, -lite2; all-minilm-l6-v2), or scratch for random ones.",
     ),
     **DATA,
     "finetune.method": Key(
@@ -131,6 +131,13 @@ KEYS: dict[str, Key] = {
     ),
     "regularization.stochastic_depth": Key(
         0.0, float, "Drop rate of the last block; it is lower for earlier ones (arXiv:1603.09382).", **FRACTION
+    ),
+    "regularization.dropout": Key(
+        0.0,
+        float,
+        "Dropout of networks of texts: after the embeddings, of every branch, and of the head's inputs (BERT: 0.1), "
+        "rounded to a 256th.",
+        **FRACTION,
     ),
     "regularization.l2_sp": Key(
         0.0,

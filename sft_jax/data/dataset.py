@@ -41,6 +41,10 @@ class Split(Protocol):
     def lengths(self) -> "Lengths | None":
         """Lengths of all examples, None if they are alike."""
 
+    @property
+    def texts(self) -> "Sequence[tuple[str, ...]] | None":
+        """Texts of all examples, each one or a pair; None if they are images."""
+
     def __len__(self) -> int: ...
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
@@ -145,6 +149,7 @@ class StreamedSplit:
     targets: Batch
     names: Sequence[str] | None = None
     lengths: None = None
+    texts: None = None
 
     @classmethod
     def of_images(

@@ -17,7 +17,8 @@ from sft_jax.data.sampling import eval_order
 from sft_jax.data.sources.everything import Everything
 from sft_jax.data.sources.listing import NAMED
 from sft_jax.errors import UserError
-from sft_jax.inference.predictor import BATCH, Classifier
+from sft_jax.inference.network import BATCH
+from sft_jax.inference.predictor import Classifier
 from sft_jax.tasks import Task
 from sft_jax.tasks.base import Kept
 

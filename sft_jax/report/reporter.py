@@ -13,6 +13,7 @@ from sft_jax.report import classification, multilabel, regression
 from sft_jax.report.explaining import Explainer, check_explained
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
+from sft_jax.report.texts import TextExplainer
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.runtime.files import write_text
@@ -20,6 +21,7 @@ from sft_jax.tasks import Task
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
+from sft_jax.tasks.text import TextClassification
 from sft_jax.training.evaluator import predict_all
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.observer import Observer
@@ -30,6 +32,7 @@ PAGES: dict[type[Task], Callable[[Records, Any, Scored, Scored], str]] = {
     Classification: classification.page,
     Multilabel: multilabel.page,
     Regression: regression.page,
+    TextClassification: classification.page,
 }
 # Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.
 REPORT_FRACTION = 0.05
@@ -82,7 +85,8 @@ class Reports:
         experiment = self._experiment
         loader, task = experiment.validation_loader, experiment.task
         explained = experiment.config.report.explain and self._run.writable
-        explainer = Explainer(experiment, weights) if explained else None
+        kind = Explainer if experiment.dataset.reading is None else TextExplainer
+        explainer = kind(experiment, weights) if explained else None
         outputs = self._outputs(*weights, loader)
         scored = on_validation = Scored("validation", loader.split, validation, outputs, explainer)
         if records.results is not None:

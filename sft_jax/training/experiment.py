@@ -80,6 +80,7 @@ class Experiment:
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
+            dropout=config.regularization.dropout,
             rematerialise=config.finetune.rematerialise == "blocks",
         )
         self.network = models.Network.abstract(self.build, self.task.inputs)

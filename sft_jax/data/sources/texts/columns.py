@@ -59,23 +59,15 @@ def columns_of(sheet: Sheet, text_key: str | None, label_key: str | None, part_k
     """Chooses the columns: those of the keys if given, else a guess. Raises UserError if that is not possible."""
     names = sheet.names
     assert names is not None
-    text_keys = [] if text_key is None else [text_key] if text_key in names else text_key.split(SEVERAL)
-    text_keys = [key.strip() for key in text_keys]
-    for key in [*text_keys, *(key for key in (label_key, part_key) if key is not None)]:
-        if key not in names:
-            raise UserError(f"{sheet.path} has no column {key!r}; its columns are {', '.join(map(repr, names))}")
-    if len(text_keys) > 2:
-        raise UserError(f"config.text.columns={text_key}: at most two columns can be one example")
+    text_keys = _named_texts(sheet, text_key)
+    _check_names(sheet, [label_key, part_key])
     taken = {key for key in (*text_keys, label_key, part_key) if key is not None}
     part = part_key or _part(sheet, taken)
     taken |= {part} if part else set()
     label = label_key or _usual(names, LABELS, taken)
-    texts = text_keys or _texts(names, taken | ({label} if label else set()))
-    # By their contents: the longest cells are texts, those of few kinds labels.
-    if not texts:
-        free = [name for name in names if name not in taken and name != label]
-        texts = [max(free, key=lambda name: _length(sheet, name))] if free else []
+    texts = text_keys or _texts(sheet, taken | ({label} if label else set()))
     if label is None:
+        # By their contents: cells of few kinds are labels.
         free = [name for name in names if name not in taken and name not in texts and _is_class(sheet, name)]
         label = free[0] if len(free) == 1 else None
     for key, what, found in (("text.columns", "texts", texts), ("data.label_key", "labels", label)):
@@ -95,16 +87,47 @@ def columns_of(sheet: Sheet, text_key: str | None, label_key: str | None, part_k
     return Columns(tuple(names.index(name) for name in texts), names.index(label), position)
 
 
+def text_columns(sheet: Sheet, text_key: str | None) -> tuple[int, ...]:
+    """Chooses the columns with the texts of a sheet that needs no labels, as `columns_of` does."""
+    names = sheet.names
+    assert names is not None
+    label = _usual(names, LABELS, set())
+    texts = _named_texts(sheet, text_key) or _texts(sheet, {label} if label and len(names) > 1 else set())
+    return tuple(names.index(name) for name in texts)
+
+
+def _named_texts(sheet: Sheet, text_key: str | None) -> list[str]:
+    assert sheet.names is not None
+    keys = [] if text_key is None else [text_key] if text_key in sheet.names else text_key.split(SEVERAL)
+    keys = [key.strip() for key in keys]
+    _check_names(sheet, keys)
+    if len(keys) > 2:
+        raise UserError(f"config.text.columns={text_key}: at most two columns can be one example")
+    return keys
+
+
+def _check_names(sheet: Sheet, keys: Sequence[str | None]) -> None:
+    assert sheet.names is not None
+    for key in keys:
+        if key is not None and key not in sheet.names:
+            raise UserError(f"{sheet.path} has no column {key!r}; its columns are {', '.join(map(repr, sheet.names))}")
+
+
 def _usual(names: Sequence[str], words: str, taken: set[str]) -> str | None:
     free = {plain(name): name for name in reversed(names) if name not in taken}
     return next((free[word] for word in words.split() if word in free), None)
 
 
-def _texts(names: Sequence[str], taken: set[str]) -> list[str]:
-    free = {plain(name): name for name in reversed(names) if name not in taken}
+def _texts(sheet: Sheet, taken: set[str]) -> list[str]:
+    """Returns the columns that are called like texts, else the one with the most characters."""
+    assert sheet.names is not None
+    free = {plain(name): name for name in reversed(sheet.names) if name not in taken}
     pair = next(([free[name] for name in pair] for pair in PAIRS if set(pair) <= free.keys()), None)
-    one = _usual(names, TEXTS, taken)
-    return pair or ([one] if one else [])
+    if pair is not None:
+        return pair
+    one = _usual(sheet.names, TEXTS, taken)
+    longest = max(reversed(free.values()), key=lambda name: _length(sheet, name), default=None)
+    return [name for name in [one or longest] if name is not None]
 
 
 def _part(sheet: Sheet, taken: set[str]) -> str | None:
