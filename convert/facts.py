@@ -69,7 +69,11 @@ def of_run(weights: Weights, preprocess: Preprocess) -> Facts:
 
 
 def _task(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: metadata[name] for name in ("task", "learnt", "tokenizer") if name in metadata}
+    facts = {name: metadata[name] for name in ("task", "learnt", "tokenizer") if name in metadata}
+    learnt = json.loads(facts.get("learnt", "{}"))
+    if "tokenizer" in learnt:  # a run's
+        facts |= {"tokenizer": learnt.pop("tokenizer"), "learnt": json.dumps(learnt)}
+    return facts
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:

@@ -106,7 +106,7 @@ def torch_activations(
     hooks = [block.register_forward_hook(keep(name)) for name, block in watched.items()]
     try:
         with torch.no_grad():
-            logits = reference.run(module.eval(), *inputs)
+            logits = reference.logits(module.eval(), reference.given(module, *inputs))
     finally:
         for hook in hooks:
             hook.remove()

@@ -145,8 +145,8 @@ class Layer(nnx.Module):
         bias = jnp.concatenate([part.bias[...] for part in parts])
         qkv = ops.dense(x.astype(self.dtype), kernel, bias)
         mixed = ops.self_attention(qkv, mask.shape[1], self.heads, mask=mask)
-        x = _added(self.attention["output"], x, mixed, len(mask), dropout)
-        return _added(self.output, x, ops.gelu(self.intermediate["dense"](x)), len(mask), dropout)
+        x = _added(self.attention["output"], x, mixed, mask.shape[0], dropout)
+        return _added(self.output, x, ops.gelu(self.intermediate["dense"](x)), mask.shape[0], dropout)
 
 
 def _added(output: Any, x: jax.Array, branch: jax.Array, examples: int, dropout: Dropout) -> jax.Array:
@@ -205,7 +205,7 @@ class Bert(BlockNetwork):
         dropout = Dropout(self.dropout, key, self.axis_name)
         stages = self._stages(tokens, segments, self.embed(tokens) if words is None else words, dropout)
         maps = tuple(activations for _, activations in stages)[1:]
-        return Features(dropout(self.pool(maps[-1], self._mask(tokens)), len(tokens)), maps)
+        return Features(dropout(self.pool(maps[-1], self._mask(tokens)), tokens.shape[0]), maps)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Returns the embeddings of tokens int32 [batch, length], without their places: [batch, length, width]."""
@@ -237,7 +237,7 @@ class Bert(BlockNetwork):
             places = jnp.where(mask, places + (kind.padding + 1), kind.padding)
         x = x + tables["position_embeddings"](places)
         shape = x.shape
-        rows = dropout(tables["LayerNorm"](x.reshape(-1, shape[-1])), len(tokens))
+        rows = dropout(tables["LayerNorm"](x.reshape(-1, shape[-1])), tokens.shape[0])
         yield "embeddings", rows.reshape(shape)
         for index, layer in enumerate(self.encoder["layer"]):
             rows = self.run_block(layer, rows, mask, dropout=dropout)

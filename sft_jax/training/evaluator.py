@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sft_jax.data.dataset import Split
 from sft_jax.data.loader import Call, Chunk, Loader, StepsPerCall
 from sft_jax.data.sampling import eval_order
 from sft_jax.models import HeadNetwork, Network
@@ -94,13 +95,12 @@ class Evaluator:
 
     def order(self, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
-        return order_of(loader, self._batch_size)
+        return order_of(loader.split, self._batch_size)
 
 
-def order_of(loader: Loader, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
-    lengths = loader.split.lengths
-    return eval_order(len(loader), batch_size, None if lengths is None else lengths.each)
+def order_of(split: Split, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the order in which `split` is evaluated, and the mask, see `Loader.calls`."""
+    return eval_order(len(split), batch_size, None if split.lengths is None else split.lengths.each)
 
 
 def _added(*leaves: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ class PerExample:
         `after_call(done, steps)` is called after each call.
         """
         program = self.program(loader)
-        order, mask = order_of(loader, self._batch_size)
+        order, mask = order_of(loader.split, self._batch_size)
         outputs, done = [], 0
         calls = map_split(
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)

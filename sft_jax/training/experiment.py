@@ -114,6 +114,15 @@ class Experiment:
         """Loader of the validation split, moved to the devices on first use."""
         return self.loader(self.dataset.validation)
 
+    def input_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the network's inputs for `count` examples; texts have the greatest length."""
+        size = self.config.data.size
+        if self.dataset.train.lengths is None:
+            return {"image": jax.ShapeDtypeStruct((count, size, size, 3), np.float32)}
+        (example,) = self.dataset.train.batches(np.zeros((1, 1), np.int32))
+        longest = self.dataset.train.lengths.buckets[-1]
+        return {name: jax.ShapeDtypeStruct((count, longest), example[name].dtype) for name in self.network.inputs}
+
     def order(self, epoch: int) -> np.ndarray:
         """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
         config, train = self.config, self.dataset.train

@@ -101,6 +101,12 @@ class TextReading:
             segments[row, : len(each.ids)] = each.type_ids
         return Tokens(tokens, segments, lengths, sum(bool(each.overflowing) for each in encoded))
 
+    def random_texts(self, random: np.random.Generator, count: int) -> list[str]:
+        """Returns texts of random words of the vocabulary, of up to `length` tokens."""
+        kinds = self._encoder.get_vocab_size(with_added_tokens=False)
+        sizes = np.linspace(1, self.length, count).astype(int)
+        return [self._encoder.decode(random.integers(0, kinds, size).tolist()) for size in sizes]
+
     def pieces(self, text: Text) -> list[tuple[str, tuple[int, int], int]]:
         """Returns each token of a text: its string, the characters it stands for, and the text of a pair they are of.
 
