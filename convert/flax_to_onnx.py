@@ -108,7 +108,8 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
         for name, tensor in given.items()
     )
     Console(markup=False, highlight=False, soft_wrap=True).print(
-        f"wrote {output}: {model.arch}, {model.classes} outputs; inputs {shapes}; checked in onnxruntime with batches of {batches}: logits within {difference:.1e} of Flax's"
+        f"wrote {output}: {model.arch}, {model.classes} outputs; inputs {shapes}; checked in onnxruntime with batches "
+        f"of {batches}: logits within {difference:.1e} of Flax's"
     )
 
 

@@ -35,7 +35,7 @@ def image_inputs(size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def text_inputs(longest: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Returns the inputs of a network of texts: tokens int32 and segments uint8 [batch, length], any up to `longest`."""
+    """Returns the inputs of a network of texts: tokens int32, segments uint8 [batch, length], any up to `longest`."""
     shape = export.symbolic_shape("batch, length", constraints=[f"length <= {longest}"])
     return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.uint8)
 

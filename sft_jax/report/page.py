@@ -85,7 +85,11 @@ def _tiles(records: Records) -> list[Tile]:
         seconds = sum(row["epoch_s"] for row in records.rows)
         speed = np.median([row["train_images_per_s"] for row in records.rows])
         tiles.append(
-            Tile("Time", duration(seconds), f"for {len(records.rows)} epochs; {speed:,.0f} {records.task.unit}s/s in training")
+            Tile(
+                "Time",
+                duration(seconds),
+                f"for {len(records.rows)} epochs; {speed:,.0f} {records.task.unit}s/s in training",
+            )
         )
     return tiles
 

@@ -172,7 +172,11 @@ def _phase(phase: Phase, experiment: Experiment) -> str:
     first, last = phase.first + 1, phase.stop
     epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
     epochs = "all epochs" if len(experiment.phases) == 1 else epochs
-    where = "head only, on precomputed features" if phase.on_features else experiment.task.size_text(experiment.config, phase.size)
+    where = (
+        "head only, on precomputed features"
+        if phase.on_features
+        else experiment.task.size_text(experiment.config, phase.size)
+    )
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
     head_rate = experiment.config.finetune.head_learning_rate

@@ -233,9 +233,7 @@ def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
     assert request.texts is not None
     notices: list[str] = []
     place = Path(_place(path, request.recorded, notices))
-    return load_texts(
-        place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming
-    )
+    return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
 
 
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:

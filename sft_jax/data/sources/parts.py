@@ -40,7 +40,8 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
     for part in PARTS:
         if not given.get(part):
             raise UserError(
-                f"{listing.place} has too few {listing.unit}s to draw a {part} split from; add {listing.unit}s or that split"
+                f"{listing.place} has too few {listing.unit}s to draw a {part} split from; add {listing.unit}s or that "
+                f"split"
             )
     if missing:
         counts = ", ".join(f"{len(given[part]):,} {part}" for part in PARTS)

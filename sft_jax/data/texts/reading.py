@@ -127,8 +127,10 @@ def buckets(lengths: np.ndarray) -> tuple[int, ...]:
     before: list[np.ndarray] = []
     for _ in range(min(BUCKETS, len(sizes)) - 1):
         table = np.array(
-            [[cost[-1][i] + sizes[j] * (upto[j] - upto[i]) if i < j else np.inf for i in range(len(sizes))]
-             for j in range(len(sizes))]
+            [
+                [cost[-1][i] + sizes[j] * (upto[j] - upto[i]) if i < j else np.inf for i in range(len(sizes))]
+                for j in range(len(sizes))
+            ]
         )
         best = table.argmin(1)
         before.append(best)

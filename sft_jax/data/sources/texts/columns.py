@@ -131,13 +131,13 @@ def _texts(sheet: Sheet, taken: set[str]) -> list[str]:
 
 
 def _part(sheet: Sheet, taken: set[str]) -> str | None:
-    """Returns a column that is named as one of splits and says nothing else."""
+    """Returns a column that is named as one of splits and has some."""
     assert sheet.names is not None
     name = _usual(sheet.names, USUAL["part"], taken)
     if name is None:
         return None
     position = sheet.names.index(name)
-    return name if all(part_of(row[position] or "") for row in sheet.rows) else None
+    return name if any(part_of(row[position] or "") for row in sheet.rows) else None
 
 
 def _cells(sheet: Sheet, name: str) -> list[str]:

@@ -194,7 +194,9 @@ def _of_folders(place: Path, paths: list[Path], notices: list[str]) -> list[Exam
     if encodings:
         notices.append(f"{place}: {counted(len(encodings), 'file')} not in UTF-8, read as Latin-1")
     if unlabelled:
-        notices.append(f"{place}: {counted(len(unlabelled), 'file')} in no folder of a class skipped: {some(unlabelled)}")
+        notices.append(
+            f"{place}: {counted(len(unlabelled), 'file')} in no folder of a class skipped: {some(unlabelled)}"
+        )
     if empty:
         notices.append(f"{place}: {counted(empty, 'empty file')} skipped")
     return found
@@ -217,8 +219,8 @@ def _class_names(
             raise UserError(f"{place} needs texts of at least two classes; it has only {some(map(repr, names))}")
         if len(names) > max(2, len(found) // 2):
             raise UserError(
-                f"{place} has {len(names):,} labels for {len(found):,} texts, which are no classes; name another column "
-                f"with --config.data.label_key=NAME"
+                f"{place} has {len(names):,} labels for {len(found):,} texts, which are no classes; name another "
+                f"column with --config.data.label_key=NAME"
             )
         if declared is not None:
             lacking = [name for name in declared if name not in names]
@@ -246,7 +248,9 @@ def doubtful(parts: dict[str, list[Example]]) -> list[str]:
         labels.setdefault(example.text, set()).add(example.label)
     several = [text for text, own in labels.items() if len(own) > 1]
     if several:
-        lines.append(f"{counted(len(several), 'training text')} with several labels: {some(repr(text[0]) for text in several)}")
+        lines.append(
+            f"{counted(len(several), 'training text')} with several labels: {some(repr(text[0]) for text in several)}"
+        )
     for part in PARTS[1:]:
         again = [example.text for example in parts[part] if example.text in labels]
         if again:

@@ -53,9 +53,7 @@ def load_texts(
         _check_recorded(place, record, recorded, notices, resuming=resuming)
     ends = buckets(np.concatenate([split.lengths.each for split in splits.values() if split.lengths is not None]))
     train, validation, test = (in_buckets(splits[part], ends, reading.padding) for part in PARTS)
-    return Dataset(
-        train, validation, test, examples.class_names, tuple(notices), record=record, reading=reading
-    )
+    return Dataset(train, validation, test, examples.class_names, tuple(notices), record=record, reading=reading)
 
 
 def _parts(examples: Examples, notices: list[str]) -> dict[str, list[Example]]:
