@@ -67,15 +67,15 @@ def write(folder):
 def text_config(folder, **changes):
     values = {
         "task": "text",
-        "epochs": 3,
+        "epochs": 6,
         "batch_size": 16,
         "init": "scratch",
         "model.name": NAME,
         "data.source": f"text:{folder}",
         "text.tokenizer": str(folder / "tokenizer.json"),
         "text.length": 24,
-        "optimizer.name": "adamw",
-        "optimizer.learning_rate": 0.01,
+        "optimizer.name": "lion",
+        "optimizer.learning_rate": 0.002,
     }
     return complete(values | {key.replace("__", "."): value for key, value in changes.items()})
 

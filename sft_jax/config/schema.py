@@ -202,7 +202,7 @@ KEYS: dict[str, Key] = {
     "text.tokenizer": Key(
         None,
         str,
-        "A tokenizer.json, for init=scratch; none: that of the weights.",
+        "For init=scratch, a tokenizer.json, or weights as init names them; none: that of init.",
         optional=True,
     ),
     "evaluation.flips": Key(

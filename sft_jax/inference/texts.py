@@ -73,11 +73,12 @@ class TextClassifier(TrainedNetwork):
 def texts_of(examples: Any) -> list[Text]:
     """Returns strings, or pairs of them, as texts. Raises TypeError if they are neither."""
     listed = [examples] if isinstance(examples, str | tuple) else list(examples)
-    texts = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
+    texts = [(each,) if isinstance(each, str) else each for each in listed]
     for text in texts:
-        if len(text) not in (1, 2) or not all(isinstance(part, str) for part in text):
+        is_pair = isinstance(text, list | tuple) and len(text) in (1, 2)
+        if not is_pair or not all(isinstance(part, str) for part in text):
             raise TypeError(f"a text must be a string or a pair of strings, not {text!r}")
-    return texts
+    return [tuple(text) for text in texts]
 
 
 def text_facts(weights: Weights, texts: Texts, source: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Task(abc.ABC):
 
     @classmethod
     def reading(cls, config: ConfigDict, tokenizer: Callable[[], str | None]) -> TextReading | None:
-        """Returns how texts are read, by `tokenizer`, that of the run or else of `init`; None if it reads images.
+        """Returns how texts are read, with what `tokenizer` returns; None if it reads images.
 
         Raises:
           UserError: there is no tokenizer, or it does not fit the network.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,23 +65,16 @@ class TextClassification(Classification):
     @classmethod
     def reading(cls, config: ConfigDict, tokenizer: Callable[[], str | None]) -> TextReading:
         """See `Task`."""
-        settings, network = config.text, architecture(config.model.name)
+        network = architecture(config.model.name)
         network.check_inputs(cls.inputs, config.task)
         assert network.texts is not None
         own = tokenizer()
-        if own is None and settings.tokenizer is not None:
-            own = _file(settings.tokenizer)
-        elif settings.tokenizer is not None and own != _file(settings.tokenizer):
-            raise UserError(
-                f"config.text.tokenizer={settings.tokenizer} is not the tokenizer with which the weights of "
-                f"init={config.init} were trained; leave it out"
-            )
         if own is None:
             raise UserError(
                 f"init={config.init} has no tokenizer; name the tokenizer.json of {network.name} with "
                 f"--config.text.tokenizer=FILE"
             )
-        return TextReading.of(own, settings.length, network.texts, settings.columns)
+        return TextReading.of(own, config.text.length, network.texts, config.text.columns)
 
     @classmethod
     def create(cls, config: ConfigDict, dataset: Dataset) -> "TextClassification":
@@ -127,10 +119,3 @@ class TextClassification(Classification):
         """See `Classification`; adds the Matthews correlation."""
         others = {name: value for name, value in figures.items() if name != "matthews"}
         return super().results(others) | {"test_matthews": figures["matthews"]}
-
-
-def _file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.text.tokenizer={path} cannot be read: {error}") from None

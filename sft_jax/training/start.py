@@ -118,14 +118,7 @@ def read_dataset(
     """
     check_settings(config)
     before = before or Earlier()
-
-    def tokenizer() -> str | None:
-        if "tokenizer" in before.learnt:
-            return before.learnt["tokenizer"]
-        weights = load_init(config) if init is None else init
-        return None if weights is None else weights.tokenizer
-
-    texts = task_class(config).reading(config, tokenizer)
+    texts = task_class(config).reading(config, lambda: _tokenizer(config, init, before))
     square = recorded_square(before.preprocess)
     if square is None and before.saved:  # early versions did not record it
         square = Preprocess.of_config(config.data).square
@@ -154,6 +147,34 @@ def read_dataset(
             "then cannot be detected"
         )
     return dataclasses.replace(dataset, notices=(*dataset.notices, *notices))
+
+
+def _tokenizer(config: ConfigDict, init: Weights | None, before: Earlier) -> str | None:
+    """Returns the tokenizer of the run, else that of `init`, else that of `config.text.tokenizer`; None without any.
+
+    Raises:
+      UserError: the last two are not the same, or cannot be read.
+    """
+    if "tokenizer" in before.learnt:
+        return before.learnt["tokenizer"]
+    weights, named = load_init(config) if init is None else init, config.text.tokenizer
+    own = None if weights is None else weights.tokenizer
+    given = None
+    if named is not None:
+        given = _read(named) if named.endswith(".json") else load_named(named).tokenizer
+    if None not in (own, given) and own != given:
+        raise UserError(
+            f"config.text.tokenizer={named} is not the tokenizer with which the weights of init={config.init} were "
+            f"trained; leave it out"
+        )
+    return own or given
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.text.tokenizer={file} cannot be read: {error}") from None
 
 
 def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:

@@ -70,7 +70,10 @@ def test_folders_with_a_file_for_each_split(tmp_path):
     for name, count in (("train.tsv", 3), ("dev.tsv", 2), ("test.tsv", 2)):
         (tmp_path / name).write_text("".join(f"text {number}\t{number % 2}\n" for number in range(count)))
     (tmp_path / "README.txt").write_text("about it")
-    parts = [example.part for example in listed(tmp_path).all]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    notices = []
+    parts = [example.part for example in listed(tmp_path, notices).all]
+    assert any("skipped, because their names say no split: tokenizer.json" in line for line in notices)
     assert [parts.count(part) for part in ("train", "val", "test")] == [3, 2, 2]
     assert listed(tmp_path).all[0].name == "dev.tsv:1"
     (tmp_path / "more.tsv").write_text("text\t1\n")

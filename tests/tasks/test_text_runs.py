@@ -307,16 +307,16 @@ def test_the_report_marks_what_decides(made):
     assert '<mark class="for"' in page
     assert "77 texts" in page
     assert "<img" not in page
-    rewrite(Run(folder), folder / "again.html")
+    rewrite(folder, folder / "again.html", explain=True)
     assert (folder / "again.html").read_text().count("<mark") == page.count("<mark")
 
 
 def test_settings_are_searched(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=2, sampler="grid", pruner="none", at_once=None, resume=False, command=["test"])
-    space = Space(["optimizer.learning_rate=choice(1e-7,0.01)"])
+    space = Space(["optimizer.learning_rate=choice(1e-7,0.002)"])
     winner = search(text_config(texts), space, tmp_path, options, Console())
-    assert winner.point == {"optimizer.learning_rate": "0.01"}
+    assert winner.point == {"optimizer.learning_rate": "0.002"}
 
 
 def test_a_learning_rate_is_found(texts, tmp_path, monkeypatch):
@@ -340,7 +340,10 @@ def test_the_doctor_compiles_and_times_it(texts, monkeypatch):
     ("changes", "message"),
     [
         ({"data__source": "digits"}, "config.data.source=digits has images, but task=text reads texts; use text:PATH"),
-        ({"task": "classification"}, "has texts, which only --config.task=text reads"),
+        (
+            {"task": "classification", "text__length": 128, "text__tokenizer": None},
+            "has texts, which only --config.task",
+        ),
         ({"model__name": "resnet18"}, "model.name=resnet18 takes images, which task=text does not have"),
         ({"regularization__mixup": 0.2}, "config.regularization.mixup=0.2 cannot be used with task=text: tokens"),
         ({"data__flip": False}, "config.data.flip=False cannot be used with task=text: texts are no images"),

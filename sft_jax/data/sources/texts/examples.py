@@ -15,6 +15,8 @@ from sft_jax.errors import UserError
 
 # Files whose names do not say their split.
 KNOWN_PARTS = {"train_5500": "train", "trec_10": "test"}
+# Files that may lie beside those of a set: vocabularies, tokenizers, descriptions.
+ASIDE = (".txt", ".json")
 # What stands for no label, where the classes are declared or all of a file's labels are this (GLUE's test sets), and in
 # the columns of SNLI's and MultiNLI's that are so called.
 HIDDEN, UNDECIDED = "-1", {"gold_label": "-"}
@@ -113,8 +115,13 @@ def _of_sheets(
 ) -> tuple[list[Example], tuple[str, ...] | None]:
     """Returns the examples of files, and the classes that they declare."""
     parts = {path: _part(path) for path in paths}
-    if len(paths) > 1 and None in parts.values():
-        unknown = [path.name for path, part in parts.items() if part is None]
+    others = [path for path, part in parts.items() if part is None and path.suffix.lower() in ASIDE]
+    if len(others) < len(paths) and len(paths) > 1:
+        paths = [path for path in paths if path not in others]
+        if others:
+            notices.append(f"{root}: skipped, because their names say no split: {some(path.name for path in others)}")
+    unknown = [path.name for path in paths if parts[path] is None]
+    if len(paths) > 1 and unknown:
         raise UserError(
             f"{root} has several files, and the names of {some(unknown)} do not say train, validation or test; "
             f"name one file: text:FILE"
