@@ -3,8 +3,8 @@
 pip install -e '.[text]'
 python -m sft_jax.main --config configs/sst2.py --config.data.source=text:FOLDER
 
-FOLDER has train.tsv, dev.tsv and test.tsv, a sentence, a tab and 0 or 1 a line. GLUE's files work as well; the labels of
-its test.tsv are hidden, so that a part of the training sentences is for testing if that file is left out.
+FOLDER has train.tsv, dev.tsv and test.tsv, a sentence, a tab and 0 or 1 a line. GLUE's files work as well, without its
+test.tsv, whose labels are hidden: a tenth of the training sentences is then for testing.
 """
 
 from ml_collections import ConfigDict

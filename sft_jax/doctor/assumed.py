@@ -29,7 +29,7 @@ class _StreamedShapes:
     targets: Batch
     size: int
 
-    names = None
+    names = lengths = texts = None
 
     @property
     def labels(self) -> np.ndarray:

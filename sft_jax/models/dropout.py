@@ -29,10 +29,9 @@ class Dropout:
         if not self._dropped:
             return x
         assert self._key is not None
-        own, first = jax.random.fold_in(self._key, self._used), 0
+        own = jax.random.fold_in(self._key, self._used)
         self._used += 1
-        if self._axis_name is not None:
-            first = lax.axis_index(self._axis_name) * examples
+        first = 0 if self._axis_name is None else lax.axis_index(self._axis_name) * examples
         keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(first + jnp.arange(examples))
         size = x.size // examples
         words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 4),), jnp.uint32))(keys)

@@ -247,8 +247,8 @@ class Trainer:
         program, key = self.programs.train_steps, self.experiment.key
         with self.console.status("compiling the training step"):
             variants = self.programs.train_loader.variants(call.chunk)
-            needed = [compile_step(program, state, chunk, key) for chunk in variants]
-        if None not in needed:
+            needed = [compile_step(program, state, chunk, key) or 0 for chunk in variants]
+        if max(needed):
             self.console.line(memory_line(max(needed), self.devices))
         self._clock += time.perf_counter() - start
 
