@@ -101,7 +101,7 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
             return jax.grad(loss, has_aux=True)(params)
 
         gradients, statistics = jax.device_get(gradients_of(params, batch_stats))
-    logits = reference.run(module, *inputs)
+    logits = reference.logits(module, reference.given(module, *inputs))
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     theirs = {key: parameter.grad for key, parameter in module.named_parameters()} | dict(module.named_buffers())
     assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)
