@@ -50,7 +50,9 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
     classes_of = LABELLINGS[listing.labelling].classes_of
     for part in PARTS if listing.labelling == "classes" else PARTS[1:]:
         here = {name for file in given[part] for name in classes_of(file.label)}
-        lacking = [name for name in listing.class_names if name not in here and listing.labelling != "number"]
+        lacking = [
+            name for name in listing.class_names if name not in here and listing.labelling not in ("number", "mask")
+        ]
         if lacking:
             notices.append(f"the {part} split has no images of {some(map(repr, lacking))}")
     return {part: given[part] for part in PARTS}
