@@ -72,6 +72,7 @@ class Experiment:
                 f"use for example --config.data.crop_pct=0.875"
             )
         self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
+        models.check_head(config.model.name, dense=self.task.dense, task=config.task)
         self.build = models.builder(
             config.model,
             self.task.outputs,

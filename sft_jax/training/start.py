@@ -16,7 +16,7 @@ from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
-from sft_jax.models import initial_arrays
+from sft_jax.models import architecture, initial_arrays
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
@@ -69,7 +69,7 @@ def load_init(config: ConfigDict) -> Weights | None:
     if config.init == "scratch":
         return None
     weights = load_named(config.init)
-    if weights.arch != config.model.name:
+    if not architecture(config.model.name).starts_from(architecture(weights.arch, f"network in init={config.init}: ")):
         raise UserError(
             f"init={config.init} contains a {weights.arch}, but model.name={config.model.name}; "
             f"use --config.model.name={weights.arch}"
@@ -180,8 +180,9 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
     config, build, network = experiment.config, experiment.build, experiment.network
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
-    network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
-    arrays, resampled = network.architecture.for_size(init.arrays, config.data.size)
+    adopted = network.architecture.adopted(init.arrays)
+    network.architecture.check_stem(adopted, config.model.stem, source=config.init)
+    arrays, resampled = network.architecture.for_size(adopted, config.data.size)
     prefix = f"{network.architecture.head}."
     head, _ = initial_arrays(build, config.seed, prefix=prefix)
     inherited, description = _inherited_head(experiment, init, head, prefix)

@@ -41,7 +41,7 @@ def survey(path: Path, content: bytes) -> tuple[Header, tuple[int, ...]]:
       UserError: it is not a mask.
     """
     values, upright = _decoded(path, content)
-    return Header(values.shape[::-1], upright), tuple(np.unique(values).tolist())  # type: ignore[arg-type]
+    return Header(values.shape[::-1], upright), tuple(np.unique(values).tolist())
 
 
 def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:

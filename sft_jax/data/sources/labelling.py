@@ -45,7 +45,7 @@ def _number(labels: Sequence[Label], class_names: Sequence[str]) -> Batch:
 
 
 def _files(labels: Sequence[Label], class_names: Sequence[str]) -> Batch:
-    return {"mask": np.array([name for name, _ in labels], object)}  # type: ignore[misc,union-attr]
+    return {"mask": np.array([label[0] for label in labels], object)}  # type: ignore[index]
 
 
 LABELLINGS = {

@@ -103,8 +103,8 @@ def check_labelling(config: ConfigDict, labelling: str) -> None:
     """Raises UserError if the source of `config` cannot have these labels."""
     if source_of(config).has_masks != (labelling == "mask"):
         has = LABELLINGS["mask" if source_of(config).has_masks else "class"].words
-        able = [source.form for source in SOURCES.values() if source.has_masks]
-        remedy = f"use {', '.join(able)}" if labelling == "mask" else "use --config.task=segmentation"
+        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks)
+        remedy = f"use {forms}" if labelling == "mask" else "use --config.task=segmentation"
         raise UserError(
             f"config.data.source={config.source} has {has}, but the task needs {LABELLINGS[labelling].words}; {remedy}"
         )
