@@ -69,7 +69,7 @@ class FCNHead(nnx.List):
         """See `LinearHead`."""
         conv, norm, _, _, linear = self
         x = norm(_wide(conv, last), train=train, relu=True)
-        return linear(dropout(x, key if train else None, 0.1, self.axis_name))
+        return linear(dropout(x, key, 0.1, self.axis_name))
 
 
 class DeepLabHead(nnx.List):
@@ -114,7 +114,7 @@ class Pyramid(nnx.Module):
         found.append(jnp.broadcast_to(mean, found[0].shape))
         conv, norm = self.project
         x = norm(conv(jnp.concatenate(found, -1), layout="NHWC"), train=train, relu=True)
-        return dropout(x, key if train else None, 0.5, self.axis_name)
+        return dropout(x, key, 0.5, self.axis_name)
 
 
 class LRASPPHead(nnx.Module):

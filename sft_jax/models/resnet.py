@@ -164,13 +164,14 @@ _locate = located_by(
 
 def architecture(name: str, variant: Variant) -> Architecture:
     """Describes the network `name` of the family."""
+    stages = [stage for stage, blocks in enumerate(variant.layers) if blocks]
     found = Architecture(
         name=name,
         family="resnet",
         make=functools.partial(ResNet, variant),
         head="fc",
-        channels=tuple(64 * 2**stage * variant.block.expansion for stage in range(4)),
-        strides=(4, 8, 16, 32),  # for the stem "imagenet"
+        channels=tuple(64 * 2**stage * variant.block.expansion for stage in stages),
+        strides=tuple(4 * 2**stage for stage in stages),  # for the stem "imagenet"
         locate=_locate,
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
         # The only one whose first weights were trained by torchvision's newer recipe.

@@ -74,12 +74,13 @@ class Segmenter(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images [batch, height, width, 3] to logits, float32 [batch, height, width, outputs].
 
-        With `train` batch norm uses batch statistics and updates the running ones. `key` draws what the backbone and
-        the head's dropout leave out; without it, nothing is.
+        With `train` batch norm uses batch statistics and updates the running ones. `key`, of a training step, draws
+        what the backbone and the head's dropout leave out; without it, nothing is. With a key, the head's batch norm
+        always uses batch statistics, because a new head has no running ones that could be frozen.
         """
         maps = self._maps(x, train=train, key=key)
         own = None if key is None else jax.random.fold_in(key, DROPOUT)
-        logits = self.classifier(*maps, train=train, key=own)
+        logits = self.classifier(*maps, train=train or key is not None, key=own)
         return ops.upsample(logits, *x.shape[1:3])
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:

@@ -184,7 +184,8 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
     network.architecture.check_stem(adopted, config.model.stem, source=config.init)
     arrays, resampled = network.architecture.for_size(adopted, config.data.size)
     prefix = f"{network.architecture.head}."
-    head, _ = initial_arrays(build, config.seed, prefix=prefix)
+    own, statistics = initial_arrays(build, config.seed, prefix=prefix)
+    head = {**own, **statistics}
     inherited, description = _inherited_head(experiment, init, head, prefix)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
     return params, batch_stats, f"weights of {config.init}{description}{resampled}{_normalisation(init, config)}"
