@@ -53,14 +53,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top", type=int, metavar="N", help="classes per image (default: 5), or labels of --json (default: all)"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object per line")
-    form.add_argument(
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE.csv",
+        metavar="FILE.csv|FOLDER",
         help="write a table with columns file, label, probability, label_2, probability_2, ...; for several labels per "
-        "image file, labels and the probability of each label; for a number file, value",
+        "image file, labels and the probability of each label; for a number file, value; for a class per pixel, name "
+        "the folder for masks and overlays",
     )
     parser.add_argument(
         "--max-pixels",
@@ -75,7 +75,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="also write each image with a heat map of the parts that its prediction depends on (Grad-CAM; attention "
         "rollout for vision transformers)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.json and args.output is not None and args.output.suffix:
+        parser.error("argument --output: not allowed with argument --json")
+    return args
 
 
 def main() -> None:
@@ -83,16 +86,18 @@ def main() -> None:
     args = parse(sys.argv[1:])
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
-    if args.output is not None and args.output.suffix != ".csv":
+    if args.output is not None and args.output.suffix not in (".csv", ""):
         raise UserError(f"--output {args.output} must end in .csv")
     # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
+    from sft_jax.inference import masks
     from sft_jax.inference.predictor import load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
     classifier.decoder.check(args.top)
+    _check_output(classifier, args)
     problems: list[str] = []
 
     def tell(problem: str) -> None:
@@ -102,21 +107,38 @@ def main() -> None:
     answered = 0
     paths = (path for name in args.images for path in _files(name, tell))
     with contextlib.ExitStack() as opened, FileWarnings() as warned:
-        if args.output is not None:
+        if args.output is not None and not classifier.task.dense:
             table = CsvTable(args.output, classifier.decoder, args.top)
             show = opened.enter_context(contextlib.closing(table)).show
         else:
             show = print_json if args.json else Table(classifier.decoder).show
         limit = args.max_pixels or MAX_PIXELS
-        for answers in predictions(classifier, paths, args.top, tell, limit, args.explain):
+        if classifier.task.dense:
+            found = masks.answers(classifier, paths, args.output, tell, limit)
+        else:
+            found = predictions(classifier, paths, args.top, tell, limit, args.explain)
+        for answers in found:
             show(answers)
             answered += len(answers)
     for line in warned.lines:
         print(f"notice: {printable(line)}", file=sys.stderr)
-    if args.output is not None:
+    if args.output is not None and not args.json:
         print(f"wrote {args.output}: {answered:,} images")
     if problems:
         raise UserError(f"unreadable inputs: {len(problems)}, see above; images answered: {answered}")
+
+
+def _check_output(classifier: "Classifier", args: argparse.Namespace) -> None:
+    """Raises UserError if the predictions cannot be written as the flags say."""
+    if classifier.task.dense:
+        if args.explain is not None:
+            raise UserError(
+                "--explain shows what speaks for a class of the whole image; a mask shows where each class is"
+            )
+        if args.output is None or args.output.suffix:
+            raise UserError("the network predicts a mask for each image: add --output FOLDER, where they are written")
+    elif args.output is not None and args.output.suffix != ".csv":
+        raise UserError(f"--output {args.output} must end in .csv")
 
 
 def _files(name: str, tell: Callable[[str], None]) -> Iterator[Path]:

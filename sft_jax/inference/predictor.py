@@ -22,7 +22,7 @@ from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
-from sft_jax.inference import explain
+from sft_jax.inference import explain, masks
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, initialise, load_weights
@@ -120,6 +120,8 @@ class Classifier:
         Raises:
           UserError: the classifier is an export, whose program gives logits only.
         """
+        if self.task.dense:
+            raise UserError("the network has outputs of pixels, and so no features of the whole image")
         if self.backbone is None:
             raise UserError("an export gives logits but no features; name the run or the converted file it was made of")
         return self._run(self.backbone, self.inputs(squares))
@@ -161,13 +163,15 @@ class Classifier:
         Returns:
           of classes: their names [n, top] and probabilities, float32 [n, top], the most probable first; of several
           labels per image: lists of those over their thresholds, the most probable first, and the probabilities of all
-          labels, float32 [n, labels]; of a number: float32 [n].
+          labels, float32 [n, labels]; of a number: float32 [n]; of pixels: a list of masks, see `masks.predict`.
 
         Raises:
           TypeError, ValueError, UserError: as for `logits`; also ValueError if `top` is less than 1 or has no meaning,
             and UserError if there is only one class.
         """
         self.decoder.check(None)
+        if self.task.dense and top is None:
+            return masks.predict(self, images)
         return self.decoder.predict(self.logits(images), top)
 
     def _run(self, program: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> np.ndarray:

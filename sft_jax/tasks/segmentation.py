@@ -17,6 +17,7 @@ from sft_jax.data.images.mask import VOID
 from sft_jax.errors import UserError
 from sft_jax.tasks.base import Augment, Batch, Preprocess, Task
 from sft_jax.tasks.class_weights import check_weights, weights_of
+from sft_jax.tasks.decoding import Answer, Decoder
 from sft_jax.tasks.losses import cross_entropy, dice, inverse_mean
 from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.segmentation_sums import EvalSums, eval_sums, labels_of, summarize
@@ -96,6 +97,10 @@ class Segmentation(Task):
     def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> "Segmentation":
         """See `Task`."""
         return cls(tuple(names))
+
+    def decoder(self) -> "MaskDecoder":
+        """See `Task`."""
+        return MaskDecoder(self.class_names)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -217,3 +222,44 @@ class Segmentation(Task):
 def _pixels(truth: np.ndarray) -> np.ndarray:
     """Returns the number of pixels of each value of masks uint8 [n, height, width]: int64 [256]."""
     return sum((np.bincount(mask.ravel(), minlength=VOID + 1) for mask in truth), np.zeros(VOID + 1, np.int64))
+
+
+class MaskDecoder(Decoder):
+    """Predicts the class of each pixel: the one with the highest output."""
+
+    heads = ("mask", "shares")
+
+    def __init__(self, class_names: Sequence[str]):
+        self.class_names = tuple(class_names)
+
+    def check(self, top: int | None) -> None:
+        """Raises UserError for `top`, because each pixel has one class."""
+        if top is not None:
+            raise UserError(f"--top {top} ranks the classes of an image, but the network predicts one for each pixel")
+
+    def predict(self, outputs: np.ndarray, top: int | None = None) -> np.ndarray:
+        """Returns masks at the size of the outputs [n, height, width, classes], uint8 [n, height, width].
+
+        Raises ValueError for `top`.
+        """
+        if top is not None:
+            raise ValueError(f"top={top} ranks the classes of an image, but the network predicts one for each pixel")
+        return outputs.argmax(-1).astype(np.uint8)
+
+    def answers(self, outputs: np.ndarray, top: int | None) -> list[Answer]:
+        """See `Decoder`: the fraction of the pixels of each class."""
+        flat = self.predict(outputs, top).reshape(len(outputs), -1)
+        counts = [np.bincount(mask, minlength=len(self.class_names)) / flat.shape[1] for mask in flat]
+        return [{"shares": dict(zip(self.class_names, own.tolist(), strict=True))} for own in counts]
+
+    def row(self, answer: Answer) -> tuple[str, ...]:
+        """See `Decoder`."""
+        return answer.get("mask", ""), ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items())
+
+    def columns(self, top: int | None) -> list[str]:
+        """See `Decoder`. Raises UserError, because masks are no cells of a table."""
+        raise UserError("masks are written to a folder, not to a table: use --output FOLDER")
+
+    def cells(self, answer: Answer) -> list[Any]:
+        """See `columns`."""
+        raise NotImplementedError

@@ -52,12 +52,12 @@ def test_a_run_learns_and_reports_its_metrics(trained):
     assert {"train_loss", "train_pixel_accuracy", "val_loss", "val_mean_iou", "val_mean_accuracy"} <= rows[0].keys()
     assert results["best_val_mean_iou"] == max(row["val_mean_iou"] for row in rows) == rows[-1]["best"]
     assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
-    # The ground alone, 0.25.
-    assert results["test_mean_iou"] > 0.4
+    # The ground alone would be 0.25.
+    assert results["test_mean_iou"] > 0.6
     assert results["class_names"] == list(NAMES)
     assert len(results["per_class_iou"]) == len(results["per_class_accuracy"]) == 3
     log = (folder / "train.log").read_text()
-    assert "a class per pixel, 3 classes, 20.8% of the training pixels are of none" in log
+    assert "a class per pixel, 3 classes, 25.0% of the training pixels are of none" in log
     assert f"test mean IoU {results['test_mean_iou']:.2%}, pixel accuracy {results['test_pixel_accuracy']:.2%}" in log
 
 
@@ -139,7 +139,8 @@ def test_eight_devices_train_as_one(tmp_path, monkeypatch, trained):
     one, eight = state_of(ones).arrays, state_of(eights).arrays
     assert one.keys() == eight.keys()
     for key, array in one.items():
-        np.testing.assert_allclose(eight[key], array, rtol=1e-3, atol=1e-4, err_msg=key)
+        if key.startswith(("params", "batch_stats")):
+            np.testing.assert_allclose(eight[key], array, rtol=1e-3, atol=1e-4, err_msg=key)
     for first, second in zip(rows_of(ones), rows_of(eights), strict=True):
         for name in ("train_loss", "val_loss", "val_pixel_accuracy"):
             assert second[name] == pytest.approx(first[name], rel=1e-3)
