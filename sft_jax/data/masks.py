@@ -45,8 +45,8 @@ def augmented(
     across = draw.coins(augment.FLIP) if augmentation.flip else never
     down = draw.coins(augment.VERTICAL_FLIP) if augmentation.vertical_flip else never
     if augmentation.crop_scale:
-        areas = augmentation.crop_scale, augmentation.crop_ratio
-        boxes = draw.own(crops.random_boxes(draw.key(augment.BOX), total, masks.shape[1:], *areas))
+        areas, sides = (augmentation.crop_scale, augmentation.crop_ratio), (masks.shape[1], masks.shape[2])
+        boxes = draw.own(crops.random_boxes(draw.key(augment.BOX), total, sides, *areas))
         masks = resampled(masks, boxes, augmentation.size, jnp.stack([down, across], 1))
     else:
         masks = resized(masks, augmentation.size)

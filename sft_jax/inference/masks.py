@@ -16,6 +16,7 @@ from sft_jax.data.images.formats import MAX_PIXELS, UNREADABLE, FileWarnings, op
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.images.mask import VOID
 from sft_jax.data.images.named import decoded
+from sft_jax.data.images.square import upright
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.runtime.files import write_bytes
@@ -30,18 +31,17 @@ OPACITY = 0.5
 
 
 class Picture(NamedTuple):
-    """A picture, uint8 [height, width, 3] at its own size and upright, and its square, see `Preprocess.read`."""
+    """Height and width of a picture, upright, and its square, see `Preprocess.read`."""
 
-    pixels: np.ndarray
+    shape: tuple[int, ...]
     square: np.ndarray
 
 
 def read(file: Path, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads a picture. Raises one of `formats.UNREADABLE`."""
-    # Twice, because for its square a JPEG file may be decoded at a fraction of its size, as in training.
     with opened(file, max_pixels) as image:
-        pixels = np.asarray(preprocess.rgb(image))
-    return Picture(pixels, preprocess.read(file, max_pixels))
+        shape = upright(image)
+        return Picture(shape, preprocess.of_image(image))
 
 
 def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
@@ -61,18 +61,16 @@ def of_block(classifier: "Classifier", pictures: Sequence[Picture]) -> list[np.n
     """Returns the masks of at most `BATCH` pictures, see `predict`."""
     outputs = classifier.square_logits([picture.square for picture in pictures])
     return [
-        at_own_size(own, classifier.preprocess, picture.pixels.shape[:2])
-        for own, picture in zip(outputs, pictures, strict=True)
+        at_own_size(own, classifier.preprocess, picture.shape) for own, picture in zip(outputs, pictures, strict=True)
     ]
 
 
 def _picture(image: Given, classifier: "Classifier") -> Picture:
     preprocess = classifier.preprocess
     if isinstance(image, np.ndarray):
-        return Picture(image, preprocess.of_array(image))
+        return Picture(image.shape[:2], preprocess.of_array(image))
     if isinstance(image, Image.Image):
-        rgb = preprocess.rgb(image)
-        return Picture(np.asarray(rgb), preprocess.of_image(rgb))
+        return Picture(upright(image), preprocess.of_image(image))
     try:
         return read(image, preprocess)
     except UNREADABLE as error:
@@ -158,16 +156,19 @@ def answers(
       UserError: a file cannot be written.
     """
     names: dict[str, int] = {}
-    readable = decoded(paths, lambda path: read(path, classifier.preprocess, max_pixels), tell)
+    preprocess = classifier.preprocess
+    readable = decoded(paths, lambda path: read(path, preprocess, max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):
         found = []
         masks = of_block(classifier, [picture for _, picture in block])
-        for (path, picture), mask in zip(block, masks, strict=True):
+        for (path, _), mask in zip(block, masks, strict=True):
+            with opened(path, max_pixels) as image:  # again, as dozens of large pictures do not fit into memory
+                pixels = np.asarray(preprocess.rgb(image))
             names[path.stem] = names.get(path.stem, 0) + 1
             again = f"_{names[path.stem]}" if names[path.stem] > 1 else ""
             files = {kind: folder / f"{kind}s" / f"{path.stem}{again}.png" for kind in ("mask", "overlay")}
             _save(with_palette(mask), files["mask"])
-            _save(Image.fromarray(overlay(picture.pixels, mask)), files["overlay"])
+            _save(Image.fromarray(overlay(pixels, mask)), files["overlay"])
             shares = {"shares": shares_of(mask, classifier.class_names)}
             found.append({"file": str(path)} | {kind: str(file) for kind, file in files.items()} | shares)
         yield found
@@ -191,10 +192,9 @@ def colours() -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Blends a picture [height, width, 3], uint8 or float in 0..1, with the colours of its mask: uint8."""
-    pixels = picture.astype(np.float32) * (1 if picture.dtype == np.uint8 else 255)
-    blended = (1 - OPACITY) * pixels + OPACITY * colours()[mask].astype(np.float32)
-    return np.where((mask == VOID)[..., None], pixels, blended).round().astype(np.uint8)
+    """Blends a picture uint8 [height, width, 3] with the colours of its mask; pixels of no class stay as they are."""
+    blended = (1 - OPACITY) * picture + OPACITY * colours()[mask].astype(np.float32)
+    return np.where((mask == VOID)[..., None], picture, blended.round().astype(np.uint8))
 
 
 def with_palette(mask: np.ndarray) -> Image.Image:

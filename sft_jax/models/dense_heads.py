@@ -30,8 +30,11 @@ class PixelLinear(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         bound = inputs**-0.5
-        for name, shape in (("kernel", (1, 1, inputs, outputs)), ("bias", (outputs,))):
-            setattr(self, name, nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)))
+
+        def uniform(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.kernel, self.bias = uniform(1, 1, inputs, outputs), uniform(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., in] to [..., out]."""
@@ -125,7 +128,7 @@ class LRASPPHead(nnx.Module):
     def __init__(self, channels: int, outputs: int, *, eighth: int, dtype, axis_name: str | None, rngs: nnx.Rngs):
         conv = Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)
         self.cbr = nnx.List([conv, BatchNorm2d(INNER, axis_name=axis_name)])
-        self.scale = nnx.List([None, Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)])
+        self.scale: Any = nnx.List([None, Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)])
         self.low_classifier = PixelLinear(eighth, outputs, rngs=rngs)
         self.high_classifier = PixelLinear(INNER, outputs, rngs=rngs)
 

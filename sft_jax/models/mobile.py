@@ -106,8 +106,8 @@ class MobileNetwork(ConvNorm, BlockNetwork):
         rngs: nnx.Rngs,
     ):
         rows = dilated(rows, output_stride, all_dilated=all_dilated)
-        stage = eighth_stage(rows)
-        self.eighth, self.eighth_channels = f"blocks.{stage}.0", rows[stage][0].outputs
+        eighth = eighth_stage(rows)
+        self.eighth, self.eighth_channels = f"blocks.{eighth}.0", rows[eighth][0].outputs
         self.style, self.strides, self.dtype = style, stage_strides(rows), dtype
         self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
         self.conv_stem = same_conv(3, stem, 3, 2, style, dtype=dtype, rngs=rngs)
@@ -180,16 +180,17 @@ def dilated(rows: Rows, output_stride: int, *, all_dilated: bool = False) -> Row
     The first block of such a stage has the dilation of the stage before, as in timm; with `all_dilated` it has that of
     the other blocks, as in torchvision's MobileNetV3.
     """
-    reached, dilation, found = 2, 1, []
-    for stage in rows:
-        before, stride = dilation, stage_strides([stage])[0]
-        if reached * stride > output_stride:
-            dilation, stage = dilation * stride, tuple(dataclasses.replace(row, stride=1) for row in stage)
-        else:
-            reached *= stride
-        first = dilation if all_dilated else before
+    reached, dilation = 2, 1
+    found: list[tuple[Row, ...]] = []
+    for stage, stride in zip(rows, stage_strides(rows), strict=True):
+        before, kept = dilation, reached * stride <= output_stride
+        reached, dilation = (reached * stride, dilation) if kept else (reached, dilation * stride)
+        dilations = [dilation if all_dilated else before, *[dilation] * (len(stage) - 1)]
         found.append(
-            tuple(dataclasses.replace(row, dilation=dilation if index else first) for index, row in enumerate(stage))
+            tuple(
+                dataclasses.replace(row, dilation=own, stride=row.stride if kept else 1)
+                for row, own in zip(stage, dilations, strict=True)
+            )
         )
     return tuple(found)
 

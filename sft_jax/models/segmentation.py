@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ class Segmenter(nnx.Module):
         rngs: nnx.Rngs,
         **settings: Any,
     ):
-        self.backbone: Any = backbone.make(1, dtype=dtype, axis_name=axis_name, rngs=rngs, **settings)
+        self.backbone = cast(Any, backbone.make(1, dtype=dtype, axis_name=axis_name, rngs=rngs, **settings))
         for name in (backbone.head, *AFTER_MAPS):
             if hasattr(self.backbone, name):
                 delattr(self.backbone, name)

@@ -184,6 +184,12 @@ def _orientation(image: Image.Image) -> Any:
     return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
 
 
+def upright(image: Image.Image) -> tuple[int, int]:
+    """Returns height and width of an image as it is shown, after EXIF rotation."""
+    width, height = image.size
+    return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
+
+
 def is_wide(image: Image.Image) -> bool:
     """Returns whether an image is gray with more than 8 bits, or floating point."""
     return image.mode == "F" or image.mode.startswith("I")
