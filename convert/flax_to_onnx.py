@@ -64,13 +64,14 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from rich.console import Console
 
     from convert import trained
+    from convert.families import reference_of
     from sft_jax.runtime.files import written_whole
 
     model = trained.read(workdir, file, inputs=True)
     model.network.architecture.check_images()
     size, batches = model.size, ", ".join(map(str, BATCHES))
     program = torch.onnx.export(
-        model.module,
+        reference_of(model.arch).plain(model.module),
         (torch.zeros(2, 3, size, size),),
         dynamo=True,
         input_names=["images"],
@@ -119,6 +120,7 @@ def largest_difference(path: Path, model: "Trained", batch: int) -> float:
     _, ours = parity.flax_activations(model.network, model.arrays, (images,))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (theirs,) = session.run(["logits"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    theirs = np.moveaxis(theirs, 1, -1)  # of pixels, outputs come before them in torch
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference <= parity.TOLERANCE:  # NaN must fail too
         raise UserError(

@@ -110,6 +110,10 @@ class Reference:
         (images,) = inputs
         return module(torch.from_numpy(images[..., : self.input_channels(module)]).permute(0, 3, 1, 2))
 
+    def plain(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Returns a module that maps images [n, channels, height, width] to logits [n, outputs, ...] alone."""
+        return module
+
     def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
         """Raises UserError if a state_dict, that of the file `source`, does not belong to the family at all."""
         dialects = self.dialects(arch)

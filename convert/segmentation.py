@@ -26,6 +26,17 @@ LANDMARKS = {
 }
 
 
+class _Plain(torch.nn.Module):
+    """The logits alone of one of torchvision's modules."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module(images)["out"]
+
+
 class SegmentationReference(Reference):
     """See `Reference`."""
 
@@ -57,6 +68,10 @@ class SegmentationReference(Reference):
         """Returns the logits [n, height, width, outputs] of `module` for inputs of our network."""
         (images,) = inputs
         return module(torch.from_numpy(images).permute(0, 3, 1, 2))["out"].permute(0, 2, 3, 1)
+
+    def plain(self, module: torch.nn.Module) -> torch.nn.Module:
+        """See `Reference`: torchvision's modules return dictionaries."""
+        return _Plain(module).eval()
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""

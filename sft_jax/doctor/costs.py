@@ -98,13 +98,13 @@ def step_flops(experiment: Experiment, programs: PhasePrograms) -> float:
     build = models.builder(config.model, outputs, size=size, precision=config.precision)
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
-    image = jax.ShapeDtypeStruct((config.batch_size, config.data.size, config.data.size, 3), np.float32)
-    batch = {"image": image}
+    stored = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)}
     for name, target in experiment.dataset.train.targets.items():
-        batch[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
+        stored[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
+    batch = jax.eval_shape(experiment.task.preprocess(config.data, size), stored)
     if programs.phase.on_features:
         network = models.HeadNetwork(full)
-        batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, image)
+        batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, batch["image"])
     settings = dataclasses.replace(programs.settings(), accumulate=1)
     step = make_train_step(network, experiment.task, programs.optimizer, None, settings)
     state = jax.eval_shape(programs.new_state, full.params, full.batch_stats)

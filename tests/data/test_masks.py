@@ -10,6 +10,7 @@ from PIL import Image
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.data.images.square import Square
+from sft_jax.data.sources.folder import load_folder
 from sft_jax.errors import UserError
 
 
@@ -209,6 +210,11 @@ def test_a_resumed_run_notices_changed_masks(folder):
     Image.fromarray(np.asarray(Image.open(mask)).T.copy().T[::-1].copy()).save(mask)
     line = message(source, recorded=before.record)
     assert "labels of 1 image changed since the run began: val/images/000.png" in line
+
+
+def test_a_folder_of_images_and_masks_is_not_two_classes(folder):
+    with pytest.raises(UserError, match=f"no classes: use data.source=masks:{folder} with task=segmentation"):
+        load_folder(folder, 16)
 
 
 def test_labels_of_another_kind_are_refused(folder):

@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 import timm
@@ -16,7 +17,8 @@ from torchvision.models.resnet import Bottleneck as TorchBottleneck
 from torchvision.models.resnet import ResNet as TorchResNet
 from torchvision.models.segmentation import deeplabv3, fcn
 
-from convert import flax_to_resnet, keys, resnet_to_flax
+import sft_jax
+from convert import flax_to_onnx, flax_to_resnet, keys, resnet_to_flax
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network, architecture, find
 from sft_jax.models.architecture import HEAD_DEPTH, Builder
@@ -198,6 +200,14 @@ def test_a_file_of_torchvisions_is_converted_there_and_back(tmp_path, capsys, mo
     tensors = safetensors.torch.load_file(back)
     assert tensors.keys() == module.state_dict().keys()
     assert all(torch.equal(tensors[key], value) for key, value in module.state_dict().items())
+    flax_to_onnx.convert(None, ours, tmp_path / "ours.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    classifier = sft_jax.load(ours)
+    assert classifier.predict(picture)[0].shape == (50, 70)
+    inputs = np.asarray(classifier.inputs([classifier.preprocess.of_array(picture)])).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(tmp_path / "ours.onnx", providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(["logits"], {"images": inputs})
+    np.testing.assert_allclose(theirs.transpose(0, 2, 3, 1), classifier.logits(picture), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,23 @@ from PIL import Image
 from sklearn import metrics
 from tiny_runs import StopAt, assert_same_run, one_device, rows_of, state_of
 
+import sft_jax.embed.__main__ as embedding
+import sft_jax.evaluate as evaluating
+import sft_jax.inspect.__main__ as inspecting
+from convert import flax_to_onnx, flax_to_resnet
 from sft_jax.config import complete, flatten
+from sft_jax.doctor import ahead, planned
+from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate
+from sft_jax.report import segmentation
+from sft_jax.report.__main__ import rewrite
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
-from sft_jax.runtime.devices import Devices
+from sft_jax.runtime.devices import AbsentDevices, Devices
+from sft_jax.search import session
+from sft_jax.search.session import Options, search
+from sft_jax.search.space import Space
 from sft_jax.training import trainer as train_module
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.start import earlier, read_dataset
@@ -95,6 +106,64 @@ def test_streamed_pictures_give_the_same(trained, monkeypatch):
     monkeypatch.setattr("sft_jax.data.images.reading.MEMORY_FRACTION", 0.0)
     again, _, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
     assert again["confusion"] == results["confusion"]
+
+
+def test_the_report_shows_pictures_with_their_masks(trained, tmp_path, monkeypatch):
+    _, folder, results = trained
+    page = (folder / "report.html").read_text()
+    for text in ("Per class", "Worst pictures", "Best pictures", "predicted mask of test/images/00", "Mean IoU"):
+        assert text in page
+    assert f"{results['test_mean_iou']:.2%}" in page
+    assert page.count("data:image/png") == 3 * (9 + 4)
+    monkeypatch.setattr(segmentation, "WORST", 2)
+    monkeypatch.setattr(segmentation, "MOST_PIXELS", 0)
+    some = rewrite(folder, tmp_path / "some.html", explain=False).read_text()
+    assert "The 2 pictures with the lowest mean IoU of 6 test images" in some
+    assert f"{results['test_mean_iou']:.2%}" in some
+
+
+def test_settings_are_searched_on_folds(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(session, "Devices", one_device)
+    config = complete(flatten(Run(trained[1]).config()) | {"epochs": 2})
+    options = Options(trials=2, folds=2, sampler="grid", pruner="none", at_once=2, resume=False, command=["test"])
+    winner = search(config, Space(["optimizer.learning_rate=choice(1e-7,0.05)"]), tmp_path, options, Console())
+    assert winner.point == {"optimizer.learning_rate": "0.05"}
+    assert "scored by mean IoU on the validation images on" in capsys.readouterr().out
+
+
+def test_the_doctor_compiles_and_times_it(trained, monkeypatch):
+    monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
+    config = Run(trained[1]).config()
+    report = ahead.examine(config, "gpu-h100", [8], lambda line: None)
+    assert report["compiles"] is True
+    monkeypatch.setattr(planned, "Devices", one_device)
+    planned.add_plan(config, [8], costs := Report(), Console(mute=True))
+    assert [cost.size for cost in costs.costs] == [8]
+    assert any("data       masks:" in line for line in costs.plan)
+
+
+def test_what_needs_features_or_labels_is_refused(trained, tmp_path, monkeypatch):
+    source, folder, _ = trained
+    data = ["--workdir", folder, "--data", f"masks:{source}"]
+    for module, arguments, line in (
+        (
+            embedding,
+            [*data, "--output", tmp_path / "f.npz"],
+            "has a mask per image, but",
+        ),
+        (
+            inspecting,
+            [*data, "--output", tmp_path / "f.html"],
+            "has a mask per image, but",
+        ),
+        (evaluating, data, "is not possible for segmentation yet"),
+        (flax_to_resnet, ["--workdir", folder, "--output", tmp_path / "f.pth"], "exists in no library of torch"),
+        (flax_to_onnx, ["--workdir", folder, "--output", tmp_path / "f.onnx"], "exists in no library of torch"),
+    ):
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        with pytest.raises(UserError, match=line) as caught:
+            module.main()
+        assert "\n" not in str(caught.value)
 
 
 CHANGES = {
