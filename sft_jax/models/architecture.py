@@ -124,6 +124,10 @@ class Architecture:
         """The path of a layer of the head whose `bias` has an entry for each output."""
         return self.head
 
+    def gives_outputs(self, name: str) -> bool:
+        """Returns whether a parameter of the head belongs to a layer whose outputs are those of the network."""
+        return True
+
     def starts_from(self, other: "Architecture") -> bool:
         """Returns whether training can start from weights of `other`, see `adopted`."""
         return other.name == self.name

@@ -5,8 +5,8 @@ arXiv:1706.05587) and `LRASPPHead` (Howard et al., 2019, arXiv:1905.02244), with
 paths; None stands for parameterless layers, which are numbered there. `LinearHead` is the one with which DINOv2 is
 scored, batch norm and a linear layer.
 
-Maps are [batch, height, width, channels]; logits are float32. Each head has `last`, the path of a layer with a bias per
-output, and takes the last map and, of stride 8, the one that `LRASPPHead` reads.
+Maps are [batch, height, width, channels]; logits are float32. Each head has `lasts`, the paths of the layers whose
+outputs are its own, and takes the last map and, of stride 8, the one that `LRASPPHead` reads.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ class PixelLinear(nnx.Module):
 class LinearHead(nnx.List):
     """Batch norm and a linear layer on every position of the last map."""
 
-    last = "1"
+    lasts = ("1",)
 
     def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
         super().__init__([BatchNorm2d(channels, axis_name=axis_name), PixelLinear(channels, outputs, rngs=rngs)])
@@ -60,7 +60,7 @@ class LinearHead(nnx.List):
 class FCNHead(nnx.List):
     """A 3x3 convolution, dropout and a linear layer on the last map."""
 
-    last = "4"
+    lasts = ("4",)
 
     def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
         inner, self.axis_name = channels // 4, axis_name
@@ -78,7 +78,7 @@ class FCNHead(nnx.List):
 class DeepLabHead(nnx.List):
     """Atrous spatial pyramid pooling of the last map, a 3x3 convolution and a linear layer."""
 
-    last = "4"
+    lasts = ("4",)
 
     def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
         pyramid = Pyramid(channels, dtype=dtype, axis_name=axis_name, rngs=rngs)
@@ -123,7 +123,7 @@ class Pyramid(nnx.Module):
 class LRASPPHead(nnx.Module):
     """Sums linear layers on the last map, gated by its mean, and on one of stride 8."""
 
-    last = "high_classifier"
+    lasts = ("low_classifier", "high_classifier")
 
     def __init__(self, channels: int, outputs: int, *, eighth: int, dtype, axis_name: str | None, rngs: nnx.Rngs):
         conv = Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)

@@ -120,7 +120,11 @@ class DenseArchitecture(Architecture):
     @property
     def last(self) -> str:
         """See `Architecture`."""
-        return f"{HEAD}.{HEADS[self.kind].last}"
+        return f"{HEAD}.{HEADS[self.kind].lasts[-1]}"
+
+    def gives_outputs(self, name: str) -> bool:
+        """See `Architecture`."""
+        return name.startswith(tuple(f"{HEAD}.{last}." for last in HEADS[self.kind].lasts))
 
     def starts_from(self, other: Architecture) -> bool:
         """See `Architecture`: also from the backbone alone, with or without another head."""

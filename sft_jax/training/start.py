@@ -194,10 +194,21 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
 def _inherited_head(
     experiment: Experiment, init: Weights, fresh: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, Any], str]:
-    """Returns `inherited_head` in the scale of the task; nothing is inherited from another task."""
+    """Returns `inherited_head` in the scale of the task; nothing is inherited from another task.
+
+    Layers of the head before the last are inherited whatever the classes, if it is a head of the same kind.
+    """
     if init.task != experiment.config.task:
         return {}, f" with a new head (they learnt task={init.task})"
-    inherited, description = inherited_head(init, experiment.dataset.class_names, fresh)
+    gives_outputs = experiment.network.architecture.gives_outputs
+    before = {name: leaf for name, leaf in fresh.items() if not gives_outputs(name)}
+    if any(name not in init.arrays or init.arrays[name].shape != leaf.shape for name, leaf in before.items()):
+        return {}, " with a new head"
+    last = {name: leaf for name, leaf in fresh.items() if name not in before}
+    inherited, description = inherited_head(init, experiment.dataset.class_names, last)
+    if before:
+        description = description if inherited else " with a new last layer"
+        inherited = {name: init.arrays[name] for name in before} | (inherited or last)
     taken = experiment.task.taken({name.removeprefix(prefix): array for name, array in inherited.items()})
     return {prefix + leaf: array for leaf, array in taken.items()}, description
 

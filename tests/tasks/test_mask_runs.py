@@ -230,6 +230,18 @@ def test_a_run_starts_from_a_classifier_and_from_another_run(tmp_path, trained):
     again = run_on(source, tmp_path / "again", init=str(folder), data__allow_overlap=True, **frozen)
     assert "with its head" in (tmp_path / "again" / "train.log").read_text()
     assert again["test_count"] == results["test_count"]
+    (source / "classes.txt").write_text("earth\nsquare\ndisc\n")
+    try:
+        run_on(source, tmp_path / "renamed", init=str(folder), data__allow_overlap=True, **frozen)
+    finally:
+        (source / "classes.txt").write_text("\n".join(NAMES))
+    log = (tmp_path / "renamed" / "train.log").read_text()
+    assert "head: 2 of 3 classes reused, new: earth; dropped: ground" in log
+    ours, theirs = state_of(tmp_path / "renamed").arrays, Run(folder).restored("best").arrays
+    np.testing.assert_array_equal(ours["params/classifier.0.kernel"], theirs["params/classifier.0.kernel"])
+    last = "params/classifier.4.kernel"
+    np.testing.assert_array_equal(ours[last][..., 1:], theirs[last][..., 1:])
+    assert not np.array_equal(ours[last][..., 0], theirs[last][..., 0])
 
 
 def test_other_networks_settings_and_tasks_are_refused(tmp_path, trained):
