@@ -71,11 +71,11 @@ def make_block(row: Row, inputs: int, style: Style, **settings: Any) -> nnx.Modu
 class MobileNetwork(ConvNorm, BlockNetwork):
     """Stem and stages of blocks; subclasses add the last convolution, which yields the features, and `classifier`.
 
-    Attributes:
-      eighth, eighth_channels: name of the first block whose output has a stride of 8, and its channels.
-
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
     and the logits are float32.
+
+    Attributes:
+      eighth, eighth_channels: name of the first block whose output has a stride of 8, and its channels.
 
     Args:
       stem: channels of the stem.

@@ -174,8 +174,8 @@ def architecture(name: str, variant: Variant) -> Architecture:
         strides=tuple(4 * 2**stage for stage in stages),  # for the stem "imagenet"
         locate=_locate,
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
-        # The only one whose first weights were trained by torchvision's newer recipe.
         dilates=not variant.deep,
+        # The only one whose first weights were trained by torchvision's newer recipe.
         pretrained=Pretrained(resize=232) if name == "resnext101_64x4d" else Pretrained(),
     )
     if not variant.deep:

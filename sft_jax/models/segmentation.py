@@ -186,7 +186,6 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
     settings = {"output_stride": stride} if backbone.dilates else {}
     if kind == "lraspp" and not (backbone.dilates and backbone.family in MOBILE):
         raise UserError(f"{name}: lraspp heads are for MobileNetV3 and EfficientNet; use fcn_{backbone.name}")
-    theirs = kind != "linear" and asked is None and backbone.reference == "torchvision"
     return DenseArchitecture(
         name=name,
         family="segmentation",
@@ -198,7 +197,7 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
         stems=tuple((stem, f"{BACKBONE}.{path}", size) for stem, path, size in backbone.stems),
         pretrained=backbone.pretrained,
         pretrained_by=backbone.pretrained_by,
-        reference="torchvision" if theirs and name in REFERENCES else "",
+        reference="torchvision" if name in REFERENCES else "",
         module_path=functools.partial(_module_path, backbone.module_path),
         positions=backbone.positions,
         dilates=backbone.dilates,
