@@ -62,6 +62,8 @@ def augmented(
 
 def resized(masks: jax.Array, size: int) -> jax.Array:
     """Resizes masks [n, height, width] to [n, size, size]: the value of the nearest pixel."""
+    if masks.shape[1:] == (size, size):
+        return masks
     rows, columns = (_nearest(jnp.zeros(()), jnp.full((), side), size) for side in masks.shape[1:])
     return masks[:, rows][:, :, columns]
 

@@ -142,7 +142,7 @@ class Segmentation(Task):
         images, truth = super().preprocess(config, size), masks.make_preprocess(config, size)
 
         def preprocess(batch: Batch) -> Batch:
-            return images(batch) | ({"mask": truth(batch["mask"])} if "mask" in batch else {})
+            return images(batch) | {"mask": truth(batch["mask"])}
 
         return preprocess
 

@@ -93,6 +93,21 @@ def test_palettes_bits_and_nested_parts(tmp_path):
             np.testing.assert_array_equal(own, wanted[:, 2:22])
 
 
+def test_masks_under_other_usual_names(tmp_path):
+    fill(tmp_path, 5)
+    (tmp_path / "masks").rename(tmp_path / "labels")
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    dataset = load(f"masks:{tmp_path}")
+    assert sum(map(len, (dataset.train, dataset.validation, dataset.test))) == 5
+    (tmp_path / "images" / "test").mkdir()
+    (tmp_path / "labels" / "test").mkdir()
+    (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "test" / "000.png")
+    (tmp_path / "labels" / "000_mask.png").rename(tmp_path / "labels" / "test" / "000_mask.png")
+    assert "001.png is in no split, but others are in folders of splits" in message(f"masks:{tmp_path}")
+
+
 def test_pascal_voc(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     fill(tmp_path / "plain", 6)

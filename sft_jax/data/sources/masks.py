@@ -22,6 +22,8 @@ from sft_jax.errors import UserError
 from sft_jax.runtime.estimate import size_text
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
+# Other names of the folder of masks; and what may follow the name of a picture in that of its mask.
+ALIASES, SUFFIX = ("mask", "labels", "annotations"), "_mask"
 # Digits of a mask's SHA-256 in the record of a run.
 DIGITS = 16
 # Pascal VOC's, in the order of the values of its masks; 255 is the border between them.
@@ -50,8 +52,8 @@ def list_masks(root: Path, ignored: int | None, notices: list[str]) -> Listing:
     """Lists ROOT/images/* with ROOT/masks/*, ROOT/train/images/* with ROOT/train/masks/*, or ROOT/images/train/* with
     ROOT/masks/train/*, and the other splits likewise.
 
-    The mask of images/A/B.jpg is masks/A/B.png. The names of classes, in the order of the masks' values, are the lines
-    of ROOT/classes.txt.
+    The mask of images/A/B.jpg is masks/A/B.png or masks/A/B_mask.png; for the folder see also `ALIASES`. The names of
+    classes, in the order of the masks' values, are the lines of ROOT/classes.txt.
 
     Args:
       root: the folder.
@@ -140,27 +142,29 @@ def read_masks(split: Split, root: Path, square: Square, ignored: int | None) ->
 
 def _pairs(folder: Path, part: str | None, notices: list[str]) -> list[Pair]:
     """Returns the pictures of FOLDER/images with their masks. Raises OSError, UserError."""
-    if not (folder / MASKS).is_dir():
+    place = next((folder / name for name in (MASKS, *ALIASES) if (folder / name).is_dir()), None)
+    if place is None:
         raise UserError(f"{folder} has a folder {IMAGES} but none called {MASKS}")
-    images, masks = find_images(folder / IMAGES), find_images(folder / MASKS)
+    images, masks = find_images(folder / IMAGES), find_images(place)
     for found in (images, masks):
         if found.others:
             notices.append(left_out(found.others))
     by_stem: dict[Path, list[Path]] = collections.defaultdict(list)
     for path in masks.images:
-        by_stem[path.relative_to(folder / MASKS).with_suffix("")].append(path)
+        by_stem[path.relative_to(place).with_suffix("")].append(path)
     pairs = []
     for image in images.images:
-        place = image.relative_to(folder / IMAGES)
-        own = by_stem.get(place.with_suffix(""), [])
+        name = image.relative_to(folder / IMAGES)
+        stem = name.with_suffix("")
+        own = by_stem.get(stem) or by_stem.get(stem.with_name(stem.name + SUFFIX), [])
         if len(own) > 1:
             raise UserError(f"{image} has several masks: {_some(own)}; keep one of them")
         if own:
-            named = part if part or len(place.parts) == 1 else part_of(place.parts[0])
-            pairs.append(Pair(image, own[0], place.as_posix(), named))
+            named = part if part or len(name.parts) == 1 else part_of(name.parts[0])
+            pairs.append(Pair(image, own[0], name.as_posix(), named))
     lacking = sorted({*images.images} - {pair.image for pair in pairs})
     if lacking:
-        wanted = folder / MASKS / lacking[0].relative_to(folder / IMAGES).with_suffix(".png")
+        wanted = place / lacking[0].relative_to(folder / IMAGES).with_suffix(".png")
         raise UserError(f"{counted(len(lacking))} without a mask: {_some(lacking)}; the first needs {wanted}")
     twice = [stem for stem, count in collections.Counter(pair.mask for pair in pairs).items() if count > 1]
     if twice:
@@ -170,6 +174,9 @@ def _pairs(folder: Path, part: str | None, notices: list[str]) -> list[Pair]:
         notices.append(f"{counted(len(unused), 'mask')} ignored, without an image: {_some(unused)}")
     if not pairs:
         raise UserError(f"{folder / IMAGES} contains no images")
+    loose = [pair.image for pair in pairs if pair.part is None]
+    if 0 < len(loose) < len(pairs):
+        raise UserError(f"{_some(loose[:1])} is in no split, but others are in folders of splits; move it into one")
     return pairs
 
 
