@@ -3,6 +3,7 @@
 import concurrent.futures
 import io
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,10 +51,12 @@ def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
     Pixels that the network does not see, because `data.fit` or `data.crop_pct` crops pictures, are 255.
     """
     given, masks = one_by_one(images), []
-    with FileWarnings(), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+    with FileWarnings() as warned, concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
         for first in range(0, len(given), BATCH):
             block = list(pool.map(lambda image: _picture(image, classifier), given[first : first + BATCH]))
             masks += of_block(classifier, block)
+    for line in warned.lines:
+        warnings.warn(line, stacklevel=3)
     return masks
 
 
@@ -109,10 +112,9 @@ def _extent(preprocess: Preprocess, shape: tuple[int, ...]) -> list[tuple[float,
 
     See `Square._squared` and `crops.cropped`, which make that input.
     """
-    side, size = preprocess.side, preprocess.size
-    if preprocess.keep_square and shape[0] == shape[1]:
-        side = shape[0]
-    if preprocess.fit == "squash" or side == shape[0] == shape[1]:
+    kept = preprocess.keep_square and shape[0] == shape[1]
+    side, size = shape[0] if kept else preprocess.side, preprocess.size
+    if kept or preprocess.fit == "squash":
         extents = [(0.0, float(side))] * 2
     elif preprocess.fit == "pad":
         lengths = [max(1, round(side * each / max(shape))) for each in shape]

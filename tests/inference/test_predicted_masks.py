@@ -27,7 +27,7 @@ def blocks(height, width, step):
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("shape", [(64, 64), (48, 96), (97, 40)])
-@pytest.mark.parametrize("more", [{}, {"kept": 50, "crop_pct": 0.8}, {"kept": 40}])
+@pytest.mark.parametrize("more", [{}, {"kept": 50, "crop_pct": 0.8}, {"kept": 40}, {"resize": 36}])
 def test_a_mask_lies_where_its_picture_has_it(fit, shape, more):
     """A network that says what it sees: the outputs of a class are high where its square has the class's colour."""
     picture, values = blocks(*shape, step=16)
@@ -40,7 +40,7 @@ def test_a_mask_lies_where_its_picture_has_it(fit, shape, more):
     # All but the pixels at borders, which are mixed as the picture is reduced.
     assert (mask == values)[known].mean() > 0.75
     rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
-    part = {"crop": min(shape)}.get(fit, 0) * more.get("crop_pct", 1)
+    part = {"crop": min(shape)}.get(fit, 0) * more.get("crop_pct", 1) * 32 / more.get("resize", 32)
     if fit == "crop":
         assert (len(rows), len(columns)) == pytest.approx((part, part), abs=3)
         assert rows.mean() == pytest.approx((shape[0] - 1) / 2, abs=1.5)
