@@ -5,6 +5,11 @@ python -m sft_jax.main --config configs/camvid.py --config.data.source=masks:PAT
 
 PATH has the folders train, val and test, each with images and masks (PNG, the values 0 to 10, 11 for none), and a file
 classes.txt with the 11 names.
+
+Measured with seed 0 and jax 0.10.2 on pictures of 320 x 240 pixels, 367 / 101 / 233 as in SegNet's split: 42.4% mean
+IoU and 82.9% pixel accuracy on the test pictures (at 256 px), 48.0% mean IoU on the validation ones. Road 88%, sky 84%,
+but pedestrians 8%, and poles and bicyclists 0%: the last map has 16 x 16 positions. Published figures are of larger
+pictures. A smaller stride (`deeplabv3_tf_efficientnet_lite0_os8`), larger pictures and class weights were not tried.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "segmentation"
     config.model.name = "deeplabv3_tf_efficientnet_lite0"
     config.init = "package:efficientnet-lite0"
-    config.epochs = 30
+    config.epochs = 20
     config.batch_size = 8
 
     config.data.source = "masks:camvid"
