@@ -27,7 +27,7 @@ import torchvision
 from convert import keys
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors, empty_network
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import architecture
 from sft_jax.models.convnext import VARIANTS, torchvision_path
 
 # Titles of dialects; the path of the first depthwise convolution; names -> timm's.
@@ -117,7 +117,7 @@ class ConvNeXtReference(Reference):
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""
-        own = ARCHITECTURES[arch].reference
+        own = architecture(arch).reference
         found = []
         for title, first, rules in LIBRARIES:
             pattern = re.compile(rf"{PREFIX}{first}\.weight")

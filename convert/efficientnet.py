@@ -24,7 +24,7 @@ import torchvision
 
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, empty_network
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import architecture
 from sft_jax.models.efficientnet import VARIANTS, Variant, torchvision_path
 
 _SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -81,7 +81,7 @@ class EfficientNetReference(Reference):
         """See `Reference`; lukemelas' names are known for networks with TensorFlow's padding alone."""
         variant = VARIANTS[arch]
         timm = re.compile(PREFIX + r"blocks\.0\.0\.(conv_dw|conv)\.weight")
-        if ARCHITECTURES[arch].reference == "torchvision":
+        if architecture(arch).reference == "torchvision":
             own = Dialect(None, re.compile(PREFIX + r"features\.1\.0\.block\.0\.0\.weight"))
             rename = functools.partial(_torchvision_name, variant=variant)
             pattern = r"(?P<path>(?:blocks\.\d+\.\d+\.[\w.]+|conv_stem|bn1|conv_head|bn2|classifier))\.(?P<leaf>\w+)"

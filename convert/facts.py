@@ -10,7 +10,7 @@ in 0..1.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,9 +21,11 @@ from convert.families import reference_of
 from convert.fit import Fit
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, catalogue
+from sft_jax.models import architecture, catalogue
 from sft_jax.models.weights import Weights
 
+# The shorter side at which torchvision scores its networks for segmentation.
+PIXELS = 520
 KEYS = ("size", "resize", "interpolation", "fit", "mean", "std")
 
 
@@ -49,6 +51,8 @@ def of_weights(arch: str, name: str) -> Facts:
 
 
 def _of_transforms(transforms: Any) -> dict[str, Any]:
+    if not hasattr(transforms, "crop_size"):
+        return _for_pixels(transforms.resize_size[0], transforms.mean, transforms.std)
     return {
         "size": transforms.crop_size[0],
         "resize": transforms.resize_size[0],
@@ -57,6 +61,12 @@ def _of_transforms(transforms: Any) -> dict[str, Any]:
         "mean": list(transforms.mean),
         "std": list(transforms.std),
     }
+
+
+def _for_pixels(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Returns the preprocessing of whole pictures, of which every pixel gets an answer."""
+    sides = {"size": size, "resize": size, "interpolation": "bilinear", "fit": "pad"}
+    return sides | {"mean": list(mean), "std": list(std)}
 
 
 def of_run(weights: Weights, preprocess: Preprocess) -> Facts:
@@ -111,11 +121,12 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
     class_names, notices = classes.choose(names, known.class_names, given.get("dataset"), fitted.classes, source)
     preprocess, more = _preprocess(known.preprocess, fitted, given, source)
     licence = given.get("licence", known.licence)
-    return Facts(class_names, preprocess, (*known.notices, *notices, *more), licence, known.task)
+    task = dict(known.task) or ({"task": "segmentation"} if reference_of(fitted.arch).dense else {})
+    return Facts(class_names, preprocess, (*known.notices, *notices, *more), licence, task)
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:
-    if ARCHITECTURES[fitted.arch].texts is not None:
+    if architecture(fitted.arch).texts is not None:
         for name in ("size", "mean", "std"):
             if name in given:
                 raise UserError(f"--{name} {given[name]} has no meaning for {fitted.arch}, which takes texts")
@@ -123,17 +134,21 @@ def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tu
     flags: dict[str, Any] = {name: _channels(f"--{name}", given[name]) for name in ("mean", "std") if name in given}
     if "size" in given:
         flags |= {"size": _positive(given["size"]), "resize": given["size"]}
-        ARCHITECTURES[fitted.arch].check_size(given["size"], "--size")
+        architecture(fitted.arch).check_size(given["size"], "--size")
     if known is not None:
         return known | flags, []
     wanted = ", ".join(f"--{name}" for name in ("size", "mean", "std") if name not in flags)
     channels = reference_of(fitted.arch).input_channels(fitted.module)
     if fitted.stem == "imagenet" and channels == 3:
-        architecture = ARCHITECTURES[fitted.arch]
-        guess = f"assuming the preprocessing of {architecture.pretrained_by}; if that is wrong, use"
+        known_as = architecture(fitted.arch)
+        guess = f"assuming the preprocessing of {known_as.pretrained_by}; if that is wrong, use"
+        if known_as.dense:
+            guess = f"assuming the mean and std of {known_as.pretrained_by} and pictures padded to {PIXELS} px; if that"
+            usual = _for_pixels(PIXELS, known_as.pretrained.mean, known_as.pretrained.std)
+            return usual | flags, [f"{guess} is wrong, use {wanted}"] if wanted else []
         # Lists, as JSON has them.
-        usual = json.loads(json.dumps(dataclasses.asdict(architecture.pretrained))) | {"fit": "crop"}
-        own = architecture.size_of(fitted.arrays)
+        usual = json.loads(json.dumps(dataclasses.asdict(known_as.pretrained))) | {"fit": "crop"}
+        own = known_as.size_of(fitted.arrays)
         if own not in (None, usual["size"]):
             usual |= {"size": own, "resize": own}
         return {name: usual[name] for name in KEYS} | flags, [f"{guess} {wanted}"] if wanted else []

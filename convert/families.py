@@ -11,12 +11,15 @@ from convert.mobilenet import MobileNetReference
 from convert.reference import Reference
 from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
+from convert.segmentation import SegmentationReference
 from convert.swin import SwinReference
 from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models import Network, architecture
 from sft_jax.models.architecture import Builder
+from sft_jax.models.segmentation import REFERENCES as KNOWN
+from sft_jax.models.weights import some_of
 
 # By `Architecture.family`.
 REFERENCES: dict[str, Reference] = {
@@ -29,6 +32,7 @@ REFERENCES: dict[str, Reference] = {
     "vit": VitReference(),
     "dinov3": DinoV3Reference(),
     "bert": BertReference(),
+    "segmentation": SegmentationReference(),
 }
 
 # The extras that install `Architecture.reference`, where converting other networks does not need it.
@@ -37,10 +41,12 @@ EXTRAS = {"timm": "convert", "transformers": "text"}
 
 def reference_of(arch: str) -> Reference:
     """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
-    library = ARCHITECTURES[arch].reference
+    library = architecture(arch).reference
+    if not library:
+        raise UserError(f"{arch} exists in no library of torch: of these networks only {some_of(sorted(KNOWN), 9)} do")
     if library in EXTRAS and importlib.util.find_spec(library) is None:
         raise UserError(f"converting {arch} needs {library}: {install_command(EXTRAS[library])}")
-    return REFERENCES[ARCHITECTURES[arch].family]
+    return REFERENCES[architecture(arch).family]
 
 
 @functools.cache
@@ -50,4 +56,4 @@ def flax_network(arch: str, classes: int, stem: str = "imagenet", size: int | No
     `size` is that of the images in pixels, by default the usual one; it matters only for position embeddings.
     """
     placed = {} if size is None else {"size": size}
-    return Network.abstract(Builder(ARCHITECTURES[arch], classes, {"stem": stem} | placed))
+    return Network.abstract(Builder(architecture(arch), classes, {"stem": stem} | placed))

@@ -11,7 +11,7 @@ from convert.families import REFERENCES, flax_network, reference_of
 from convert.names import namings
 from convert.reference import Reference
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models import ARCHITECTURES, Network, architecture
 from sft_jax.models.weights import first_few
 
 Tensors = dict[str, torch.Tensor]
@@ -97,21 +97,23 @@ def _attempt(state_dict: Mapping[str, torch.Tensor], arch: str, recorded: str | 
     # A missing head is replaced by the identity, which outputs the features.
     identity = {f"{head}.weight": torch.eye(outputs), f"{head}.bias": torch.zeros(outputs)}
     reference = reference_of(arch)
+    if reference.dense:
+        identity = {}
     stem = reference.stem_of(state_dict, recorded)
     adapted, notices = reference.adapted(state_dict, arch)
-    network = flax_network(arch, outputs, stem, keys.image_size(adapted, ARCHITECTURES[arch]))
+    network = flax_network(arch, outputs, stem, keys.image_size(adapted, architecture(arch)))
     fitted, casts = keys.cast(adapted | ({} if f"{head}.weight" in state_dict else identity), network)
     return _Attempt(stem, network, fitted, casts + notices, keys.problems(fitted, network))
 
 
 def _outputs(state_dict: Mapping[str, torch.Tensor], arch: str) -> int:
     weight = state_dict.get(f"{_head(arch)}.weight")
-    return ARCHITECTURES[arch].width if weight is None else weight.shape[0]
+    return architecture(arch).width if weight is None else weight.shape[0]
 
 
 def _head(arch: str) -> str:
-    """Returns the reference's name of the head."""
-    return ARCHITECTURES[arch].module_path(ARCHITECTURES[arch].head)
+    """Returns the reference's name of the head, or of its last layer."""
+    return architecture(arch).module_path(architecture(arch).last)
 
 
 def _check_family(state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
@@ -130,7 +132,7 @@ def _check_family(state_dict: Mapping[str, torch.Tensor], arch: str, source: str
 def _fitting(state_dict: Mapping[str, torch.Tensor]) -> Iterator[str]:
     """Yields the networks whose bodies a state_dict, under the names of its file, fits."""
     for arch in ARCHITECTURES:
-        reference = REFERENCES.get(ARCHITECTURES[arch].family, Reference())
+        reference = REFERENCES.get(architecture(arch).family, Reference())
         for naming in namings(state_dict, reference.dialects(arch)):
             own = {name: tensor for name, tensor in state_dict.items() if name.startswith(naming.prefix)}
             named = {naming.reference_name(name): tensor for name, tensor in own.items()}
@@ -144,7 +146,7 @@ def _refusal(state_dict: Mapping[str, torch.Tensor], arch: str, source: str, pro
     """Says in a few lines what is wrong, or which other network fits."""
     siblings = reference_of(arch).siblings(state_dict)
     others = [other for other in siblings if not _attempt(state_dict, other).problems]
-    family = ARCHITECTURES[arch].family
-    if others := others or [other for other in _fitting(state_dict) if ARCHITECTURES[other].family != family]:
+    family = architecture(arch).family
+    if others := others or [other for other in _fitting(state_dict) if architecture(other).family != family]:
         return f"{source} does not fit {arch}, but fits {' and '.join(others)}: add --arch {' or '.join(others)}"
     return "\n  ".join([f"{source} does not fit {arch}, nothing was written:", *first_few(problems)])

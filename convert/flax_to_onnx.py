@@ -146,6 +146,7 @@ def largest_difference(path: Path, model: "Trained", batch: int) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = reference.given(model.module, *inputs)
     (theirs,) = session.run(["logits"], {name: tensor.contiguous().numpy() for name, tensor in given.items()})
+    theirs = np.moveaxis(theirs, 1, -1)  # of pixels, outputs come before them in torch
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference <= parity.TOLERANCE:  # NaN must fail too
         raise UserError(

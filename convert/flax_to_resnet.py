@@ -72,7 +72,8 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
     if model.network.architecture.reference == "torchvision":
-        console.print(f"  model = torchvision.models.{model.arch}(num_classes={model.classes})")
+        place = "models.segmentation" if model.network.architecture.dense else "models"
+        console.print(f"  model = torchvision.{place}.{model.arch}(num_classes={model.classes})")
     elif model.network.architecture.reference == "timm":
         console.print(f'  model = timm.create_model("{model.arch}", num_classes={model.classes})')
     elif type(model.module).__module__.startswith("transformers."):

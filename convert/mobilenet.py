@@ -24,7 +24,7 @@ import torchvision
 
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, empty_network
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import architecture
 from sft_jax.models.mobilenet import VARIANTS
 
 TORCHVISION = (Dialect(None, re.compile(PREFIX + r"features\.1\.block\.0\.0\.weight")),)
@@ -62,7 +62,7 @@ class MobileNetReference(Reference):
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""
-        return TORCHVISION if ARCHITECTURES[arch].reference == "torchvision" else TIMM
+        return TORCHVISION if architecture(arch).reference == "torchvision" else TIMM
 
     def width(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
         """See `Reference`."""
@@ -77,5 +77,5 @@ class MobileNetReference(Reference):
         return [
             arch
             for arch, variant in VARIANTS.items()
-            if (sum(map(len, variant.rows)), ARCHITECTURES[arch].reference) == (count, theirs)
+            if (sum(map(len, variant.rows)), architecture(arch).reference) == (count, theirs)
         ]

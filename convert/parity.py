@@ -110,7 +110,7 @@ def torch_activations(
     finally:
         for hook in hooks:
             hook.remove()
-    return stages, logits.numpy()
+    return stages, np.moveaxis(logits.numpy(), 1, -1)  # of pixels, outputs come before them in torch
 
 
 def flax_activations(

@@ -9,7 +9,7 @@ import torchvision
 
 from convert.names import Dialect, namings
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import architecture
 from sft_jax.models.vit import MEAN
 from sft_jax.models.weights import some_of
 
@@ -28,17 +28,17 @@ def empty_network(arch: str, outputs: int, size: int | None = None) -> torch.nn.
       size: side of the images in pixels, for networks with position embeddings.
     """
     settings: dict[str, Any] = {"num_classes": outputs}
-    if ARCHITECTURES[arch].reference == "torchvision":
+    if architecture(arch).reference == "torchvision":
         settings |= {} if size is None else {"image_size": size}
-        return _without_values(lambda: torchvision.models.get_model(arch, weights=None, **settings))
+        return without_values(lambda: torchvision.models.get_model(arch, weights=None, **settings))
     import timm  # torchvision's networks do without it
 
     settings |= {} if size is None else {"img_size": size}
     settings |= {"global_pool": "avg"} if arch.endswith(MEAN) else {}
-    return _without_values(lambda: timm.create_model(arch.removesuffix(MEAN), **settings))
+    return without_values(lambda: timm.create_model(arch.removesuffix(MEAN), **settings))
 
 
-def _without_values(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def without_values(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     """Calls `make` on torch's meta device if that is possible.
 
     It is not where numbers are computed with tensors: in torchvision's RegNet, and by timm 1.0.9 and 1.0.20 for
@@ -60,6 +60,7 @@ class Reference:
       body: prefixes of the reference's names outside the head. Files have heads of other shapes and under other names,
         which `heads.py` finds among the remaining tensors.
       channels_last: whether `stages` have their channels last.
+      dense: whether heads are part of the network as they are, and not one linear layer of any name.
       unit: of `sizes`, for messages.
       axes: names of the leading axes of the module's inputs, which may have any size.
     """
@@ -68,6 +69,7 @@ class Reference:
     landmark = ""
     body: tuple[str, ...] = ()
     channels_last = False
+    dense = False
     unit = "px"
     axes: tuple[str, ...] = ("batch",)
 
@@ -111,7 +113,7 @@ class Reference:
         return {"images": torch.from_numpy(images[..., : self.input_channels(module)]).permute(0, 3, 1, 2)}
 
     def logits(self, module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the logits of `module` for the inputs that `given` returned."""
+        """Returns the logits [n, outputs, ...] of `module` for the inputs that `given` returned."""
         return module(given["images"])
 
     def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:

@@ -86,12 +86,13 @@ def main() -> None:
         import torchvision  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"converting needs {error.name}: {install_command('convert')}") from None
-    from sft_jax.models import ARCHITECTURES
+    from sft_jax.models import ARCHITECTURES, find
 
-    if args.arch not in ARCHITECTURES:
+    known = find(args.arch)
+    if known is None:
         near = difflib.get_close_matches(args.arch, ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown network {args.arch!r}; did you mean --arch {near}?")
-    if not args.state_dict and ARCHITECTURES[args.arch].reference != "torchvision":
+    if not args.state_dict and known.reference != "torchvision":
         raise UserError(f"torchvision has no weights of {args.arch}; name a file with --state-dict FILE")
     convert(args.arch, args.state_dict, args.weights, args.output, **own)
 
@@ -114,14 +115,14 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     from convert import facts, parity, sidecar, sources, tokenizer
     from convert.families import reference_of
     from convert.fit import fit
-    from sft_jax.models import ARCHITECTURES
+    from sft_jax.models import architecture
     from sft_jax.models.weights import some_of
     from sft_jax.run.console import Console as StatusConsole
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = str(file) if file else f"torchvision's {name} of {arch}"
     path = file or sources.torchvision_file(arch, name)
-    tokens = tokenizer.of_file(path, own.pop("tokenizer", None), ARCHITECTURES[arch])
+    tokens = tokenizer.of_file(path, own.pop("tokenizer", None), architecture(arch))
     checkpoint = sources.read(path, own.pop("key", None), arch=arch)
     fitted = fit(checkpoint.state_dict, arch, source, stem=checkpoint.metadata.get("stem"))
     digest = sources.sha256(path)
@@ -164,11 +165,11 @@ def _save(fitted: "Fit", comparisons: "list[Comparison]", facts: dict[str, Any],
     """Writes the weights and their certificate, both with `facts`."""
     from convert import parity, sources
     from convert.families import EXTRAS
-    from sft_jax.models import ARCHITECTURES
+    from sft_jax.models import architecture
     from sft_jax.models.weights import Weights, save_weights
     from sft_jax.runtime.files import write_json
 
-    reference = ARCHITECTURES[fitted.arch].reference
+    reference = architecture(fitted.arch).reference
     libraries = ["jax", "flax", "torch", "torchvision", *([reference] if reference in EXTRAS else [])]
     versions = {package: importlib.metadata.version(package) for package in libraries}
     difference = max(comparison.relative for comparison in comparisons)

@@ -18,8 +18,9 @@ import torchvision
 
 from convert import heads, npz, safe_load, unwrap
 from convert.families import reference_of
+from sft_jax import models
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models.weights import some_of
 
 # Seconds without an answer after which a download is aborted.
 TIMEOUT = 10.0
@@ -69,11 +70,15 @@ def read(path: Path, key: str | None = None, *, arch: str = "resnet18") -> Check
     else:
         content = safe_load.load(path)
         class_names = unwrap.class_names_in(content)
-    reference, architecture = reference_of(arch), ARCHITECTURES[arch]
+    reference, architecture = reference_of(arch), models.architecture(arch)
     chosen, notices = unwrap.choose(content, reference.dialects(arch), key, str(path), architecture.reference)
     notices = renamed + notices
     if chosen.naming is None:
         return Checkpoint(chosen.tensors, notices, class_names, metadata)
+    if reference.dense:
+        own, beside = chosen.split()
+        notices += [f"dropped, not part of the network: {some_of(list(beside))}"] if beside else []
+        return Checkpoint(own, notices, class_names, metadata)
     head = architecture.module_path(architecture.head)
     state_dict, more = heads.with_plain_head(*chosen.split(), chosen.naming.prefix, reference, head)
     return Checkpoint(state_dict, notices + more, class_names, metadata)
@@ -131,7 +136,7 @@ def torchvision_file(arch: str, name: str) -> Path:
 
 def published(arch: str, digest: str) -> str | None:
     """Returns the name of torchvision's weights for `arch` with this SHA-256; None if there are none."""
-    if ARCHITECTURES[arch].reference != "torchvision":
+    if models.architecture(arch).reference != "torchvision":
         return None
     known = torchvision.models.get_model_weights(arch)
     return next((name for name in known.__members__ if digest.startswith(_expected(known[name].url) or "none")), None)

@@ -10,8 +10,9 @@ import torch
 from convert import keys
 from convert.facts import Facts, of_run, recorded
 from convert.families import flax_network, reference_of
+from sft_jax import models
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models import Network
 from sft_jax.models.weights import initialise, load_weights
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
@@ -77,7 +78,7 @@ def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Tr
         weights = load_weights(file)
         stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
     classes = weights.outputs or 1000
-    architecture, arrays = ARCHITECTURES[weights.arch], weights.arrays
+    architecture, arrays = models.architecture(weights.arch), weights.arrays
     if inputs and facts.preprocess is not None:
         arrays, _ = architecture.for_size(arrays, facts.preprocess["size"])
     network = flax_network(weights.arch, classes, stem, architecture.size_of(arrays))

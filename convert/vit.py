@@ -27,7 +27,7 @@ from convert import keys
 from convert.attention import joined
 from convert.names import PREFIX, Dialect
 from convert.reference import Reference, Tensors, empty_network
-from sft_jax.models import ARCHITECTURES
+from sft_jax.models import ARCHITECTURES, architecture
 from sft_jax.models.vit import MEAN
 
 _LAYER = r"(?:encoder\.layer|layers|encoder\.layers)\.(\d+)\."
@@ -99,7 +99,7 @@ class VitReference(Reference):
         own = dict(state_dict)
         if _places_registers(own):
             own["pos_embed"] = own["pos_embed"][:, 1:]  # `adapted` has added the first to the class token
-        size = keys.image_size(own, ARCHITECTURES[arch])
+        size = keys.image_size(own, architecture(arch))
         module = empty_network(arch, outputs, size)
         module.load_state_dict(own, strict=True, assign=True)
         return module.eval()
@@ -115,7 +115,7 @@ class VitReference(Reference):
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""
-        return TORCHVISION if ARCHITECTURES[arch].reference == "torchvision" else TIMM
+        return TORCHVISION if architecture(arch).reference == "torchvision" else TIMM
 
     def width(self, state_dict: Mapping[str, torch.Tensor]) -> int | None:
         """See `Reference`."""

@@ -63,14 +63,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top", type=int, metavar="N", help="classes per image (default: 5), or labels of --json (default: all)"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object per line")
-    form.add_argument(
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE.csv",
+        metavar="FILE.csv|FOLDER",
         help="write a table with columns file, label, probability, label_2, probability_2, ...; for several labels per "
-        "image file, labels and the probability of each label; for a number file, value",
+        "image file, labels and the probability of each label; for a number file, value; for a class per pixel, name "
+        "the folder for masks and overlays",
     )
     parser.add_argument(
         "--max-pixels",
@@ -88,6 +88,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.inputs and not args.text:
         parser.error("nothing to predict: name images, or give a network of texts a file or --text TEXT")
+    if args.json and args.output is not None and args.output.suffix:
+        parser.error("argument --output: not allowed with argument --json")
     return args
 
 
@@ -96,16 +98,18 @@ def main() -> None:
     args = parse(sys.argv[1:])
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
-    if args.output is not None and args.output.suffix != ".csv":
+    if args.output is not None and args.output.suffix not in (".csv", ""):
         raise UserError(f"--output {args.output} must end in .csv")
     # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
     from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
+    from sft_jax.inference import masks
     from sft_jax.inference.predictor import Classifier, load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
     classifier.decoder.check(args.top)
+    _check_output(classifier, args)
     problems: list[str] = []
 
     def tell(problem: str) -> None:
@@ -114,7 +118,7 @@ def main() -> None:
 
     answered, unit = 0, classifier.task.unit
     with contextlib.ExitStack() as opened, FileWarnings() as warned:
-        if args.output is not None:
+        if args.output is not None and not classifier.task.dense:
             table = CsvTable(args.output, classifier.decoder, args.top, of_texts=unit == "text")
             show = opened.enter_context(contextlib.closing(table)).show
         else:
@@ -124,7 +128,10 @@ def main() -> None:
                 raise UserError(f"--text and --columns are for networks of texts, but {_network(args)} takes images")
             paths = (path for name in args.inputs for path in _files(name, tell))
             limit = args.max_pixels or MAX_PIXELS
-            blocks = predictions(classifier, paths, args.top, tell, limit, args.explain)
+            if classifier.task.dense:
+                blocks = masks.answers(classifier, paths, args.output, tell, limit)
+            else:
+                blocks = predictions(classifier, paths, args.top, tell, limit, args.explain)
         else:
             if args.explain or args.max_pixels:
                 raise UserError(
@@ -136,7 +143,7 @@ def main() -> None:
             answered += len(answers)
     for line in warned.lines:
         print(f"notice: {printable(line)}", file=sys.stderr)
-    if args.output is not None:
+    if args.output is not None and not args.json:
         print(f"wrote {args.output}: {answered:,} {unit}s")
     if problems:
         raise UserError(f"unreadable inputs: {len(problems)}, see above; {unit}s answered: {answered}")
@@ -166,6 +173,19 @@ def _of_texts(
     yield from text_predictions(classifier, named(), args.top)
     for line in notices:
         print(f"notice: {printable(line)}", file=sys.stderr)
+
+
+def _check_output(classifier: "Classifier | TextClassifier", args: argparse.Namespace) -> None:
+    """Raises UserError if the predictions cannot be written as the flags say."""
+    if classifier.task.dense:
+        if args.explain is not None:
+            raise UserError(
+                "--explain shows what speaks for a class of the whole image; a mask shows where each class is"
+            )
+        if args.output is None or args.output.suffix:
+            raise UserError("the network predicts a mask for each image: add --output FOLDER, where they are written")
+    elif args.output is not None and args.output.suffix != ".csv":
+        raise UserError(f"--output {args.output} must end in .csv")
 
 
 def _files(name: str, tell: Callable[[str], None]) -> Iterator[Path]:

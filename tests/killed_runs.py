@@ -18,9 +18,10 @@ SETTINGS = TINY | {"epochs": 5, "limit_train_examples": 192, "limit_eval_example
 class Program:
     """Runs the program with one recipe, in folders below `place`."""
 
-    def __init__(self, place, epochs):
+    def __init__(self, place, epochs, **changes):
         self.place, self.epochs = place, epochs
-        recipe, settings = place / "recipe.py", SETTINGS | {"epochs": epochs}
+        changed = {key.replace("__", "."): value for key, value in changes.items()}
+        recipe, settings = place / "recipe.py", SETTINGS | {"epochs": epochs} | changed
         recipe.write_text(f"from sft_jax.config import complete\ndef get_config(arg=''): return complete({settings})\n")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         changed = environment(SFT_JAX_CACHE=str(place / "cache"))

@@ -70,8 +70,9 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
         theirs, their_logits = parity.torch_activations(module, inputs, reference)
         found, logits = parity.flax_activations(ours, arrays, inputs)
         assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, tolerance)
-    back = keys.to_torch(arrays, ours.architecture, keys.counters_of(state_dict))
+    back = keys.to_torch(arrays, ours.architecture, keys.counters_of(own if reference.dense else state_dict))
     back = reference.whole(back, ours.architecture.name)
+    state_dict = own if reference.dense else state_dict  # without auxiliary heads
     assert back.keys() == state_dict.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
@@ -79,6 +80,8 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
 def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **settings):
     """Compares the gradients of all parameters, and updated statistics, in float64."""
     reference, labels = REFERENCES[architecture.family], np.array([0, 3])
+    if architecture.dense:
+        labels = np.random.default_rng(0).integers(0, CLASSES, (len(labels), size, size))
     inputs = tuple(
         array.astype(np.float64) if array.dtype == np.float32 else array
         for array in reference.inputs(module, size, len(labels), seed=size)
@@ -89,7 +92,8 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
             layer.eval()
     with jax.enable_x64():
         ours = network(architecture, dtype=jnp.float64, **settings)
-        arrays = keys.to_flax(module.state_dict(), ours)
+        own, _ = reference.adapted(module.state_dict(), architecture.name)
+        arrays = keys.to_flax(own, ours)
         params, batch_stats = ({key: arrays[key] for key in part} for part in (ours.params, ours.batch_stats))
 
         @jax.jit
@@ -102,8 +106,10 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
 
         gradients, statistics = jax.device_get(gradients_of(params, batch_stats))
     logits = reference.logits(module, reference.given(module, *inputs))
-    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
-    theirs = {key: parameter.grad for key, parameter in module.named_parameters()} | dict(module.named_buffers())
+    logits = logits.movedim(1, -1).flatten(0, -2)
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels.ravel())).backward()
+    parameters = {key: parameter for key, parameter in module.named_parameters() if parameter.grad is not None}
+    theirs = {key: parameter.grad for key, parameter in parameters.items()} | dict(module.named_buffers())
     assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)
 
 

@@ -41,6 +41,7 @@ def main() -> None:
     arch, batch, size, precision, *rest = sys.argv[1:]
     if rest == ["stock"] and not stock.use_stock_layers(arch):
         raise UserError(f"--stock: only ResNets are written in stock Flax layers, not {arch}")
+    models.check_head(arch, dense=False, task="classification")
     config = complete(worker.recipe(arch, int(batch), int(size), precision))
     devices = Devices()
     devices.check_batch(config.batch_size)

@@ -8,8 +8,8 @@ DATA: dict[str, Key] = {
     "data.source": Key(
         "tfds:cifar10",
         str,
-        "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST; "
-        "of texts text:PATH.",
+        "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST; for "
+        "segmentation masks:PATH or voc:PATH; of texts text:PATH.",
     ),
     "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
     "data.download": Key(True, bool, "Whether a missing dataset of tfds or of Hugging Face's hub may be downloaded."),
@@ -91,6 +91,15 @@ DATA: dict[str, Key] = {
         None,
         str,
         "Column of a CSV file that says train, validation or test; none: guessed, and it may be absent.",
+        optional=True,
+    ),
+    "data.ignore_index": Key(
+        255,
+        int,
+        "Value of the pixels of masks that are of no class and neither learnt nor scored, as in torch; none: all "
+        "pixels are of a class. Only for task=segmentation.",
+        check=lambda value: value is None or 0 <= value <= 255,
+        rule="from 0 to 255, or none",
         optional=True,
     ),
     "data.mean": Key((0.5, 0.5, 0.5), tuple, "Per-channel mean for normalisation, for pixels in 0..1.", **RGB),

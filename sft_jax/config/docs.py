@@ -30,6 +30,7 @@ TITLES = {
     "regularization": "Regularization",
     "multilabel": "Several labels per image",
     "regression": "Regression",
+    "segmentation": "Segmentation",
     "evaluation": "Evaluation",
     "report": "Report",
     "optimizer": "Optimizer",

@@ -29,8 +29,8 @@ KEYS: dict[str, Key] = {
     "task": Key(
         "classification",
         str,
-        "What to learn: classification (one class per image), multilabel (any number of labels), regression (a number) "
-        "or text (one class per text).",
+        "What to learn: classification (one class per image), multilabel (any number of labels), regression (a "
+        "number), segmentation (a class per pixel) or text (one class per text).",
     ),
     "monitor": Key(
         None,
@@ -38,7 +38,8 @@ KEYS: dict[str, Key] = {
         "Metric that selects the best epoch, drives regularization.early_stopping and ranks the trials of a search; "
         "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
         "val_loss; multilabel val_map (its own), val_macro_f1 and val_loss; regression val_mae (its own), val_rmse, "
-        "val_r2 and val_loss; text those of classification and val_matthews. Losses and errors are minimised.",
+        "val_r2 and val_loss; segmentation val_mean_iou (its own), val_pixel_accuracy, val_mean_accuracy and val_loss; "
+        "text those of classification and val_matthews. Losses and errors are minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
@@ -188,6 +189,14 @@ KEYS: dict[str, Key] = {
         "Loss of task=regression, of errors divided by the standard deviation of the training images' numbers: "
         "squared, absolute, or huber (squared up to 1).",
         **one_of("squared", "absolute", "huber"),
+    ),
+    "segmentation.loss": Key(
+        "cross_entropy",
+        str,
+        "Loss of task=segmentation. cross_entropy: the mean over pixels that have a class; dice: 1 - Dice (the F1 of "
+        "probabilities), the mean over the classes of each image and over images, weighed by their pixels; both: the "
+        "sum. regularization.class_weights weighs pixels.",
+        **one_of("cross_entropy", "dice", "both"),
     ),
     "text.columns": Key(
         None,

@@ -83,7 +83,7 @@ class Augmentation:
           TypeError: see `preprocess`.
         """
         check_bytes(images)
-        draw = _Draws(key, first, total, len(images))
+        draw = Draws(key, first, total, len(images))
         pixels = self._cropped(images, draw) if self.crop_scale else self._padded(images, draw)
         if self._colours():
             pixels = jnp.round(pixels.astype(jnp.float32))
@@ -111,7 +111,7 @@ class Augmentation:
         """Returns whether some part needs floating-point images with integer values."""
         return any((self.rotation, self.policy, self.color_jitter, self.grayscale, self.blur))
 
-    def _cropped(self, images: jax.Array, draw: "_Draws") -> jax.Array:
+    def _cropped(self, images: jax.Array, draw: "Draws") -> jax.Array:
         """Resizes random boxes of flipped images; `crops.resample` flips, because that costs nothing there."""
         never = jnp.zeros(len(images), bool)
         across = draw.coins(FLIP) if self.flip else never
@@ -121,7 +121,7 @@ class Augmentation:
         cubic, flips = self.interpolation == "bicubic", jnp.stack([down, across], 1)
         return crops.resample(images, boxes, self.size, cubic=cubic, flips=flips)
 
-    def _padded(self, images: jax.Array, draw: "_Draws") -> jax.Array:
+    def _padded(self, images: jax.Array, draw: "Draws") -> jax.Array:
         """Resizes and flips whole images, and shifts them by up to `crop_padding` pixels over black."""
         pixels = resize(images, self.size, self.interpolation)
         if self.flip:
@@ -138,7 +138,7 @@ class Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draws:
+class Draws:
     """Random numbers of a batch for each purpose; `local` of them, from `first` on, belong to this device."""
 
     batch_key: jax.Array
@@ -147,15 +147,19 @@ class _Draws:
     local: int
 
     def key(self, purpose: int) -> jax.Array:
+        """Returns the key of a purpose."""
         return jax.random.fold_in(self.batch_key, purpose)
 
     def own(self, draws: jax.Array) -> jax.Array:
+        """Returns this device's rows of draws for the whole batch."""
         return lax.dynamic_slice_in_dim(draws, self.first, self.local)
 
     def coins(self, purpose: int, probability: float = 0.5) -> jax.Array:
+        """Draws bool [local], true with this probability."""
         return self.own(jax.random.bernoulli(self.key(purpose), probability, (self.total,)))
 
     def uniform(self, purpose: int, low: float, high: float) -> jax.Array:
+        """Draws float32 [local], uniform between two bounds."""
         return self.own(jax.random.uniform(self.key(purpose), (self.total,), minval=low, maxval=high))
 
 

@@ -92,7 +92,7 @@ class Compiler:
 def _feature_loaders(experiment: Experiment) -> tuple[Loader, Loader]:
     """Returns what `features.feature_loaders` would, with the shapes of the features alone."""
     config, network = experiment.config, experiment.network
-    inputs = experiment.input_shapes(1)
+    inputs = jax.eval_shape(experiment.preprocess, experiment.stored_shapes(1))
     example = [inputs[name] for name in network.inputs]
     (_, channels) = jax.eval_shape(network.features, network.params, network.batch_stats, *example).shape
     loaders, seen = [], len(experiment.task.views(config.data, config.data.size, crops=1, flips=config.data.flip))

@@ -133,12 +133,13 @@ def step_flops(experiment: Experiment, programs: PhasePrograms) -> float:
     build = models.builder(config.model, outputs, size=size, precision=config.precision, dropout=dropout)
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
-    batch = experiment.input_shapes(config.batch_size)
-    inputs = [batch[name] for name in full.inputs]
+    stored = experiment.stored_shapes(config.batch_size)
     for name, target in experiment.dataset.train.targets.items():
-        batch[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
+        stored[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
+    batch = jax.eval_shape(experiment.task.preprocess(config.data, size), stored)
     if programs.phase.on_features:
         network = models.HeadNetwork(full)
+        inputs = [batch[name] for name in full.inputs]
         batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, *inputs)
     settings = dataclasses.replace(programs.settings(), accumulate=1)
     step = make_train_step(network, experiment.task, programs.optimizer, None, settings)

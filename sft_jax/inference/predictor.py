@@ -20,7 +20,7 @@ from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
-from sft_jax.inference import explain
+from sft_jax.inference import explain, masks
 from sft_jax.inference.network import BATCH, TrainedNetwork
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.inference.texts import TextClassifier, text_facts
@@ -90,6 +90,8 @@ class Classifier(TrainedNetwork):
         Raises:
           UserError: the classifier is an export, whose program gives logits only.
         """
+        if self.task.dense:
+            raise UserError("the network has outputs of pixels, and so no features of the whole image")
         return self._run(self._of_backbone(), [self.inputs(squares)])
 
     def explain(self, squares: Sequence[np.ndarray], outputs: np.ndarray) -> np.ndarray:
@@ -118,6 +120,13 @@ class Classifier(TrainedNetwork):
             return self.preprocess.read(image)
         except UNREADABLE as error:
             raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
+
+    def predict(self, images: Any, top: int | None = None) -> Any:
+        """See `TrainedNetwork`; of pixels it returns a list of masks, see `masks.predict`."""
+        self.decoder.check(None)
+        if self.task.dense and top is None:
+            return masks.predict(self, images)
+        return super().predict(images, top)
 
 
 def load_of_images(path: str | Path, *, checkpoint: str = "best") -> Classifier:

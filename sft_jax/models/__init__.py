@@ -7,12 +7,23 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import bert, convnext, dinov3, efficientnet, mobilenet, regnet, resnet, swin, vit
+from sft_jax.models import bert, convnext, dinov3, efficientnet, mobilenet, regnet, resnet, segmentation, swin, vit
 from sft_jax.models.architecture import Architecture, Builder
+from sft_jax.models.dense_heads import HEADS
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
 from sft_jax.models.precision import PRECISIONS
 
-__all__ = ["ARCHITECTURES", "Architecture", "HeadNetwork", "Network", "architecture", "builder", "initial_arrays"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "HeadNetwork",
+    "Network",
+    "architecture",
+    "builder",
+    "check_head",
+    "find",
+    "initial_arrays",
+]
 
 # model.name -> architecture.
 ARCHITECTURES: dict[str, Architecture] = {
@@ -28,12 +39,35 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def architecture(name: str) -> Architecture:
-    """Returns the architecture called `name`. Raises UserError if there is none."""
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown config.model.name={name!r}; did you mean {near!r}?")
-    return ARCHITECTURES[name]
+def find(name: str) -> Architecture | None:
+    """Returns the architecture called `name`, for segmentation see `segmentation.named`; None if there is none."""
+    return ARCHITECTURES.get(name) or segmentation.named(name, ARCHITECTURES)
+
+
+def architecture(name: str, setting: str = "config.model.name=") -> Architecture:
+    """Returns the architecture called `name`, the value of `setting`. Raises UserError if there is none."""
+    found = find(name)
+    if found is None:
+        kind, _, backbone = name.partition("_")
+        start = f"{kind}_" if kind in HEADS else ""
+        near = difflib.get_close_matches(backbone if start else name, ARCHITECTURES, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown {setting}{name!r}; did you mean {start + near!r}?")
+    return found
+
+
+def check_head(name: str, *, dense: bool, task: str) -> None:
+    """Raises UserError if the network `name` has outputs of pixels and the task not (`dense`), or the reverse."""
+    found = architecture(name)
+    if dense and not found.dense:
+        heads = ", ".join(f"{kind}_{name}" for kind in HEADS if kind != "lraspp")
+        raise UserError(
+            f"config.model.name={name} has outputs of whole images, but task={task} needs those of pixels: use {heads}"
+        )
+    if found.dense and not dense:
+        raise UserError(
+            f"config.model.name={name} has outputs of pixels, but task={task} needs those of whole images: use "
+            f"{found.backbone.name}"  # type: ignore[attr-defined]
+        )
 
 
 def builder(

@@ -101,6 +101,7 @@ class Architecture:
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
+      dilates: whether `make` takes output_stride, 32 or, with dilated convolutions, 16 or 8.
       texts: the texts that it takes; None for networks of images. The inputs of texts are tokens int32 [n, length],
         padded at the end, and segments uint8 [n, length], and the attributes that concern images have no meaning.
       reference: the library whose parameter names are used.
@@ -123,7 +124,30 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
+    dilates: bool = False
     texts: Texts | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether it gives every pixel outputs, instead of the whole image."""
+        return False
+
+    @property
+    def last(self) -> str:
+        """The path of a layer of the head whose `bias` has an entry for each output."""
+        return self.head
+
+    def gives_outputs(self, name: str) -> bool:
+        """Returns whether a parameter of the head belongs to a layer whose outputs are those of the network."""
+        return True
+
+    def starts_from(self, other: "Architecture") -> bool:
+        """Returns whether training can start from weights of `other`, see `adopted`."""
+        return other.name == self.name
+
+    def adopted(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns weights of a network that it can start from under its own names, without those it does not have."""
+        return dict(arrays)
 
     @property
     def inputs(self) -> tuple[str, ...]:

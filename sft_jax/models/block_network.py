@@ -30,6 +30,10 @@ class BlockNetwork(nnx.Module):
         """
         return self.head(self.features(*inputs, train=train, key=key).pooled)
 
+    def maps(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """Returns `Features.maps` of normalised images [batch, height, width, 3]."""
+        return self.features(x, train=train, key=key).maps
+
     def run_block(self, block: Any, *arguments: Any, **settings: Any) -> jax.Array:
         """Returns `block(*arguments, **settings)`, where the settings are no arrays that gradients are needed of."""
         if not self.rematerialise:
@@ -52,11 +56,15 @@ class PositionsFirstNetwork(BlockNetwork):
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
+        maps = self.maps(x, train=train, key=key)
+        return Features(self.pool(maps[-1]), maps)
+
+    def maps(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """See `BlockNetwork`."""
         # Later blocks overwrite earlier ones, which leaves the last block of each stage.
         last = {name.partition(".")[0]: block for name, block in self._stages(x, train=train, key=key)}
         maps = [block for name, block in last.items() if name != "stem"]
-        shown = tuple(block.transpose(2, 0, 1, 3) for block in maps)
-        return Features(self.pool(shown[-1]), shown)
+        return tuple(block.transpose(2, 0, 1, 3) for block in maps)
 
     def pool(self, last: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` to `Features.pooled`."""

@@ -139,7 +139,7 @@ class EfficientNet(MobileNetwork):
       variant: a value of `VARIANTS`.
       num_classes: outputs of the head `classifier`.
       stem: "imagenet", the only one.
-      dtype, axis_name, stochastic_depth, rngs: see `MobileNetwork`.
+      dtype, axis_name, stochastic_depth, output_stride, rngs: see `MobileNetwork`.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class EfficientNet(MobileNetwork):
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
+        output_stride: int = 32,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -160,6 +161,7 @@ class EfficientNet(MobileNetwork):
             dtype=dtype,
             axis_name=axis_name,
             stochastic_depth=stochastic_depth,
+            output_stride=output_stride,
             rngs=rngs,
         )
         channels = variant.stages[-1].channels
@@ -247,6 +249,7 @@ def architecture(name: str, variant: Variant) -> Architecture:
         channels=channels,
         strides=strides,
         pooled=variant.features,
+        dilates=True,
         locate=located(len(kinds)),
         pretrained=_pretrained(name),
         pretrained_by="torchvision's IMAGENET1K_V1" if theirs else f"timm's {name}",

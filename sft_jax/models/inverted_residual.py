@@ -140,10 +140,22 @@ class ConvNorm(nnx.Module):
         return norm(conv(x, layout="NHWC"), train=train)
 
 
-def same_conv(inputs: int, outputs: int, size: int, stride: int, style: Style, *, groups: int = 1, dtype, rngs):
+def same_conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int,
+    style: Style,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    dtype,
+    rngs,
+):
     """Makes a convolution for `ConvNorm.convolve`, which pads by itself where the padding is not symmetric."""
-    padding = 0 if style.same_padding and stride > 1 else size // 2
-    return Conv2d(inputs, outputs, size, stride=stride, padding=padding, groups=groups, dtype=dtype, rngs=rngs)
+    padding = 0 if style.same_padding and stride > 1 else dilation * (size // 2)
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Conv2d(inputs, outputs, size, **settings, dtype=dtype, rngs=rngs)
 
 
 def _pad_same(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -165,6 +177,7 @@ class Block(ConvNorm):
       size: side of its kernels that are larger than 1x1.
       stride: stride in pixels.
       inner: channels between its layers.
+      dilation: of its kernels that are larger than 1x1.
       shortcut: whether it has a shortcut if it changes neither size nor channels.
       style: see `Style`.
     """
@@ -178,6 +191,7 @@ class Block(ConvNorm):
         size: int,
         stride: int,
         inner: int,
+        dilation: int = 1,
         shortcut: bool = True,
         style: Style,
         dtype,
@@ -197,6 +211,7 @@ class Block(ConvNorm):
                 size if depthwise or dense else 1,
                 stride if depthwise or dense else 1,
                 style,
+                dilation=dilation if depthwise or dense else 1,
                 groups=channels if depthwise else 1,
                 dtype=dtype,
                 rngs=rngs,

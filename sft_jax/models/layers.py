@@ -22,18 +22,37 @@ class Conv2d(nnx.Module):
     """Bias-free convolution, `torch.nn.Conv2d(bias=False)`; kernel [height, width, in / groups, out]."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1, dtype, rngs
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        dtype,
+        rngs,
     ):
         # As torchvision's kaiming_normal_(mode="fan_out", nonlinearity="relu"), whose fan_out counts outputs per group.
         deviation = (2.0 / (size * size * outputs / groups)) ** 0.5
         shape = (size, size, inputs // groups, outputs)
         self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
-        self.stride, self.padding, self.groups, self.dtype = stride, padding, groups, dtype
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.dtype = groups, dtype
 
     def __call__(self, x: jax.Array, layout: Layout = "HWNC") -> jax.Array:
         """Convolves x [height, width, batch, in], or in the given `layout`."""
         kernel = self.kernel[...].astype(self.dtype)
-        return ops.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups, layout=layout)
+        return ops.conv2d(
+            x,
+            kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            layout=layout,
+        )
 
 
 class BatchNorm2d(nnx.Module):

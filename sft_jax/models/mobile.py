@@ -4,7 +4,9 @@ The attribute names are those of timm's EfficientNet and MobileNetV3. Activation
 """
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ class Row:
       activation: the network's if None.
       start: of a universal block, side of the first depthwise kernel.
       shortcut: whether it has a shortcut if it changes neither size nor channels.
+      dilation: of its kernels that are larger than 1x1.
     """
 
     kind: Kind
@@ -44,6 +47,7 @@ class Row:
     activation: Activation | None = None
     start: int = 0
     shortcut: bool = True
+    dilation: int = 1
 
 
 Rows = tuple[tuple[Row, ...], ...]
@@ -58,7 +62,9 @@ def make_block(row: Row, inputs: int, style: Style, **settings: Any) -> nnx.Modu
     )
     sizes: dict[str, int] = {"size": row.size, "stride": row.stride, "inner": row.inner}
     if row.kind == "universal":
+        assert row.dilation == 1
         return UniversalBlock(inputs, row.outputs, start=row.start, **sizes, style=own, **settings)
+    sizes["dilation"] = row.dilation
     return Block(row.kind, inputs, row.outputs, shortcut=row.shortcut, **sizes, style=own, **settings)
 
 
@@ -68,12 +74,17 @@ class MobileNetwork(ConvNorm, BlockNetwork):
     Parameters are float32; activations and matrix products are in `dtype`. Batch-norm statistics, the pooling, the head
     and the logits are float32.
 
+    Attributes:
+      eighth, eighth_channels: name of the first block whose output has a stride of 8, and its channels.
+
     Args:
       stem: channels of the stem.
       rows: the blocks of each stage.
       style: see `Style`.
       dtype: dtype of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
+      output_stride: stride of the last map: 32, or 16 or 8, see `dilated`.
+      all_dilated: see `dilated`.
       stochastic_depth: drop rate that the block after the last would have in training; it increases linearly from 0
         for the first block, as in torchvision and timm. Only blocks with a shortcut are dropped.
       rngs: `nnx.Rngs(params=seed)` for the initial weights.
@@ -90,8 +101,13 @@ class MobileNetwork(ConvNorm, BlockNetwork):
         dtype: jax.typing.DTypeLike,
         axis_name: str | None,
         stochastic_depth: float,
+        output_stride: int = 32,
+        all_dilated: bool = False,
         rngs: nnx.Rngs,
     ):
+        rows = dilated(rows, output_stride, all_dilated=all_dilated)
+        eighth = eighth_stage(rows)
+        self.eighth, self.eighth_channels = f"blocks.{eighth}.0", rows[eighth][0].outputs
         self.style, self.strides, self.dtype = style, stage_strides(rows), dtype
         self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
         self.conv_stem = same_conv(3, stem, 3, 2, style, dtype=dtype, rngs=rngs)
@@ -111,9 +127,13 @@ class MobileNetwork(ConvNorm, BlockNetwork):
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`; `pooled` has the parameters' dtype."""
-        activations = dict(self.stages(x, train=train, key=key))
-        ends = [f"blocks.{stage}.{len(self.blocks[stage]) - 1}" for stage in map_stages(self.strides)]
-        return Features(self._pooled(activations["head"]), tuple(activations[name] for name in ends))
+        maps = self.maps(x, train=train, key=key)
+        return Features(self._pooled(self.last(maps[-1], train=train)), maps)
+
+    def maps(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """See `BlockNetwork`."""
+        activations = dict(self.trunk(x, train=train, key=key))
+        return tuple(activations[f"blocks.{end}.{len(self.blocks[end]) - 1}"] for end in map_stages(self.strides))
 
     def pool(self, last: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` to `Features.pooled`, in evaluation mode."""
@@ -130,7 +150,16 @@ class MobileNetwork(ConvNorm, BlockNetwork):
     def stages(
         self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, activations [batch, height, width, channels]) after the stem and blocks, then `last`."""
+        """Yields as `trunk`, then ("head", `last`)."""
+        activations = x
+        for name, activations in self.trunk(x, train=train, key=key):
+            yield name, activations
+        yield "head", self.last(activations, train=train)
+
+    def trunk(
+        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """Yields (name, activations [batch, height, width, channels]) after the stem and every block."""
         x = self.style.activation(self.convolve(self.conv_stem, self.bn1, x.astype(self.dtype), train=train))
         yield "stem", x
         blocks: list[tuple[str, Any]] = [
@@ -143,12 +172,37 @@ class MobileNetwork(ConvNorm, BlockNetwork):
             factor = skip_factor(key, rate, position, x.shape[0], self.axis_name)
             x = self.run_block(block, x, train=train, factor=factor)
             yield name, x
-        yield "head", self.last(x, train=train)
+
+
+def dilated(rows: Rows, output_stride: int, *, all_dilated: bool = False) -> Rows:
+    """Returns rows whose last map has a stride of at most `output_stride`: strides beyond become dilations.
+
+    The first block of such a stage has the dilation of the stage before, as in timm; with `all_dilated` it has that of
+    the other blocks, as in torchvision's MobileNetV3.
+    """
+    reached, dilation = 2, 1
+    found: list[tuple[Row, ...]] = []
+    for stage, stride in zip(rows, stage_strides(rows), strict=True):
+        before, kept = dilation, reached * stride <= output_stride
+        reached, dilation = (reached * stride, dilation) if kept else (reached, dilation * stride)
+        dilations = [dilation if all_dilated else before, *[dilation] * (len(stage) - 1)]
+        found.append(
+            tuple(
+                dataclasses.replace(row, dilation=own, stride=row.stride if kept else 1)
+                for row, own in zip(stage, dilations, strict=True)
+            )
+        )
+    return tuple(found)
 
 
 def stage_strides(rows: Sequence[Sequence[Row]]) -> tuple[int, ...]:
     """Returns the stride of each stage."""
     return tuple(math.prod(row.stride for row in stage) for stage in rows)
+
+
+def eighth_stage(rows: Rows) -> int:
+    """Returns the first stage whose output has a stride of 8."""
+    return list(itertools.accumulate(stage_strides(rows), operator.mul, initial=2)).index(8) - 1
 
 
 def map_stages(strides: tuple[int, ...]) -> list[int]:

@@ -50,7 +50,7 @@ class MobileNet(MobileNetwork):
       variant: a value of `VARIANTS`.
       num_classes: outputs of the head `classifier`.
       stem: "imagenet", the only one.
-      dtype, axis_name, stochastic_depth, rngs: see `MobileNetwork`.
+      dtype, axis_name, stochastic_depth, output_stride, rngs: see `MobileNetwork`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class MobileNet(MobileNetwork):
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
+        output_stride: int = 32,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -71,6 +72,8 @@ class MobileNet(MobileNetwork):
             dtype=dtype,
             axis_name=axis_name,
             stochastic_depth=stochastic_depth,
+            output_stride=output_stride,
+            all_dilated=variant.last == "linear",
             rngs=rngs,
         )
         channels, features = variant.rows[-1][-1].outputs, variant.features
@@ -243,6 +246,7 @@ def architecture(name: str, variant: Variant) -> Architecture:
         channels=channels,
         strides=strides,
         pooled=variant.features,
+        dilates=variant.last != "normed",
         locate=located(len(variant.rows)),
         module_path=functools.partial(torchvision_path, rows=variant.rows),
     )

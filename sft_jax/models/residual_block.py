@@ -5,6 +5,7 @@ which `ops.conv2d` is fast.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,30 @@ from flax import nnx
 from sft_jax.models.layers import BatchNorm2d, Conv2d
 
 
+class Spread(NamedTuple):
+    """How far apart the pixels are that a block reads.
+
+    Attributes:
+      stride: of its first 3x3 convolution.
+      first: dilation of this convolution.
+      others: dilation of the other 3x3 convolutions.
+    """
+
+    stride: int
+    first: int = 1
+    others: int = 1
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
-        self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, planes: int, spread: "Spread", variant: "Variant", *, dtype, axis_name, rngs):
+        stride, first, dilation = spread
+        self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=first, dilation=first, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(planes, axis_name=axis_name)
-        self.conv2 = Conv2d(planes, planes, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv2d(planes, planes, 3, padding=dilation, dilation=dilation, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm2d(planes, axis_name=axis_name)
         self.downsample = _downsample(inputs, planes, stride, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
@@ -41,12 +57,23 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, variant: "Variant", *, dtype, axis_name, rngs):
+    def __init__(self, inputs: int, planes: int, spread: "Spread", variant: "Variant", *, dtype, axis_name, rngs):
+        stride, first, _ = spread
         width = planes * variant.width_per_group // 64 * variant.groups
         outputs = planes * self.expansion
         self.conv1 = Conv2d(inputs, width, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(width, axis_name=axis_name)
-        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, groups=variant.groups, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv2d(
+            width,
+            width,
+            3,
+            stride=stride,
+            padding=first,
+            dilation=first,
+            groups=variant.groups,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.bn2 = BatchNorm2d(width, axis_name=axis_name)
         self.conv3 = Conv2d(width, outputs, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm2d(outputs, axis_name=axis_name)

@@ -18,7 +18,7 @@ from sft_jax import ops
 from sft_jax.models.architecture import Architecture, Pretrained, located_by
 from sft_jax.models.block_network import PositionsFirstNetwork
 from sft_jax.models.layers import BatchNorm2d, Conv2d, Linear
-from sft_jax.models.residual_block import BasicBlock, Bottleneck, Variant
+from sft_jax.models.residual_block import BasicBlock, Bottleneck, Spread, Variant
 from sft_jax.models.stochastic_depth import skip_factor
 
 VARIANTS = {
@@ -79,6 +79,8 @@ class ResNet(PositionsFirstNetwork):
       dtype: dtype of the computation.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training; it increases linearly from block to block.
+      output_stride: stride of the last map: 32, or 16 or 8, where the last stage or two have dilated convolutions
+        instead of a stride, as with torchvision's replace_stride_with_dilation and timm's output_stride.
       rngs: `nnx.Rngs(params=seed)` for the initial weights, which have torchvision's distributions.
     """
 
@@ -96,6 +98,7 @@ class ResNet(PositionsFirstNetwork):
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
+        output_stride: int = 32,
         rngs: nnx.Rngs,
     ):
         self.stem, self.dtype, self.axis_name, self.stochastic_depth = stem, dtype, axis_name, stochastic_depth
@@ -106,13 +109,17 @@ class ResNet(PositionsFirstNetwork):
         else:
             self.conv1 = Conv2d(3, 64, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm2d(64, axis_name=axis_name)
-        channels = 64
+        channels, reached, dilation = 64, 4, 1
         for stage, count in enumerate(variant.layers):
             planes, blocks = 64 * 2**stage, []
+            stride, before = 2 if stage else 1, dilation
+            if reached * stride > output_stride:
+                stride, dilation = 1, 2 * dilation
+            reached *= stride
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
+                spread = Spread(1, dilation, dilation) if index else Spread(stride, before, dilation)
                 blocks.append(
-                    variant.block(channels, planes, stride, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
+                    variant.block(channels, planes, spread, variant, dtype=dtype, axis_name=axis_name, rngs=rngs)
                 )
                 channels = planes * variant.block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
@@ -157,15 +164,17 @@ _locate = located_by(
 
 def architecture(name: str, variant: Variant) -> Architecture:
     """Describes the network `name` of the family."""
+    stages = [stage for stage, blocks in enumerate(variant.layers) if blocks]
     found = Architecture(
         name=name,
         family="resnet",
         make=functools.partial(ResNet, variant),
         head="fc",
-        channels=tuple(64 * 2**stage * variant.block.expansion for stage in range(4)),
-        strides=(4, 8, 16, 32),  # for the stem "imagenet"
+        channels=tuple(64 * 2**stage * variant.block.expansion for stage in stages),
+        strides=tuple(4 * 2**stage for stage in stages),  # for the stem "imagenet"
         locate=_locate,
         stems=tuple((stem, "conv1", STEMS[stem].size) for stem in STEMS),
+        dilates=not variant.deep,
         # The only one whose first weights were trained by torchvision's newer recipe.
         pretrained=Pretrained(resize=232) if name == "resnext101_64x4d" else Pretrained(),
     )

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from sft_jax.config.shipped import CONVERTER
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network
+from sft_jax.models import Network, find
 from sft_jax.runtime.files import digest, write_bytes
 
 FORMAT = "sft-jax 1"
@@ -29,7 +29,7 @@ class Weights:
 
     Attributes:
       arrays: float32, under the keys of `sft_jax.models.Network`.
-      arch: name of the network in `ARCHITECTURES`.
+      arch: name of the network, see `models.find`.
       class_names: classes of the head's outputs, None if unknown.
       metadata: origin of the weights; `convert/resnet_to_flax.py` lists its keys.
     """
@@ -44,13 +44,13 @@ class Weights:
         """The `model.stem` of the network; inferred from the shapes if it was not recorded."""
         if "stem" in self.metadata:
             return self.metadata["stem"]
-        known = ARCHITECTURES.get(self.arch)
+        known = find(self.arch)
         return "imagenet" if known is None else known.stem_of(self.arrays)
 
     @property
     def task(self) -> str:
         """What the network learnt, as `config.task`; if it was not recorded, to classify what it takes."""
-        known = ARCHITECTURES.get(self.arch)
+        known = find(self.arch)
         of_texts = known is not None and known.texts is not None
         return self.metadata.get("task", "text" if of_texts else "classification")
 
@@ -67,8 +67,8 @@ class Weights:
     @property
     def outputs(self) -> int | None:
         """Number of outputs of the head; None if there is no head."""
-        known = ARCHITECTURES.get(self.arch)
-        bias = self.arrays.get(f"{known.head}.bias") if known is not None else None
+        known = find(self.arch)
+        bias = self.arrays.get(f"{known.last}.bias") if known is not None else None
         return None if bias is None else bias.shape[0]
 
 

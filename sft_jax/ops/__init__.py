@@ -5,6 +5,7 @@ from sft_jax.ops.conv import conv2d
 from sft_jax.ops.norm import batch_norm, normalize
 from sft_jax.ops.pool import max_pool
 from sft_jax.ops.tokens import dense, gelu, layer_norm
+from sft_jax.ops.upsample import upsample
 
 __all__ = [
     "attention_weights",
@@ -16,4 +17,5 @@ __all__ = [
     "max_pool",
     "normalize",
     "self_attention",
+    "upsample",
 ]

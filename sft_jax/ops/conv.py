@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.depthwise import conv_depthwise
+from sft_jax.ops.dilated import conv_dilated
 from sft_jax.ops.im2col import conv_im2col, conv_patches, live_taps, output_size
 from sft_jax.ops.winograd import conv_winograd
 from sft_jax.ops.winograd_tiles import conv_winograd_tiles, product_size
@@ -30,7 +31,14 @@ PATCH_BYTES = 2**24
 
 
 def conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1, layout: Layout = "NHWC"
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    layout: Layout = "NHWC",
 ) -> jax.Array:
     """Computes a 2-D convolution (cross-correlation) with symmetric zero padding, as `torch.nn.functional.conv2d`.
 
@@ -40,10 +48,16 @@ def conv2d(
       stride: stride in pixels on both axes.
       padding: zero padding in pixels on each of the four sides. Explicit, because XLA's "SAME" pads even sizes
         asymmetrically, unlike torch.
+      dilation: distance of the kernel's taps in pixels; if it is not 1, the stride must be 1 and the padding keep the
+        size.
       groups: number of independent groups of input and output channels.
       layout: axis order of `x` and of the result. On CPUs "HWNC" is the fast one for groups=1, and "NHWC" for depthwise
         convolutions.
     """
+    if dilation > 1:
+        assert stride == 1
+        assert padding == dilation * (kernel.shape[0] // 2)
+        return conv_dilated(x, kernel, conv2d, dilation=dilation, groups=groups, layout=layout)
     xla = functools.partial(conv_xla, stride=stride, padding=padding, groups=groups, layout=layout)
     lowerings = {
         "cpu": _cpu_lowering(x, kernel, stride, padding, groups, layout),

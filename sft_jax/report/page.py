@@ -128,7 +128,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], task: type[Task]) ->
 
 def _of_figure(main: Monitor) -> Panel:
     columns = {"training": f"train_{main.figure}", "validation": main.name}
-    title = main.figure.replace("_", " ").capitalize()
+    title = main.figure.replace("_", " ").capitalize().replace("iou", "IoU")
     if main.percent:
         return Panel(title, columns, percent, lambda value: f"{100 * value:g}%")
     return Panel(title, columns, "{:.4f}".format, "{:g}".format)

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.errors import reason
-from sft_jax.report import classification, multilabel, regression
+from sft_jax.report import classification, multilabel, regression, segmentation
 from sft_jax.report.explaining import Explainer, check_explained
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
@@ -21,6 +21,7 @@ from sft_jax.tasks import Task
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
+from sft_jax.tasks.segmentation import Segmentation
 from sft_jax.tasks.text import TextClassification
 from sft_jax.training.evaluator import predict_all
 from sft_jax.training.experiment import Experiment
@@ -33,6 +34,7 @@ PAGES: dict[type[Task], Callable[[Records, Any, Scored, Scored], str]] = {
     Multilabel: multilabel.page,
     Regression: regression.page,
     TextClassification: classification.page,
+    Segmentation: segmentation.page,
 }
 # Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.
 REPORT_FRACTION = 0.05
@@ -48,7 +50,10 @@ class Reports:
 
     def __init__(self, experiment: Experiment, run: Run):
         self._experiment, self._run = experiment, run
-        self._outputs = predict_all(experiment.network, [experiment.preprocess], experiment.config.batch_size)
+        if experiment.task.dense:
+            self._outputs = segmentation.masks_of(experiment)
+        else:
+            self._outputs = predict_all(experiment.network, [experiment.preprocess], experiment.config.batch_size)
 
     def write(
         self,
@@ -87,10 +92,15 @@ class Reports:
         explained = experiment.config.report.explain and self._run.writable
         kind = Explainer if experiment.dataset.reading is None else TextExplainer
         explainer = kind(experiment, weights) if explained else None
+        if task.dense:  # outputs of whole splits would not fit into memory
+            loader = experiment.loader(segmentation.looked_at(loader.split, experiment.config.data.size))
         outputs = self._outputs(*weights, loader)
         scored = on_validation = Scored("validation", loader.split, validation, outputs, explainer)
         if records.results is not None:
-            test = experiment.loader(experiment.dataset.test)
+            split = experiment.dataset.test
+            if task.dense:
+                split = segmentation.looked_at(split, experiment.config.data.size)
+            test = experiment.loader(split)
             figures = task.figures_of(records.results)
             scored = Scored("test", test.split, figures, self._outputs(*weights, test), explainer)
         return make(records, task, scored, on_validation) if self._run.writable else ""

@@ -13,6 +13,7 @@ from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
+from sft_jax.tasks.segmentation import Segmentation
 from sft_jax.tasks.text import TextClassification
 
 __all__ = ["TASKS", "Monitor", "Task", "check_settings", "make", "monitor_of", "task_class", "task_named"]
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "multilabel": Multilabel,
     "regression": Regression,
+    "segmentation": Segmentation,
     "text": TextClassification,
 }
 
@@ -45,6 +47,8 @@ def check_settings(config: ConfigDict) -> None:
     for name in TASKS:
         if name != config.task:
             refused |= {key: f"it belongs to task={name}" for key in KEYS if key.startswith(f"{name}.")}
+    if config.task != "segmentation":
+        refused["data.ignore_index"] = "only masks have pixels to ignore"
     for key, why in refused.items():
         if values[key] != KEYS[key].default:
             raise UserError(f"config.{key}={values[key]} cannot be used with task={config.task}: {why}")

@@ -53,6 +53,7 @@ class Task(abc.ABC):
       unit: what an example is called.
       labelling: how examples are labelled, a key of `data.sources.labelling.LABELLINGS`.
       refused: settings that have no meaning for the task, and why; they must keep their defaults.
+      dense: whether outputs are those of pixels, [n, height, width, outputs], so that the network needs such a head.
       keeps_outputs: whether evaluation keeps all outputs of a split, as metrics that are no sums need.
     """
 
@@ -64,6 +65,7 @@ class Task(abc.ABC):
     labelling: ClassVar[str] = "class"
     refused: ClassVar[Mapping[str, str]] = {}
     keeps_outputs: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod

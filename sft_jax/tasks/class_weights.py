@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ KEY = "regularization.class_weights"
 
 
 def class_weights(setting: str, labels: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...] | None:
+    """Returns `weights_of` the labels int [n] of the training images."""
+    return weights_of(setting, np.bincount(labels, minlength=len(class_names)), class_names)
+
+
+def weights_of(setting: str, counts: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...] | None:
     """Returns the weight of each class; None if the loss is not weighted.
 
     Args:
       setting: "none"; "balanced": images / (classes * images of the class), as in scikit-learn, and 1 for classes
         without images; or a file, see `_read`.
-      labels: int [n], labels of the training images.
+      counts: int [classes], training images, or pixels, of each class.
       class_names: in label order.
 
     Raises:
@@ -28,10 +33,9 @@ def class_weights(setting: str, labels: np.ndarray, class_names: Sequence[str]) 
     """
     if setting == "none":
         return None
-    counts = np.bincount(labels, minlength=len(class_names))
     if setting == "balanced":
-        there = np.count_nonzero(counts)
-        return tuple(len(labels) / (there * int(count)) if count else 1.0 for count in counts)
+        there, total = np.count_nonzero(counts), int(counts.sum())
+        return tuple(total / (there * int(count)) if count else 1.0 for count in counts)
     by_name = _read(setting)
     unknown, missing = (
         sorted(one - other) for one, other in ((by_name.keys(), set(class_names)), (set(class_names), by_name.keys()))
@@ -47,6 +51,16 @@ def class_weights(setting: str, labels: np.ndarray, class_names: Sequence[str]) 
     if not np.dot(weights, counts):
         raise UserError(f"{KEY}={setting}: all classes with images have weight 0; give one of them a positive weight")
     return weights
+
+
+def check_weights(record: Mapping[str, Any], weights: tuple[float, ...] | None, file: str | None, run: Path) -> None:
+    """Raises UserError if the weights of `file` differ from those in `record`, the config.json of `run`."""
+    recorded = record.get("class_weights")
+    if recorded is not None and tuple(recorded) != weights:
+        raise UserError(
+            f"{KEY}={file}: the weights have changed since {run} began; restore them, or start a new run with another "
+            f"--workdir"
+        )
 
 
 def _read(file: str) -> dict[str, float]:

@@ -11,9 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import Dataset
-from sft_jax.errors import UserError
 from sft_jax.tasks.base import Batch, Task
-from sft_jax.tasks.class_weights import class_weights
+from sft_jax.tasks.class_weights import check_weights, class_weights
 from sft_jax.tasks.classification_sums import EvalSums, eval_sums, summarize
 from sft_jax.tasks.decoding import ClassDecoder
 from sft_jax.tasks.linear_probe import solve_head
@@ -87,12 +86,7 @@ class Classification(Task):
 
     def check_facts(self, record: Mapping[str, Any], run: Path) -> None:
         """See `Task`."""
-        weights = record.get("class_weights")
-        if weights is not None and tuple(weights) != self.class_weights:
-            raise UserError(
-                f"regularization.class_weights={self.class_weights_file}: the weights have changed since {run} began; "
-                f"restore them, or start a new run with another --workdir"
-            )
+        check_weights(record, self.class_weights, self.class_weights_file, run)
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """See `Task`."""

@@ -11,7 +11,7 @@ from sft_jax.ops.collectives import all_mean
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float | jax.Array = 0.0, weights: jax.Array | None = None
 ) -> jax.Array:
-    """Computes the cross-entropy of logits [batch, classes] and labels int [batch], per image: [batch].
+    """Computes the cross-entropy of logits [..., classes] and labels int [...], per image or per pixel: [...].
 
     It is `torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="none")`: a fraction
     `smoothing` of the target is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567), and each class's term
@@ -27,7 +27,7 @@ def cross_entropy(
     if weights is None:
         uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
     else:
-        uniform = -(jax.nn.log_softmax(logits) * weights[None]).mean(-1)
+        uniform = -(jax.nn.log_softmax(logits) * jnp.broadcast_to(weights, logits.shape)).mean(-1)
     return (1 - smoothing) * loss + smoothing * uniform
 
 
@@ -37,8 +37,33 @@ def weight_scale(weights: jax.Array, labels: jax.Array, axis_name: str | None = 
     torch divides by the sum of the labels' weights instead of their number. `labels` [local batch] are those of one
     device of `axis_name`; the factor is for the global batch. It is 0 if all weights in the batch are 0.
     """
-    mean = all_mean(weights[labels].mean(), axis_name)
+    return inverse_mean(weights[labels], axis_name)
+
+
+def inverse_mean(weights: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Computes 1 / the mean [] of weights of any shape over all devices of `axis_name`; 0 if all are 0."""
+    mean = all_mean(weights.mean(), axis_name)
     return jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1.0), 0.0)
+
+
+def dice(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """Computes 1 - Dice of images (Milletari et al., 2016, arXiv:1606.04797), float32 [n].
+
+    Dice of a class is 2 sum(p t) / (sum(p) + sum(t)) over the image's valid pixels, where p is its probability and t is
+    1 for its pixels. Of an image, it is the mean over the classes that the image has; 1 if it has none.
+
+    Args:
+      logits: [n, height, width, classes].
+      labels: int [n, height, width].
+      valid: bool [n, height, width], the pixels that count.
+    """
+    chances = jnp.where(valid[..., None], jax.nn.softmax(logits), 0)
+    truth = jnp.where(valid[..., None], jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), 0)
+    shared, wholes = (chances * truth).sum((1, 2)), (chances + truth).sum((1, 2))
+    there = truth.any((1, 2))
+    overlap = 2 * shared / jnp.where(there, wholes, 1)
+    count = there.sum(-1).astype(logits.dtype)
+    return jnp.where(count > 0, 1 - jnp.where(there, overlap, 0).sum(-1) / jnp.maximum(count, 1), 0)
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -73,6 +73,7 @@ class Experiment:
             )
         self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
         models.architecture(config.model.name).check_inputs(self.task.inputs, config.task)
+        models.check_head(config.model.name, dense=self.task.dense, task=config.task)
         self.build = models.builder(
             config.model,
             self.task.outputs,
@@ -114,11 +115,11 @@ class Experiment:
         """Loader of the validation split, moved to the devices on first use."""
         return self.loader(self.dataset.validation)
 
-    def input_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of the network's inputs for `count` examples; texts have the greatest length."""
+    def stored_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the inputs of `count` examples before `preprocess`; texts have the greatest length."""
         size = self.config.data.size
         if self.dataset.train.lengths is None:
-            return {"image": jax.ShapeDtypeStruct((count, size, size, 3), np.float32)}
+            return {"image": jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)}
         (example,) = self.dataset.train.batches(np.zeros((1, 1), np.int32))
         longest = self.dataset.train.lengths.buckets[-1]
         return {name: jax.ShapeDtypeStruct((count, longest), example[name].dtype) for name in self.network.inputs}

@@ -95,15 +95,16 @@ def trained_since(phases: Sequence[Phase], phase: Phase) -> dict[str, int]:
 def _stages(config: ConfigDict, network: Network, trained: dict, head: dict) -> dict[int, _Stage]:
     """Maps the first epoch of each stage to the stage."""
     method, epochs = config.finetune.method, config.epochs
+    pooled = not network.architecture.dense  # heads for pixels read maps, not features
     if method == "head":
-        return {0: _Stage(head, True)}
+        return {0: _Stage(head, pooled)}
     if method == "head_then_full":
         if config.finetune.head_epochs >= epochs:
             raise UserError(
                 f"finetune.head_epochs={config.finetune.head_epochs} must be less than epochs={epochs}, or the rest of "
                 f"the network is never trained"
             )
-        return {0: _Stage(head, True), config.finetune.head_epochs: _Stage(trained, False)}
+        return {0: _Stage(head, pooled), config.finetune.head_epochs: _Stage(trained, False)}
     if method == "gradual":
         depth = {name: network.architecture.depth(name)[0] for name in trained}
         return {

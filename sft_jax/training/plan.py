@@ -65,7 +65,8 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
     if experiment.network.batch_stats:
-        yield f"batch norm {used} (finetune.batch_norm={norm})"
+        head = "; the head's with batch statistics" if experiment.task.dense and norm != "train" else ""
+        yield f"batch norm {used}{head} (finetune.batch_norm={norm})"
     parts = parts_line(experiment)
     if parts is not None:
         yield f"           {parts}"

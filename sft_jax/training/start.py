@@ -16,7 +16,7 @@ from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
-from sft_jax.models import initial_arrays
+from sft_jax.models import architecture, initial_arrays
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
@@ -72,7 +72,7 @@ def load_init(config: ConfigDict) -> Weights | None:
     if config.init == "scratch":
         return None
     weights = load_named(config.init)
-    if weights.arch != config.model.name:
+    if not architecture(config.model.name).starts_from(architecture(weights.arch, f"network in init={config.init}: ")):
         raise UserError(
             f"init={config.init} contains a {weights.arch}, but model.name={config.model.name}; "
             f"use --config.model.name={weights.arch}"
@@ -220,10 +220,12 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
     config, build, network = experiment.config, experiment.build, experiment.network
     if init is None:
         return *initial_arrays(build, config.seed), "random weights"
-    network.architecture.check_stem(init.arrays, config.model.stem, source=config.init)
-    arrays, resampled = network.architecture.for_size(init.arrays, config.data.size)
+    adopted = network.architecture.adopted(init.arrays)
+    network.architecture.check_stem(adopted, config.model.stem, source=config.init)
+    arrays, resampled = network.architecture.for_size(adopted, config.data.size)
     prefix = f"{network.architecture.head}."
-    head, _ = initial_arrays(build, config.seed, prefix=prefix)
+    own, statistics = initial_arrays(build, config.seed, prefix=prefix)
+    head = {**own, **statistics}
     inherited, description = _inherited_head(experiment, init, head, prefix)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
     normalisation = _normalisation(init, config) if "image" in network.inputs else ""
@@ -233,10 +235,21 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
 def _inherited_head(
     experiment: Experiment, init: Weights, fresh: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, Any], str]:
-    """Returns `inherited_head` in the scale of the task; nothing is inherited from another task."""
+    """Returns `inherited_head` in the scale of the task; nothing is inherited from another task.
+
+    Layers of the head before the last are inherited whatever the classes, if it is a head of the same kind.
+    """
     if init.task != experiment.config.task:
         return {}, f" with a new head (they learnt task={init.task})"
-    inherited, description = inherited_head(init, experiment.dataset.class_names, fresh)
+    gives_outputs = experiment.network.architecture.gives_outputs
+    before = {name: leaf for name, leaf in fresh.items() if not gives_outputs(name)}
+    if any(name not in init.arrays or init.arrays[name].shape != leaf.shape for name, leaf in before.items()):
+        return {}, " with a new head"
+    last = {name: leaf for name, leaf in fresh.items() if name not in before}
+    inherited, description = inherited_head(init, experiment.dataset.class_names, last)
+    if before:
+        description = description if inherited else " with a new last layer"
+        inherited = {name: init.arrays[name] for name in before} | (inherited or last)
     taken = experiment.task.taken({name.removeprefix(prefix): array for name, array in inherited.items()})
     return {prefix + leaf: array for leaf, array in taken.items()}, description
 

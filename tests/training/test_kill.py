@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from counted import counts
 from killed_runs import Program, results_of
+from mask_folders import parts
+from mask_runs import SETTINGS as SEGMENTATION
 from tiny_runs import assert_same_run, state_of
 
 from sft_jax.run.folder import Run
@@ -58,6 +60,13 @@ STOPS = [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)]
 def test_a_run_interrupted_anywhere_resumes_bit_identically(tmp_path):
     with Program(tmp_path, epochs=5) as program:
         interrupt_and_resume(program, KILLS + STOPS, seed=0)
+
+
+@counts(kills=len(KILLS), stops=1)
+def test_a_run_on_masks_interrupted_anywhere_resumes_bit_identically(tmp_path):
+    changes = SEGMENTATION | {"data__source": f"masks:{parts(tmp_path / 'set')}", "model__stem": "imagenet"}
+    with Program(tmp_path, epochs=5, **changes) as program:
+        interrupt_and_resume(program, [*KILLS, STOPS[0]], seed=0)
 
 
 MORE_STOPS = [(kind, number) for kind in KINDS[:3] for number in (signal.SIGTERM, signal.SIGINT)]

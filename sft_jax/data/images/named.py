@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.files import find_images, left_out
 from sft_jax.data.images.formats import UNREADABLE, reason
@@ -45,7 +43,7 @@ def files(names: Iterable[str], tell: Tell) -> Iterator[Path]:
             yield Path(name)
 
 
-def decoded(paths: Iterable[Path], read: Callable[[Path], np.ndarray], tell: Tell) -> Iterator[tuple[Path, np.ndarray]]:
+def decoded(paths: Iterable[Path], read: Callable[[Path], R], tell: Tell) -> Iterator[tuple[Path, R]]:
     """Yields each path with the result of `read`, in order; reads in threads, up to `AHEAD` images ahead.
 
     Unreadable files are skipped, and `tell` is called with a line about each.

@@ -86,21 +86,42 @@ class Square:
         # Bicubic interpolation overshoots.
         return np.clip(np.stack([np.asarray(self._squared(channel)) for channel in channels], -1), 0, 1)
 
+    def of_mask(self, mask: Image.Image, void: int) -> np.ndarray:
+        """Converts a mask, an 8-bit image of its picture's size, as `of_image` its picture: uint8 [side, side].
+
+        Values are those of the nearest pixels; where the picture is padded, they are `void`.
+        """
+        if self._keeps(mask.size):
+            return np.asarray(mask)
+        return np.asarray(self._squared(mask, method=Image.Resampling.NEAREST, fill=void))
+
     def _keeps(self, sides: tuple[int, ...]) -> bool:
         return self.keep_square and sides[0] == sides[1]
 
     def _squared(
-        self, image: Image.Image, size: tuple[int, int] | None = None, content: tuple[float, float] | None = None
+        self,
+        image: Image.Image,
+        size: tuple[int, int] | None = None,
+        content: tuple[float, float] | None = None,
+        *,
+        method: Image.Resampling | None = None,
+        fill: int = 0,
     ) -> Image.Image:
-        """Resizes and crops or pads an image, or one of `size` whose reduced copy is the upper left part `content`."""
-        method = Image.Resampling[self.interpolation.upper()]
+        """Resizes and crops or pads an image, or one of `size` whose reduced copy is the upper left part `content`.
+
+        `method` replaces `interpolation`; `fill` is the value of the padding.
+        """
+        method = Image.Resampling[self.interpolation.upper()] if method is None else method
         box = None if content is None else (0, 0, *content)
         if self.fit == "squash":
             return image.resize((self.side, self.side), method, box)
         if self.fit == "pad":
             longest = max(size or image.size)
             width, height = (max(1, round(self.side * side / longest)) for side in size or image.size)
-            square, resized = Image.new(image.mode, (self.side, self.side)), image.resize((width, height), method, box)
+            square, resized = (
+                Image.new(image.mode, (self.side, self.side), fill),
+                image.resize((width, height), method, box),
+            )
             square.paste(resized, ((self.side - width) // 2, (self.side - height) // 2))
             return square
         image = _shortened(image)
@@ -161,6 +182,12 @@ class Square:
 
 def _orientation(image: Image.Image) -> Any:
     return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+
+
+def upright(image: Image.Image) -> tuple[int, int]:
+    """Returns height and width of an image as it is shown, after EXIF rotation."""
+    width, height = image.size
+    return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
 def is_wide(image: Image.Image) -> bool:

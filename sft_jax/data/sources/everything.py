@@ -67,6 +67,11 @@ def load_everything(
     kind, rest = kind_of(config)
     check_kind(config, of_texts=False)
     check_labelling(config, labelling)
+    if labelling == "mask":
+        raise UserError(
+            f"evaluation on --data {config.source} is not possible for segmentation yet; evaluate a split of the run "
+            f"with --split, or name the data with --config.data.source"
+        )
     if source_of(config).of_files:
         return _files(kind, rest, config, class_names, split, notices, labelling)
     if kind == "tfds":

@@ -8,6 +8,7 @@ from sft_jax.data.dataset import Dataset
 from sft_jax.data.images.files import Found, find_images, is_ignored, is_image_file, left_out, subfolders
 from sft_jax.data.sources.files import load_listing
 from sft_jax.data.sources.listing import LabelledFile, Listing, counted, some
+from sft_jax.data.sources.masks import IMAGES, MASKS
 from sft_jax.data.sources.part_names import PARTS, part_of
 from sft_jax.errors import UserError
 
@@ -149,6 +150,11 @@ class _Folder:
         else:
             folders = subfolders(whole) if "train" in parts else classes
             names = [folder.name for folder in folders]
+        if set(names) == {IMAGES, MASKS}:
+            raise UserError(
+                f"{whole} has folders {IMAGES} and {MASKS}, which are no classes: use data.source=masks:{self.root} "
+                f"with task=segmentation"
+            )
         self._check_count(whole, folders, names)
         for folder in folders:
             if any("\ud800" <= character <= "\udfff" for character in folder.name):

@@ -1,4 +1,4 @@
-"""How images are labelled: with one class, any number of classes, or a number; and the targets that labels become."""
+"""How images are labelled: with one class, any number of classes, a number or a mask; and what labels become."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -44,6 +44,10 @@ def _number(labels: Sequence[Label], class_names: Sequence[str]) -> Batch:
     return {"number": np.array(labels, np.float32)}
 
 
+def _files(labels: Sequence[Label], class_names: Sequence[str]) -> Batch:
+    return {"mask": np.array([label[0] for label in labels], object)}  # type: ignore[index]
+
+
 LABELLINGS = {
     labelling.name: labelling
     for labelling in (
@@ -53,6 +57,8 @@ LABELLINGS = {
         Labelling("classes", "any number of labels per image", _several, lambda label: label),  # type: ignore[arg-type,return-value]
         # {"number": float32 [n]}
         Labelling("number", "a number per image", _number, lambda label: ()),
+        # {"mask": the names of their files}, which `sources.masks` replaces by uint8 [n, side, side]
+        Labelling("mask", "a mask per image", _files, lambda label: ()),
     )
 }
 

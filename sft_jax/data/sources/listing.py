@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A class, the classes, or the number of an image, see `labelling`.
+# A class, the classes, or the number of an image, or the name and the digest of its mask, see `labelling`.
 Label = str | tuple[str, ...] | float
 
 # Maximum number of names in a message.

@@ -19,6 +19,7 @@ from sft_jax.data.sources.huggingface.hub import check_hub, is_of_hub
 from sft_jax.data.sources.labelling import LABELLINGS, numbered
 from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.lists import list_files
+from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
 from sft_jax.data.sources.overlap import check_positions
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.data.sources.texts.source import load_texts
@@ -115,6 +116,13 @@ def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
 
 def check_labelling(config: ConfigDict, labelling: str) -> None:
     """Raises UserError if the source of `config` cannot have these labels."""
+    if source_of(config).has_masks != (labelling == "mask"):
+        has = LABELLINGS["mask" if source_of(config).has_masks else "class"].words
+        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks)
+        remedy = f"use {forms}" if labelling == "mask" else "use --config.task=segmentation"
+        raise UserError(
+            f"config.data.source={config.source} has {has}, but the task needs {LABELLINGS[labelling].words}; {remedy}"
+        )
     if labelling == "classes" and not source_of(config).has_several:
         able = ", ".join(source.form for source in SOURCES.values() if source.has_several)
         raise UserError(
@@ -180,6 +188,7 @@ class Source:
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
       of_texts: whether it has texts instead of images.
+      has_masks: whether images have masks, and nothing else.
     """
 
     form: str
@@ -191,6 +200,7 @@ class Source:
     of_files: bool = False
     has_several: bool = False
     of_texts: bool = False
+    has_masks: bool = False
 
 
 def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
@@ -234,6 +244,21 @@ def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     place = Path(_place(path, request.recorded, notices))
     return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
+
+
+def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
+    dataset = load_listing(
+        listing,
+        config.size,
+        notices,
+        reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
+        recorded=request.recorded,
+        resuming=request.resuming,
+        allow_overlap=config.allow_overlap,
+    )
+    return with_masks(dataset, listing.root, config.ignore_index)
 
 
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
@@ -295,6 +320,22 @@ SOURCES: dict[str, Source] = {
         has_several=True,
     ),
     "text": Source("text:PATH", _load_texts, _check_path, is_path=True, of_texts=True),
+    "masks": Source(
+        "masks:PATH",
+        functools.partial(_load_masks, list_masks),
+        _check_folder,
+        is_path=True,
+        of_files=True,
+        has_masks=True,
+    ),
+    "voc": Source(
+        "voc:PATH",
+        functools.partial(_load_masks, list_voc),
+        _check_folder,
+        is_path=True,
+        of_files=True,
+        has_masks=True,
+    ),
     "digits": Source(
         "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
     ),

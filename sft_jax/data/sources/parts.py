@@ -52,9 +52,10 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
             f"{' of each class' if listing.labelling == 'class' else ''}, chosen {how}: {counts}"
         )
     classes_of = LABELLINGS[listing.labelling].classes_of
+    named = listing.class_names if listing.labelling in ("class", "classes") else ()
     for part in PARTS if listing.labelling == "classes" else PARTS[1:]:
         here = {name for file in given[part] for name in classes_of(file.label)}
-        lacking = [name for name in listing.class_names if name not in here and listing.labelling != "number"]
+        lacking = [name for name in named if name not in here]
         if lacking:
             notices.append(f"the {part} split has no {listing.unit}s of {some(map(repr, lacking))}")
     return {part: given[part] for part in PARTS}

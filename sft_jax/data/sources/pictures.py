@@ -17,7 +17,7 @@ from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.load import kind_of, source_of
+from sft_jax.data.sources.load import check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import named_part, part_of
 from sft_jax.data.sources.tfds import open_records, split_names
 from sft_jax.errors import UserError
@@ -113,6 +113,7 @@ def load_pictures(
       UserError: there are no images or labels, or the source has no groups.
     """
     kind, rest = kind_of(config)
+    check_labelling(config, "class")
     if source_of(config).of_files:
         listing = list_files(kind, rest, config, notices, group_key=group_key)
         files = [file for file in listing.files if split is None or file.part == named_part(split)]

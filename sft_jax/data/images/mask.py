@@ -1,0 +1,88 @@
+"""Reads masks: images whose pixels are the indices of classes."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from sft_jax.data.images.formats import UNREADABLE, opened, reason
+from sft_jax.data.images.square import Square
+from sft_jax.errors import UserError
+
+# The value of pixels of no class in every mask in memory, whatever the files have; all lower ones can be classes.
+VOID = 255
+# Formats in which a pixel may have another value than was written.
+LOSSY = frozenset({"JPEG", "WEBP", "AVIF", "HEIF"})
+UPRIGHT = 1  # of EXIF orientations
+
+
+class Header(NamedTuple):
+    """Width and height of an image in pixels, and whether it is stored upright, as it is shown."""
+
+    size: tuple[int, int]
+    upright: bool
+
+
+def header(path: Path) -> Header | None:
+    """Returns the header of a picture; None if it cannot be read, which reading it will say."""
+    try:
+        with opened(path) as image:
+            return Header(image.size, _is_upright(image))
+    except UNREADABLE:
+        return None
+
+
+def survey(path: Path, content: bytes) -> tuple[Header, tuple[int, ...]]:
+    """Returns the header of a mask, the file `path` with this content, and its values, ascending.
+
+    Raises:
+      UserError: it is not a mask.
+    """
+    values, upright = _decoded(path, content)
+    return Header(values.shape[::-1], upright), tuple(np.unique(values).tolist())
+
+
+def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:
+    """Reads a mask as the square of its picture: uint8 [side, side], with `VOID` for the value `ignored`.
+
+    Raises:
+      UserError: the file cannot be read or is not a mask.
+    """
+    values, _ = _decoded(path, content_of(path))
+    if ignored is not None:
+        values = np.where(values == ignored, np.uint8(VOID), values)
+    return square.of_mask(Image.fromarray(values), VOID)
+
+
+def content_of(path: Path) -> bytes:
+    """Returns the content of a mask's file. Raises UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the mask {path} cannot be read: {error.strerror}") from None
+
+
+def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
+    """Returns the values, uint8 [height, width], of gray images or the indices of palettes, and if it is upright."""
+    try:
+        with opened(io.BytesIO(content)) as image:
+            kind, mode, upright = image.format, image.mode, _is_upright(image)
+            values = np.asarray(image)
+    except UNREADABLE as error:
+        raise UserError(f"the mask {path} cannot be read ({reason(error, path)}); repair it") from None
+    if kind in LOSSY:
+        raise UserError(f"the mask {path} is a {kind} file, which does not keep the indices of classes; use PNG")
+    if mode not in ("1", "L", "P") and not mode.startswith("I"):
+        raise UserError(
+            f"the mask {path} has colours (mode {mode}), but each pixel must be the index of a class: save it as "
+            f"8-bit gray or with a palette"
+        )
+    if values.min() < 0 or values.max() > VOID:
+        raise UserError(f"the mask {path} has values from {values.min()} to {values.max()}; use only 0 to {VOID}")
+    return values.astype(np.uint8), upright
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT

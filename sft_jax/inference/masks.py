@@ -1,0 +1,216 @@
+"""Masks of pictures at their own size, from outputs of the square that the network sees."""
+
+import concurrent.futures
+import io
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sft_jax.data.crops import CENTRE, cropped
+from sft_jax.data.dataset import DECODING_THREADS
+from sft_jax.data.images.formats import MAX_PIXELS, UNREADABLE, FileWarnings, opened, reason
+from sft_jax.data.images.given import Given, one_by_one
+from sft_jax.data.images.mask import VOID
+from sft_jax.data.images.named import decoded
+from sft_jax.data.images.square import upright
+from sft_jax.data.preprocess import Preprocess
+from sft_jax.errors import UserError
+from sft_jax.runtime.files import write_bytes
+
+if TYPE_CHECKING:
+    from sft_jax.inference.predictor import Classifier
+
+# Pictures per call of the network: their outputs have as many numbers as pixels and classes.
+BATCH = 8
+# Share of the mask's colours in an overlay.
+OPACITY = 0.5
+
+
+class Picture(NamedTuple):
+    """Height and width of a picture, upright, and its square, see `Preprocess.read`."""
+
+    shape: tuple[int, ...]
+    square: np.ndarray
+
+
+def read(file: Path, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Reads a picture. Raises one of `formats.UNREADABLE`."""
+    with opened(file, max_pixels) as image:
+        shape = upright(image)
+        return Picture(shape, preprocess.of_image(image))
+
+
+def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
+    """Returns the class of each pixel of `images`, see `Classifier.logits`: uint8 [height, width] at their own sizes.
+
+    Pixels that the network does not see, because `data.fit` or `data.crop_pct` crops pictures, are 255.
+    """
+    given, masks = one_by_one(images), []
+    with FileWarnings() as warned, concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for first in range(0, len(given), BATCH):
+            block = list(pool.map(lambda image: _picture(image, classifier), given[first : first + BATCH]))
+            masks += of_block(classifier, block)
+    for line in warned.lines:
+        warnings.warn(line, stacklevel=3)
+    return masks
+
+
+def of_block(classifier: "Classifier", pictures: Sequence[Picture]) -> list[np.ndarray]:
+    """Returns the masks of at most `BATCH` pictures, see `predict`."""
+    outputs = classifier.square_logits([picture.square for picture in pictures])
+    return [
+        at_own_size(own, classifier.preprocess, picture.shape) for own, picture in zip(outputs, pictures, strict=True)
+    ]
+
+
+def _picture(image: Given, classifier: "Classifier") -> Picture:
+    preprocess = classifier.preprocess
+    if isinstance(image, np.ndarray):
+        return Picture(image.shape[:2], preprocess.of_array(image))
+    if isinstance(image, Image.Image):
+        return Picture(upright(image), preprocess.of_image(image))
+    try:
+        return read(image, preprocess)
+    except UNREADABLE as error:
+        raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
+
+
+def at_own_size(outputs: np.ndarray, preprocess: Preprocess, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the class of each pixel of a picture of `shape` = height, width: uint8 [height, width].
+
+    Outputs between the centres of the network's pixels are interpolated bilinearly, as by torchvision; pixels that it
+    does not see are `VOID`.
+
+    Args:
+      outputs: float32 [size, size, classes], of the picture's square.
+      preprocess: how the square was made.
+      shape: of the picture.
+    """
+    rows, columns = (
+        _weights(side, first, length, len(outputs))
+        for side, (first, length) in zip(shape, _extent(preprocess, shape), strict=True)
+    )
+    best = np.full(shape, -np.inf, np.float32)
+    mask = np.zeros(shape, np.uint8)
+    for label in range(outputs.shape[-1]):  # one class at a time, because pictures may be large
+        own = rows @ outputs[..., label] @ columns.T
+        better = own > best
+        mask[better], best[better] = label, own[better]
+    unseen = [~weights.any(1) for weights in (rows, columns)]
+    mask[unseen[0]] = VOID
+    mask[:, unseen[1]] = VOID
+    return mask
+
+
+def _extent(preprocess: Preprocess, shape: tuple[int, ...]) -> list[tuple[float, float]]:
+    """Returns where a picture's rows, and columns, begin in the network's input, and how long they are, in pixels.
+
+    See `Square._squared` and `crops.cropped`, which make that input.
+    """
+    kept = preprocess.keep_square and shape[0] == shape[1]
+    side, size = shape[0] if kept else preprocess.side, preprocess.size
+    if kept or preprocess.fit == "squash":
+        extents = [(0.0, float(side))] * 2
+    elif preprocess.fit == "pad":
+        lengths = [max(1, round(side * each / max(shape))) for each in shape]
+        extents = [(float((side - length) // 2), float(length)) for length in lengths]
+    else:
+        shorter = preprocess.resize or side
+        lengths = [shorter * each // min(shape) for each in shape]
+        extents = [(-float(round((length - side) / 2)), float(length)) for length in lengths]
+    seen = cropped(np.empty((1, side, side), bool), preprocess.size, preprocess.crop_pct).shape[1]
+    start = round((side - seen) * CENTRE[0])
+    return [((first - start) * size / seen, length * size / seen) for first, length in extents]
+
+
+def _weights(side: int, first: float, length: float, size: int) -> np.ndarray:
+    """Computes the weights of `size` outputs for each of a picture's `side` rows: float32 [side, size]; 0 outside."""
+    places = first + (np.arange(side) + 0.5) * (length / side) - 0.5
+    near = np.clip(places, 0, size - 1)
+    weights = np.maximum(0, 1 - np.abs(near[:, None] - np.arange(size)))
+    inside = (places >= -0.5) & (places <= size - 0.5)
+    return (weights * inside[:, None]).astype(np.float32)
+
+
+def answers(
+    classifier: "Classifier", paths: Iterable[Path], folder: Path, tell: Callable[[str], None], max_pixels: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Writes the masks of pictures to FOLDER/masks, and the pictures under the masks' colours to FOLDER/overlays.
+
+    Masks are PNG files whose values are the classes, with a palette.
+
+    Args:
+      classifier: a network of the task segmentation.
+      paths: of the pictures.
+      folder: made if it does not exist.
+      tell: called with a line per unreadable picture.
+      max_pixels: larger pictures count as unreadable.
+
+    Yields:
+      for some pictures each their JSON objects: file, mask, overlay, and shares, the fraction of the pixels by class.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    names: dict[str, int] = {}
+    preprocess = classifier.preprocess
+    readable = decoded(paths, lambda path: read(path, preprocess, max_pixels), tell)
+    while block := list(itertools.islice(readable, BATCH)):
+        found = []
+        masks = of_block(classifier, [picture for _, picture in block])
+        for (path, _), mask in zip(block, masks, strict=True):
+            with opened(path, max_pixels) as image:  # again, as dozens of large pictures do not fit into memory
+                pixels = np.asarray(preprocess.rgb(image))
+            names[path.stem] = names.get(path.stem, 0) + 1
+            again = f"_{names[path.stem]}" if names[path.stem] > 1 else ""
+            files = {kind: folder / f"{kind}s" / f"{path.stem}{again}.png" for kind in ("mask", "overlay")}
+            _save(with_palette(mask), files["mask"])
+            _save(Image.fromarray(overlay(pixels, mask)), files["overlay"])
+            shares = {"shares": shares_of(mask, classifier.class_names)}
+            found.append({"file": str(path)} | {kind: str(file) for kind, file in files.items()} | shares)
+        yield found
+
+
+def shares_of(mask: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Returns the fraction of a mask's pixels of each class that it has, the largest first."""
+    counts = np.bincount(mask.ravel(), minlength=VOID + 1)[: len(class_names)]
+    order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
+    return {class_names[label]: float(counts[label] / mask.size) for label in order}
+
+
+def colours() -> np.ndarray:
+    """Returns Pascal VOC's colours of the values of masks, uint8 [256, 3]."""
+    values = np.arange(256)
+    channels = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            channels[:, channel] |= (((values >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return channels
+
+
+def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Blends a picture uint8 [height, width, 3] with the colours of its mask; pixels of no class stay as they are."""
+    blended = (1 - OPACITY) * picture + OPACITY * colours()[mask].astype(np.float32)
+    return np.where((mask == VOID)[..., None], picture, blended.round().astype(np.uint8))
+
+
+def with_palette(mask: np.ndarray) -> Image.Image:
+    """Returns a mask as an image whose values are those of the mask, in `colours`."""
+    image = Image.fromarray(mask)
+    image.putpalette(colours().tobytes())
+    return image
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file.parent} cannot be made: {error.strerror}") from None
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    write_bytes(file, content.getvalue())

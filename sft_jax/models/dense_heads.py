@@ -1,0 +1,165 @@
+"""Heads that give every pixel an output, from the maps of a backbone.
+
+Three are torchvision's: `FCNHead` (Long et al., 2014, arXiv:1411.4038), `DeepLabHead` (Chen et al., 2017,
+arXiv:1706.05587) and `LRASPPHead` (Howard et al., 2019, arXiv:1905.02244), with its state_dict keys as attribute
+paths; None stands for parameterless layers, which are numbered there. `LinearHead` is the one with which DINOv2 is
+scored, batch norm and a linear layer.
+
+Maps are [batch, height, width, channels]; logits are float32. Each head has `lasts`, the paths of the layers whose
+outputs are its own, and takes the last map and, of stride 8, the one that `LRASPPHead` reads.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sft_jax import ops
+from sft_jax.models.layers import BatchNorm2d, Conv2d
+from sft_jax.ops.collectives import own_rows
+
+# Dilations of DeepLabV3's atrous spatial pyramid, and the channels of its branches.
+RATES, BRANCH = (12, 24, 36), 256
+# Channels between the layers of LRASPP.
+INNER = 128
+
+
+class PixelLinear(nnx.Module):
+    """A 1x1 convolution with bias, `torch.nn.Conv2d(inputs, outputs, 1)`, in float32; kernel [1, 1, in, out]."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        bound = inputs**-0.5
+
+        def uniform(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.kernel, self.bias = uniform(1, 1, inputs, outputs), uniform(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., in] to [..., out]."""
+        kernel = self.kernel[0, 0]
+        y = jnp.matmul(x.astype(kernel.dtype), kernel, precision="highest")
+        return y + jnp.broadcast_to(self.bias[...], y.shape)
+
+
+class LinearHead(nnx.List):
+    """Batch norm and a linear layer on every position of the last map."""
+
+    lasts = ("1",)
+
+    def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
+        super().__init__([BatchNorm2d(channels, axis_name=axis_name), PixelLinear(channels, outputs, rngs=rngs)])
+
+    def __call__(self, last: jax.Array, eighth: jax.Array | None, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """Maps [batch, height, width, channels] to logits [batch, height, width, outputs]."""
+        norm, linear = self
+        return linear(norm(last, train=train))
+
+
+class FCNHead(nnx.List):
+    """A 3x3 convolution, dropout and a linear layer on the last map."""
+
+    lasts = ("4",)
+
+    def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
+        inner, self.axis_name = channels // 4, axis_name
+        conv = Conv2d(channels, inner, 3, padding=1, dtype=dtype, rngs=rngs)
+        norm = BatchNorm2d(inner, axis_name=axis_name)
+        super().__init__([conv, norm, None, None, PixelLinear(inner, outputs, rngs=rngs)])
+
+    def __call__(self, last: jax.Array, eighth: jax.Array | None, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """See `LinearHead`."""
+        conv, norm, _, _, linear = self
+        x = norm(_wide(conv, last), train=train, relu=True)
+        return linear(dropout(x, key, 0.1, self.axis_name))
+
+
+class DeepLabHead(nnx.List):
+    """Atrous spatial pyramid pooling of the last map, a 3x3 convolution and a linear layer."""
+
+    lasts = ("4",)
+
+    def __init__(self, channels: int, outputs: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs, **_: Any):
+        pyramid = Pyramid(channels, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        conv = Conv2d(BRANCH, BRANCH, 3, padding=1, dtype=dtype, rngs=rngs)
+        norm = BatchNorm2d(BRANCH, axis_name=axis_name)
+        super().__init__([pyramid, conv, norm, None, PixelLinear(BRANCH, outputs, rngs=rngs)])
+
+    def __call__(self, last: jax.Array, eighth: jax.Array | None, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """See `LinearHead`."""
+        pyramid, conv, norm, _, linear = self
+        x = pyramid(last, train=train, key=key)
+        return linear(norm(_wide(conv, x), train=train, relu=True))
+
+
+class Pyramid(nnx.Module):
+    """torchvision's `ASPP`: a 1x1, three dilated 3x3 convolutions and the mean of the map, concatenated and mixed."""
+
+    def __init__(self, channels: int, *, dtype, axis_name: str | None, rngs: nnx.Rngs):
+        def branch(inputs: int, rate: int | None, place: int = 0) -> nnx.List:
+            size = {} if rate is None else {"padding": rate, "dilation": rate}
+            conv = Conv2d(inputs, BRANCH, 1 if rate is None else 3, **size, dtype=dtype, rngs=rngs)
+            return nnx.List([*[None] * place, conv, BatchNorm2d(BRANCH, axis_name=axis_name)])
+
+        self.convs = nnx.List(
+            [branch(channels, None), *(branch(channels, rate) for rate in RATES), branch(channels, None, place=1)]
+        )
+        self.project = branch(len(self.convs) * BRANCH, None)
+        self.axis_name = axis_name
+
+    def __call__(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """Maps [batch, height, width, channels] to [batch, height, width, BRANCH]."""
+        *branches, of_mean = self.convs
+        found = [norm(_wide(conv, x), train=train, relu=True) for conv, norm in branches]
+        _, conv, norm = of_mean
+        mean = norm(conv(x.mean((1, 2), keepdims=True), layout="NHWC"), train=train, relu=True)
+        found.append(jnp.broadcast_to(mean, found[0].shape))
+        conv, norm = self.project
+        x = norm(conv(jnp.concatenate(found, -1), layout="NHWC"), train=train, relu=True)
+        return dropout(x, key, 0.5, self.axis_name)
+
+
+class LRASPPHead(nnx.Module):
+    """Sums linear layers on the last map, gated by its mean, and on one of stride 8."""
+
+    lasts = ("low_classifier", "high_classifier")
+
+    def __init__(self, channels: int, outputs: int, *, eighth: int, dtype, axis_name: str | None, rngs: nnx.Rngs):
+        conv = Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)
+        self.cbr = nnx.List([conv, BatchNorm2d(INNER, axis_name=axis_name)])
+        self.scale: Any = nnx.List([None, Conv2d(channels, INNER, 1, dtype=dtype, rngs=rngs)])
+        self.low_classifier = PixelLinear(eighth, outputs, rngs=rngs)
+        self.high_classifier = PixelLinear(INNER, outputs, rngs=rngs)
+
+    def __call__(self, last: jax.Array, eighth: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """Maps both maps to logits [batch, height, width, outputs] of the size of `eighth`."""
+        conv, norm = self.cbr
+        _, gate = self.scale
+        mean = gate(last.mean((1, 2), keepdims=True), layout="NHWC")
+        x = norm(conv(last, layout="NHWC"), train=train, relu=True) * jax.nn.sigmoid(mean)
+        high = ops.upsample(x, *eighth.shape[1:3])
+        return self.low_classifier(eighth) + self.high_classifier(high)
+
+
+def dropout(x: jax.Array, key: jax.Array | None, rate: float, axis_name: str | None) -> jax.Array:
+    """Sets elements of x [batch, ...] to 0 with probability `rate` and divides the others by 1 - `rate`.
+
+    Without a key it is the identity. The draws of an image do not depend on the number of devices of `axis_name`.
+    """
+    if key is None:
+        return x
+    keys = own_rows(lambda total: jax.random.split(key, total), len(x), axis_name)
+    kept = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def _wide(conv: Conv2d, x: jax.Array) -> jax.Array:
+    """Convolves x [batch, height, width, in]; on CPUs the other layout is faster for kernels larger than 1x1."""
+    if conv.kernel.shape[0] == 1:
+        return conv(x, layout="NHWC")
+    return conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
+
+
+# By the beginning of the network's name.
+HEADS: dict[str, Any] = {"linear": LinearHead, "fcn": FCNHead, "deeplabv3": DeepLabHead, "lraspp": LRASPPHead}
