@@ -21,14 +21,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "all_minilm_l6_v2"
     config.init = "package:all-minilm-l6-v2"
     config.compare_with_scratch = True
-    config.epochs = 12
+    config.epochs = 8
     config.batch_size = 15
 
     config.data.source = f"text:{Path(__file__).with_name('messages.csv')}"
     config.text.length = 64
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-4
+    config.optimizer.learning_rate = 1e-4
     config.optimizer.weight_decay = 0.01
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_epochs = 1.0

@@ -34,9 +34,12 @@ def fingerprint(config: ConfigDict, dataset: data.Dataset, task: Task) -> dict[s
         for name in ("train", "validation", "test")
         for target in task.targets
     }
+    record = dataset.record
+    texts = {} if record is None or record.digests is None else {"texts": dict(record.digests)}
     return (
         settings
         | targets
+        | texts
         | {"class names": list(dataset.class_names), "task": str(task), "version of jax": jax.__version__}
     )
 

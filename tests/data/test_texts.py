@@ -81,6 +81,12 @@ def test_folders_with_a_file_for_each_split(tmp_path):
         listed(tmp_path)
 
 
+def test_tables_may_be_text_files(tmp_path):
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("one;x\ntwo;y\n")
+    assert [(each.text[0], each.part) for each in listed(tmp_path).all][:2] == [("one", "test"), ("two", "test")]
+
+
 def test_folders_of_text_files(tmp_path):
     for part, label in itertools.product(("train", "test"), ("pos", "neg")):
         folder = tmp_path / part / label

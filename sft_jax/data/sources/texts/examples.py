@@ -82,8 +82,8 @@ def list_texts(
         files = _files(place)
         tables = [path for path in files if path.suffix.lower() in READERS]
         # Text files in a folder for each class look like tables of one cell.
-        in_classes = all(path.suffix.lower() == ".txt" or not path.suffix for path in files) or not tables
-        if in_classes:
+        of_text = all(path.suffix.lower() == ".txt" or not path.suffix for path in files)
+        if (of_text and any(path.parent != place for path in files)) or not tables:
             found = _of_folders(place, files, notices)
         else:
             found, declared = _of_sheets(place, tables, text_key, label_key, part_key, notices)
