@@ -111,6 +111,7 @@ class BertReference(Reference):
     landmark = "encoder.layer.0.attention.self.query.weight (DistilBERT: transformer.layer.0.attention.q_lin.weight)"
     body = ("bert.", "roberta.", "distilbert.", "classifier.dense.", "pre_classifier.")
     unit = "tokens"
+    axes = ("batch", "length")
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
@@ -150,12 +151,16 @@ class BertReference(Reference):
         tokens = np.where(place < lengths, tokens, config.pad_token_id).astype(np.int32)
         return tokens, (place >= lengths // 2).astype(np.uint8)
 
-    def run(self, module: Any, *inputs: np.ndarray) -> torch.Tensor:
+    def given(self, module: Any, *inputs: np.ndarray) -> Tensors:
         """See `Reference`. Segments are given to networks that tell them apart."""
         tokens, segments = (torch.from_numpy(array).long() for array in inputs)
         config = module.config
-        given = {"token_type_ids": segments} if getattr(config, "type_vocab_size", 0) > 1 else {}
-        return module(input_ids=tokens, attention_mask=(tokens != config.pad_token_id).long(), **given).logits
+        given = {"input_ids": tokens, "attention_mask": (tokens != config.pad_token_id).long()}
+        return given | ({"token_type_ids": segments} if getattr(config, "type_vocab_size", 0) > 1 else {})
+
+    def logits(self, module: Any, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Reference`."""
+        return module(**given).logits
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks with as many kinds of tokens, channels and layers."""

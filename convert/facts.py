@@ -79,7 +79,11 @@ def of_run(weights: Weights, preprocess: Preprocess) -> Facts:
 
 
 def _task(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: metadata[name] for name in ("task", "learnt", "tokenizer") if name in metadata}
+    facts = {name: metadata[name] for name in ("task", "learnt", "tokenizer") if name in metadata}
+    learnt = json.loads(facts.get("learnt", "{}"))
+    if "tokenizer" in learnt:  # a run's
+        facts |= {"tokenizer": learnt.pop("tokenizer"), "learnt": json.dumps(learnt)}
+    return facts
 
 
 def recorded(class_names: tuple[str, ...] | None, metadata: Mapping[str, str]) -> Facts:
@@ -122,7 +126,7 @@ def completed(known: Facts, fitted: Fit, given: Mapping[str, Any], source: str) 
 
 
 def _preprocess(known, fitted: Fit, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any] | None, list[str]]:
-    if architecture(fitted.arch).vocabulary is not None:
+    if architecture(fitted.arch).texts is not None:
         for name in ("size", "mean", "std"):
             if name in given:
                 raise UserError(f"--{name} {given[name]} has no meaning for {fitted.arch}, which takes texts")

@@ -1,12 +1,15 @@
 """Exports a trained network to ONNX: `python convert/flax_to_onnx.py --workdir runs/cifar10 --output cifar10.onnx`.
 
 Goes via torch's network with the same weights. The input `images` is float32 [batch, 3, size, size], normalised with
-mean and std of the file's metadata (for pixels in 0..1); the output `logits` is float32 [batch, classes].
+mean and std of the file's metadata (for pixels in 0..1). The inputs of texts are those of transformers, `input_ids` and
+`attention_mask` and for some networks `token_type_ids`, int64 [batch, length]; the tokenizer is in the metadata. The
+output `logits` is float32 [batch, classes].
 """
 
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,25 +71,45 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     from sft_jax.runtime.files import written_whole
 
     model = trained.read(workdir, file, inputs=True)
-    model.network.architecture.check_images()
-    size, batches = model.size, ", ".join(map(str, BATCHES))
-    program = torch.onnx.export(
-        reference_of(model.arch).plain(model.module),
-        (torch.zeros(2, 3, size, size),),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    reference, batches = reference_of(model.arch), ", ".join(map(str, BATCHES))
+    given = reference.given(model.module, *reference.inputs(model.module, model.size, 2, seed=0))
+    names = list(given)
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model.module
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            return reference.logits(self.module, dict(zip(names, tensors, strict=True)))
+
+    most = {} if model.longest is None else {"length": model.longest}
+    dims = {axis: torch.export.Dim(name, max=most.get(name)) for axis, name in enumerate(reference.axes)}
+    with warnings.catch_warnings():
+        # The inputs of texts share their axes.
+        warnings.filterwarnings("ignore", "# The axis name: .* will not be used")
+        program = torch.onnx.export(
+            Logits().eval(),
+            tuple(given.values()),
+            dynamo=True,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=((dims,) * len(names),),
+            verbose=False,
+        )
     assert program is not None, "the dynamo exporter returns a program"
     program.model.metadata_props.update(metadata(model))
     with written_whole(output) as temporary:
         program.save(temporary, external_data=False)
         difference = max(largest_difference(temporary, model, batch) for batch in BATCHES)
+    shapes = ", ".join(
+        f"{name} {str(tensor.dtype).removeprefix('torch.')} "
+        f"{[*reference.axes, *tensor.shape[len(reference.axes) :]]}".replace("'", "")
+        for name, tensor in given.items()
+    )
     Console(markup=False, highlight=False, soft_wrap=True).print(
-        f"wrote {output}: {model.arch}, {model.classes} outputs; input float32 [batch, 3, {size}, {size}], "
-        f"normalised; checked in onnxruntime with batches of {batches}: logits within {difference:.1e} of Flax's"
+        f"wrote {output}: {model.arch}, {model.classes} outputs; inputs {shapes}; checked in onnxruntime with batches "
+        f"of {batches}: logits within {difference:.1e} of Flax's"
     )
 
 
@@ -102,7 +125,7 @@ def metadata(model: "Trained") -> dict[str, str]:
 
 
 def largest_difference(path: Path, model: "Trained", batch: int) -> float:
-    """Returns the largest difference between logits of the ONNX file and of our network on random images.
+    """Returns the largest difference between logits of the ONNX file and of our network on random examples.
 
     It is relative to the largest logit.
 
@@ -113,13 +136,16 @@ def largest_difference(path: Path, model: "Trained", batch: int) -> float:
     import onnxruntime  # type: ignore[import-untyped]
 
     from convert import parity
+    from convert.families import reference_of
     from sft_jax.errors import UserError
 
-    size = model.size
-    images = np.random.default_rng(batch).standard_normal((batch, size, size, 3), np.float32)
-    _, ours = parity.flax_activations(model.network, model.arrays, (images,))
+    reference = reference_of(model.arch)
+    size = model.size if model.longest is None else min(model.longest, 16 * batch)
+    inputs = reference.inputs(model.module, size, batch, seed=batch)
+    _, ours = parity.flax_activations(model.network, model.arrays, inputs)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (theirs,) = session.run(["logits"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    given = reference.given(model.module, *inputs)
+    (theirs,) = session.run(["logits"], {name: tensor.contiguous().numpy() for name, tensor in given.items()})
     theirs = np.moveaxis(theirs, 1, -1)  # of pixels, outputs come before them in torch
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference <= parity.TOLERANCE:  # NaN must fail too

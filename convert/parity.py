@@ -106,11 +106,11 @@ def torch_activations(
     hooks = [block.register_forward_hook(keep(name)) for name, block in watched.items()]
     try:
         with torch.no_grad():
-            logits = reference.run(module.eval(), *inputs)
+            logits = reference.logits(module.eval(), reference.given(module, *inputs))
     finally:
         for hook in hooks:
             hook.remove()
-    return stages, logits.numpy()
+    return stages, np.moveaxis(logits.numpy(), 1, -1)  # of pixels, outputs come before them in torch
 
 
 def flax_activations(

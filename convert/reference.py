@@ -62,6 +62,7 @@ class Reference:
       channels_last: whether `stages` have their channels last.
       dense: whether heads are part of the network as they are, and not one linear layer of any name.
       unit: of `sizes`, for messages.
+      axes: names of the leading axes of the module's inputs, which may have any size.
     """
 
     title = "a network of this family"
@@ -70,6 +71,7 @@ class Reference:
     channels_last = False
     dense = False
     unit = "px"
+    axes: tuple[str, ...] = ("batch",)
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """Returns the network `arch` with `state_dict`, in evaluation mode."""
@@ -105,14 +107,14 @@ class Reference:
             images[..., 1:] = images[..., :1]
         return (images,)
 
-    def run(self, module: torch.nn.Module, *inputs: np.ndarray) -> torch.Tensor:
-        """Returns the logits of `module` for inputs of our network."""
+    def given(self, module: torch.nn.Module, *inputs: np.ndarray) -> Tensors:
+        """Returns inputs of our network as those of `module`, by name."""
         (images,) = inputs
-        return module(torch.from_numpy(images[..., : self.input_channels(module)]).permute(0, 3, 1, 2))
+        return {"images": torch.from_numpy(images[..., : self.input_channels(module)]).permute(0, 3, 1, 2)}
 
-    def plain(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Returns a module that maps images [n, channels, height, width] to logits [n, outputs, ...] alone."""
-        return module
+    def logits(self, module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the logits [n, outputs, ...] of `module` for the inputs that `given` returned."""
+        return module(given["images"])
 
     def check(self, state_dict: Mapping[str, torch.Tensor], arch: str, source: str) -> None:
         """Raises UserError if a state_dict, that of the file `source`, does not belong to the family at all."""

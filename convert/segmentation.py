@@ -26,17 +26,6 @@ LANDMARKS = {
 }
 
 
-class _Plain(torch.nn.Module):
-    """The logits alone of one of torchvision's modules."""
-
-    def __init__(self, module: torch.nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.module(images)["out"]
-
-
 class SegmentationReference(Reference):
     """See `Reference`."""
 
@@ -64,14 +53,9 @@ class SegmentationReference(Reference):
             stages = {"stem": stem} | dict(zip(names, flat, strict=True))
         return {f"backbone.{name}": stage for name, stage in stages.items()} | {"classifier": found.classifier}
 
-    def run(self, module: torch.nn.Module, *inputs: Any) -> torch.Tensor:
-        """Returns the logits [n, height, width, outputs] of `module` for inputs of our network."""
-        (images,) = inputs
-        return module(torch.from_numpy(images).permute(0, 3, 1, 2))["out"].permute(0, 2, 3, 1)
-
-    def plain(self, module: torch.nn.Module) -> torch.nn.Module:
+    def logits(self, module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Reference`: torchvision's modules return dictionaries."""
-        return _Plain(module).eval()
+        return module(given["images"])["out"]
 
     def dialects(self, arch: str) -> tuple[Dialect, ...]:
         """See `Reference`."""

@@ -20,7 +20,7 @@ def of_file(file: Path, given: Path | None, architecture: Architecture) -> str |
     Raises:
       UserError: there is none, it is none, or it has more kinds of tokens than the network.
     """
-    if architecture.vocabulary is None:
+    if architecture.texts is None:
         if given is not None:
             raise UserError(f"--tokenizer {given} has no meaning for {architecture.name}, which takes images")
         return None
@@ -37,9 +37,9 @@ def of_file(file: Path, given: Path | None, architecture: Architecture) -> str |
         count = max([*numbers, *(token["id"] for token in parsed.get("added_tokens", ()))]) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a tokenizer with a vocabulary, as the tokenizers library saves it") from None
-    if count > architecture.vocabulary:
+    if count > architecture.texts.vocabulary:
         raise UserError(
-            f"{path} has {count:,} kinds of tokens, but {architecture.name} only {architecture.vocabulary:,}; "
+            f"{path} has {count:,} kinds of tokens, but {architecture.name} only {architecture.texts.vocabulary:,}; "
             f"it belongs to another network"
         )
     return content

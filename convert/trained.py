@@ -40,8 +40,16 @@ class Trained:
     module: torch.nn.Module
 
     @property
+    def longest(self) -> int | None:
+        """Of a network of texts, the most tokens that it takes; None of images."""
+        texts = self.network.architecture.texts
+        return None if texts is None else texts.longest
+
+    @property
     def size(self) -> int:
-        """Image size in pixels; the usual one for its stem if none is recorded."""
+        """Image size in pixels; the usual one for its stem if none is recorded. Of texts, a number of tokens."""
+        if self.longest is not None:
+            return 16
         usual = self.network.architecture.pretrained.size if self.stem == "imagenet" else 32
         return self.facts.preprocess["size"] if self.facts.preprocess else usual
 

@@ -56,7 +56,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     parser.add_argument(
         "--data",
         metavar="SOURCE",
-        help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits",
+        help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits; of texts "
+        "text:PATH",
     )
     parser.add_argument(
         "--split",
@@ -164,11 +165,11 @@ def evaluate_others(
     """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
     from sft_jax.config import complete, default_config, flatten
     from sft_jax.config.recipe import parse_value
-    from sft_jax.data.sources.everything import load_everything
+    from sft_jax.data.sources.everything import load_all_texts, load_everything
     from sft_jax.data.sources.listing import counted, some
     from sft_jax.data.sources.record import trained_among
-    from sft_jax.inference.predictor import load
-    from sft_jax.inference.scoring import file_name, score
+    from sft_jax.inference.predictor import Classifier, load
+    from sft_jax.inference.scoring import file_name, score, score_texts
     from sft_jax.run.folder import Run
     from sft_jax.run.progress import Progress
     from sft_jax.runtime.files import write_json
@@ -178,25 +179,27 @@ def evaluate_others(
     run = None if args.workdir is None else Run(args.workdir)
     changes = {name: parse_value(name, text) for name, text in overrides}
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
-    keys = dict.fromkeys(SOURCE_KEYS[2:]) | {"data.source": args.data, "data.size": classifier.preprocess.size}
+    keys: dict[str, Any] = dict.fromkeys(SOURCE_KEYS[2:]) | {"data.source": args.data}
+    if isinstance(classifier, Classifier):
+        keys["data.size"] = classifier.preprocess.size
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
     notices: list[str] = []
-    images = load_everything(
-        config.data,
-        classifier.class_names,
-        args.split,
-        notices,
-        classifier.preprocess.square,
-        classifier.task.labelling,
-    )
-    record = run.dataset_record() if run else None
-    if record is not None and images.record is not None:
-        for names in trained_among(record, images.record).values():
-            notices.append(f"the run was trained on {counted(len(names))} of {args.data}: {some(names)}")
-    _tell(notices)
-    with console.progress(args.data, 1) as bar:
-        augmentation = {} if run is None else config.evaluation.to_dict()
-        results = score(classifier, images, **augmentation, after=bar.set)
+    wanted = (config.data, classifier.class_names, args.split, notices)
+    if isinstance(classifier, Classifier):
+        images = load_everything(*wanted, classifier.preprocess.square, classifier.task.labelling)
+        record = run.dataset_record() if run else None
+        if record is not None and images.record is not None:
+            for names in trained_among(record, images.record).values():
+                notices.append(f"the run was trained on {counted(len(names))} of {args.data}: {some(names)}")
+        _tell(notices)
+        with console.progress(args.data, 1) as bar:
+            augmentation = {} if run is None else config.evaluation.to_dict()
+            results = score(classifier, images, **augmentation, after=bar.set)
+    else:
+        texts, labels = load_all_texts(*wanted, config.text.columns)
+        _tell(notices)
+        with console.progress(args.data, 1) as bar:
+            results = score_texts(classifier, [each.text for each in texts], labels, bar.set)
     name = file_name(args.data, args.split)
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")

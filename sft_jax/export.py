@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from sft_jax.cli import add_checkpoint_flag, add_network_flags, make_parser
 from sft_jax.errors import UserError, run_command
@@ -17,8 +18,10 @@ sft_jax.load(FILE), or without this package:
 
   program = jax.export.deserialize(bytearray(pathlib.Path("classifier.stablehlo").read_bytes()))
   program.call(inputs)  # normalised float32 [n, size, size, 3] -> logits
+  program.call(tokens, segments)  # of texts: int32 and uint8 [n, length], padded at the ends
 
-Its end is a zip archive: `unzip -p classifier.stablehlo metadata.json` prints size, mean, std and the class names.
+Its end is a zip archive: `unzip -p classifier.stablehlo metadata.json` prints size, mean, std and the class names; of
+texts the tokenizer in place of size, mean and std.
 For torch and ONNX see convert/flax_to_resnet.py and convert/flax_to_onnx.py.
 """
 # Maximum difference of logits relative to the largest one by precision. In float32 as in convert/parity.py. In bfloat16
@@ -83,16 +86,24 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
     import numpy as np
 
     import sft_jax
-    from sft_jax.inference.predictor import load, load_export
-    from sft_jax.inference.stablehlo import save_exported
+    from sft_jax.inference.predictor import Classifier, load, load_export
+    from sft_jax.inference.stablehlo import image_inputs, save_exported, text_inputs
     from sft_jax.runtime.files import written_whole
 
     classifier = load(source, checkpoint=checkpoint)
-    preprocess = classifier.preprocess
-    metadata = {
+    random, most = np.random.default_rng(0), max(BATCHES)
+    own: dict[str, Any]
+    examples: Any
+    if isinstance(classifier, Classifier):
+        size = classifier.preprocess.size
+        own, inputs = {"preprocess": classifier.preprocess.to_json()}, image_inputs(size)
+        examples = random.integers(0, 256, (most, size, size, 3), np.uint8)
+    else:
+        own, inputs = {"padding": classifier.reading.padding}, text_inputs(classifier.reading.length)
+        examples = classifier.reading.random_texts(random, most)
+    metadata = own | {
         "source": str(source),
         "class_names": list(classifier.class_names),
-        "preprocess": preprocess.to_json(),
         "precision": classifier.precision,
         "licence": classifier.licence,
         "task": classifier.task_name,
@@ -100,12 +111,11 @@ def export(source: Path, checkpoint: str, output: Path) -> tuple[float, str]:
         "versions": {"sft-jax": sft_jax.__version__, "jax": jax.__version__},
     }
     with written_whole(output) as temporary:
-        save_exported(temporary, classifier.program, preprocess.size, metadata)
+        save_exported(temporary, classifier.program, inputs, metadata)
         exported = load_export(temporary)
-        shape = (max(BATCHES), preprocess.size, preprocess.size, 3)
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         difference = max(
-            relative_difference(exported.logits(images[:batch]), classifier.logits(images[:batch])) for batch in BATCHES
+            relative_difference(exported.logits(examples[:batch]), classifier.logits(examples[:batch]))
+            for batch in BATCHES
         )
         tolerance = TOLERANCES[classifier.precision]
         if not difference <= tolerance:  # NaN must fail too

@@ -1,4 +1,4 @@
-"""Predicts what images show: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
+"""Predicts what images show or texts say: `python -m sft_jax.predict --workdir runs/cifar10 photo.jpg holiday/`."""
 
 import argparse
 import contextlib
@@ -18,6 +18,7 @@ from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from sft_jax.inference.predictor import Classifier
+    from sft_jax.inference.texts import TextClassifier
     from sft_jax.tasks.decoding import Decoder
 
 EXAMPLE = """example:
@@ -25,12 +26,18 @@ EXAMPLE = """example:
   find . -name '*.png' | python -m sft_jax.predict --workdir runs/cifar10 --json -
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --output holiday.csv
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --explain why/
+  python -m sft_jax.predict --workdir runs/sst2 --text 'a film to remember' reviews.csv
 
 Reads JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and all other formats of Pillow, and HEIC if pillow-heif is installed; EXIF
 orientation is applied. Unreadable files are reported on standard error and skipped; the exit code is then 2.
+
+A network of texts reads .txt files, one text a line, and the column of texts of .csv, .tsv, .jsonl, .json and .parquet
+files, or what --text gives.
 """
 PIPE_WIDTH = 10_000
 PICTURE = "picture"
+# Characters of a text in the printed table.
+SHOWN = 60
 
 Answer = dict[str, Any]
 
@@ -38,17 +45,20 @@ Answer = dict[str, Any]
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the flags."""
     parser = make_parser(
-        "python -m sft_jax.predict", "Predicts classes, labels or a number of images with a trained network.", EXAMPLE
+        "python -m sft_jax.predict", "Predicts classes, labels or a number with a trained network.", EXAMPLE
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a converted file or an export, instead of a run")
     parser.add_argument(
-        "images",
-        nargs="+",
+        "inputs",
+        nargs="*",
         metavar="IMAGE",
-        help="a file, a folder (searched recursively), hf:PATH, or - for paths on stdin",
+        help="a file, a folder (searched recursively), hf:PATH, or - for paths on stdin; of texts a file, or - for one "
+        "text a line on stdin",
     )
+    parser.add_argument("--text", action="append", default=[], metavar="TEXT", help="a text itself (repeatable)")
+    parser.add_argument("--columns", metavar="NAME", help="column of the texts, or two for pairs: 'NAME;NAME'")
     add_checkpoint_flag(parser)
     parser.add_argument(
         "--top", type=int, metavar="N", help="classes per image (default: 5), or labels of --json (default: all)"
@@ -76,13 +86,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "rollout for vision transformers)",
     )
     args = parser.parse_args(argv)
+    if not args.inputs and not args.text:
+        parser.error("nothing to predict: name images, or give a network of texts a file or --text TEXT")
     if args.json and args.output is not None and args.output.suffix:
         parser.error("argument --output: not allowed with argument --json")
     return args
 
 
 def main() -> None:
-    """Predicts images and prints the predictions batch by batch."""
+    """Predicts and prints the predictions batch by batch."""
     args = parse(sys.argv[1:])
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more")
@@ -93,7 +105,7 @@ def main() -> None:
     keep_compiled_programs()
     from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings
     from sft_jax.inference import masks
-    from sft_jax.inference.predictor import load
+    from sft_jax.inference.predictor import Classifier, load
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
     classifier.decoder.check(args.top)
@@ -104,31 +116,66 @@ def main() -> None:
         problems.append(problem)
         print(printable(problem), file=sys.stderr)
 
-    answered = 0
-    paths = (path for name in args.images for path in _files(name, tell))
+    answered, unit = 0, classifier.task.unit
     with contextlib.ExitStack() as opened, FileWarnings() as warned:
         if args.output is not None and not classifier.task.dense:
-            table = CsvTable(args.output, classifier.decoder, args.top)
+            table = CsvTable(args.output, classifier.decoder, args.top, of_texts=unit == "text")
             show = opened.enter_context(contextlib.closing(table)).show
         else:
-            show = print_json if args.json else Table(classifier.decoder).show
-        limit = args.max_pixels or MAX_PIXELS
-        if classifier.task.dense:
-            found = masks.answers(classifier, paths, args.output, tell, limit)
+            show = print_json if args.json else Table(classifier.decoder, unit).show
+        if isinstance(classifier, Classifier):
+            if args.text or args.columns:
+                raise UserError(f"--text and --columns are for networks of texts, but {_network(args)} takes images")
+            paths = (path for name in args.inputs for path in _files(name, tell))
+            limit = args.max_pixels or MAX_PIXELS
+            if classifier.task.dense:
+                blocks = masks.answers(classifier, paths, args.output, tell, limit)
+            else:
+                blocks = predictions(classifier, paths, args.top, tell, limit, args.explain)
         else:
-            found = predictions(classifier, paths, args.top, tell, limit, args.explain)
-        for answers in found:
+            if args.explain or args.max_pixels:
+                raise UserError(
+                    f"--explain and --max-pixels are for networks of images, but {_network(args)} takes texts"
+                )
+            blocks = _of_texts(classifier, args, tell)
+        for answers in blocks:
             show(answers)
             answered += len(answers)
     for line in warned.lines:
         print(f"notice: {printable(line)}", file=sys.stderr)
     if args.output is not None and not args.json:
-        print(f"wrote {args.output}: {answered:,} images")
+        print(f"wrote {args.output}: {answered:,} {unit}s")
     if problems:
-        raise UserError(f"unreadable inputs: {len(problems)}, see above; images answered: {answered}")
+        raise UserError(f"unreadable inputs: {len(problems)}, see above; {unit}s answered: {answered}")
 
 
-def _check_output(classifier: "Classifier", args: argparse.Namespace) -> None:
+def _network(args: argparse.Namespace) -> str:
+    return str(args.workdir or args.weights)
+
+
+def _of_texts(
+    classifier: "TextClassifier", args: argparse.Namespace, tell: Callable[[str], None]
+) -> Iterator[list[Answer]]:
+    """Yields the predictions of the texts that `args` name."""
+    from sft_jax.inference.text_files import NamedText, of_file, of_strings, text_predictions
+
+    notices: list[str] = []
+
+    def named() -> Iterator[NamedText]:
+        yield from of_strings(args.text)
+        for name in args.inputs:
+            if name == "-":
+                lines = (line.strip() for line in sys.stdin)
+                yield from of_strings(line for line in lines if line)
+            else:
+                yield from of_file(Path(name).expanduser(), args.columns, tell, notices)
+
+    yield from text_predictions(classifier, named(), args.top)
+    for line in notices:
+        print(f"notice: {printable(line)}", file=sys.stderr)
+
+
+def _check_output(classifier: "Classifier | TextClassifier", args: argparse.Namespace) -> None:
     """Raises UserError if the predictions cannot be written as the flags say."""
     if classifier.task.dense:
         if args.explain is not None:
@@ -171,7 +218,7 @@ def predictions(
     """
     from sft_jax.data.images.named import decoded
     from sft_jax.inference.explain import write_overlays
-    from sft_jax.inference.predictor import BATCH
+    from sft_jax.inference.network import BATCH
 
     preprocess = classifier.preprocess
     readable = decoded(paths, functools.partial(preprocess.read, max_pixels=max_pixels), tell)
@@ -199,11 +246,11 @@ def print_json(answers: Iterable[Answer]) -> None:
 
 
 class CsvTable:
-    """A new CSV file with one row per image, for `--top`. Raises UserError if it cannot be written."""
+    """A new CSV file with one row per image or text, for `--top`. Raises UserError if it cannot be written."""
 
-    def __init__(self, path: Path, decoder: "Decoder", top: int | None) -> None:
-        self._path, self._cells = path, decoder.cells
-        columns = decoder.columns(top)
+    def __init__(self, path: Path, decoder: "Decoder", top: int | None, *, of_texts: bool = False) -> None:
+        self._path, self._cells, self._of_texts = path, decoder.cells, of_texts
+        columns = [*(["text"] if of_texts else []), *decoder.columns(top)]
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             # File names that are not valid UTF-8 are preserved.
@@ -213,7 +260,10 @@ class CsvTable:
 
     def show(self, answers: Iterable[Answer]) -> None:
         """Adds rows."""
-        self._add([answer["file"], *self._cells(answer)] for answer in answers)
+        self._add([answer["file"], *self._text(answer), *self._cells(answer)] for answer in answers)
+
+    def _text(self, answer: Answer) -> list[str]:
+        return [_joined(answer["text"])] if self._of_texts else []
 
     def close(self) -> None:
         """Closes the file."""
@@ -235,11 +285,11 @@ class CsvTable:
 class Table:
     """A table printed batch by batch; its header is printed once, and its columns never get narrower."""
 
-    def __init__(self, decoder: "Decoder") -> None:
+    def __init__(self, decoder: "Decoder", unit: str = "image") -> None:
         from rich.console import Console
 
-        self._decoder, self._heads = decoder, (PICTURE, *decoder.heads)
-
+        self._decoder, self._of_texts = decoder, unit == "text"
+        self._heads = ("text" if self._of_texts else PICTURE, *decoder.heads)
         self._console = Console(markup=False, emoji=False, highlight=False)
         if not self._console.is_terminal:
             self._console.width = PIPE_WIDTH  # wide enough not to wrap
@@ -250,7 +300,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        rows = [(printable(answer["file"]), *self._decoder.row(answer)) for answer in answers]
+        rows = [(self._name(answer), *self._decoder.row(answer)) for answer in answers]
         table = RichTable(box=None, show_header=not self._widths, pad_edge=False)
         for column, head in enumerate(self._heads):
             self._widths[head] = max(len(head), self._widths.get(head, 0), *(len(row[column]) for row in rows))
@@ -261,6 +311,16 @@ class Table:
         for row in rows:
             table.add_row(*map(Text, row))  # Text, because a file name may look like markup, e.g. [red]
         self._console.print(table)
+
+    def _name(self, answer: Answer) -> str:
+        if not self._of_texts:
+            return printable(answer["file"])
+        text = " ".join(_joined(answer["text"]).split())
+        return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def _joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else " | ".join(text)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,9 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
             return jax.grad(loss, has_aux=True)(params)
 
         gradients, statistics = jax.device_get(gradients_of(params, batch_stats))
-    logits = reference.run(module, *inputs)
-    torch.nn.functional.cross_entropy(logits.flatten(0, -2), torch.from_numpy(labels.ravel())).backward()
+    logits = reference.logits(module, reference.given(module, *inputs))
+    logits = logits.movedim(1, -1).flatten(0, -2)
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels.ravel())).backward()
     parameters = {key: parameter for key, parameter in module.named_parameters() if parameter.grad is not None}
     theirs = {key: parameter.grad for key, parameter in parameters.items()} | dict(module.named_buffers())
     assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)

@@ -175,7 +175,7 @@ class TestOnnx:
         output = tmp_path / "new" / "r.onnx"
         flax_to_onnx.convert(resnet18.folder, None, output)
         printed = capsys.readouterr().out
-        assert f"wrote {output}: resnet18, 6 outputs; input float32 [batch, 3, 32, 32], normalised" in printed
+        assert f"wrote {output}: resnet18, 6 outputs; inputs images float32 [batch, 3, 32, 32]; checked" in printed
         assert [path.name for path in output.parent.iterdir()] == [output.name]
         session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
         images = pixels(5)

@@ -14,7 +14,7 @@ from PIL import Image
 import sft_jax
 from sft_jax.data.images import named
 from sft_jax.errors import run_command
-from sft_jax.inference.predictor import BATCH
+from sft_jax.inference.network import BATCH
 from sft_jax.predict import main
 
 

@@ -24,9 +24,9 @@ EXAMPLE = """example:
 
 Each framework runs in its own process; they take turns, and figures are medians. Steps are timed on preloaded images
 without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
-PyTorch, if installed, runs torchvision's or timm's network in a plain script: in both memory formats, on a CPU with and
-without sft-jax's allocator settings, on a GPU also compiled, and under autocast for bfloat16. The fastest of these is
-what sft-jax is compared with.
+PyTorch, if installed, runs torchvision's, timm's or transformers' network in a plain script: of images in both memory
+formats, on a CPU with and without sft-jax's allocator settings, on a GPU also compiled, and under autocast for
+bfloat16. The fastest of these is what sft-jax is compared with.
 --input times no network, but the way from a folder of images to augmented batches, against torchvision's ImageFolder
 and DataLoader. --target times nothing: it compiles the step for a device that is not here and counts what it does,
 beside that of a ResNet of stock Flax layers.
@@ -41,7 +41,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--arch", default="resnet18", help="name of the network (default: %(default)s)")
     parser.add_argument("--batch", default=100, help="batch size (default: %(default)s)", **number)
-    parser.add_argument("--size", default=32, help="image size in pixels (default: %(default)s)", **number)
+    size = "image size in pixels, or tokens of a text (default: %(default)s)"
+    parser.add_argument("--size", default=32, help=size, **number)
     parser.add_argument(
         "--precision",
         default="float32",
@@ -85,11 +86,11 @@ def main() -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(values, found))
+    console.print(_table(values, found, facts["unit"]))
     peak = "" if values["share_of_peak"] is None else f", {values['share_of_peak']:.1%} of peak"
     console.print(
-        f"{values['train_images_per_s']:.0f} images/s in training, {values['eval_images_per_s']:.0f} in evaluation; "
-        f"{values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
+        f"{values['train_images_per_s']:.0f} {facts['unit']}s/s in training, "
+        f"{values['eval_images_per_s']:.0f} in evaluation; {values['train_flops_per_s'] / 1e9:.0f} GFLOP/s{peak}",
         highlight=False,
     )
 
@@ -144,11 +145,12 @@ def compile_for(args: argparse.Namespace) -> None:
     Console().print(table)
 
 
-def _table(values: Mapping[str, Any], found: Sequence[Timing]) -> "Table":
+def _table(values: Mapping[str, Any], found: Sequence[Timing], unit: str) -> "Table":
     """Returns a row for each side: its times, and how many times as fast sft-jax is."""
     from rich.table import Table
 
-    table = Table(title=f"{values['arch']}, batch {values['batch']}, {values['size']} px, on {values['device']}")
+    size = f"{values['size']} {'px' if unit == 'image' else 'tokens'}"
+    table = Table(title=f"{values['arch']}, batch {values['batch']}, {size}, on {values['device']}")
     tasks = list(dict.fromkeys(timing.task for timing in found))
     table.add_column("")
     for task in tasks:

@@ -16,6 +16,7 @@ from sft_jax.doctor.ahead import Compiler
 from sft_jax.doctor.costs import step_flops
 from sft_jax.doctor.figures import step_figures
 from sft_jax.errors import UserError, reason
+from sft_jax.models import architecture
 from sft_jax.runtime.absent import absent_devices
 from sft_jax.runtime.ahead import Tell, answer
 from sft_jax.runtime.chips import TARGETS
@@ -50,6 +51,7 @@ def compare(request: list[Any], tell: Tell) -> dict[str, Any]:
 
 
 def _figures(asked: Request, devices: AbsentDevices, name: str, tell: Tell) -> dict[str, Any]:
+    architecture(asked.arch).check_inputs(("image",), "classification")
     config = complete(worker.recipe(asked.arch, asked.batch, asked.size, asked.precision))
     devices.check_batch(asked.batch)
     compiler = Compiler(config, _black_images(asked.size), devices)

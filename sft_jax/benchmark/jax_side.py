@@ -27,6 +27,7 @@ from sft_jax.runtime.devices import AXIS, Devices  # noqa: E402
 from sft_jax.runtime.estimate import flops  # noqa: E402
 from sft_jax.runtime.signals import StopRequest  # noqa: E402
 from sft_jax.tasks.classification import Classification  # noqa: E402
+from sft_jax.tasks.text import TextClassification  # noqa: E402
 from sft_jax.training import optimizer  # noqa: E402
 from sft_jax.training.evaluator import Evaluator  # noqa: E402
 from sft_jax.training.state import TrainState  # noqa: E402
@@ -58,8 +59,12 @@ class _Side:
         self.build = models.builder(config.model, worker.CLASSES, **settings, axis_name=AXIS)
         self.network = models.Network.abstract(self.build)
         self.optimizer = optimizer.make_optimizer(config.optimizer, steps, architecture=self.network.architecture)
-        self.task = Classification(tuple(map(str, range(worker.CLASSES))))
-        split = ArraySplit.of_images(*worker.images(steps * config.batch_size, config.data.size))
+        names, count = tuple(map(str, range(worker.CLASSES))), steps * config.batch_size
+        if self.network.architecture.texts is None:
+            self.task, split = Classification(names), ArraySplit.of_images(*worker.images(count, config.data.size))
+        else:
+            inputs, labels = worker.texts(config.model.name, count, config.text.length)
+            self.task, split = TextClassification(names), ArraySplit(inputs, {"label": labels})
         self.loader = Loader(split, devices)
         order = np.arange(len(split), dtype=np.int32).reshape(steps, -1)
         steps_per_call = StepsPerCall()
@@ -80,9 +85,12 @@ class _Side:
         size, precision = self.config.data.size, self.config.precision
         build = models.builder(self.config.model, worker.CLASSES, size=size, precision=precision)
         network = models.Network.abstract(build)
+        count, length = self.config.batch_size, self.config.text.length
         batch = {
-            "image": jax.ShapeDtypeStruct((self.config.batch_size, size, size, 3), np.float32),
-            "label": jax.ShapeDtypeStruct((self.config.batch_size,), np.int32),
+            "image": jax.ShapeDtypeStruct((count, size, size, 3), np.float32),
+            "tokens": jax.ShapeDtypeStruct((count, length), np.int32),
+            "segments": jax.ShapeDtypeStruct((count, length), np.uint8),
+            "label": jax.ShapeDtypeStruct((count,), np.int32),
         }
         step = make_train_step(network, self.task, self.optimizer)
         return flops(step, jax.eval_shape(lambda: self.state), batch)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sft_jax.benchmark.turns import Side
+from sft_jax.errors import UserError
 from sft_jax.runtime.allocator import SWITCH
 from sft_jax.runtime.chips import peak_of
 
@@ -50,6 +51,12 @@ class Timing(NamedTuple):
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
     """Runs all workers; returns what our worker says of itself, and the timings of all."""
+    # Imported late: it takes a second.
+    from sft_jax.models import architecture
+
+    of_texts = architecture(args.arch).texts is not None
+    if of_texts and (args.epoch or args.stock):
+        raise UserError(f"--epoch and --stock are for networks of images, but {args.arch} takes texts")
     arguments = [args.arch, str(args.batch), str(args.size)]
     with contextlib.ExitStack() as stack:
 
@@ -63,7 +70,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
         if args.stock:
             sides["stock"] = side("jax_side", "stock")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-            sides |= _pytorch(side, ours.facts)
+            sides |= _pytorch(side, ours.facts, of_texts=of_texts)
         for each in sides.values():
             each.turn("train", 2, keep=False)
             each.turn("eval", 2, keep=False)
@@ -76,14 +83,18 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
             for _ in range(args.rounds):
                 for name in racing:
                     sides[name].turn("epoch", 1)
-        return ours.facts, timings(sides)
+        return ours.facts | {"unit": "text" if of_texts else "image"}, timings(sides)
 
 
-def _pytorch(start: Callable[..., Side], facts: Mapping[str, Any]) -> dict[str, Side]:
-    """Starts PyTorch's workers, if PyTorch runs on the same kind of device as ours, which says `facts` of itself."""
+def _pytorch(start: Callable[..., Side], facts: Mapping[str, Any], *, of_texts: bool) -> dict[str, Side]:
+    """Starts PyTorch's workers, if PyTorch runs on the same kind of device as ours, which says `facts` of itself.
+
+    Networks of texts have no channels.
+    """
     on_cpu = facts["platform"] == "cpu"
     sides = {}
-    for kind, options in (("torch_nchw", ()), ("torch_channels_last", ("channels_last",))):
+    formats = (("torch_nchw", ()), ("torch_channels_last", ("channels_last",)))
+    for kind, options in formats[:1] if of_texts else formats:
         sides[kind] = start("torch_side", *options, allocator=False)
         platform = sides[kind].facts["platform"]
         if platform != facts["platform"]:

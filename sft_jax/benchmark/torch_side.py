@@ -1,4 +1,4 @@
-"""The PyTorch worker of the benchmark: torchvision's or timm's network in a plain training script.
+"""The PyTorch worker of the benchmark: torchvision's, timm's or transformers' network in a plain training script.
 
     python -m sft_jax.benchmark.torch_side ARCH BATCH SIZE PRECISION [channels_last] [compiled]
 
@@ -24,6 +24,7 @@ from torchvision import transforms  # noqa: E402
 
 from sft_jax import models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
+from sft_jax.config.shipped import shipped  # noqa: E402
 from sft_jax.errors import UserError, run_command  # noqa: E402
 
 
@@ -58,6 +59,38 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=worker.CLASSES, **sized)
 
 
+def network_of_texts(arch: str) -> torch.nn.Module:
+    """Returns transformers' network, called as (tokens [batch, length]) -> logits.
+
+    Raises:
+      UserError: transformers is not installed.
+    """
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError(f"PyTorch's {arch} is transformers': pip install transformers") from None
+    sys.path.insert(0, str(shipped("convert").parent))
+    from convert.bert import empty_module
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = empty_module(arch, worker.CLASSES).to_empty(device="cpu")
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            if getattr(self.network.config, "type_vocab_size", 0) > 1:
+                given["token_type_ids"] = torch.zeros_like(tokens)
+            return self.network(**given).logits
+
+    network = Logits()
+    for name, buffer in network.named_buffers():  # positions, and zeros for the segments
+        buffer.copy_(torch.arange(buffer.shape[-1]) if name.endswith("position_ids") else torch.zeros(()))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return network
+
+
 def main() -> None:
     """Serves the tasks train, eval and epoch."""
     arch, batch, size, precision, *options = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
@@ -67,7 +100,9 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    network = reference_network(arch, size).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    of_texts = models.architecture(arch).texts is not None
+    network = network_of_texts(arch) if of_texts else reference_network(arch, size)
+    network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if "compiled" in options:
         network.compile(mode="reduce-overhead")
     platform = "gpu" if device.type == "cuda" else "cpu"
@@ -82,7 +117,10 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return network(images)
 
-    inputs = placed(torch.randn(batch, 3, size, size))
+    if of_texts:
+        inputs = torch.from_numpy(worker.texts(arch, batch, size)[0]["tokens"]).long().to(device)
+    else:
+        inputs = placed(torch.randn(batch, 3, size, size))
     labels = torch.randint(0, worker.CLASSES, (batch,), device=device)
 
     def update(inputs, labels) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.models import architecture
+
 CLASSES = 10
 # As in configs/cifar10.py.
 LEARNING_RATE, MOMENTUM, CROP_PADDING = 1e-3, 0.9, 4
@@ -24,14 +26,16 @@ def steps_per_call(platform: str) -> int:
 
 
 def recipe(arch: str, batch: int, size: int, precision: str) -> dict[str, Any]:
-    """Returns the settings of our side, by the keys of a configuration."""
-    return {
+    """Returns the settings of our side, by the keys of a configuration; of texts `size` is their length in tokens."""
+    if architecture(arch).texts is not None:
+        own: dict[str, Any] = {"task": "text", "text.length": size}
+    else:
+        own = {"data.size": size, "data.crop_padding": CROP_PADDING}
+    return own | {
         "init": "scratch",
         "model.name": arch,
         "batch_size": batch,
         "precision": precision,
-        "data.size": size,
-        "data.crop_padding": CROP_PADDING,
         "optimizer.learning_rate": LEARNING_RATE,
         "optimizer.momentum": MOMENTUM,
     }
@@ -44,6 +48,16 @@ def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         random.integers(0, 256, (count, size, size, 3), np.uint8),
         random.integers(0, CLASSES, count).astype(np.int32),
     )
+
+
+def texts(arch: str, count: int, length: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns tokens int32 and segments uint8 [count, length], without padding, and labels that all workers share."""
+    known = architecture(arch).texts
+    assert known is not None
+    random = np.random.default_rng(0)
+    tokens = random.integers(known.padding + 1, known.vocabulary, (count, length), np.int32)
+    inputs = {"tokens": tokens, "segments": np.zeros((count, length), np.uint8)}
+    return inputs, random.integers(0, CLASSES, count).astype(np.int32)
 
 
 def milliseconds(call: Callable[[], None], repeats: int, steps: int = 1) -> list[float]:

@@ -17,7 +17,7 @@ from sft_jax.config.shipped import recipe_file
 from sft_jax.errors import UserError
 
 # Keys whose values are paths, or contain one after a colon.
-PATHS = ("init", "data.source", "data.dir")
+PATHS = ("init", "data.source", "data.dir", "text.tokenizer")
 
 
 def default_config() -> ConfigDict:

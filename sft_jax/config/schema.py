@@ -30,7 +30,7 @@ KEYS: dict[str, Key] = {
         "classification",
         str,
         "What to learn: classification (one class per image), multilabel (any number of labels), regression (a "
-        "number) or segmentation (a class per pixel).",
+        "number), segmentation (a class per pixel) or text (one class per text).",
     ),
     "monitor": Key(
         None,
@@ -38,8 +38,8 @@ KEYS: dict[str, Key] = {
         "Metric that selects the best epoch, drives regularization.early_stopping and ranks the trials of a search; "
         "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
         "val_loss; multilabel val_map (its own), val_macro_f1 and val_loss; regression val_mae (its own), val_rmse, "
-        "val_r2 and val_loss; segmentation val_mean_iou (its own), val_pixel_accuracy, val_mean_accuracy and val_loss. "
-        "Losses and errors are minimised.",
+        "val_r2 and val_loss; segmentation val_mean_iou (its own), val_pixel_accuracy, val_mean_accuracy and val_loss; "
+        "text those of classification and val_matthews. Losses and errors are minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
@@ -60,7 +60,7 @@ KEYS: dict[str, Key] = {
         "weights/resnet18.safetensors",
         str,
         "Initial weights: a converted file (.safetensors), the folder of an earlier run, package:NAME for those of an "
-        "installed package (efficientnet-lite0, -lite1, -lite2), or scratch for random ones.",
+        "installed package (efficientnet-lite0, -lite1, -lite2; all-minilm-l6-v2), or scratch for random ones.",
     ),
     **DATA,
     "finetune.method": Key(
@@ -133,6 +133,13 @@ KEYS: dict[str, Key] = {
     "regularization.stochastic_depth": Key(
         0.0, float, "Drop rate of the last block; it is lower for earlier ones (arXiv:1603.09382).", **FRACTION
     ),
+    "regularization.dropout": Key(
+        0.0,
+        float,
+        "Dropout of networks of texts: after the embeddings, of every branch, and of the head's inputs (BERT: 0.1), "
+        "rounded to a 256th.",
+        **FRACTION,
+    ),
     "regularization.l2_sp": Key(
         0.0,
         float,
@@ -190,6 +197,22 @@ KEYS: dict[str, Key] = {
         "probabilities), the mean over the classes of each image and over images, weighed by their pixels; both: the "
         "sum. regularization.class_weights weighs pixels.",
         **one_of("cross_entropy", "dice", "both"),
+    ),
+    "text.columns": Key(
+        None,
+        str,
+        "Column of a table with the texts; two, separated by a semicolon, are a pair, e.g. premise;hypothesis; none: "
+        "guessed.",
+        optional=True,
+    ),
+    "text.length": Key(
+        128, int, "Most tokens of a text, or of both of a pair; longer ones lose their ends.", **POSITIVE
+    ),
+    "text.tokenizer": Key(
+        None,
+        str,
+        "For init=scratch, a tokenizer.json, or weights as init names them; none: that of init.",
+        optional=True,
     ),
     "evaluation.flips": Key(
         False, bool, "Flip test-time augmentation: also report test results with the logits of mirror images added."

@@ -3,13 +3,14 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import grain
 import numpy as np
 
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.listing import Record
+from sft_jax.data.texts.reading import TextReading
 
 # Images are decoded without holding the GIL, so that threads use all cores; the buffer holds whole batches.
 DECODING_THREADS = 16
@@ -18,6 +19,7 @@ BUFFERED_BATCHES = 4
 # Arrays by name, each with the examples on its first axis: {"image": uint8 [n, h, w, 3], "label": int32 [n]}. Images
 # may have other targets instead, see `sources.labelling`.
 Batch = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Split(Protocol):
@@ -35,6 +37,14 @@ class Split(Protocol):
     def names(self) -> Sequence[str] | None:
         """File names of all examples, None if they are not files."""
 
+    @property
+    def lengths(self) -> "Lengths | None":
+        """Lengths of all examples, None if they are alike."""
+
+    @property
+    def texts(self) -> "Sequence[tuple[str, ...]] | None":
+        """Texts of all examples, each one or a pair; None if they are images."""
+
     def __len__(self) -> int: ...
 
     def batches(self, order: np.ndarray) -> Iterator[Batch]:
@@ -45,6 +55,24 @@ class Split(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The lengths of the examples of a split, whose inputs [n, longest, ...] end with padding.
+
+    Attributes:
+      each: int32 [n].
+      buckets: lengths to which batches are cut, in ascending order: each to the first that fits its examples. As many
+        programs are compiled.
+    """
+
+    each: np.ndarray
+    buckets: tuple[int, ...]
+
+    def of_steps(self, order: np.ndarray) -> np.ndarray:
+        """Returns the bucket of each step of `order` int [steps, batch]: int [steps]."""
+        return np.array(self.buckets)[np.searchsorted(self.buckets, self.each[order].max(1))]
+
+
+@dataclasses.dataclass(frozen=True)
 class ArraySplit:
     """A split in memory.
 
@@ -52,11 +80,15 @@ class ArraySplit:
       inputs: inputs of the network by name, e.g. `{"image": uint8 [n, height, width, 3]}`.
       targets: see `Split`.
       names: see `Split`.
+      lengths: of its inputs; None if all examples are alike.
+      texts: of which the inputs were made, each one or a pair; None if they were made of images.
     """
 
     inputs: Batch
     targets: Batch
     names: Sequence[str] | None = None
+    lengths: Lengths | None = None
+    texts: Sequence[tuple[str, ...]] | None = None
 
     @classmethod
     def of_images(cls, images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> "ArraySplit":
@@ -96,12 +128,14 @@ class ArraySplit:
 
     def take(self, rows: np.ndarray) -> "ArraySplit":
         """See `Split`."""
-        return ArraySplit(_rows(self.inputs, rows), _rows(self.targets, rows), _taken(self.names, rows))
+        lengths = self.lengths and Lengths(self.lengths.each[rows], self.lengths.buckets)
+        names, texts = _taken(self.names, rows), _taken(self.texts, rows)
+        return ArraySplit(_rows(self.inputs, rows), _rows(self.targets, rows), names, lengths, texts)
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSplit:
-    """A split whose inputs are decoded on demand.
+    """A split whose inputs, all of the same shape, are decoded on demand.
 
     Attributes:
       decode: index -> inputs of one example by name, e.g. `{"image": uint8 [size, size, 3]}`.
@@ -114,6 +148,8 @@ class StreamedSplit:
     rows: np.ndarray
     targets: Batch
     names: Sequence[str] | None = None
+    lengths: None = None
+    texts: None = None
 
     @classmethod
     def of_images(
@@ -158,20 +194,21 @@ def _rows(arrays: Batch, rows: np.ndarray) -> Batch:
     return {name: array[rows] for name, array in arrays.items()}
 
 
-def _taken(names: Sequence[str] | None, rows: np.ndarray) -> Sequence[str] | None:
-    return None if names is None else [names[row] for row in rows]
+def _taken(values: Sequence[T] | None, rows: np.ndarray) -> Sequence[T] | None:
+    return None if values is None else [values[row] for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three splits of labelled images.
+    """Three splits of labelled images or texts.
 
     Attributes:
       train, validation, test: the splits.
       class_names: names of the network's outputs: classes in label order, or the name of a number.
-      notices: messages about the images for the user.
-      square: how the images were resized to squares.
-      record: a run's record of the images.
+      notices: messages about the examples for the user.
+      square: how images were resized to squares.
+      record: a run's record of the examples.
+      reading: how texts became tokens; None of images.
     """
 
     train: Split
@@ -181,3 +218,4 @@ class Dataset:
     notices: tuple[str, ...] = ()
     square: Square | None = None
     record: Record | None = None
+    reading: TextReading | None = None

@@ -170,12 +170,26 @@ class Loader:
           first: the first step to run.
           steps_per_call: gives the length of each chunk; chunks of a streamed split have a fixed length.
         """
+        lengths = self.split.lengths and self.split.lengths.of_steps(order)
         if self._resident is not None:
-            return self._resident_calls(self._resident, order, mask, first, steps_per_call)
+            return self._resident_calls(self._resident, order, mask, first, steps_per_call, lengths)
         if self._shares is not None:
-            data = self._shares.in_order(order)
-            return self._resident_calls(data, self._in_turn(len(order), order.shape[1]), mask, first, steps_per_call)
-        return self._ahead(self._streamed_calls(order, mask, first))
+            data, turns = self._shares.in_order(order), self._in_turn(len(order), order.shape[1])
+            return self._resident_calls(data, turns, mask, first, steps_per_call, lengths)
+        return self._ahead(self._streamed_calls(order, mask, first, lengths))
+
+    def variants(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Yields `chunk`, a chunk of this loader, cut to each of the lengths that its calls may have."""
+        lengths = self.split.lengths
+        for length in [None] if lengths is None else np.unique(lengths.of_steps(np.arange(len(self.split))[:, None])):
+            yield chunk._replace(data=self._cut(chunk.data, length))
+
+    def _cut(self, data: dict[str, Rows], length: int | None) -> dict[str, Rows]:
+        """Cuts the inputs to `length`; None leaves them as they are."""
+        if length is None:
+            return data
+        targets = self.split.targets
+        return {name: rows if name in targets else rows.cut(int(length)) for name, rows in data.items()}
 
     def _ahead(self, calls: Iterator[Call]) -> Iterator[Call]:
         """Yields `calls`; a thread prepares the next one, and moves it to the devices, while they run the last."""
@@ -196,19 +210,24 @@ class Loader:
         rows = np.arange(steps * local, dtype=np.int32).reshape(steps, local)
         return np.tile(rows, (1, self._devices.count))
 
-    def _resident_calls(self, data, order, mask, first, steps_per_call) -> Iterator[Call]:
+    def _resident_calls(self, data, order, mask, first, steps_per_call, lengths) -> Iterator[Call]:
         own_order, own_mask = self._devices.shard(order), None if mask is None else self._devices.shard(mask)
         while first < len(order):
             stop = min(first + steps_per_call.steps, len(order))
-            yield Call(Chunk(data, own_order, own_mask, *self._bounds(first, stop)), slice(first, stop))
+            if lengths is not None:  # a call has one shape
+                others = np.flatnonzero(lengths[first:stop] != lengths[first])
+                stop = first + int(others[0]) if len(others) else stop
+            cut = self._cut(data, None if lengths is None else lengths[first])
+            yield Call(Chunk(cut, own_order, own_mask, *self._bounds(first, stop)), slice(first, stop))
             first = stop
 
-    def _streamed_calls(self, order, mask, first) -> Iterator[Call]:
+    def _streamed_calls(self, order, mask, first, lengths) -> Iterator[Call]:
         chunk_order = self._devices.shard(self._in_turn(STREAMED_STEPS, order.shape[1]))
         batches = self.split.batches(self._devices.local_batch(order[first:]))
         while first < len(order):
             stop = min(first + STREAMED_STEPS, len(order))
             data = self._stacked([next(batches) for _ in range(first, stop)])
+            data = self._cut(data, None if lengths is None else lengths[first:stop].max())
             chunk_mask = None if mask is None else self._devices.shard(_filled(mask[first:stop]))
             chunk = Chunk(data, chunk_order, chunk_mask, *self._bounds(0, stop - first))
             yield Call(chunk, slice(0, stop - first))

@@ -17,14 +17,23 @@ class Rows:
     Attributes:
       values: [n, size], or [n] if the examples are scalars.
       shape: of an example.
+      length: how much of an example's first axis is read, the rest being padding; None for all.
     """
 
     values: jax.Array
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    length: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __getitem__(self, index: jax.Array) -> jax.Array:
-        """Returns the examples at `index`, an integer array: [*index.shape, *shape]."""
-        return self.values[index].reshape(*index.shape, *self.shape)
+        """Returns the examples at `index`, an integer array: [*index.shape, *shape], or `length` in place of shape's
+        first.
+        """
+        rows = self.values[index].reshape(*index.shape, *self.shape)
+        return rows if self.length is None else rows[(slice(None),) * index.ndim + (slice(self.length),)]
+
+    def cut(self, length: int | None) -> "Rows":
+        """Returns the same examples, of which `length` is read."""
+        return dataclasses.replace(self, length=length)
 
 
 def flat_rows(array: np.ndarray, axes: int) -> Rows:

@@ -8,8 +8,11 @@ from sft_jax.errors import UserError
 
 # The number of rows drawn from a class of n images is proportional to n to this power.
 BALANCE = {"none": 1.0, "sqrt": 0.5, "full": 0.0}
-# Extends the run's seed for the order in which the images of a class take turns.
-_TURNS = (0, 1)
+# Extends the run's seed for the order in which the images of a class take turns, and for that of batches of similar
+# lengths.
+_TURNS, _BATCHES = (0, 1), (0, 2)
+# Batches among whose rows similar lengths are put together, as in transformers' LengthGroupedSampler.
+GROUPED = 50
 
 
 def epoch_order(
@@ -50,6 +53,17 @@ def epoch_order(
     return np.repeat(rows, repeats)[: len(rows)].astype(np.int32).reshape(steps, batch_size)
 
 
+def by_length(order: np.ndarray, lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the rows of `order` int [steps, batch], a random order, in batches of similar lengths, at random again.
+
+    Within every `GROUPED` batches the rows are sorted by `lengths` int [n], so that batches need little padding.
+    """
+    groups = [order[first : first + GROUPED] for first in range(0, len(order), GROUPED)]
+    together = [group.ravel()[np.argsort(lengths[group.ravel()], kind="stable")] for group in groups]
+    batches = np.concatenate(together).reshape(order.shape)
+    return batches[_generator(seed, epoch, *_BATCHES).permutation(len(batches))]
+
+
 def class_draws(labels: np.ndarray, total: int, balance: str) -> np.ndarray:
     """Divides `total` rows among the classes: int [highest label + 1], rounded from their exact proportions."""
     counts = np.bincount(labels)
@@ -70,12 +84,16 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
 
 
-def eval_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows 0..n-1 in full batches, int32 [steps, batch_size], and a bool mask, False for padding."""
+def eval_order(n: int, batch_size: int, lengths: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows 0..n-1 in full batches, int32 [steps, batch_size], and a bool mask, False for padding.
+
+    They are in this order, or sorted by `lengths` int [n].
+    """
     steps = -(-n // batch_size)
-    rows = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
-    mask = rows < n
-    return np.where(mask, rows, np.int32(0)), mask
+    places = np.arange(steps * batch_size).reshape(steps, batch_size)
+    mask = places < n
+    rows = np.arange(n) if lengths is None else np.argsort(lengths, kind="stable")
+    return rows[np.where(mask, places, 0)].astype(np.int32), mask
 
 
 def _rows_by_class(labels: np.ndarray, seed: int) -> list[np.ndarray]:

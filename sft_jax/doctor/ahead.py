@@ -69,10 +69,11 @@ class Compiler:
         experiment, programs = self.programs(batch_size)
         state = jax.eval_shape(programs.new_state, experiment.network.params, experiment.network.batch_stats)
         call = next(programs.train_loader.calls(experiment.order(0), steps_per_call=StepsPerCall()))
+        *_, chunk = programs.train_loader.variants(call.chunk)  # texts of the greatest length
         kept = programs.validation_loader.resident_bytes
         if programs.train_loader.placement == "streamed":  # the next chunk arrives during the call
             kept += self.devices.stored_bytes(call.chunk.data, sharded=True)
-        return compiled(programs.train_steps, state, call.chunk, experiment.key), kept
+        return compiled(programs.train_steps, state, chunk, experiment.key), kept
 
     def evaluate(self, batch_size: int) -> tuple[Any, int]:
         """Compiles the evaluation of the whole network on the test split; returns the same, raises the same."""
@@ -81,19 +82,21 @@ class Compiler:
         loader = experiment.loader(self.dataset.test)
         order, mask = evaluator.order(loader)
         call = next(loader.calls(order, mask, steps_per_call=StepsPerCall()))
+        *_, chunk = loader.variants(call.chunk)
         state = jax.eval_shape(programs.new_state, network.params, network.batch_stats)
         kept = experiment.train_loader.resident_bytes + experiment.validation_loader.resident_bytes
         kept += self.devices.stored_bytes((state.opt_state, state.ema, state.anchor))
-        return compiled(evaluator.program(loader), network.params, network.batch_stats, call.chunk), kept
+        return compiled(evaluator.program(loader), network.params, network.batch_stats, chunk), kept
 
 
 def _feature_loaders(experiment: Experiment) -> tuple[Loader, Loader]:
     """Returns what `features.feature_loaders` would, with the shapes of the features alone."""
     config, network = experiment.config, experiment.network
-    image = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), np.float32)
-    (_, channels) = jax.eval_shape(network.features, network.params, network.batch_stats, image).shape
-    loaders = []
-    for split, views in ((experiment.dataset.train, 1 + config.data.flip), (experiment.dataset.validation, 1)):
+    inputs = jax.eval_shape(experiment.preprocess, experiment.stored_shapes(1))
+    example = [inputs[name] for name in network.inputs]
+    (_, channels) = jax.eval_shape(network.features, network.params, network.batch_stats, *example).shape
+    loaders, seen = [], len(experiment.task.views(config.data, config.data.size, crops=1, flips=config.data.flip))
+    for split, views in ((experiment.dataset.train, seen), (experiment.dataset.validation, 1)):
         table = np.broadcast_to(np.float32(0), (len(split), views, channels))
         loaders.append(experiment.loader(ArraySplit({"feature": table}, dict(split.targets))))
     return loaders[0], loaders[1]
@@ -120,7 +123,7 @@ def examine(config: ConfigDict, name: str, batches: list[int], tell: Tell) -> di
         if batch % unit or batch > len(dataset.train):
             raise UserError(
                 f"--batches {batch}: it must be a multiple of {unit} (devices, and optimizer.accumulate) and at most "
-                f"{len(dataset.train)}, the number of training images"
+                f"{len(dataset.train)}, the number of training examples"
             )
     compiler = Compiler(config, dataset, devices)
     refused: dict[int, str] = {}

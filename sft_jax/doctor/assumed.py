@@ -29,7 +29,7 @@ class _StreamedShapes:
     targets: Batch
     size: int
 
-    names = None
+    names = lengths = texts = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -61,7 +61,7 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
             _blackened(split, _side(config)) for split in (dataset.train, dataset.validation, dataset.test)
         )
         where = f"{config.data.source}, which is on this machine"
-        return Dataset(train, validation, test, dataset.class_names), where
+        return dataclasses.replace(dataset, train=train, validation=validation, test=test), where
     labelling = task_class(config).labelling
     check_labelling(config.data, labelling)
     dataset, described = _assumed_tfds(config)
@@ -89,7 +89,7 @@ def _side(config: ConfigDict) -> int:
 def _blackened(split: Split, size: int) -> Split:
     if isinstance(split, ArraySplit):
         inputs = {name: _black(array.shape, array.dtype) for name, array in split.inputs.items()}
-        return ArraySplit(inputs, split.targets)
+        return ArraySplit(inputs, split.targets, lengths=split.lengths)
     return _StreamedShapes(split.targets, size)
 
 

@@ -1,4 +1,4 @@
-"""Measures what training a config would cost on this machine, per image size."""
+"""Measures what training a config would cost on this machine, per size of images or length of texts."""
 
 import dataclasses
 import statistics
@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from sft_jax import models
 from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
-from sft_jax.data.dataset import ArraySplit
+from sft_jax.data.dataset import ArraySplit, Lengths
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.data.sources.load import source_of
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops
+from sft_jax.training.evaluator import order_of
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import PhasePrograms
 from sft_jax.training.state import Arrays
@@ -28,17 +29,19 @@ STEPS, CALLS = 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of training at one image size.
+    """Cost of training at one size.
 
     Attributes:
-      size: side length of the images in pixels.
+      size: side length of the images in pixels, or length of the texts in tokens.
+      unit: of `size`: "px" or "tokens".
       gflop: billions of floating-point operations per training step (see `estimate.flops`).
       memory_bytes: memory of a step on each device, from XLA's analysis; None if it does not say.
       step_ms, evaluation_ms: measured time of a training and an evaluation batch, in the last (largest) phase.
-      epoch_s: derived from these, for all training and validation images.
+      epoch_s: derived from these, for all training and validation images, or for the batches of texts of this length.
     """
 
     size: int
+    unit: str
     gflop: float
     memory_bytes: int | None
     step_ms: float
@@ -49,12 +52,21 @@ class Cost:
 def measure(
     config: ConfigDict, dataset: Dataset, devices: Devices, size: int, params: Arrays, batch_stats: Arrays
 ) -> Cost:
-    """Compiles and times the programs of a run of `config` at `size` pixels, on random images shaped like `dataset`'s.
+    """Compiles and times the programs of a run of `config` on random images or texts, stored like those of `dataset`.
 
     Excludes the decoding of images that do not fit into memory.
+
+    Args:
+      config: the configuration.
+      dataset: the dataset.
+      devices: the devices.
+      size: of the images in pixels, or of the texts in tokens.
+      params, batch_stats: initial weights.
     """
-    values = flatten(config) | {"data.size": size, "data.size_schedule": ()}
-    experiment = Experiment(complete(values), _random_images(config, dataset, size), devices)
+    lengths = dataset.train.lengths
+    if lengths is None:
+        config = complete(flatten(config) | {"data.size": size, "data.size_schedule": ()})
+    experiment = Experiment(config, _random(config, dataset, size), devices)
     programs = PhasePrograms(experiment, experiment.phases[-1])
     state = programs.first_state(params, batch_stats)
     steps_per_call = StepsPerCall()
@@ -73,13 +85,23 @@ def measure(
 
     step_s, evaluation_s = _seconds(train) / STEPS, _seconds(evaluate) / STEPS
     batch = config.batch_size
-    epoch_s = len(dataset.train) // batch * step_s + -(-len(dataset.validation) // batch) * evaluation_s
-    return Cost(size, step_flops(experiment, programs) / 1e9, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
+    steps, evaluations = len(dataset.train) // batch, -(-len(dataset.validation) // batch)
+    if lengths is not None:
+        orders = Experiment(config, dataset, devices).order(0), order_of(dataset.validation, batch)[0]
+        steps, evaluations = (
+            int((split.lengths.of_steps(order) == size).sum()) if split.lengths is not None else 0
+            for split, order in zip((dataset.train, dataset.validation), orders, strict=True)
+        )
+    epoch_s = steps * step_s + evaluations * evaluation_s
+    gflop, unit = step_flops(experiment, programs) / 1e9, "px" if lengths is None else "tokens"
+    return Cost(size, unit, gflop, memory_bytes, 1e3 * step_s, 1e3 * evaluation_s, epoch_s)
 
 
-def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
-    """Returns random images for `STEPS` batches, of the size in which `dataset` stores them."""
+def _random(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
+    """Returns random examples for `STEPS` batches: images of the size in which `dataset` stores them, or texts."""
     shape: tuple[int, ...] = (size, size, 3)
+    if dataset.train.lengths is not None:
+        return _cut(dataset, STEPS * config.batch_size, size)
     # Images of a folder are resized when they are read, others in the compiled step.
     if isinstance(dataset.train, ArraySplit) and not source_of(config.data).of_files:
         shape = dataset.train.images.shape[1:]
@@ -90,21 +112,35 @@ def _random_images(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
     return Dataset(split, split, split, dataset.class_names)
 
 
+def _cut(dataset: Dataset, count: int, length: int) -> Dataset:
+    """Returns `count` of the longest texts, cut to `length` tokens."""
+    train = dataset.train
+    assert isinstance(train, ArraySplit)
+    assert train.lengths is not None
+    rows = np.resize(np.argsort(-train.lengths.each, kind="stable"), count)
+    split = train.take(rows)
+    inputs = {name: values[:, :length] for name, values in split.inputs.items()}
+    same = Lengths(np.full(count, length, np.int32), (length,))
+    split = dataclasses.replace(split, inputs=inputs, lengths=same)
+    return dataclasses.replace(dataset, train=split, validation=split, test=split)
+
+
 def step_flops(experiment: Experiment, programs: PhasePrograms) -> float:
     """Returns the floating-point operations of one step, on all devices together."""
     config = experiment.config
     # On one device and without accumulation, which computes the same.
-    outputs, size = experiment.task.outputs, config.data.size
-    build = models.builder(config.model, outputs, size=size, precision=config.precision)
+    dropout, outputs, size = config.regularization.dropout, experiment.task.outputs, config.data.size
+    build = models.builder(config.model, outputs, size=size, precision=config.precision, dropout=dropout)
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
-    stored = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)}
+    stored = experiment.stored_shapes(config.batch_size)
     for name, target in experiment.dataset.train.targets.items():
         stored[name] = jax.ShapeDtypeStruct((config.batch_size, *target.shape[1:]), target.dtype)
     batch = jax.eval_shape(experiment.task.preprocess(config.data, size), stored)
     if programs.phase.on_features:
         network = models.HeadNetwork(full)
-        batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, batch["image"])
+        inputs = [batch[name] for name in full.inputs]
+        batch["feature"] = jax.eval_shape(full.features, full.params, full.batch_stats, *inputs)
     settings = dataclasses.replace(programs.settings(), accumulate=1)
     step = make_train_step(network, experiment.task, programs.optimizer, None, settings)
     state = jax.eval_shape(programs.new_state, full.params, full.batch_stats)

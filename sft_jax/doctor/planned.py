@@ -13,11 +13,13 @@ from sft_jax.training.experiment import Experiment
 from sft_jax.training.plan import plan_lines
 from sft_jax.training.start import initial_weights, load_init, read_dataset
 
-HEADER = f"{'size':>7}{'GFLOP / step':>15}{'memory':>11}{'ms / step':>12}{'img/s':>9}{'epoch':>11}"
+HEADER = f"{'size':>10}{'GFLOP / step':>15}{'memory':>11}{'ms / step':>12}{'a second':>10}{'epoch':>11}"
 
 
 def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: Console) -> None:
     """Adds the plan of a run of `config` and its cost at each of `sizes` pixels to `report`, and prints both.
+
+    The cost of texts is that of each length of their batches.
 
     Raises:
       UserError: `train` would refuse the config.
@@ -33,17 +35,20 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
         console.line(line)
     console.line("")
     console.line(HEADER)
-    for size in sizes:
-        with console.status(f"compiling and timing steps at {size} px"):
+    lengths = dataset.train.lengths
+    for size in sizes if lengths is None else lengths.buckets:
+        with console.status(f"compiling and timing steps of {size} {'px' if lengths is None else 'tokens'}"):
             cost = measure(config, dataset, devices, size, params, batch_stats)
         report.costs.append(cost)
         console.line(cost_line(cost, config.batch_size))
+    if lengths is not None:
+        console.line(f"{'all':>10}{duration(sum(cost.epoch_s for cost in report.costs)):>59}")
 
 
 def cost_line(cost: Cost, batch_size: int) -> str:
     """Formats a table row below `HEADER`."""
     memory = "unknown" if cost.memory_bytes is None else size_text(cost.memory_bytes)
     return (
-        f"{cost.size:>4} px{cost.gflop:>15,.1f}{memory:>11}{cost.step_ms:>12,.1f}"
-        f"{1e3 * batch_size / cost.step_ms:>9,.0f}{duration(cost.epoch_s):>11}"
+        f"{f'{cost.size} {cost.unit}':>10}{cost.gflop:>15,.1f}{memory:>11}{cost.step_ms:>12,.1f}"
+        f"{1e3 * batch_size / cost.step_ms:>10,.0f}{duration(cost.epoch_s):>11}"
     )

@@ -50,13 +50,13 @@ def main() -> None:
 
     from sft_jax.data.sources.pictures import load_pictures
     from sft_jax.inference.embedding import embed
-    from sft_jax.inference.predictor import load
+    from sft_jax.inference.predictor import load_of_images
     from sft_jax.run.console import Console
     from sft_jax.runtime.files import written_whole
 
     console = Console()
     notices: list[str] = []
-    classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
+    classifier = load_of_images(args.workdir or args.weights, checkpoint=args.checkpoint)
     pictures = load_pictures(source_settings(args.data, overrides, "embed"), notices, split=args.split)
     with console.progress(args.data, 1) as bar:
         embedded = embed(classifier, pictures, lambda image: None, bar.set)

@@ -74,7 +74,9 @@ def candidates(named: Path | None, notices: list[str]) -> list[Candidate]:
       UserError: there are none, or the one that is named is none.
     """
     if named is not None and str(named).startswith(PREFIX):
-        return [Candidate(str(named), package_of(str(named)).arch)]
+        arch = package_of(str(named)).arch
+        ARCHITECTURES[arch].check_inputs(("image",), "classification")
+        return [Candidate(str(named), arch)]
     if named is not None and Run(named).exists():
         return [Candidate(str(named.absolute()), Run(named).config().model.name)]
     if named is not None and not named.is_dir():
@@ -82,7 +84,8 @@ def candidates(named: Path | None, notices: list[str]) -> list[Candidate]:
         return [_of_file(named)]
     usable = []
     if named is None:
-        installed = {name: package for name, package in PACKAGES.items() if package.path() is not None}
+        of_images = {name: package for name, package in PACKAGES.items() if ARCHITECTURES[package.arch].texts is None}
+        installed = {name: package for name, package in of_images.items() if package.path() is not None}
         usable = [Candidate(f"{PREFIX}{name}", package.arch) for name, package in installed.items()]
     usable += _of_folder(USUAL if named is None else named, notices)
     kept = cache_folder("weights")
@@ -119,5 +122,5 @@ def _of_file(path: Path) -> Candidate:
     if arch not in ARCHITECTURES:
         what = "is not a converted file" if arch is None else f"contains a {arch}, which is an unknown network"
         raise UserError(f"{path} {what}; see python -m sft_jax.models")
-    ARCHITECTURES[arch].check_images()
+    ARCHITECTURES[arch].check_inputs(("image",), "classification")
     return Candidate(str(path.absolute()), arch)

@@ -10,7 +10,8 @@ from PIL import Image
 from sft_jax.data.images.formats import FileWarnings
 from sft_jax.data.sources.pictures import Pictures
 from sft_jax.errors import UserError
-from sft_jax.inference.predictor import BATCH, Classifier
+from sft_jax.inference.network import BATCH
+from sft_jax.inference.predictor import Classifier
 
 R = TypeVar("R")
 

@@ -1,16 +1,14 @@
 """Loads a trained network from a run, a converted file or an export: `sft_jax.load("runs/cifar10")`."""
 
 import concurrent.futures
-import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -23,31 +21,23 @@ from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference import explain, masks
+from sft_jax.inference.network import BATCH, TrainedNetwork
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
+from sft_jax.inference.texts import TextClassifier, text_facts
 from sft_jax.models.packages import PREFIX, load_packaged
 from sft_jax.models.weights import Weights, initialise, load_weights
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
-from sft_jax.tasks import Task, task_named
-
-# Images per call of the network: enough to use all cores.
-BATCH = 32
+from sft_jax.tasks import task_named
 
 
-class Classifier:
-    """A network with its preprocessing, its task and the names of its outputs.
+class Classifier(TrainedNetwork):
+    """A network of images with its preprocessing, see `TrainedNetwork`.
+
+    Its inputs are normalised, float32 [n, size, size, 3].
 
     Attributes:
-      program: normalised float32 [n, size, size, 3] -> outputs [n, outputs], logits of classes; compiled and pure.
       preprocess: preprocessing of images, with `size`, `mean`, `std` and more.
-      class_names: names of the outputs: of classes, of labels, or of the number.
-      task_name, learnt: the task, and what it needs besides the weights, see `Task.of_network`.
-      task: the task.
-      decoder: makes its predictions.
-      precision: a key of `PRECISIONS`: dtype of activations, and how products are computed.
-      licence: of the weights that training started from; None if unknown.
-      backbone: normalised float32 [n, size, size, 3] -> features, the head's inputs, float32 [n, channels]; None for an
-        export.
     """
 
     def __init__(
@@ -57,31 +47,11 @@ class Classifier:
         class_names: Sequence[str],
         *,
         task: str = "classification",
-        learnt: Mapping[str, Any] | None = None,
-        precision: str = "float32",
-        licence: str | None = None,
-        model: Callable[[], nnx.Module] | None = None,
-        backbone: Callable[[jax.Array], jax.Array] | None = None,
+        **others: Any,
     ):
-        self.program, self.preprocess, self.class_names = program, preprocess, tuple(class_names)
-        self.task_name, self.learnt = task, dict(learnt or {})
-        self.task: Task = task_named(task).of_network(self.class_names, self.learnt)
-        self.decoder = self.task.decoder()
-        self.precision, self.licence, self.backbone = precision, licence, backbone
+        super().__init__(program, class_names, task=task, **others)
+        self.preprocess = preprocess
         self._inputs = jax.jit(preprocess.on_device, static_argnums=1)
-        self._make_model = model
-        self._compiled: set[int] = set()
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """The NNX module: `model(x, train=False)` with x normalised, float32 [n, height, width, 3].
-
-        Raises:
-          AttributeError: the classifier is an export, which only contains a compiled program.
-        """
-        if self._make_model is None:
-            raise AttributeError("an export contains no NNX module, only a program; load the run it was made from")
-        return self._make_model()
 
     def logits(self, images: Any) -> np.ndarray:
         """Computes the outputs for images, logits or numbers, float32 [n, outputs].
@@ -112,7 +82,7 @@ class Classifier:
         See `crops.cropped` for `place`; `mirrored` flips the network's inputs horizontally.
         """
         inputs = self.inputs(squares, place)
-        return self._run(self.program, inputs[:, :, ::-1] if mirrored else inputs)
+        return self._run(self.program, [inputs[:, :, ::-1] if mirrored else inputs])
 
     def square_features(self, squares: Sequence[np.ndarray]) -> np.ndarray:
         """Computes the features, float32 [n, channels], of images as for `square_logits`.
@@ -122,9 +92,7 @@ class Classifier:
         """
         if self.task.dense:
             raise UserError("the network has outputs of pixels, and so no features of the whole image")
-        if self.backbone is None:
-            raise UserError("an export gives logits but no features; name the run or the converted file it was made of")
-        return self._run(self.backbone, self.inputs(squares))
+        return self._run(self._of_backbone(), [self.inputs(squares)])
 
     def explain(self, squares: Sequence[np.ndarray], outputs: np.ndarray) -> np.ndarray:
         """Computes the heat maps of `explain.heat_maps` of images as for `square_logits`: float32 [n, rows, columns].
@@ -154,38 +122,23 @@ class Classifier:
             raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
     def predict(self, images: Any, top: int | None = None) -> Any:
-        """Predicts what the network has learnt to say of images.
-
-        Args:
-          images: see `logits`.
-          top: of classes, how many per image, limited to their number; None for 5. Other tasks have none.
-
-        Returns:
-          of classes: their names [n, top] and probabilities, float32 [n, top], the most probable first; of several
-          labels per image: lists of those over their thresholds, the most probable first, and the probabilities of all
-          labels, float32 [n, labels]; of a number: float32 [n]; of pixels: a list of masks, see `masks.predict`.
-
-        Raises:
-          TypeError, ValueError, UserError: as for `logits`; also ValueError if `top` is less than 1 or has no meaning,
-            and UserError if there is only one class.
-        """
+        """See `TrainedNetwork`; of pixels it returns a list of masks, see `masks.predict`."""
         self.decoder.check(None)
         if self.task.dense and top is None:
             return masks.predict(self, images)
-        return self.decoder.predict(self.logits(images), top)
-
-    def _run(self, program: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> np.ndarray:
-        """Runs `program` on at most `BATCH` inputs, padded to a compiled batch size."""
-        count = len(inputs)
-        # Otherwise the next power of two, which limits the number of compilations.
-        size = min((known for known in self._compiled if known >= count), default=1 << (count - 1).bit_length())
-        self._compiled.add(size)
-        filled = jnp.pad(inputs, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(program(filled)[:count], np.float32)
+        return super().predict(images, top)
 
 
-def load(path: str | Path, *, checkpoint: str = "best") -> Classifier:
-    """Loads a trained network.
+def load_of_images(path: str | Path, *, checkpoint: str = "best") -> Classifier:
+    """Loads a trained network of images, see `load`. Raises UserError also if it takes texts."""
+    network = load(path, checkpoint=checkpoint)
+    if not isinstance(network, Classifier):
+        raise UserError(f"{path} is a network of texts, but this command needs one of images")
+    return network
+
+
+def load(path: str | Path, *, checkpoint: str = "best") -> Classifier | TextClassifier:
+    """Loads a trained network: a `Classifier` of images, or a `TextClassifier`.
 
     Args:
       path: the folder of a run, a converted file (.safetensors), an export (.stablehlo, .jax), or "package:NAME" for
@@ -221,19 +174,19 @@ def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
         )
 
 
-def load_export(path: Path) -> Classifier:
+def load_export(path: Path) -> Classifier | TextClassifier:
     """Loads a file written by `python -m sft_jax.export`. Raises UserError if it cannot be read."""
     program, metadata = load_exported(path)
-    return Classifier(
-        jax.jit(program),
-        Preprocess.from_json(metadata["preprocess"]),
-        metadata["class_names"],
+    facts: dict[str, Any] = {
         # Early exports do not say it.
-        precision=metadata.get("precision", "float32"),
-        licence=metadata.get("licence"),
-        task=metadata.get("task", "classification"),
-        learnt=metadata.get("learnt"),
-    )
+        "precision": metadata.get("precision", "float32"),
+        "licence": metadata.get("licence"),
+        "task": metadata.get("task", "classification"),
+        "learnt": metadata.get("learnt"),
+    }
+    if "padding" in metadata:
+        return TextClassifier(jax.jit(program), metadata["class_names"], padding=metadata["padding"], **facts)
+    return Classifier(jax.jit(program), Preprocess.from_json(metadata["preprocess"]), metadata["class_names"], **facts)
 
 
 def _weights(path: Path) -> Weights:
@@ -241,42 +194,51 @@ def _weights(path: Path) -> Weights:
     if str(path).startswith(PREFIX):
         return load_packaged(str(path))
     weights = load_weights(path)
-    models.architecture(weights.arch).check_images()
-    if "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
+    of_images = models.architecture(weights.arch).texts is None
+    if of_images and "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
         raise UserError(
             f"{path} does not specify the preprocessing of images; convert it again with --size, --mean and --std"
         )
     return weights
 
 
-def _of_weights(weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str) -> Classifier:
-    """Makes the classifier of `weights`; `otherwise` is the preprocessing if they do not specify it."""
+def _of_weights(
+    weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str
+) -> Classifier | TextClassifier:
+    """Makes the network of `weights`; `otherwise` is the preprocessing of images if they do not specify it."""
     # Users' own files may lack class names.
     names = weights.class_names or [str(label) for label in range(weights.outputs or 1000)]
-    task = task_named(weights.task).of_network(names, weights.learnt)
+    texts = models.architecture(weights.arch).texts
+    learnt = weights.learnt if texts is None else text_facts(weights, texts, source)
+    task = task_named(weights.task).of_network(names, learnt)
     preprocess = Preprocess.of_metadata(weights.metadata, otherwise)
     network = models.Network.abstract(models.builder(config, task.outputs, size=preprocess.size, precision=precision))
+    network.architecture.check_inputs(task.inputs, weights.task)
     arrays, resampled = network.architecture.for_size(weights.arrays, preprocess.size)
     if resampled:
         warnings.warn(f"weights of {source}{resampled}", stacklevel=3)
     params, batch_stats = jax.device_put(initialise(network, arrays, source=source))
 
     @jax.jit
-    def run(params, batch_stats, inputs):
-        return network.apply(params, batch_stats, inputs, train=False)[0]
+    def run(params, batch_stats, *inputs):
+        return network.apply(params, batch_stats, *inputs, train=False)[0]
 
     @jax.jit
-    def features(params, batch_stats, inputs):
-        return network.features(params, batch_stats, inputs)
+    def features(params, batch_stats, *inputs):
+        return network.features(params, batch_stats, *inputs)
 
-    return Classifier(
-        lambda inputs: run(params, batch_stats, inputs),
-        preprocess,
-        names,
-        precision=precision,
-        licence=weights.metadata.get("licence"),
-        task=weights.task,
-        learnt=weights.learnt,
-        model=lambda: network.bind(params, batch_stats),
-        backbone=lambda inputs: features(params, batch_stats, inputs),
-    )
+    facts: dict[str, Any] = {
+        "precision": precision,
+        "licence": weights.metadata.get("licence"),
+        "task": weights.task,
+        "learnt": learnt,
+        "model": lambda: network.bind(params, batch_stats),
+        "backbone": lambda *inputs: features(params, batch_stats, *inputs),
+    }
+
+    def program(*inputs: jax.Array) -> jax.Array:
+        return run(params, batch_stats, *inputs)
+
+    if texts is not None:
+        return TextClassifier(program, names, padding=texts.padding, **facts)
+    return Classifier(program, preprocess, names, **facts)

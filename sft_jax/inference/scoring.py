@@ -16,8 +16,11 @@ from sft_jax.data.images.named import decoded
 from sft_jax.data.sampling import eval_order
 from sft_jax.data.sources.everything import Everything
 from sft_jax.data.sources.listing import NAMED
+from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
-from sft_jax.inference.predictor import BATCH, Classifier
+from sft_jax.inference.network import BATCH
+from sft_jax.inference.predictor import Classifier
+from sft_jax.inference.texts import TextClassifier
 from sft_jax.tasks import Task
 from sft_jax.tasks.base import Kept
 
@@ -88,6 +91,18 @@ def score(
         after(done, len(images))
     results, figure = task.results(totals.pop("").figures()), task.main().figure
     return results | {f"test_{figure}{name}": total.figures()[figure] for name, total in totals.items()}
+
+
+def score_texts(
+    classifier: TextClassifier, texts: Sequence[Text], labels: np.ndarray, after: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Evaluates a network on texts with `labels` int32 [n], see `score`."""
+    total = _Total(classifier.task)
+    for first in range(0, len(texts), CHUNK):
+        block = slice(first, first + CHUNK)
+        total.add(classifier.logits(texts[block]), {"label": labels[block]})
+        after(min(first + CHUNK, len(texts)), len(texts))
+    return classifier.task.results(total.figures())
 
 
 def _logits(classifier: Classifier, squares: list[np.ndarray], views: Sequence[View]) -> list[np.ndarray]:

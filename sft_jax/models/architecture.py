@@ -70,6 +70,20 @@ class Rule(NamedTuple):
     axes: tuple[int, ...]
 
 
+class Texts(NamedTuple):
+    """The texts that a network takes.
+
+    Attributes:
+      vocabulary: number of kinds of tokens.
+      padding: number of the token that pads texts at their ends.
+      longest: the most tokens of a text.
+    """
+
+    vocabulary: int
+    padding: int
+    longest: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network of a family.
@@ -88,9 +102,8 @@ class Architecture:
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
       dilates: whether `make` takes output_stride, 32 or, with dilated convolutions, 16 or 8.
-      vocabulary: of networks of texts, the number of kinds of tokens; None for networks of images. The inputs of texts
-        are tokens int32 [n, length], padded at the end, and segments uint8 [n, length], and the attributes that concern
-        images have no meaning.
+      texts: the texts that it takes; None for networks of images. The inputs of texts are tokens int32 [n, length],
+        padded at the end, and segments uint8 [n, length], and the attributes that concern images have no meaning.
       reference: the library whose parameter names are used.
       module_path: (path of one of our modules) -> the reference's path of it.
       rules: see `Rule`.
@@ -112,7 +125,7 @@ class Architecture:
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
     dilates: bool = False
-    vocabulary: int | None = None
+    texts: Texts | None = None
 
     @property
     def dense(self) -> bool:
@@ -139,11 +152,11 @@ class Architecture:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of a batch's arrays that its module takes."""
-        return ("image",) if self.vocabulary is None else ("tokens", "segments")
+        return ("image",) if self.texts is None else ("tokens", "segments")
 
     def example(self, count: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns the shapes of `count` of its usual inputs; of texts, 128 tokens."""
-        if self.vocabulary is None:
+        if self.texts is None:
             side = self.pretrained.size
             return (jax.ShapeDtypeStruct((count, side, side, 3), np.float32),)
         return tuple(jax.ShapeDtypeStruct((count, 128), dtype) for dtype in (np.int32, np.uint8))
@@ -175,13 +188,11 @@ class Architecture:
         """Returns the first of `rules` for a parameter; None if the common table applies."""
         return next((rule for rule in self.rules if re.fullmatch(rule.ours, name)), None)
 
-    def check_images(self) -> None:
-        """Raises UserError if the network takes texts, which no task reads yet."""
-        if self.vocabulary is not None:
-            raise UserError(
-                f"{self.name} takes texts: so far such networks are only converted from torch to Flax and back, not "
-                f"trained, evaluated or exported"
-            )
+    def check_inputs(self, inputs: tuple[str, ...], task: str) -> None:
+        """Raises UserError if the network does not take `inputs`, those of the `config.task` called `task`."""
+        if inputs != self.inputs:
+            takes, use = ("images", "an image task") if self.texts is None else ("texts", "task=text")
+            raise UserError(f"model.name={self.name} takes {takes}, which task={task} does not have; use {use}")
 
     def check_size(self, size: int, setting: str = "config.data.size") -> None:
         """Raises UserError if the network cannot take images of `size` pixels, the value of `setting`."""

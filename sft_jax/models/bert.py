@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, Rule, located_by
+from sft_jax.models.architecture import Architecture, Features, Rule, Texts, located_by
 from sft_jax.models.block_network import BlockNetwork
+from sft_jax.models.dropout import Dropout
 from sft_jax.models.layers import Linear
 from sft_jax.models.transformer import DEVIATION, Dense, LayerNorm
 
@@ -137,31 +138,32 @@ class Layer(nnx.Module):
         self.intermediate = nnx.Dict({"dense": dense(width, 4 * width)})
         self.output = added(4 * width)
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, *, dropout: Dropout) -> jax.Array:
         """Maps rows x [batch * tokens, width], float32 or wider, to the same; mask is bool [batch, tokens]."""
         parts = [self.attention["self"][name] for name in ("query", "key", "value")]
         kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
         bias = jnp.concatenate([part.bias[...] for part in parts])
         qkv = ops.dense(x.astype(self.dtype), kernel, bias)
         mixed = ops.self_attention(qkv, mask.shape[1], self.heads, mask=mask)
-        x = _added(self.attention["output"], x, mixed)
-        return _added(self.output, x, ops.gelu(self.intermediate["dense"](x)))
+        x = _added(self.attention["output"], x, mixed, mask.shape[0], dropout)
+        return _added(self.output, x, ops.gelu(self.intermediate["dense"](x)), mask.shape[0], dropout)
 
 
-def _added(output: Any, x: jax.Array, branch: jax.Array) -> jax.Array:
-    return output["LayerNorm"](x + output["dense"](branch).astype(x.dtype))
+def _added(output: Any, x: jax.Array, branch: jax.Array, examples: int, dropout: Dropout) -> jax.Array:
+    return output["LayerNorm"](x + dropout(output["dense"](branch), examples).astype(x.dtype))
 
 
 class Bert(BlockNetwork):
-    """transformers' `BertForSequenceClassification` and its relatives, without dropout.
+    """transformers' `BertForSequenceClassification` and its relatives, without dropout of attention weights.
 
     Args:
       variant: see `Variant`.
       num_classes: number of outputs.
       stem: unused; there is only one.
       dtype: of the operands of matrix products; the residual stream is float32 or wider.
-      axis_name: unused.
+      axis_name: the mapped axis over devices, of which dropout takes examples' places in the global batch.
       stochastic_depth: unused.
+      dropout: rate after the embeddings, of every branch, and of the head's inputs, if there is a key.
     """
 
     def __init__(
@@ -173,9 +175,11 @@ class Bert(BlockNetwork):
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
+        dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.variant, width, kind = variant, variant.width, variant.kind
+        self.dropout, self.axis_name = dropout, axis_name
         counts = {"word": variant.vocabulary, "position": kind.positions, "token_type": kind.segments}
         tables = {f"{name}_embeddings": Embedding(n, width, rngs=rngs) for name, n in counts.items() if n}
         self.embeddings: Any = nnx.Dict(tables | {"LayerNorm": LayerNorm(width, epsilon=kind.epsilon)})
@@ -186,11 +190,26 @@ class Bert(BlockNetwork):
         self.classifier = Linear(width, num_classes, rngs=rngs)
 
     def features(
-        self, tokens: jax.Array, segments: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        *,
+        words: jax.Array | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
     ) -> Features:
-        """Maps tokens int32 [batch, length], padded at the end, and their segments to `Features`."""
-        maps = tuple(activations for _, activations in self.stages(tokens, segments))[1:]
-        return Features(self.pool(maps[-1], self._mask(tokens)), maps)
+        """Maps tokens int32 [batch, length], padded at the end, and their segments to `Features`.
+
+        `words` are the tokens' embeddings [batch, length, width], if they are not those of `embed`.
+        """
+        dropout = Dropout(self.dropout, key, self.axis_name)
+        stages = self._stages(tokens, segments, self.embed(tokens) if words is None else words, dropout)
+        maps = tuple(activations for _, activations in stages)[1:]
+        return Features(dropout(self.pool(maps[-1], self._mask(tokens)), tokens.shape[0]), maps)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the embeddings of tokens int32 [batch, length], without their places: [batch, length, width]."""
+        return self.embeddings["word_embeddings"](tokens)
 
     def pool(self, last: jax.Array, mask: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` [batch, length, width] and the mask [batch, length] to `Features.pooled`."""
@@ -205,18 +224,23 @@ class Bert(BlockNetwork):
 
     def stages(self, tokens: jax.Array, segments: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, activations [batch, length, width]) after the embeddings and after every layer."""
+        return self._stages(tokens, segments, self.embed(tokens), Dropout(0.0, None, None))
+
+    def _stages(
+        self, tokens: jax.Array, segments: jax.Array, x: jax.Array, dropout: Dropout
+    ) -> Iterator[tuple[str, jax.Array]]:
         tables, kind, mask = self.embeddings, self.variant.kind, self._mask(tokens)
-        x = tables["word_embeddings"](tokens)
         if kind.segments:
             x = x + tables["token_type_embeddings"](segments if kind.segments > 1 else jnp.zeros_like(segments))
         places = jnp.arange(tokens.shape[1])[None]
         if kind.counts_on:
             places = jnp.where(mask, places + (kind.padding + 1), kind.padding)
         x = x + tables["position_embeddings"](places)
-        shape, rows = x.shape, tables["LayerNorm"](x.reshape(-1, x.shape[-1]))
+        shape = x.shape
+        rows = dropout(tables["LayerNorm"](x.reshape(-1, shape[-1])), tokens.shape[0])
         yield "embeddings", rows.reshape(shape)
         for index, layer in enumerate(self.encoder["layer"]):
-            rows = self.run_block(layer, rows, mask)
+            rows = self.run_block(layer, rows, mask, dropout=dropout)
             yield f"encoder.layer.{index}", rows.reshape(shape)
 
     def _mask(self, tokens: jax.Array) -> jax.Array:
@@ -243,7 +267,7 @@ def architecture(name: str, variant: Variant) -> Architecture:
         reference="transformers",
         module_path=variant.kind.module_path,
         rules=(Rule(r"(.+)\.embedding", variant.kind.name + r".\1.weight", (0, 1)),),
-        vocabulary=variant.vocabulary,
+        texts=Texts(variant.vocabulary, variant.kind.padding, POSITIONS),
     )
 
 

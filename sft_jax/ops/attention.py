@@ -66,7 +66,7 @@ def _softmax(q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array
         scores = (scores.reshape(-1, *bias.shape) + bias[None].astype(scores.dtype)).reshape(scores.shape)
     if mask is not None:
         # A finite number, so that an example without any token gives no NaN.
-        by_example = scores.reshape(len(mask), -1, *scores.shape[1:])
+        by_example = scores.reshape(mask.shape[0], -1, *scores.shape[1:])
         lowest = jnp.finfo(scores.dtype).min
         scores = jnp.where(mask[:, None, None, :], by_example, lowest).reshape(scores.shape)
     return jax.nn.softmax(scores)

@@ -75,7 +75,7 @@ def tiles(scored: Scored, temperature: float, ece_after: float, mean_f1: float, 
         Tile(
             f"{scored.name.capitalize()} accuracy",
             f"{summary['accuracy']:.2%}",
-            f"95% interval {low:.1%} to {high:.1%}, {count:,} images",
+            f"95% interval {low:.1%} to {high:.1%}, {count:,} {scored.unit}s",
         )
     ]
     if classes > 5:
@@ -104,14 +104,17 @@ def pictured(
     right = np.flatnonzero(predicted == truth) if scored.explainer else np.zeros(0, np.int64)
     right = spread(right[np.argsort(truth[right], kind="stable")], RIGHT)
     shown = [row for rows in (wrong[:MISTAKES], *of_pair, right) for row in rows.tolist()]
-    uris, heat = data_uris(scored.split, shown), scored.heat([(row, int(predicted[row])) for row in shown])
+    places = [(row, int(predicted[row])) for row in shown]
+    uris = {} if scored.split.texts else data_uris(scored.split, shown)
+    heat, spans = scored.heat(places), scored.spans(places)
 
     def picture(row: int) -> Picture:
         true_name, name = class_names[truth[row]], class_names[predicted[row]]
         confidence = float(predictions.confidences[row])
         described = f"{scored.called(row)}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
-        own = heat[row, int(predicted[row])]
-        return Picture(uris[row], described, true_name, name, percent(confidence, 0), scored.file(row), own)
+        own, text = (found[row, int(predicted[row])] for found in (heat, spans))
+        note = percent(confidence, 0)
+        return Picture(uris.get(row, ""), described, true_name, name, note, scored.file(row), own, text)  # type: ignore[arg-type]
 
     images = confusion.sum(1)
     confused = [
@@ -142,7 +145,7 @@ def matrix(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
             "count": int(confusion[truth, predicted]),
             "hit": hit,
             "weight": 0.7 * fraction if hit else 0.75 * (fraction / worst) ** 0.8,
-            "text": f"{text}, {confusion[truth, predicted]:,} of {confusion[truth].sum():,} images ({fraction:.1%})",
+            "text": f"{text}, {confusion[truth, predicted]:,} of {confusion[truth].sum():,} ({fraction:.1%})",
         }
 
     pairs = statistics.confused_pairs(confusion, 3)

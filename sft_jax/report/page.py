@@ -48,6 +48,7 @@ def run_page(
         subtitle=f"{values['model.name']} on {values['data.source']}, from {values['init']}",
         state=_state(records, values["epochs"]),
         split=split,
+        unit=records.task.unit,
         tiles=[*tiles, *_tiles(records)],
         charts=curves({"": records.rows}, records.task),
         changed=[
@@ -84,7 +85,11 @@ def _tiles(records: Records) -> list[Tile]:
         seconds = sum(row["epoch_s"] for row in records.rows)
         speed = np.median([row["train_images_per_s"] for row in records.rows])
         tiles.append(
-            Tile("Time", duration(seconds), f"for {len(records.rows)} epochs; {speed:,.0f} images/s in training")
+            Tile(
+                "Time",
+                duration(seconds),
+                f"for {len(records.rows)} epochs; {speed:,.0f} {records.task.unit}s/s in training",
+            )
         )
     return tiles
 
@@ -141,5 +146,6 @@ def _apart(panel: Panel) -> list[Panel]:
 def _state(records: Records, epochs: int) -> str:
     done = len(records.rows)
     if records.results is None:
-        return f"in progress, {done} of {epochs} epochs done: validation metrics; no test image was used"
+        unit = records.task.unit
+        return f"in progress, {done} of {epochs} epochs done: validation metrics; no test {unit} was used"
     return f"finished after {done} epochs: test metrics of the epoch selected on the validation split"

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sft_jax.data.dataset import Split
+from sft_jax.report.texts import Span
 
 # Larger images are reduced to this size in pixels; images above LOSSLESS are saved as JPEG.
 LARGEST, LOSSLESS = 160, 64
@@ -23,6 +24,7 @@ class Picture(NamedTuple):
       truth, predicted, note: the parts of the caption.
       file: name of the file; empty if it is none.
       heat: the image under a heat map, see `Explainer.uris`; empty without one.
+      spans: of a text in place of an image, its parts; empty for an image.
     """
 
     uri: str
@@ -32,6 +34,7 @@ class Picture(NamedTuple):
     note: str
     file: str = ""
     heat: str = ""
+    spans: tuple[Span, ...] = ()
 
 
 def data_uris(split: Split, rows: Iterable[int]) -> dict[int, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from sft_jax.config import complete, flatten
 from sft_jax.data.dataset import Split
 from sft_jax.report.explaining import Explainer
+from sft_jax.report.texts import Span, TextExplainer, plain
 from sft_jax.tasks import Task, task_class
 
 
@@ -24,25 +25,45 @@ class Scored:
       split: the images and labels.
       summary: metrics as returned by `Task.summarize`.
       outputs: the network's outputs, float32 [n, ...]; logits [n, classes] for a classifier.
-      explainer: draws heat maps; None for a report without.
+      explainer: draws heat maps, or weighs the tokens of texts; None for a report without.
     """
 
     name: str
     split: Split
     summary: Mapping[str, Any]
     outputs: np.ndarray
-    explainer: Explainer | None = None
+    explainer: Explainer | TextExplainer | None = None
 
     def heat(self, places: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
         """Returns `Explainer.uris` of these images and outputs, empty strings without an explainer."""
-        return dict.fromkeys(places, "") if self.explainer is None else self.explainer.uris(self.split, places)
+        if isinstance(self.explainer, Explainer):
+            return self.explainer.uris(self.split, places)
+        return dict.fromkeys(places, "")
+
+    def spans(self, places: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], tuple[Span, ...]]:
+        """Returns these texts in parts, weighed by what they contribute to these outputs if there is an explainer.
+
+        Of images they are empty.
+        """
+        if self.split.texts is None:
+            return dict.fromkeys(places, ())
+        wanted = list(dict.fromkeys(places))
+        texts = [self.split.texts[row] for row, _ in wanted]
+        if isinstance(self.explainer, TextExplainer):
+            return dict(zip(wanted, self.explainer.spans(texts, [output for _, output in wanted]), strict=True))
+        return dict(zip(wanted, map(plain, texts), strict=True))
+
+    @property
+    def unit(self) -> str:
+        """What an example is called."""
+        return "image" if self.split.texts is None else "text"
 
     def file(self, row: int) -> str:
         """Returns the name of an image's file; empty if it is none."""
         return "" if self.split.names is None else self.split.names[row]
 
     def called(self, row: int) -> str:
-        """Returns what to call an image: its file, or its place in the split."""
+        """Returns what to call an example: its file, or its place in the split."""
         return self.file(row) or f"{self.name} image {row}"
 
 

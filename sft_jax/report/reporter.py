@@ -13,6 +13,7 @@ from sft_jax.report import classification, multilabel, regression, segmentation
 from sft_jax.report.explaining import Explainer, check_explained
 from sft_jax.report.page import plain_page
 from sft_jax.report.records import Records, Scored
+from sft_jax.report.texts import TextExplainer
 from sft_jax.run.folder import Run
 from sft_jax.run.progress import Progress
 from sft_jax.runtime.files import write_text
@@ -21,6 +22,7 @@ from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
 from sft_jax.tasks.segmentation import Segmentation
+from sft_jax.tasks.text import TextClassification
 from sft_jax.training.evaluator import predict_all
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.observer import Observer
@@ -31,6 +33,7 @@ PAGES: dict[type[Task], Callable[[Records, Any, Scored, Scored], str]] = {
     Classification: classification.page,
     Multilabel: multilabel.page,
     Regression: regression.page,
+    TextClassification: classification.page,
     Segmentation: segmentation.page,
 }
 # Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.
@@ -87,7 +90,8 @@ class Reports:
         experiment = self._experiment
         loader, task = experiment.validation_loader, experiment.task
         explained = experiment.config.report.explain and self._run.writable
-        explainer = Explainer(experiment, weights) if explained else None
+        kind = Explainer if experiment.dataset.reading is None else TextExplainer
+        explainer = kind(experiment, weights) if explained else None
         if task.dense:  # outputs of whole splits would not fit into memory
             loader = experiment.loader(segmentation.looked_at(loader.split, experiment.config.data.size))
         outputs = self._outputs(*weights, loader)

@@ -147,7 +147,7 @@ def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: 
     """Formats the line of a finished epoch from its row of metrics.jsonl.
 
     It shows the task's main metric, also `monitor` if that is another one, and the share of the training time that was
-    spent `waiting` for images if that is 1% or more.
+    spent `waiting` for examples if that is 1% or more.
     """
     main = task.main()
     trained = row.get(f"train_{main.figure}")
@@ -156,9 +156,14 @@ def epoch_line(row: dict, epochs: int, eta_seconds: float, task: Task, monitor: 
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  {training}"
         f"val {main.shown(row[main.name], 1)}  {other}best {monitor.shown(row['best'], 1)}  "
-        f"{row['train_images_per_s']:.0f} img/s  {f'{waiting:.0%} waiting for images  ' if waiting >= 0.01 else ''}"
-        f"eta {duration(eta_seconds)}"
+        f"{row['train_images_per_s']:.0f} {short_unit(task)}/s  "
+        f"{f'{waiting:.0%} waiting for {task.unit}s  ' if waiting >= 0.01 else ''}eta {duration(eta_seconds)}"
     )
+
+
+def short_unit(task: Task) -> str:
+    """Returns what an example is called in the epoch's line."""
+    return {"image": "img"}.get(task.unit, f"{task.unit}s")
 
 
 def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, task: Task) -> str:
@@ -177,7 +182,7 @@ def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, tas
     training = "" if trained is None else f"train {main.shown(trained, 1)}  "
     return (
         f"loss {progress.epoch_loss / done:.4f}  {training}"
-        f"{images / max(seconds, 1e-9):.0f} img/s  eta {duration(left)}, run {duration(run_left)}"
+        f"{images / max(seconds, 1e-9):.0f} {short_unit(task)}/s  eta {duration(left)}, run {duration(run_left)}"
     )
 
 

@@ -19,6 +19,7 @@ from sft_jax.search.results import DIVERGED, DONE, PRUNED, Fold
 from sft_jax.search.space import Space, describe
 from sft_jax.search.study import fold_of, keep_fold, point_of
 from sft_jax.search.vmapped import Epoch, VmappedTrials
+from sft_jax.tasks import task_class
 from sft_jax.training.start import read_dataset
 
 Values = tuple[tuple[str, Any], ...]
@@ -43,7 +44,9 @@ class Trainer:
     def data(self, config: ConfigDict) -> Folds:
         """Returns the data that a configuration is trained and scored on."""
         values = flatten(config)
-        others = ("task", "seed", "limit_train_examples", "limit_eval_examples")
+        others = ["task", "seed", "limit_train_examples", "limit_eval_examples"]
+        if task_class(config).inputs != ("image",):  # texts are read with the tokenizer of the weights
+            others += ["init", *(key for key in values if key.startswith(("model.", "text.")))]
         return self._datasets(tuple((key, values[key]) for key in values if key.startswith("data.") or key in others))
 
     def together(self, config: ConfigDict) -> VmappedTrials:

@@ -14,6 +14,7 @@ from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
 from sft_jax.tasks.segmentation import Segmentation
+from sft_jax.tasks.text import TextClassification
 
 __all__ = ["TASKS", "Monitor", "Task", "check_settings", "make", "monitor_of", "task_class", "task_named"]
 
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "multilabel": Multilabel,
     "regression": Regression,
     "segmentation": Segmentation,
+    "text": TextClassification,
 }
 
 

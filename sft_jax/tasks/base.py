@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.data import Dataset
+from sft_jax.data.texts.reading import TextReading
 from sft_jax.errors import UserError
 from sft_jax.tasks.decoding import Decoder
 from sft_jax.tasks.monitor import Monitor
@@ -49,6 +50,7 @@ class Task(abc.ABC):
       monitors: metrics that can select the best epoch, by name; the first is the main one, and "val_loss" is included.
         An epoch's row in metrics.jsonl contains all of them.
       outputs: the size of the network's head.
+      unit: what an example is called.
       labelling: how examples are labelled, a key of `data.sources.labelling.LABELLINGS`.
       refused: settings that have no meaning for the task, and why; they must keep their defaults.
       dense: whether outputs are those of pixels, [n, height, width, outputs], so that the network needs such a head.
@@ -59,6 +61,7 @@ class Task(abc.ABC):
     targets: ClassVar[tuple[str, ...]]
     monitors: ClassVar[Mapping[str, Monitor]]
     outputs: int
+    unit: ClassVar[str] = "image"
     labelling: ClassVar[str] = "class"
     refused: ClassVar[Mapping[str, str]] = {}
     keeps_outputs: ClassVar[bool] = False
@@ -91,6 +94,15 @@ class Task(abc.ABC):
 
     def check_facts(self, record: Mapping[str, Any], run: Path) -> None:  # noqa: B027  # most tasks have none
         """Raises UserError if `facts` differ from those in `record`, the config.json of `run`, which is resumed."""
+
+    @classmethod
+    def reading(cls, config: ConfigDict, tokenizer: Callable[[], str | None]) -> TextReading | None:
+        """Returns how texts are read, with what `tokenizer` returns; None if it reads images.
+
+        Raises:
+          UserError: there is no tokenizer, or it does not fit the network.
+        """
+        return None
 
     # On the device, per batch.
 
@@ -184,6 +196,11 @@ class Task(abc.ABC):
         ]
 
     # In use.
+
+    @classmethod
+    def size_text(cls, config: ConfigDict, size: int) -> str:
+        """Formats how large the network's inputs are; `size` is that of images in pixels."""
+        return f"{size} px"
 
     def described(self) -> str:
         """Says what is learnt, for the plan of a run."""

@@ -149,7 +149,7 @@ class Classification(Task):
             else ""
         )
         return (
-            f"test accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} images, {unequal}"
+            f"test accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} {cls.unit}s, {unequal}"
             f"loss {results['test_loss']:.4f}"
         )
 
@@ -157,7 +157,7 @@ class Classification(Task):
     def details(cls, results: Mapping[str, Any]) -> str:
         """See `Task`."""
         return (
-            f"accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} images, "
+            f"accuracy {results['test_accuracy']:.2%} on {results['test_count']:,} {cls.unit}s, "
             f"top-5 {results['test_top5']:.2%}, loss {results['test_loss']:.4f}, calibration error {results['ece']:.4f}"
         )
 

@@ -71,6 +71,14 @@ def balanced_accuracy(confusion: np.ndarray) -> float:
     return float((np.diag(confusion)[there] / images[there]).mean())
 
 
+def matthews(confusion: np.ndarray) -> float:
+    """Computes Matthews' correlation of several classes as scikit-learn does; 0 if all labels or predictions agree."""
+    table = confusion.astype(np.float64)
+    truth, predicted, total = table.sum(1), table.sum(0), table.sum()
+    spread = (total**2 - truth @ truth) * (total**2 - predicted @ predicted)
+    return float((np.trace(table) * total - truth @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
 def is_unequal(confusion: np.ndarray) -> bool:
     """Returns whether some class has at least twice as many images as another, so that accuracy neglects the latter."""
     images = confusion.sum(1)

@@ -51,6 +51,8 @@ def parts_line(experiment: Experiment) -> str | None:
 
 def statistics_sizes(experiment: Experiment) -> list[int]:
     """Returns the image sizes, in pixels, at which batch norm computes batch statistics."""
+    if not experiment.network.batch_stats:
+        return []
     mode = experiment.config.finetune.batch_norm
     sizes = {phase.size for phase in experiment.phases if mode == "recalibrate" or not phase.on_features}
     return sorted(sizes) if mode in ("train", "recalibrate") else []

@@ -24,6 +24,8 @@ def train_and_compare(
     if not config.compare_with_scratch or config.init == "scratch":
         return results
     values = flatten(config) | {"init": "scratch", "compare_with_scratch": False}
+    if task_class(config).unit == "text" and config.text.tokenizer is None:
+        values["text.tokenizer"] = config.init
     # If an earlier session got this far, the folder exists and `resume` continues it.
     scratch = train(complete(values), Run(run.folder / "scratch"), **settings)
     main = task_class(config).main()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sft_jax.data.dataset import Split
 from sft_jax.data.loader import Call, Chunk, Loader, StepsPerCall
 from sft_jax.data.sampling import eval_order
 from sft_jax.models import HeadNetwork, Network
@@ -94,7 +95,12 @@ class Evaluator:
 
     def order(self, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order in which the split of `loader` is evaluated, and the mask, see `Loader.calls`."""
-        return eval_order(len(loader), self._batch_size)
+        return order_of(loader.split, self._batch_size)
+
+
+def order_of(split: Split, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the order in which `split` is evaluated, and the mask, see `Loader.calls`."""
+    return eval_order(len(split), batch_size, None if split.lengths is None else split.lengths.each)
 
 
 def _added(*leaves: np.ndarray) -> np.ndarray:
@@ -138,7 +144,7 @@ class PerExample:
         `after_call(done, steps)` is called after each call.
         """
         program = self.program(loader)
-        order, _ = eval_order(len(loader), self._batch_size)
+        order, mask = order_of(loader.split, self._batch_size)
         outputs, done = [], 0
         calls = map_split(
             lambda chunk: program(params, batch_stats, chunk), loader, order, steps_per_call=StepsPerCall(seconds=5.0)
@@ -149,7 +155,10 @@ class PerExample:
             outputs.append(np.moveaxis(table, 0, 1).reshape(-1, *table.shape[3:]))
             done += call.steps
             after_call(done, len(order))
-        return np.concatenate(outputs)[: len(loader)]
+        evaluated = np.concatenate(outputs)
+        table = np.empty_like(evaluated[: len(loader)])
+        table[order[mask]] = evaluated[mask.ravel()]
+        return table
 
     def program(self, loader: Loader) -> Callable:
         """Returns the compiled program (params, batch_stats, `Chunk`) -> outputs, for chunks of `loader`."""

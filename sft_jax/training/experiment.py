@@ -13,7 +13,7 @@ from sft_jax import data, models, tasks
 from sft_jax.config import flatten
 from sft_jax.data.dataset import Split
 from sft_jax.data.loader import Loader
-from sft_jax.data.sampling import epoch_order
+from sft_jax.data.sampling import by_length, epoch_order
 from sft_jax.errors import UserError
 from sft_jax.runtime.devices import AXIS, Devices
 from sft_jax.runtime.files import digest
@@ -72,6 +72,7 @@ class Experiment:
                 f"use for example --config.data.crop_pct=0.875"
             )
         self.task, self.monitor = tasks.make(config, dataset), tasks.monitor_of(config)
+        models.architecture(config.model.name).check_inputs(self.task.inputs, config.task)
         models.check_head(config.model.name, dense=self.task.dense, task=config.task)
         self.build = models.builder(
             config.model,
@@ -80,6 +81,7 @@ class Experiment:
             precision=config.precision,
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
+            dropout=config.regularization.dropout,
             rematerialise=config.finetune.rematerialise == "blocks",
         )
         self.network = models.Network.abstract(self.build, self.task.inputs)
@@ -113,11 +115,21 @@ class Experiment:
         """Loader of the validation split, moved to the devices on first use."""
         return self.loader(self.dataset.validation)
 
+    def stored_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the inputs of `count` examples before `preprocess`; texts have the greatest length."""
+        size = self.config.data.size
+        if self.dataset.train.lengths is None:
+            return {"image": jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)}
+        (example,) = self.dataset.train.batches(np.zeros((1, 1), np.int32))
+        longest = self.dataset.train.lengths.buckets[-1]
+        return {name: jax.ShapeDtypeStruct((count, longest), example[name].dtype) for name in self.network.inputs}
+
     def order(self, epoch: int) -> np.ndarray:
         """Returns the indices of an epoch's training examples in order: int32 [steps, batch]."""
         config, train = self.config, self.dataset.train
         labels = train.targets.get("label", np.zeros(len(train), np.int32))
-        return epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance, config.data.repeats)
+        order = epoch_order(config.seed, epoch, labels, config.batch_size, config.data.balance, config.data.repeats)
+        return order if train.lengths is None else by_length(order, train.lengths.each, config.seed, epoch)
 
     def evaluator(self, *, crops: int = 1, flips: bool = False) -> Evaluator:
         """Makes an `Evaluator` of the whole network, with test-time augmentation, see `Task.views`."""

@@ -1,6 +1,6 @@
 """Precomputation over the training data: features for the head, and batch norm's statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +23,19 @@ def features(
     params: Mapping[str, jax.Array],
     batch_stats: Mapping[str, jax.Array],
     loader: Loader,
-    preprocess: Preprocess,
+    views: Sequence[Preprocess],
     batch_size: int,
-    *,
-    mirrored: bool,
 ) -> np.ndarray:
-    """Computes the head's inputs for all examples of the split of `loader`, in order.
+    """Computes the head's inputs for all examples of the split of `loader`, in order, in each of the `views`.
 
     Returns:
-      float32 [n, views, channels]; the views are the example and, with `mirrored`, its mirror image.
+      float32 [n, views, channels].
     """
 
     def outputs(params, batch_stats, batch: Batch) -> jax.Array:
-        batch = preprocess(batch)
-        views = [batch]
-        if mirrored:
-            views.append({**batch, "image": batch["image"][:, :, ::-1]})
-        inputs = ([view[name] for name in network.inputs] for view in views)
-        return jnp.stack([network.features(params, batch_stats, *view).astype(jnp.float32) for view in inputs], 1)
+        seen = (view(batch) for view in views)
+        inputs = ([each[name] for name in network.inputs] for each in seen)
+        return jnp.stack([network.features(params, batch_stats, *each).astype(jnp.float32) for each in inputs], 1)
 
     return PerExample(outputs, batch_size)(params, batch_stats, loader)
 
@@ -52,16 +47,9 @@ def feature_loaders(
     validation split.
     """
     config, loaders = experiment.config, []
-    for loader, mirrored in ((experiment.train_loader, config.data.flip), (experiment.validation_loader, False)):
-        table = features(
-            experiment.network,
-            params,
-            batch_stats,
-            loader,
-            experiment.preprocess,
-            config.batch_size,
-            mirrored=mirrored,
-        )
+    mirrored = experiment.task.views(config.data, config.data.size, crops=1, flips=config.data.flip)
+    for loader, views in ((experiment.train_loader, mirrored), (experiment.validation_loader, [experiment.preprocess])):
+        table = features(experiment.network, params, batch_stats, loader, views, config.batch_size)
         split = ArraySplit({"feature": table}, dict(loader.split.targets))
         loaders.append(experiment.loader(split))
     train, validation = loaders

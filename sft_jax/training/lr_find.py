@@ -78,7 +78,7 @@ def find_learning_rate(config: ConfigDict, run: Run, console: Console) -> RangeT
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
     init = load_init(config)
-    experiment = Experiment(config, read_dataset(config, console), devices)
+    experiment = Experiment(config, read_dataset(config, console, init=init), devices)
     params, batch_stats, start = initial_weights(experiment, init)
     with StopRequest() as stop, console.progress("learning-rate range test", STEPS) as bar:
         losses: list[float] = []

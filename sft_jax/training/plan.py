@@ -59,7 +59,8 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     config, dataset = experiment.config, experiment.dataset
     yield from dataset.notices
     yield from _data(experiment)
-    yield f"model      {config.model.name} at {config.data.size} px, {_precision(config, experiment)}; {start}"
+    size = experiment.task.size_text(config, config.data.size)
+    yield f"model      {config.model.name} at {size}, {_precision(config, experiment)}; {start}"
     on_features = all(phase.on_features for phase in experiment.phases)
     norm = config.finetune.batch_norm
     used = BATCH_NORM["freeze_statistics" if on_features and norm == "train" else norm]
@@ -79,9 +80,15 @@ def plan_lines(experiment: Experiment, start: str) -> Iterator[str]:
     if config.data.balance != "none":
         yield f"           {_balance(experiment)}"
     elif left_out:
-        yield f"           {left_out} training images per epoch, different ones each time, are dropped: no full batch"
+        what = f"{left_out} training {experiment.task.unit}s"
+        yield f"           {what} per epoch, different ones each time, are dropped: no full batch"
     yield f"optimizer  {_optimizer(config)}"
-    yield f"images     {_augmentation(config, on_features)}"
+    lengths = experiment.train_loader.split.lengths
+    if lengths is None:
+        yield f"images     {_augmentation(config, on_features)}"
+    else:
+        cut = f"{', '.join(map(str, lengths.buckets[:-1]))} or {lengths.buckets[-1]}".removeprefix(" or ")
+        yield f"texts      batches of similar lengths, padded to {cut} tokens"
     regularization = _changed(config, "regularization")
     if regularization:
         yield f"           {regularization}"
@@ -122,7 +129,7 @@ def memory_line(needed: int, devices: Devices) -> str:
     free = devices.free_bytes()
     warning = f"; warning: only {size_text(free)} free, use a smaller batch_size" if needed > free else ""
     where = _on_each(devices)
-    return f"memory     {size_text(needed)}{where} for a step, including weights and images (XLA's estimate){warning}"
+    return f"memory     {size_text(needed)}{where} for a step, including weights and data (XLA's estimate){warning}"
 
 
 def _on_each(devices: Devices) -> str:
@@ -133,7 +140,10 @@ def _data(experiment: Experiment) -> Iterator[str]:
     config, dataset = experiment.config.data, experiment.dataset
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = " / ".join(f"{len(split):,}" for split in splits.values())
-    yield f"data       {config.source}: {sizes} train / validation / test images, {experiment.task.described()}"
+    yield (
+        f"data       {config.source}: {sizes} train / validation / test {experiment.task.unit}s, "
+        f"{experiment.task.described()}"
+    )
     where = PLACEMENT[experiment.train_loader.placement]
     if source_of(config).has_splits:
         where = f"splits {' / '.join(config[name] for name in splits)}; {where}"
@@ -149,10 +159,11 @@ def _balance(experiment: Experiment) -> str:
     present = np.flatnonzero(counts)
     largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
     frequencies = (
-        f"{drawn[label] / counts[label]:.3g} for {names[label]} ({counts[label]:,} images)"
+        f"{drawn[label] / counts[label]:.3g} for {names[label]} ({counts[label]:,} {experiment.task.unit}s)"
         for label in (largest, smallest)
     )
-    return f"average draws of an image per epoch: {', '.join(frequencies)} (data.balance={balance})"
+    one = "an image" if experiment.task.unit == "image" else f"a {experiment.task.unit}"
+    return f"average draws of {one} per epoch: {', '.join(frequencies)} (data.balance={balance})"
 
 
 def _phase(phase: Phase, experiment: Experiment) -> str:
@@ -162,7 +173,11 @@ def _phase(phase: Phase, experiment: Experiment) -> str:
     first, last = phase.first + 1, phase.stop
     epochs = f"epoch {first}" if first == last else f"epochs {first}-{last}"
     epochs = "all epochs" if len(experiment.phases) == 1 else epochs
-    where = "head only, on precomputed features" if phase.on_features else f"{phase.size} px"
+    where = (
+        "head only, on precomputed features"
+        if phase.on_features
+        else experiment.task.size_text(experiment.config, phase.size)
+    )
     factors = {format(factor, ".3g") for factor in phase.multipliers.values()}
     rates = "" if factors == {"1"} else f", learning rate times {min(factors, key=float)} to {max(factors, key=float)}"
     head_rate = experiment.config.finetune.head_learning_rate

@@ -49,9 +49,11 @@ class Saves:
         dataset = self._experiment.dataset
         metadata = {
             "class_names": list(dataset.class_names),
-            "preprocess": Preprocess.of_config(self._experiment.config.data, dataset.square).to_json(),
             "progress": progress.to_json(),
         }
+        if dataset.reading is None:
+            preprocess = Preprocess.of_config(self._experiment.config.data, dataset.square)
+            metadata["preprocess"] = preprocess.to_json()
         self._checkpoints.save(name, step, to_arrays(what), metadata)
         if name == "latest":
             self._saved_at = time.monotonic()

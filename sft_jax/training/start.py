@@ -36,12 +36,14 @@ class Earlier:
       began: whether there is a run.
       saved: whether it has a checkpoint to resume from.
       preprocess: preprocessing of its images, see `recorded_square`.
+      learnt: what its predictions need besides the weights, see `Task.learnt`.
     """
 
     images: data.Record | None = None
     began: bool = False
     saved: bool = False
     preprocess: dict[str, Any] | None = None
+    learnt: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-serialisable dict for `from_json`."""
@@ -57,8 +59,9 @@ class Earlier:
 def earlier(run: Run) -> Earlier:
     """Returns the `Earlier` of `run`. Raises UserError if its record cannot be read."""
     saved = run.checkpoints.holds("latest")
-    preprocess = run.latest_metadata().get("preprocess") if saved else None
-    return Earlier(run.dataset_record(), run.exists(), saved, preprocess)
+    metadata = run.latest_metadata() if saved else {}
+    learnt = metadata.get("progress", {}).get("learnt", {})
+    return Earlier(run.dataset_record(), run.exists(), saved, metadata.get("preprocess"), learnt)
 
 
 def load_init(config: ConfigDict) -> Weights | None:
@@ -91,13 +94,20 @@ def load_named(init: str) -> Weights:
 
 
 def read_dataset(
-    config: ConfigDict, console: Console, *, once: bool = False, before: Earlier | None = None, resuming: bool = False
+    config: ConfigDict,
+    console: Console,
+    *,
+    init: Weights | None = None,
+    once: bool = False,
+    before: Earlier | None = None,
+    resuming: bool = False,
 ) -> data.Dataset:
     """Loads the dataset that `config.data` names, reduced to the limits, see `data.load_dataset`.
 
     Args:
       config: the whole configuration.
       console: shows the progress.
+      init: what `load_init` returned; loaded again if it is None and texts need its tokenizer.
       once: see `data.load_dataset`.
       before: an existing run whose images are to be loaded.
       resuming: whether that run is resumed.
@@ -108,6 +118,7 @@ def read_dataset(
     """
     check_settings(config)
     before = before or Earlier()
+    texts = task_class(config).reading(config, lambda: _tokenizer(config, init, before))
     square = recorded_square(before.preprocess)
     if square is None and before.saved:  # early versions did not record it
         square = Preprocess.of_config(config.data).square
@@ -127,6 +138,7 @@ def read_dataset(
             square=square,
             progress=bar.set,
             labelling=task_class(config).labelling,
+            texts=texts,
         )
     notices = [] if before.began else _trained_before(config, dataset)
     if resuming and before.began and before.images is None and dataset.record and dataset.record.parts:
@@ -135,6 +147,34 @@ def read_dataset(
             "then cannot be detected"
         )
     return dataclasses.replace(dataset, notices=(*dataset.notices, *notices))
+
+
+def _tokenizer(config: ConfigDict, init: Weights | None, before: Earlier) -> str | None:
+    """Returns the tokenizer of the run, else that of `init`, else that of `config.text.tokenizer`; None without any.
+
+    Raises:
+      UserError: the last two are not the same, or cannot be read.
+    """
+    if "tokenizer" in before.learnt:
+        return before.learnt["tokenizer"]
+    weights, named = load_init(config) if init is None else init, config.text.tokenizer
+    own = None if weights is None else weights.tokenizer
+    given = None
+    if named is not None:
+        given = _read(named) if named.endswith(".json") else load_named(named).tokenizer
+    if None not in (own, given) and own != given:
+        raise UserError(
+            f"config.text.tokenizer={named} is not the tokenizer with which the weights of init={config.init} were "
+            f"trained; leave it out"
+        )
+    return own or given
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.text.tokenizer={file} cannot be read: {error}") from None
 
 
 def _trained_before(config: ConfigDict, dataset: data.Dataset) -> list[str]:
@@ -188,7 +228,8 @@ def initial_weights(experiment: Experiment, init: Weights | None) -> tuple[Array
     head = {**own, **statistics}
     inherited, description = _inherited_head(experiment, init, head, prefix)
     params, batch_stats = initialise(network, arrays | inherited, source=config.init, head=None if inherited else head)
-    return params, batch_stats, f"weights of {config.init}{description}{resampled}{_normalisation(init, config)}"
+    normalisation = _normalisation(init, config) if "image" in network.inputs else ""
+    return params, batch_stats, f"weights of {config.init}{description}{resampled}{normalisation}"
 
 
 def _inherited_head(

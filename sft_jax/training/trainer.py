@@ -72,7 +72,7 @@ def train(
         with devices.all_or_none():
             # A run with a checkpoint does not need init, which may have been deleted.
             init = None if before.saved else load_init(config)
-            dataset = read_dataset(config, console, before=before, resuming=resume)
+            dataset = read_dataset(config, console, init=init, before=before, resuming=resume)
             common = fingerprint(config, dataset, tasks.make(config, dataset))
         devices.check_same(common | {"--resume": resume})
         trainer = Trainer(config, dataset, devices, run, console, stop, watching)
@@ -244,10 +244,12 @@ class Trainer:
         if self._compiled is self.programs:
             return
         start, self._compiled = time.perf_counter(), self.programs
+        program, key = self.programs.train_steps, self.experiment.key
         with self.console.status("compiling the training step"):
-            needed = compile_step(self.programs.train_steps, state, call.chunk, self.experiment.key)
-        if needed is not None:
-            self.console.line(memory_line(needed, self.devices))
+            variants = self.programs.train_loader.variants(call.chunk)
+            needed = [compile_step(program, state, chunk, key) or 0 for chunk in variants]
+        if max(needed):
+            self.console.line(memory_line(max(needed), self.devices))
         self._clock += time.perf_counter() - start
 
     def _validate(self, bar: Bar) -> tuple[Variables, dict, dict]:

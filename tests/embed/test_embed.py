@@ -12,7 +12,7 @@ import sft_jax
 from sft_jax.embed.__main__ import main
 from sft_jax.errors import run_command
 from sft_jax.inference import predictor
-from sft_jax.inference.predictor import BATCH
+from sft_jax.inference.network import BATCH
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import sft_jax
 from sft_jax import data
 from sft_jax.data.images.square import Square
 from sft_jax.errors import UserError
-from sft_jax.inference.predictor import BATCH
+from sft_jax.inference.network import BATCH
 from sft_jax.models.weights import Weights, save_weights
 from sft_jax.run.weights import load_run_weights
 

@@ -13,18 +13,18 @@ import safetensors.torch
 import torch
 import transformers
 from reference_checks import CLASSES, assert_same_function, assert_same_gradients, moved, network
+from text_runs import tokenizer
 
-from convert import flax_to_onnx, flax_to_resnet, keys, parity, resnet_to_flax
+from convert import flax_to_resnet, keys, parity, resnet_to_flax
 from convert.bert import BertReference, MeanClassifier, empty_module
 from convert.fit import fit
 from convert.sources import read
 from sft_jax import load
-from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network, builder
+from sft_jax.models import ARCHITECTURES, Network
 from sft_jax.models.architecture import Builder
 from sft_jax.models.bert import DISTILBERT, ROBERTA, VARIANTS, Variant, architecture
-from sft_jax.models.weights import load_weights
+from sft_jax.models.weights import load_weights, save_weights
 
 TINY = {
     "bert_of_test": Variant(40, 24, 2, 3),
@@ -236,15 +236,27 @@ def test_a_tokenizer_for_images_is_refused(tmp_path):
         )
 
 
-def test_what_needs_a_task_is_refused(tmp_path):
-    message = "bert_of_test takes texts: so far such networks are only converted from torch to Flax and back"
-    with pytest.raises(UserError, match=message):
-        builder(complete({"model.name": "bert_of_test"}).model, 2, size=32)
+@pytest.mark.parametrize("name", TINY)
+def test_a_converted_classifier_predicts_texts(name, tmp_path):
+    module = torch_network(name)
+    output = converted(saved(module.state_dict(), tmp_path, json.loads(tokenizer())), "--arch", name)
+    classifier = load(output)
+    texts = ["good word1", "bad word4 dull word2 word3", "fine"]
+    read = classifier.reading.read([(text,) for text in texts])
+    assert classifier.reading.padding == VARIANTS[name].kind.padding
+    with torch.no_grad():
+        wanted = BertReference().logits(module, BertReference().given(module, read.tokens, read.segments))
+    np.testing.assert_allclose(classifier.logits(texts), wanted, rtol=1e-4, atol=1e-5)
+    assert classifier.task_name == "text"
+
+
+def test_weights_without_a_tokenizer_are_refused(tmp_path):
     output = converted(saved(torch_network().state_dict(), tmp_path))
-    with pytest.raises(UserError, match=message):
+    weights = load_weights(output)
+    del weights.metadata["tokenizer"]
+    save_weights(output, weights)
+    with pytest.raises(UserError, match=r"has no tokenizer; convert it again, with --tokenizer FILE"):
         load(output)
-    with pytest.raises(UserError, match=message):
-        flax_to_onnx.convert(None, output, tmp_path / "o.onnx")
 
 
 def test_transformers_is_named_if_it_is_missing(monkeypatch):

@@ -260,9 +260,8 @@ def test_features_are_in_the_order_of_the_images(digits, count):
         network.params,
         network.batch_stats,
         Loader(dataset.train, devices),
-        data.of_image(preprocess),
+        [data.of_image(preprocess), data.of_image(data.mirrored(preprocess))],
         24,
-        mirrored=True,
     )
     images = preprocess(dataset.train.images)
     assert extracted.shape == (100, 2, 128)

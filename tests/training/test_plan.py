@@ -154,7 +154,7 @@ def test_a_change_that_keeps_the_learning_rate_is_one_line():
 def test_the_memory_of_a_step_is_reported():
     devices = Devices()
     few, many = 3 << 20, devices.free_bytes() + (1 << 40)
-    line = "memory     3 MiB per device for a step, including weights and images (XLA's estimate)"
+    line = "memory     3 MiB per device for a step, including weights and data (XLA's estimate)"
     assert memory_line(few, devices) == line
     assert " free, use a smaller batch_size" in memory_line(many, devices)
 

@@ -1,6 +1,7 @@
 """All labelled images of a source, for evaluating a network that was trained on other data."""
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,10 @@ from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
 from sft_jax.data.sources.listing import Record, counted, some
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.load import check_labelling, kind_of, source_of
+from sft_jax.data.sources.load import check_kind, check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
+from sft_jax.data.sources.texts.examples import Example, list_texts
 from sft_jax.data.sources.tfds import load_tfds, split_names
 from sft_jax.errors import UserError
 
@@ -63,6 +65,7 @@ def load_everything(
       UserError: there are no images, the network does not have their classes, or they have no such labels.
     """
     kind, rest = kind_of(config)
+    check_kind(config, of_texts=False)
     check_labelling(config, labelling)
     if labelling == "mask":
         raise UserError(
@@ -95,6 +98,37 @@ def load_everything(
     positions = _positions(config.source, labels, class_names, notices)
     table = np.array([positions.get(name, -1) for name in dataset.class_names], np.int32)
     return Everything([], {}, [with_targets(each, {"label": table[each.labels]}) for each in splits])
+
+
+def load_all_texts(
+    config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str], columns: str | None
+) -> tuple[list[Example], np.ndarray]:
+    """Collects the texts of `config.source`, from all splits unless `split` names one.
+
+    Args:
+      config, class_names, split, notices: see `load_everything`.
+      columns: names of the columns with the texts; None: guessed.
+
+    Returns:
+      the texts, and their labels int32 [n] as class indices of the network.
+
+    Raises:
+      UserError: there are no texts, or the network does not have their classes.
+    """
+    check_kind(config, of_texts=True)
+    place = Path(kind_of(config)[1])
+    keys = {"text_key": columns, "label_key": config.label_key, "part_key": config.part_key}
+    listed = list_texts(place, notices, known=class_names, **keys)
+    chosen = [each for each in listed.all if split is None or each.part == named_part(split)]
+    if not chosen:
+        raise UserError(f"{place} has no {split} split; drop --split to evaluate all of its texts")
+    counts = Counter(each.part for each in chosen)
+    if len(counts) > 1:
+        words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
+        notices.append(f"evaluating all splits of {place} together: {words}; --split chooses one")
+    names = list(dict.fromkeys(each.label for each in chosen))
+    positions = _positions(config.source, names, class_names, notices, "text")
+    return chosen, np.array([positions[each.label] for each in chosen], np.int32)
 
 
 def _files(
@@ -134,7 +168,9 @@ def _counts(splits: Sequence[Split], class_names: Sequence[str]) -> np.ndarray:
     return sum((np.bincount(split.labels, minlength=len(class_names)) for split in splits), np.zeros(1, np.int64))
 
 
-def _positions(where: str, names: Sequence[str], known: Sequence[str], notices: list[str]) -> dict[str, int]:
+def _positions(
+    where: str, names: Sequence[str], known: Sequence[str], notices: list[str], unit: str = "image"
+) -> dict[str, int]:
     """Maps each of `names` to its index in the network's classes `known`. Raises UserError if one is missing."""
     positions = {name: number for number, name in enumerate(known)}
     unknown = [name for name in names if name not in positions]
@@ -152,6 +188,6 @@ def _positions(where: str, names: Sequence[str], known: Sequence[str], notices: 
     missing = [name for name in known if name not in names]
     if missing:
         notices.append(
-            f"{where} has no images of {len(missing):,} of the network's {len(known):,} classes: {some(missing)}"
+            f"{where} has no {unit}s of {len(missing):,} of the network's {len(known):,} classes: {some(missing)}"
         )
     return positions

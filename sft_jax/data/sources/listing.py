@@ -36,7 +36,7 @@ Parts = dict[str, list[LabelledFile]]
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The image files of a source.
+    """The image files, or texts, of a source.
 
     Attributes:
       root: the folder that names are relative to.
@@ -44,6 +44,7 @@ class Listing:
       class_names: in label order.
       files: sorted by split and class.
       labelling: a key of `labelling.LABELLINGS`: what labels are.
+      unit: what messages call one of them.
     """
 
     root: Path
@@ -51,11 +52,12 @@ class Listing:
     class_names: tuple[str, ...]
     files: list[LabelledFile]
     labelling: str = "class"
+    unit: str = "image"
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A run's record of its images.
+    """A run's record of its images or texts.
 
     Attributes:
       class_names: in label order.
@@ -63,6 +65,7 @@ class Record:
       root: absolute path of the folder that names are relative to; None if the images are not files.
       parts: split -> for each class, file name -> size in bytes; None if the images are not files.
       labels: what `parts` has an entry for, if that is not each class: all labels that occur.
+      digests: split -> digest of its tokens and labels; None if it has no texts.
     """
 
     class_names: tuple[str, ...]
@@ -70,6 +73,7 @@ class Record:
     root: str | None = None
     parts: Mapping[str, Sequence[Mapping[str, int]]] | None = None
     labels: tuple[Label, ...] | None = None
+    digests: Mapping[str, str] | None = None
 
     @property
     def groups(self) -> tuple[Label, ...]:

@@ -22,7 +22,9 @@ from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
 from sft_jax.data.sources.overlap import check_positions
 from sft_jax.data.sources.part_names import PARTS
+from sft_jax.data.sources.texts.source import load_texts
 from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
+from sft_jax.data.texts.reading import TextReading
 from sft_jax.errors import UserError
 
 
@@ -39,6 +41,7 @@ def load_dataset(
     square: Square | None = None,
     progress: Callable[[int, int], None] | None = None,
     labelling: str = "class",
+    texts: TextReading | None = None,
 ) -> Dataset:
     """Loads the dataset of `config`, the section `data` of the config.
 
@@ -54,16 +57,18 @@ def load_dataset(
       square: host-side preprocessing of a trained network, see `Dataset`.
       progress: called with the number of images read so far and the total.
       labelling: a key of `LABELLINGS`: what each image is labelled with.
+      texts: how texts are read; None for images.
 
     Raises:
       UserError: the source is unknown or unreadable, has no such labels, or does not have the recorded images.
     """
     kind, rest = kind_of(config)
+    check_kind(config, of_texts=texts is not None)
     check_labelling(config, labelling)
     reading = dataclasses.replace(Reading.of_config(config), square=square, check=not once)
     if progress is not None:
         reading = dataclasses.replace(reading, progress=progress)
-    dataset = SOURCES[kind].load(rest, config, Request(reading, once, recorded, resuming, old_seed, labelling))
+    dataset = SOURCES[kind].load(rest, config, Request(reading, once, recorded, resuming, old_seed, labelling, texts))
     if dataset.record is None:
         directory = config.dir and str(Path(config.dir).absolute())
         dataset = dataclasses.replace(dataset, record=Record(dataset.class_names, directory))
@@ -97,6 +102,16 @@ def kind_of(config: ConfigDict) -> tuple[str, str]:
 def source_of(config: ConfigDict) -> "Source":
     """Returns the kind of source that `config`, the section `data`, names. Raises UserError if it is unknown."""
     return SOURCES[kind_of(config)[0]]
+
+
+def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
+    """Raises UserError if the source of `config` has texts where images are wanted, or the other way round."""
+    has_texts = source_of(config).of_texts
+    if has_texts and not of_texts:
+        raise UserError(f"config.data.source={config.source} has texts, which only --config.task=text reads")
+    if of_texts and not has_texts:
+        forms = ", ".join(source.form for source in SOURCES.values() if source.of_texts)
+        raise UserError(f"config.data.source={config.source} has images, but task=text reads texts; use {forms}")
 
 
 def check_labelling(config: ConfigDict, labelling: str) -> None:
@@ -147,7 +162,7 @@ class Request(NamedTuple):
 
     Attributes:
       reading: how images are read.
-      once, recorded, resuming, old_seed, labelling: see `load_dataset`.
+      once, recorded, resuming, old_seed, labelling, texts: see `load_dataset`.
     """
 
     reading: Reading
@@ -156,6 +171,7 @@ class Request(NamedTuple):
     resuming: bool
     old_seed: int | None
     labelling: str
+    texts: TextReading | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +187,7 @@ class Source:
       is_path: whether a path follows the colon, which may be moved between sessions of a run.
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
+      of_texts: whether it has texts instead of images.
       has_masks: whether images have masks, and nothing else.
     """
 
@@ -182,6 +199,7 @@ class Source:
     is_path: bool = False
     of_files: bool = False
     has_several: bool = False
+    of_texts: bool = False
     has_masks: bool = False
 
 
@@ -221,6 +239,13 @@ def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> D
     )
 
 
+def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
+    assert request.texts is not None
+    notices: list[str] = []
+    place = Path(_place(path, request.recorded, notices))
+    return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
+
+
 def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
@@ -251,6 +276,12 @@ def _check_table(path: str, config: ConfigDict) -> tuple[bool, str]:
     if not Path(path).is_file():
         raise UserError(f"no such table: {path}")
     return True, "the table exists"
+
+
+def _check_path(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).exists():
+        raise UserError(f"no such file or folder: {path}")
+    return True, "it exists"
 
 
 def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
@@ -288,6 +319,7 @@ SOURCES: dict[str, Source] = {
         of_files=True,
         has_several=True,
     ),
+    "text": Source("text:PATH", _load_texts, _check_path, is_path=True, of_texts=True),
     "masks": Source(
         "masks:PATH",
         functools.partial(_load_masks, list_masks),

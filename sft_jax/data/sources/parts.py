@@ -31,7 +31,7 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
     for file in listing.files:
         given.setdefault(file.part or "train", []).append(file)
     if "train" not in given:
-        raise UserError(f"{listing.place} has no training images, only {' and '.join(given)}")
+        raise UserError(f"{listing.place} has no training {listing.unit}s, only {' and '.join(given)}")
     missing = [part for part in FRACTIONS if part not in given]
     if missing:
         draw = _by_name if old_seed is None else _by_seed(old_seed)
@@ -39,12 +39,16 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
         given |= draw(strata, missing)
     for part in PARTS:
         if not given.get(part):
-            raise UserError(f"{listing.place} has too few images to draw a {part} split from; add images or that split")
+            raise UserError(
+                f"{listing.place} has too few {listing.unit}s to draw a {part} split from; add {listing.unit}s or that "
+                f"split"
+            )
     if missing:
         counts = ", ".join(f"{len(given[part]):,} {part}" for part in PARTS)
-        how = "by file name" if old_seed is None else "by the run's seed"
+        how = "by file name" if listing.unit == "image" else f"by the {listing.unit} itself"
+        how = how if old_seed is None else "by the run's seed"
         notices.append(
-            f"no {' or '.join(sorted(missing, reverse=True))} split: using about 10% of the training images"
+            f"no {' or '.join(sorted(missing, reverse=True))} split: using about 10% of the training {listing.unit}s"
             f"{' of each class' if listing.labelling == 'class' else ''}, chosen {how}: {counts}"
         )
     classes_of = LABELLINGS[listing.labelling].classes_of
@@ -53,7 +57,7 @@ def decided(listing: Listing, notices: list[str], *, old_seed: int | None = None
         here = {name for file in given[part] for name in classes_of(file.label)}
         lacking = [name for name in named if name not in here]
         if lacking:
-            notices.append(f"the {part} split has no images of {some(map(repr, lacking))}")
+            notices.append(f"the {part} split has no {listing.unit}s of {some(map(repr, lacking))}")
     return {part: given[part] for part in PARTS}
 
 

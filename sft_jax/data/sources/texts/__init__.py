@@ -1,0 +1,1 @@
+"""The source of labelled texts: tables, Parquet files, and folders of either or of text files."""

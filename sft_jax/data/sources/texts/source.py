@@ -1,0 +1,106 @@
+"""Loads labelled texts as a `Dataset` of tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sft_jax.data.dataset import ArraySplit, Dataset, Lengths
+from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
+from sft_jax.data.sources.part_names import PARTS
+from sft_jax.data.sources.parts import decided
+from sft_jax.data.sources.texts.examples import Example, Examples, doubtful, list_texts
+from sft_jax.data.texts.reading import TextReading, buckets
+from sft_jax.errors import UserError
+from sft_jax.runtime.files import digest
+
+
+def load_texts(
+    place: Path,
+    config: ConfigDict,
+    reading: TextReading,
+    notices: list[str],
+    *,
+    recorded: Record | None,
+    resuming: bool,
+) -> Dataset:
+    """Loads the texts of `place`; missing splits are drawn by the texts, so that equal ones are in the same.
+
+    Args:
+      place: a file or folder, see `list_texts`.
+      config: the section `data`.
+      reading: how texts become tokens.
+      notices: lines for the user; more are added.
+      recorded: the record of an existing run, whose texts are to be used.
+      resuming: whether that run is being resumed.
+
+    Raises:
+      UserError: there are no such texts, or they are not those of the run.
+    """
+    keys = {"text_key": reading.columns, "label_key": config.label_key, "part_key": config.part_key}
+    examples = list_texts(place, notices, **keys)
+    parts = _parts(examples, notices)
+    notices += doubtful(parts)
+    splits = {part: split_of(own, examples.class_names, reading, part, notices) for part, own in parts.items()}
+    record = Record(
+        examples.class_names,
+        str(place.absolute()),
+        digests={part: digest(split.inputs | split.targets, {}) for part, split in splits.items()},
+    )
+    if recorded is not None:
+        _check_recorded(place, record, recorded, notices, resuming=resuming)
+    ends = buckets(np.concatenate([split.lengths.each for split in splits.values() if split.lengths is not None]))
+    train, validation, test = (in_buckets(splits[part], ends, reading.padding) for part in PARTS)
+    return Dataset(train, validation, test, examples.class_names, tuple(notices), record=record, reading=reading)
+
+
+def _parts(examples: Examples, notices: list[str]) -> dict[str, list[Example]]:
+    """Returns the examples of each split; missing ones are drawn by their texts."""
+    by_name = {example.name: example for example in examples.all}
+    files = [LabelledFile(each.name, "\t".join(each.text), each.label, each.part) for each in examples.all]
+    listing = Listing(examples.place, examples.place, examples.class_names, files, unit="text")
+    parts = decided(listing, notices)
+    return {part: [by_name[file.name] for file in parts[part]] for part in PARTS}
+
+
+def split_of(
+    examples: Sequence[Example], class_names: Sequence[str], reading: TextReading, part: str, notices: list[str]
+) -> ArraySplit:
+    """Tokenises labelled texts, with a single bucket; `notices` receives a line if some are longer than the limit."""
+    tokens = reading.read([example.text for example in examples])
+    if tokens.cut:
+        notices.append(
+            f"{counted(tokens.cut, f'{part} text')} of {len(examples):,} longer than {reading.length} tokens cut off "
+            f"there (text.length)"
+        )
+    place = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([place[example.label] for example in examples], np.int32)
+    lengths = Lengths(tokens.lengths, (tokens.tokens.shape[1],))
+    names, texts = [each.name for each in examples], [each.text for each in examples]
+    return ArraySplit(tokens.inputs(), {"label": labels}, names, lengths, texts)
+
+
+def in_buckets(split: ArraySplit, ends: Sequence[int], padding: int) -> ArraySplit:
+    """Returns a split of texts with the buckets `ends`, padded to the last of them that it needs."""
+    assert split.lengths is not None
+    longest = split.inputs["tokens"].shape[1]
+    needed = tuple(ends[: int(np.searchsorted(ends, longest)) + 1])
+    fill = {"tokens": padding, "segments": 0}
+    inputs = {
+        name: np.pad(rows, ((0, 0), (0, needed[-1] - longest)), constant_values=fill[name])
+        for name, rows in split.inputs.items()
+    }
+    return dataclasses.replace(split, inputs=inputs, lengths=Lengths(split.lengths.each, needed))
+
+
+def _check_recorded(place: Path, now: Record, recorded: Record, notices: list[str], *, resuming: bool) -> None:
+    before = recorded.digests or {}
+    changed = [part for part, value in (now.digests or {}).items() if before.get(part) != value]
+    if not changed:
+        return
+    line = f"{place}: the {' and '.join(changed)} texts or labels are not those with which the run began"
+    if resuming:
+        raise UserError(f"{line}; restore them, or start a new run from its weights with --config.init=RUN")
+    notices.append(line)

@@ -1,0 +1,1 @@
+"""Texts as numbers: tokens, segments and lengths."""

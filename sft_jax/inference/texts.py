@@ -1,0 +1,92 @@
+"""A trained network of texts: logits, predictions and features of strings."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sft_jax.data.texts.reading import Text, TextReading, Tokens
+from sft_jax.errors import UserError
+from sft_jax.inference.network import BATCH, TrainedNetwork
+from sft_jax.models.architecture import Texts
+from sft_jax.models.weights import Weights
+
+# Texts are padded to the next of these numbers of tokens, so that few programs are compiled.
+LENGTHS = (16, 32, 64, 128, 256, 512)
+
+
+class TextClassifier(TrainedNetwork):
+    """A network of texts with its tokenizer, see `TrainedNetwork`.
+
+    Its inputs are tokens int32 [n, length] and segments uint8 [n, length].
+
+    Attributes:
+      reading: how texts become tokens.
+    """
+
+    def __init__(self, program: Callable[..., jax.Array], class_names: Sequence[str], *, padding: int, **others: Any):
+        super().__init__(program, class_names, **others)
+        self.reading = TextReading(self.learnt["tokenizer"], self.learnt["length"], padding)
+
+    def logits(self, examples: Any) -> np.ndarray:
+        """Computes the logits of texts, float32 [n, classes].
+
+        Args:
+          examples: a string, a pair of them as a tuple, or a list of either. Longer ones than `reading.length` tokens
+            lose their ends, as in training.
+
+        Raises:
+          TypeError: they are neither.
+        """
+        return self._each(self.program, texts_of(examples))
+
+    def features(self, examples: Any) -> np.ndarray:
+        """Computes the features of texts as for `logits`: float32 [n, channels].
+
+        Raises:
+          UserError: the network is an export, whose program gives logits only.
+        """
+        return self._each(self._of_backbone(), texts_of(examples))
+
+    def _each(self, program: Callable[..., jax.Array], texts: list[Text]) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, len(self.class_names)), np.float32)
+        read = self.reading.read(texts)
+        # Of similar lengths together, so that few tokens are padding.
+        order = np.argsort(read.lengths, kind="stable")
+        blocks = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+        outputs = np.concatenate([self._run(program, self._inputs(read, rows)) for rows in blocks])
+        results = np.empty_like(outputs)
+        results[order] = outputs
+        return results
+
+    def _inputs(self, read: Tokens, rows: np.ndarray) -> list[np.ndarray]:
+        longest = int(read.lengths[rows].max())
+        length = min(next((known for known in LENGTHS if known >= longest), longest), self.reading.length)
+        have = read.tokens.shape[1]
+        fill = ((0, 0), (0, max(length - have, 0)))
+        tokens = np.pad(read.tokens[rows, :length], fill, constant_values=self.reading.padding)
+        return [tokens, np.pad(read.segments[rows, :length], fill)]
+
+
+def texts_of(examples: Any) -> list[Text]:
+    """Returns strings, or pairs of them, as texts. Raises TypeError if they are neither."""
+    listed = [examples] if isinstance(examples, str | tuple) else list(examples)
+    texts = [(each,) if isinstance(each, str) else each for each in listed]
+    for text in texts:
+        is_pair = isinstance(text, list | tuple) and len(text) in (1, 2)
+        if not is_pair or not all(isinstance(part, str) for part in text):
+            raise TypeError(f"a text must be a string or a pair of strings, not {text!r}")
+    return [tuple(text) for text in texts]
+
+
+def text_facts(weights: Weights, texts: Texts, source: str) -> dict[str, Any]:
+    """Returns what the predictions of a network that takes `texts` need besides `weights`, those of `source`.
+
+    Raises:
+      UserError: they have no tokenizer.
+    """
+    if weights.tokenizer is None:
+        raise UserError(f"{source} has no tokenizer; convert it again, with --tokenizer FILE")
+    return {"length": texts.longest, **weights.learnt, "tokenizer": weights.tokenizer}

@@ -1,0 +1,92 @@
+"""Runs of a few seconds on texts: a network of two layers, a tokenizer of whole words, and texts that it can learn."""
+
+import json
+
+import numpy as np
+import tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from sft_jax.config import complete
+from sft_jax.main import observers_of
+from sft_jax.models.bert import Variant, architecture
+from sft_jax.run.console import Console
+from sft_jax.run.folder import Run
+from sft_jax.training.trainer import train
+
+NAME, VARIANT = "texts_of_test", Variant(40, 24, 2, 3, pool="mean")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+WORDS = ("good", "fine", "bad", "dull", *(f"word{number}" for number in range(30)))
+# Words that decide.
+GOOD, BAD = WORDS[:2], WORDS[2:4]
+
+
+def register(monkeypatch):
+    """Makes the network known."""
+    from sft_jax.models import ARCHITECTURES
+
+    monkeypatch.setitem(ARCHITECTURES, NAME, architecture(NAME, VARIANT))
+
+
+def tokenizer():
+    """Returns a tokenizer of `WORDS`, with special tokens as BERT's, as JSON."""
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+    made = tokenizers.Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return made.to_str()
+
+
+def examples(count, seed):
+    """Returns (text, label) pairs of 1 to 20 words, of which one decides."""
+    random = np.random.default_rng(seed)
+    pairs = []
+    for number in range(count):
+        words = random.choice(WORDS[4:], int(random.integers(0, 20))).tolist()
+        label = number % 2
+        words.insert(int(random.integers(0, len(words) + 1)), str(random.choice(GOOD if label else BAD)))
+        pairs.append((" ".join(words), "positive" if label else "negative"))
+    return pairs
+
+
+def write(folder):
+    """Writes a table for each split, and the tokenizer beside them; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (part, count) in enumerate((("train", 203), ("dev", 61), ("test", 77))):
+        lines = ["sentence\tlabel", *("\t".join(pair) for pair in examples(count, seed))]
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer())
+    return folder
+
+
+def text_config(folder, **changes):
+    values = {
+        "task": "text",
+        "epochs": 6,
+        "batch_size": 16,
+        "init": "scratch",
+        "model.name": NAME,
+        "data.source": f"text:{folder}",
+        "text.tokenizer": str(folder / "tokenizer.json"),
+        "text.length": 24,
+        "optimizer.name": "lion",
+        "optimizer.learning_rate": 0.002,
+    }
+    return complete(values | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def run_on(folder, workdir, *, resume=False, **changes):
+    config = text_config(folder, **changes)
+    return train(config, Run(workdir), resume=resume, console=Console(), command=["test"], observers=observers_of)
+
+
+def json_lines(folder, pairs, name="train.jsonl", **more):
+    """Writes (text, label) pairs as JSON Lines; returns the file."""
+    file = folder / name
+    file.write_text("".join(json.dumps({"text": text, "label": label, **more}) + "\n" for text, label in pairs))
+    return file
