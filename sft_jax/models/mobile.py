@@ -75,7 +75,7 @@ class MobileNetwork(ConvNorm, BlockNetwork):
     and the logits are float32.
 
     Attributes:
-      eighth, eighth_channels: name of the first block whose output has a stride of 8, and its channels.
+      eighth, eighth_channels: see `eighth_of`.
 
     Args:
       stem: channels of the stem.
@@ -106,8 +106,7 @@ class MobileNetwork(ConvNorm, BlockNetwork):
         rngs: nnx.Rngs,
     ):
         rows = dilated(rows, output_stride, all_dilated=all_dilated)
-        eighth = eighth_stage(rows)
-        self.eighth, self.eighth_channels = f"blocks.{eighth}.0", rows[eighth][0].outputs
+        self.eighth, self.eighth_channels = eighth_of(rows)
         self.style, self.strides, self.dtype = style, stage_strides(rows), dtype
         self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
         self.conv_stem = same_conv(3, stem, 3, 2, style, dtype=dtype, rngs=rngs)
@@ -200,9 +199,11 @@ def stage_strides(rows: Sequence[Sequence[Row]]) -> tuple[int, ...]:
     return tuple(math.prod(row.stride for row in stage) for stage in rows)
 
 
-def eighth_stage(rows: Rows) -> int:
-    """Returns the first stage whose output has a stride of 8."""
-    return list(itertools.accumulate(stage_strides(rows), operator.mul, initial=2)).index(8) - 1
+def eighth_of(rows: Rows) -> tuple[str, int]:
+    """Returns the name of the first block whose output has a stride of 8, and its channels; ("", 0) without one."""
+    reached = itertools.accumulate(stage_strides(rows), operator.mul, initial=2)
+    stage = next((stage for stage, stride in enumerate(reached, start=-1) if stride == 8), None)
+    return ("", 0) if stage is None else (f"blocks.{stage}.0", rows[stage][0].outputs)
 
 
 def map_stages(strides: tuple[int, ...]) -> list[int]:

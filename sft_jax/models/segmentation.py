@@ -93,11 +93,11 @@ class Segmenter(nnx.Module):
     def _maps(
         self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the last map of the backbone, and the one with a stride of 8 if it is a `MobileNetwork`."""
+        """Returns the last map of the backbone, and the one with a stride of 8 of a `MobileNetwork` that has one."""
         if not isinstance(self.backbone, MobileNetwork):
             return self.backbone.maps(x, train=train, key=key)[-1], None
         activations = dict(self.backbone.trunk(x, train=train, key=key))
-        return list(activations.values())[-1], activations[self.backbone.eighth]
+        return list(activations.values())[-1], activations.get(self.backbone.eighth)
 
 
 @dataclasses.dataclass(frozen=True)
