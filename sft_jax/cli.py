@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Overrides = list[tuple[str, str]]
 # Keys of the location and structure of data other than a run's.
-SOURCE_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key", "text.columns")
+SOURCE_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 
 
 class _Parser(argparse.ArgumentParser):
