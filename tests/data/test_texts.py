@@ -12,6 +12,7 @@ from text_runs import examples, json_lines, tokenizer
 
 from sft_jax.data.sampling import by_length, epoch_order, eval_order
 from sft_jax.data.sources.texts.examples import list_texts
+from sft_jax.data.texts import reading as reading_module
 from sft_jax.data.texts.reading import UNIT, TextReading, buckets
 from sft_jax.errors import UserError
 from sft_jax.models.architecture import Texts
@@ -188,6 +189,14 @@ def test_tokens_are_those_of_transformers():
         np.testing.assert_array_equal(ours.lengths, wanted["attention_mask"].sum(1))
         longer = theirs(*given)["input_ids"]
         assert ours.cut == sum(len(row) > 12 for row in longer) > 0
+
+
+def test_texts_are_tokenised_block_by_block(monkeypatch):
+    texts = [(text,) for text, _ in examples(50, 0)]
+    whole = reading().read(texts)
+    monkeypatch.setattr(reading_module, "BLOCK", 7)
+    for one, two in zip(whole, reading().read(texts), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_file_s_own_limit_and_padding_are_not_used():

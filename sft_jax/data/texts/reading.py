@@ -13,6 +13,8 @@ from sft_jax.models.architecture import Texts
 
 # A text, or a pair of them, e.g. a question and an answer.
 Text = tuple[str, ...]
+# Texts that are tokenised at a time: what the library returns of each takes kilobytes.
+BLOCK = 4096
 # Programs are compiled for at most so many lengths of batches, all multiples of the unit.
 BUCKETS, UNIT = 4, 8
 
@@ -91,8 +93,18 @@ class TextReading:
 
     def read(self, texts: Sequence[Text]) -> Tokens:
         """Tokenises texts, or pairs of them, of which the longer one loses its end first."""
-        given = [text[0] if len(text) == 1 else text for text in texts]
-        encoded = self._encoder.encode_batch(given)
+        blocks = [self._read(texts[first : first + BLOCK]) for first in range(0, len(texts), BLOCK)]
+        lengths = np.concatenate([np.zeros(0, np.int32), *(block.lengths for block in blocks)])
+        shape = (len(texts), int(lengths.max(initial=1)))
+        tokens, segments = np.full(shape, self.padding, np.int32), np.zeros(shape, np.uint8)
+        for number, block in enumerate(blocks):
+            rows = slice(number * BLOCK, number * BLOCK + len(block.lengths))
+            tokens[rows, : block.tokens.shape[1]] = block.tokens
+            segments[rows, : block.tokens.shape[1]] = block.segments
+        return Tokens(tokens, segments, lengths, sum(block.cut for block in blocks))
+
+    def _read(self, texts: Sequence[Text]) -> Tokens:
+        encoded = self._encoder.encode_batch([text[0] if len(text) == 1 else text for text in texts])
         lengths = np.array([len(each.ids) for each in encoded], np.int32)
         shape = (len(encoded), int(lengths.max(initial=1)))
         tokens, segments = np.full(shape, self.padding, np.int32), np.zeros(shape, np.uint8)
