@@ -221,8 +221,8 @@ def test_an_unknown_source_is_refused(source):
     config = complete({"data.source": source}).data
     with pytest.raises(
         UserError,
-        match="must be one of tfds:NAME, folder:PATH, csv:FILE, hf:PATH, hf://OWNER/NAME, text:PATH, digits, "
-        "digits:FIRST-LAST",
+        match="must be one of tfds:NAME, folder:PATH, csv:FILE, hf:PATH, hf://OWNER/NAME, text:PATH, masks:PATH, "
+        "voc:PATH, digits, digits:FIRST-LAST",
     ):
         data.load_dataset(config, seed=0)
 
