@@ -122,7 +122,7 @@ def evaluate(
       UserError: the run, checkpoint or split does not exist, the data differ from the run's, or writing fails.
     """
     from sft_jax.config import complete, flatten
-    from sft_jax.data.sources.load import source_of
+    from sft_jax.data.sources.known import source_of
     from sft_jax.inference.predictor import check_evaluable
     from sft_jax.run.console import Console as Quiet
     from sft_jax.run.progress import Progress

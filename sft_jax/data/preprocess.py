@@ -13,7 +13,7 @@ from sft_jax.data import crops
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import FITS, INTERPOLATIONS, Square
 from sft_jax.data.pixels import preprocess, preprocess_unit
-from sft_jax.data.sources.load import source_of
+from sft_jax.data.sources.known import source_of
 from sft_jax.errors import UserError
 from sft_jax.models.architecture import Pretrained
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from sft_jax import data
 from sft_jax.data.dataset import ArraySplit, Batch, Dataset, Split
 from sft_jax.data.images.reading import Reading
+from sft_jax.data.sources.known import check_labelling, kind_of
 from sft_jax.data.sources.labelling import numbered
-from sft_jax.data.sources.load import check_labelling, kind_of
 from sft_jax.errors import UserError
 from sft_jax.run.console import Console
 from sft_jax.tasks import task_class

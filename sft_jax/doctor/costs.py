@@ -14,7 +14,7 @@ from sft_jax.config import complete, flatten
 from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit, Lengths
 from sft_jax.data.loader import StepsPerCall
-from sft_jax.data.sources.load import source_of
+from sft_jax.data.sources.known import source_of
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops
 from sft_jax.training.evaluator import order_of

@@ -15,7 +15,7 @@ from sft_jax.data.dataset import ArraySplit, Batch, Split, StreamedSplit
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.data.sampling import spread
-from sft_jax.data.sources.load import source_of
+from sft_jax.data.sources.known import source_of
 from sft_jax.doctor.largest import Need, largest_batch
 from sft_jax.errors import UserError
 from sft_jax.runtime.cache import keeps_programs

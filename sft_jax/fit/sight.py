@@ -12,9 +12,9 @@ from sft_jax.data.dataset import ArraySplit
 from sft_jax.data.images.formats import UNREADABLE
 from sft_jax.data.images.survey import look
 from sft_jax.data.sampling import spread
+from sft_jax.data.sources.known import SOURCES, check_labelling, kind_of, source_of
 from sft_jax.data.sources.listing import Listing, some
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.load import SOURCES, check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.parts import decided
 from sft_jax.data.sources.tfds import split_names

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 import sft_jax
 from sft_jax.config import complete, flatten
+from sft_jax.data.sources.known import SOURCES
 from sft_jax.data.sources.listing import Record
-from sft_jax.data.sources.load import SOURCES
 from sft_jax.errors import UserError
 from sft_jax.run.checkpoints import Checkpoints, Restored
 from sft_jax.runtime import processes

@@ -10,7 +10,7 @@ from sft_jax.config import flatten
 from sft_jax.config.schema import KEYS
 from sft_jax.data.augment import parts
 from sft_jax.data.sampling import class_draws
-from sft_jax.data.sources.load import source_of
+from sft_jax.data.sources.known import source_of
 from sft_jax.models.precision import factors
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import size_text

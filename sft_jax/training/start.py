@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from sft_jax import data
 from sft_jax.data.preprocess import Preprocess, recorded_square
+from sft_jax.data.sources.known import kind_of, source_of
 from sft_jax.data.sources.listing import counted, some
-from sft_jax.data.sources.load import kind_of, source_of
 from sft_jax.data.sources.overlap import ALLOW, check_positions
 from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions

@@ -13,10 +13,10 @@ from sft_jax.data.dataset import ArraySplit, Batch, Split, with_targets
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
+from sft_jax.data.sources.known import check_kind, check_labelling, kind_of, source_of
 from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
 from sft_jax.data.sources.listing import Record, counted, some
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.load import check_kind, check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
 from sft_jax.data.sources.texts.examples import Example, list_texts

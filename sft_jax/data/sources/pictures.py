@@ -14,10 +14,10 @@ from PIL import Image
 from sft_jax.data.images.formats import UNREADABLE, opened, reason
 from sft_jax.data.images.named import ahead
 from sft_jax.data.sources.digits import load_digits
+from sft_jax.data.sources.known import check_labelling, kind_of, source_of
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.load import check_labelling, kind_of, source_of
 from sft_jax.data.sources.part_names import named_part, part_of
 from sft_jax.data.sources.tfds import open_records, split_names
 from sft_jax.errors import UserError

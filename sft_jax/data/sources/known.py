@@ -1,0 +1,274 @@
+"""The kinds of sources that `config.data.source` can name, and how each is loaded."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from sft_jax.data.dataset import Dataset
+from sft_jax.data.images.reading import Reading
+from sft_jax.data.sources.digits import load_digits
+from sft_jax.data.sources.files import load_listing
+from sft_jax.data.sources.huggingface.hub import check_hub, is_of_hub
+from sft_jax.data.sources.labelling import LABELLINGS
+from sft_jax.data.sources.listing import Record
+from sft_jax.data.sources.lists import list_files
+from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
+from sft_jax.data.sources.overlap import check_positions
+from sft_jax.data.sources.part_names import PARTS
+from sft_jax.data.sources.texts.source import load_texts
+from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
+from sft_jax.data.texts.reading import TextReading
+from sft_jax.errors import UserError
+
+
+def kind_of(config: ConfigDict) -> tuple[str, str]:
+    """Splits `config.source` at its colon into kind and rest. Raises UserError if the kind is unknown."""
+    kind, _, rest = config.source.partition(":")
+    if kind not in SOURCES or (SOURCES[kind].is_named and not rest):
+        path = Path(config.source)
+        meant = "folder" if path.is_dir() else "csv" if path.is_file() else "tfds"
+        near = "" if ":" in config.source else f"; did you mean {meant}:{config.source}?"
+        forms = ", ".join(source.form for source in SOURCES.values())
+        raise UserError(f"config.data.source={config.source!r} must be one of {forms}{near}")
+    return kind, rest
+
+
+def source_of(config: ConfigDict) -> "Source":
+    """Returns the kind of source that `config`, the section `data`, names. Raises UserError if it is unknown."""
+    return SOURCES[kind_of(config)[0]]
+
+
+def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
+    """Raises UserError if the source of `config` has texts where images are wanted, or the other way round."""
+    has_texts = source_of(config).of_texts
+    if has_texts and not of_texts:
+        raise UserError(f"config.data.source={config.source} has texts, which only --config.task=text reads")
+    if of_texts and not has_texts:
+        forms = ", ".join(source.form for source in SOURCES.values() if source.of_texts)
+        raise UserError(f"config.data.source={config.source} has images, but task=text reads texts; use {forms}")
+
+
+def check_labelling(config: ConfigDict, labelling: str) -> None:
+    """Raises UserError if the source of `config` cannot have these labels."""
+    if source_of(config).has_masks != (labelling == "mask"):
+        has = LABELLINGS["mask" if source_of(config).has_masks else "class"].words
+        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks)
+        remedy = f"use {forms}" if labelling == "mask" else "use --config.task=segmentation"
+        raise UserError(
+            f"config.data.source={config.source} has {has}, but the task needs {LABELLINGS[labelling].words}; {remedy}"
+        )
+    if labelling == "classes" and not source_of(config).has_several:
+        able = ", ".join(source.form for source in SOURCES.values() if source.has_several)
+        raise UserError(
+            f"config.data.source={config.source} has {LABELLINGS['class'].words}, but the task needs "
+            f"{LABELLINGS[labelling].words}; use {able}"
+        )
+
+
+def _place(named: str, recorded: Record | None, notices: list[str]) -> str:
+    """Returns `named`, or the run's recorded path if `named` no longer exists, e.g. relative to another folder."""
+    place = recorded.place if recorded else None
+    if Path(named).exists() or not place or not Path(place).exists():
+        return named
+    reason = "" if is_of_hub(named) else f"{named} does not exist here; "
+    notices.append(f"{reason}reading {place}, as recorded by the run")
+    return place
+
+
+def check_source(config: ConfigDict) -> tuple[bool, str]:
+    """Returns whether the images of `config` (section `data`) are on this machine, and a description; takes seconds.
+
+    Raises:
+      UserError: the source is unknown or cannot be obtained.
+    """
+    kind, rest = kind_of(config)
+    return SOURCES[kind].check(rest, config)
+
+
+class Request(NamedTuple):
+    """What `load_dataset` asks of a source.
+
+    Attributes:
+      reading: how images are read.
+      once, recorded, resuming, old_seed, labelling, texts: see `load_dataset`.
+    """
+
+    reading: Reading
+    once: bool
+    recorded: Record | None
+    resuming: bool
+    old_seed: int | None
+    labelling: str
+    texts: TextReading | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of source.
+
+    Attributes:
+      form: what `data.source` looks like.
+      load: (what follows the colon, the section `data`, request) -> the dataset. Raises UserError.
+      check: (the same first two) -> whether it is on this machine, and a description. Raises UserError.
+      is_named: whether something must follow the colon.
+      has_splits: whether `data.train`, `data.validation` and `data.test` are split expressions that it understands.
+      is_path: whether a path follows the colon, which may be moved between sessions of a run.
+      of_files: whether images are brought to `data.size` as their files are decoded.
+      has_several: whether an image may have any number of labels.
+      of_texts: whether it has texts instead of images.
+      has_masks: whether images have masks, and nothing else.
+    """
+
+    form: str
+    load: Callable[[str, ConfigDict, Request], Dataset]
+    check: Callable[[str, ConfigDict], tuple[bool, str]]
+    is_named: bool = True
+    has_splits: bool = False
+    is_path: bool = False
+    of_files: bool = False
+    has_several: bool = False
+    of_texts: bool = False
+    has_masks: bool = False
+
+
+def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    splits = (config.train, config.validation, config.test)
+    directory = config.dir and _place(config.dir, request.recorded, notices)
+    dataset = load_tfds(
+        name,
+        directory=directory,
+        download=config.download,
+        splits=splits,
+        size=config.size,
+        image_key=config.image_key,
+        label_key=config.label_key,
+        reading=request.reading,
+    )
+    named = dict(zip(PARTS, splits, strict=True))
+    records = {part: positions(name, directory=directory, split=split) for part, split in named.items()}
+    # An existing run has already passed this check.
+    allowed = config.allow_overlap or request.once or request.recorded is not None
+    notices += check_positions(records, named, allow_overlap=allowed)
+    return dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
+
+
+def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    return load_listing(
+        list_files(kind, _place(path, request.recorded, notices), config, notices, labelling=request.labelling),
+        config.size,
+        notices,
+        reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
+        recorded=request.recorded,
+        resuming=request.resuming,
+        old_seed=request.old_seed,
+        allow_overlap=config.allow_overlap,
+    )
+
+
+def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
+    assert request.texts is not None
+    notices: list[str] = []
+    place = Path(_place(path, request.recorded, notices))
+    return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
+
+
+def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
+    dataset = load_listing(
+        listing,
+        config.size,
+        notices,
+        reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
+        recorded=request.recorded,
+        resuming=request.resuming,
+        allow_overlap=config.allow_overlap,
+    )
+    return with_masks(dataset, listing.root, config.ignore_index)
+
+
+def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
+    square = dataclasses.replace(request.reading.square_of(config.size), keep_square=True)
+    return dataclasses.replace(load_digits(config.source), square=square)
+
+
+def _check_folder(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).is_dir():
+        raise UserError(f"no such folder: {path}")
+    return True, "the folder exists"
+
+
+def _check_table(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).is_file():
+        raise UserError(f"no such table: {path}")
+    return True, "the table exists"
+
+
+def _check_path(path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not Path(path).exists():
+        raise UserError(f"no such file or folder: {path}")
+    return True, "it exists"
+
+
+def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
+    if is_of_hub(named):
+        return check_hub(named, download=config.download)
+    if not Path(named).exists():
+        raise UserError(f"no such folder: {named}")
+    return True, "the folder exists"
+
+
+# By what stands before the colon of `data.source`.
+SOURCES: dict[str, Source] = {
+    "tfds": Source(
+        "tfds:NAME",
+        _load_tfds,
+        lambda name, config: check_tfds(name, directory=config.dir, download=config.download),
+        has_splits=True,
+    ),
+    "folder": Source(
+        "folder:PATH", functools.partial(_load_files, "folder"), _check_folder, is_path=True, of_files=True
+    ),
+    "csv": Source(
+        "csv:FILE",
+        functools.partial(_load_files, "csv"),
+        _check_table,
+        is_path=True,
+        of_files=True,
+        has_several=True,
+    ),
+    "hf": Source(
+        "hf:PATH, hf://OWNER/NAME",
+        functools.partial(_load_files, "hf"),
+        _check_huggingface,
+        is_path=True,
+        of_files=True,
+        has_several=True,
+    ),
+    "text": Source("text:PATH", _load_texts, _check_path, is_path=True, of_texts=True),
+    "masks": Source(
+        "masks:PATH",
+        functools.partial(_load_masks, list_masks),
+        _check_folder,
+        is_path=True,
+        of_files=True,
+        has_masks=True,
+    ),
+    "voc": Source(
+        "voc:PATH",
+        functools.partial(_load_masks, list_voc),
+        _check_folder,
+        is_path=True,
+        of_files=True,
+        has_masks=True,
+    ),
+    "digits": Source(
+        "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
+    ),
+}
