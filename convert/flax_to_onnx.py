@@ -80,8 +80,9 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
             super().__init__()
             self.module = model.module
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return reference.logits(self.module, dict(zip(names, tensors, strict=True)))
+        # One by one, because the exporter of torch 2.9 fails with `*tensors`.
+        def forward(self, first, second=None, third=None) -> torch.Tensor:
+            return reference.logits(self.module, dict(zip(names, (first, second, third), strict=False)))
 
     most = {} if model.longest is None else {"length": model.longest}
     dims = {axis: torch.export.Dim(name, max=most.get(name)) for axis, name in enumerate(reference.axes)}
@@ -94,7 +95,7 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
             dynamo=True,
             input_names=names,
             output_names=["logits"],
-            dynamic_shapes=((dims,) * len(names),),
+            dynamic_shapes=(dims,) * len(names),
             verbose=False,
         )
     assert program is not None, "the dynamo exporter returns a program"
