@@ -5,6 +5,8 @@ python -m sft_jax.main --config configs/trec.py --config.data.source=text:FOLDER
 
 FOLDER has train_5500.label and TREC_10.label (https://cogcomp.seas.upenn.edu/Data/QA/QC/); a tenth of the training
 questions, chosen by their texts, is for validation.
+
+Measured with seed 0 and jax 0.10.2: 95.8% of 500 test questions. Other seeds have not been run.
 """
 
 from ml_collections import ConfigDict
