@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_jax.data.sources.texts.columns import named, text_columns
+from sft_jax.data.sources.texts.columns import Keys, named, text_columns
 from sft_jax.data.sources.texts.sheet import READERS, read_sheet, text_of
 from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
@@ -59,7 +59,7 @@ def _texts(path: Path, columns: str | None, notices: list[str]) -> list[NamedTex
     sheet = read_sheet(path, notices)
     if not sheet.rows:
         raise UserError(f"{path} is empty")
-    sheet = named(sheet, (columns,))
+    sheet = named(sheet, Keys(columns))
     chosen = text_columns(sheet, columns)
     assert sheet.names is not None
     notices.append(f"{path}: texts from column {' and '.join(repr(sheet.names[column]) for column in chosen)}")

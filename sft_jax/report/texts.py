@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.texts.reading import Text, TextReading
+from sft_jax.data.texts.reading import Piece, Text
 from sft_jax.inference.attribution import METHOD, attributions
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import Variables
@@ -31,9 +31,8 @@ def plain(text: Text) -> tuple[Span, ...]:
     return (Span(joined if len(joined) <= CHARACTERS else f"{joined[:CHARACTERS]} …"),)
 
 
-def weighed(text: Text, reading: TextReading, weights: np.ndarray) -> tuple[Span, ...]:
-    """Returns a text with the `weights` of its tokens, divided by the largest."""
-    pieces = reading.pieces(text)
+def weighed(text: Text, pieces: Sequence[Piece], weights: np.ndarray) -> tuple[Span, ...]:
+    """Returns a text with the `weights` of its tokens, its `pieces`, divided by the largest."""
     scale = max(float(np.abs(weights[: len(pieces)]).max(initial=0)), 1e-12)
     spans: list[Span] = []
     for which, whole in enumerate(text):
@@ -71,8 +70,11 @@ class TextExplainer:
 
     def spans(self, texts: Sequence[Text], outputs: Sequence[int]) -> list[tuple[Span, ...]]:
         """Returns each text with what its tokens contribute to one of the outputs, see `attributions`."""
-        read = self._reading.read(texts)
-        baseline = np.where(self._special(texts, read.tokens.shape), read.tokens, self._reading.padding)
+        read, pieces = self._reading.read(texts), [self._reading.pieces(text) for text in texts]
+        special = np.zeros(read.tokens.shape, bool)
+        for row, own in enumerate(pieces):
+            special[row, : len(own)] = [last <= first for _, (first, last), _ in own]
+        baseline = np.where(special, read.tokens, self._reading.padding)
         found = []
         for first in range(0, len(texts), BATCH):
             rows = np.arange(first, min(first + BATCH, len(texts)))
@@ -80,15 +82,7 @@ class TextExplainer:
             parts = (read.tokens, read.segments, baseline, np.asarray(outputs, np.int32))
             weights = np.asarray(attributions(self._model, *(jnp.asarray(part[rows]) for part in parts)))
             found += [
-                weighed(texts[row], self._reading, own)
+                weighed(texts[row], pieces[row], own)
                 for row, own in zip(rows[: len(texts) - first], weights, strict=False)
             ]
         return found
-
-    def _special(self, texts: Sequence[Text], shape: tuple[int, ...]) -> np.ndarray:
-        """Returns which tokens stand for no characters, bool [n, length]."""
-        special = np.zeros(shape, bool)
-        for row, text in enumerate(texts):
-            for place, (_, (first, last), _) in enumerate(self._reading.pieces(text)):
-                special[row, place] = last <= first
-        return special

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Classification(Task):
     class_weights_file: str | None = None
 
     @classmethod
-    def create(cls, config: ConfigDict, dataset: Dataset) -> "Classification":
+    def create(cls, config: ConfigDict, dataset: Dataset) -> Self:
         """See `Task`."""
         settings = config.regularization
         weights = class_weights(settings.class_weights, dataset.train.labels, dataset.class_names)
@@ -59,7 +59,7 @@ class Classification(Task):
         return cls(dataset.class_names, settings.label_smoothing, weights, file)
 
     @classmethod
-    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> "Classification":
+    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> Self:
         """See `Task`."""
         return cls(tuple(names))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -77,16 +77,14 @@ class TextClassification(Classification):
         return TextReading.of(own, config.text.length, network.texts, config.text.columns)
 
     @classmethod
-    def create(cls, config: ConfigDict, dataset: Dataset) -> "TextClassification":
+    def create(cls, config: ConfigDict, dataset: Dataset) -> Self:
         """See `Task`."""
-        plain = super().create(config, dataset)
         reading = dataset.reading
         assert reading is not None
-        values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(Classification)}
-        return cls(**values, tokenizer=reading.tokenizer, length=reading.length)
+        return dataclasses.replace(super().create(config, dataset), tokenizer=reading.tokenizer, length=reading.length)
 
     @classmethod
-    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> "TextClassification":
+    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> Self:
         """See `Task`."""
         return cls(tuple(names), tokenizer=learnt["tokenizer"], length=learnt["length"])
 

@@ -11,17 +11,16 @@ import transformers
 from text_runs import examples, json_lines, tokenizer
 
 from sft_jax.data.sampling import by_length, epoch_order, eval_order
+from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import list_texts
 from sft_jax.data.texts import reading as reading_module
 from sft_jax.data.texts.reading import UNIT, TextReading, buckets
 from sft_jax.errors import UserError
 from sft_jax.models.architecture import Texts
 
-KEYS = {"text_key": None, "label_key": None, "part_key": None}
-
 
 def listed(place, notices=None, **keys):
-    return list_texts(place, [] if notices is None else notices, **(KEYS | keys))
+    return list_texts(place, [] if notices is None else notices, Keys(**keys))
 
 
 def pairs_of(place, **keys):
@@ -106,7 +105,7 @@ def test_trecs_files_say_their_splits(tmp_path):
     (tmp_path / "train_5500.label").write_bytes("DESC:def What is caf\xe9 ?\nHUM:ind Who ?\n".encode("latin-1"))
     (tmp_path / "TREC_10.label").write_text("DESC:def What ?\n")
     assert sorted(example.part for example in listed(tmp_path).all) == ["test", "train", "train"]
-    fine = listed(tmp_path, label_key="fine_label")
+    fine = listed(tmp_path, label="fine_label")
     assert fine.class_names == ("DESC:def", "HUM:ind")
 
 

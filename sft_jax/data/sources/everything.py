@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,13 +15,17 @@ from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.known import check_kind, check_labelling, kind_of, source_of
 from sft_jax.data.sources.labelling import LABELLINGS, number_of, numbered
-from sft_jax.data.sources.listing import Record, counted, some
+from sft_jax.data.sources.listing import LabelledFile, Record, counted, some
 from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
+from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import Example, list_texts
 from sft_jax.data.sources.tfds import load_tfds, split_names
 from sft_jax.errors import UserError
+
+# What names its split.
+P = TypeVar("P", LabelledFile, Example)
 
 
 class Everything(NamedTuple):
@@ -117,15 +121,8 @@ def load_all_texts(
     """
     check_kind(config, of_texts=True)
     place = Path(kind_of(config)[1])
-    keys = {"text_key": columns, "label_key": config.label_key, "part_key": config.part_key}
-    listed = list_texts(place, notices, known=class_names, **keys)
-    chosen = [each for each in listed.all if split is None or each.part == named_part(split)]
-    if not chosen:
-        raise UserError(f"{place} has no {split} split; drop --split to evaluate all of its texts")
-    counts = Counter(each.part for each in chosen)
-    if len(counts) > 1:
-        words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
-        notices.append(f"evaluating all splits of {place} together: {words}; --split chooses one")
+    listed = list_texts(place, notices, Keys.of(config, columns), known=class_names)
+    chosen = _of_split(str(place), listed.all, split, notices, "text")
     names = list(dict.fromkeys(each.label for each in chosen))
     positions = _positions(config.source, names, class_names, notices, "text")
     return chosen, np.array([positions[each.label] for each in chosen], np.int32)
@@ -141,13 +138,7 @@ def _files(
     labelling: str,
 ) -> Everything:
     listing = list_files(kind, path, config, notices, class_names if labelling != "number" else None, labelling)
-    files = [file for file in listing.files if split is None or file.part == named_part(split)]
-    if not files:
-        raise UserError(f"{path} has no {split} split; drop --split to evaluate all of its images")
-    counts = {part: sum(file.part == part for file in files) for part in dict.fromkeys(file.part for file in files)}
-    if len(counts) > 1:
-        words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
-        notices.append(f"evaluating all splits of {path} together: {words}; --split chooses one")
+    files = _of_split(path, listing.files, split, notices)
     kinds, labels = LABELLINGS[labelling], [file.label for file in files]
     if labelling == "number":
         labels = [number_of(str(label), f"the label of {file.name}") for file, label in zip(files, labels, strict=True)]
@@ -156,6 +147,22 @@ def _files(
         _positions(path, list(names), class_names, notices)
     targets = kinds.targets(labels, class_names)
     return Everything([listing.root / file.name for file in files], targets, [], record_of(listing, {"test": files}))
+
+
+def _of_split(where: str, listed: Sequence[P], split: str | None, notices: list[str], unit: str = "image") -> list[P]:
+    """Returns the examples of `split`, or all; `notices` receives a line if they are of several splits.
+
+    Raises:
+      UserError: there are none.
+    """
+    chosen = [each for each in listed if split is None or each.part == named_part(split)]
+    if not chosen:
+        raise UserError(f"{where} has no {split} split; drop --split to evaluate all of its {unit}s")
+    counts = Counter(each.part for each in chosen)
+    if len(counts) > 1:
+        words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
+        notices.append(f"evaluating all splits of {where} together: {words}; --split chooses one")
+    return chosen
 
 
 def _fitted(split: Split, square: Square) -> ArraySplit:

@@ -160,6 +160,11 @@ def class_names(
             raise UserError(f"{path}: no image has a label in {some(map(repr, columns))}")
     if len(columns) > 1:
         return tuple(columns)
+    return in_label_order(names)
+
+
+def in_label_order(names: Collection[str]) -> tuple[str, ...]:
+    """Sorts the names of classes: as numbers if all are, otherwise as strings."""
     return tuple(sorted(names, key=float) if all(map(_is_number, names)) else sorted(names))
 
 

@@ -13,6 +13,8 @@ from sft_jax.models.architecture import Texts
 
 # A text, or a pair of them, e.g. a question and an answer.
 Text = tuple[str, ...]
+# A token: its string, the characters it stands for, (0, 0) for special ones, and the text of a pair that they are of.
+Piece = tuple[str, tuple[int, int], int]
 # Texts that are tokenised at a time: what the library returns of each takes kilobytes.
 BLOCK = 4096
 # Programs are compiled for at most so many lengths of batches, all multiples of the unit.
@@ -93,25 +95,21 @@ class TextReading:
 
     def read(self, texts: Sequence[Text]) -> Tokens:
         """Tokenises texts, or pairs of them, of which the longer one loses its end first."""
-        blocks = [self._read(texts[first : first + BLOCK]) for first in range(0, len(texts), BLOCK)]
-        lengths = np.concatenate([np.zeros(0, np.int32), *(block.lengths for block in blocks)])
-        shape = (len(texts), int(lengths.max(initial=1)))
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        cut = 0
+        for first in range(0, len(texts), BLOCK):
+            for each in self._encoded(texts[first : first + BLOCK]):
+                rows.append((np.array(each.ids, np.int32), np.array(each.type_ids, np.uint8)))
+                cut += bool(each.overflowing)
+        lengths = np.array([len(ids) for ids, _ in rows], np.int32)
+        shape = (len(rows), int(lengths.max(initial=1)))
         tokens, segments = np.full(shape, self.padding, np.int32), np.zeros(shape, np.uint8)
-        for number, block in enumerate(blocks):
-            rows = slice(number * BLOCK, number * BLOCK + len(block.lengths))
-            tokens[rows, : block.tokens.shape[1]] = block.tokens
-            segments[rows, : block.tokens.shape[1]] = block.segments
-        return Tokens(tokens, segments, lengths, sum(block.cut for block in blocks))
+        for row, (ids, types) in enumerate(rows):
+            tokens[row, : len(ids)], segments[row, : len(ids)] = ids, types
+        return Tokens(tokens, segments, lengths, cut)
 
-    def _read(self, texts: Sequence[Text]) -> Tokens:
-        encoded = self._encoder.encode_batch([text[0] if len(text) == 1 else text for text in texts])
-        lengths = np.array([len(each.ids) for each in encoded], np.int32)
-        shape = (len(encoded), int(lengths.max(initial=1)))
-        tokens, segments = np.full(shape, self.padding, np.int32), np.zeros(shape, np.uint8)
-        for row, each in enumerate(encoded):
-            tokens[row, : len(each.ids)] = each.ids
-            segments[row, : len(each.ids)] = each.type_ids
-        return Tokens(tokens, segments, lengths, sum(bool(each.overflowing) for each in encoded))
+    def _encoded(self, texts: Sequence[Text]) -> Any:
+        return self._encoder.encode_batch([text[0] if len(text) == 1 else text for text in texts])
 
     def random_texts(self, random: np.random.Generator, count: int) -> list[str]:
         """Returns texts of random words of the vocabulary, of up to `length` tokens."""
@@ -119,12 +117,9 @@ class TextReading:
         sizes = np.linspace(1, self.length, count).astype(int)
         return [self._encoder.decode(random.integers(0, kinds, size).tolist()) for size in sizes]
 
-    def pieces(self, text: Text) -> list[tuple[str, tuple[int, int], int]]:
-        """Returns each token of a text: its string, the characters it stands for, and the text of a pair they are of.
-
-        Special tokens stand for no characters, (0, 0).
-        """
-        (encoded,) = self._encoder.encode_batch([text[0] if len(text) == 1 else text])
+    def pieces(self, text: Text) -> list[Piece]:
+        """Returns the tokens of a text."""
+        (encoded,) = self._encoded([text])
         which = [0 if number is None else number for number in encoded.sequence_ids]
         return list(zip(encoded.tokens, encoded.offsets, which, strict=True))
 

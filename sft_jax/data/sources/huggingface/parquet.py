@@ -46,7 +46,7 @@ def read_parquet(place: Path, image_key: str | None, notices: list[str]) -> Tabl
                 f"{root / first} and {root / file} have different columns, so that they are no parts of one set; name "
                 f"one of them, or the folder of one set: hf:PATH"
             )
-    declared = _declared(schema)
+    declared = declared_in(schema)
     image = _image_column(place, schema, declared, image_key)
     shards = [Shard(root / file, part, _rows_of(root / file)) for file, part in splits.items()]
     features = {name: _feature(schema.field(name).type, declared.get(name)) for name in schema.names if name != image}
@@ -74,7 +74,7 @@ def _column(path: Path, column: str) -> list[Any]:
         return pyarrow.parquet.read_table(path, columns=[column], page_checksum_verification=True).column(0).to_pylist()
 
 
-def _declared(schema: pyarrow.Schema) -> dict[str, Any]:
+def declared_in(schema: pyarrow.Schema) -> dict[str, Any]:
     """Returns the features that `datasets` described in the schema's metadata, by name; empty if it did not."""
     try:
         contents = json.loads((schema.metadata or {})[b"huggingface"])

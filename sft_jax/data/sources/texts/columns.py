@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from sft_jax.data.sources.listing import some
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.table import SEVERAL, USUAL, plain
@@ -29,6 +31,25 @@ TEXTS = (
 LABELS = USUAL["label"] + " sentiment intent topic emotion stars rating goldlabel"
 
 
+class Keys(NamedTuple):
+    """Names of columns that the user gave; None for those to guess.
+
+    Attributes:
+      texts: of the texts, two separated by a semicolon for pairs.
+      label: of the labels.
+      part: of the splits, which there may be none of.
+    """
+
+    texts: str | None = None
+    label: str | None = None
+    part: str | None = None
+
+    @classmethod
+    def of(cls, config: ConfigDict, texts: str | None) -> "Keys":
+        """Returns the keys of `config`, the section `data`, and the columns `texts`."""
+        return cls(texts, config.label_key, config.part_key)
+
+
 class Columns(NamedTuple):
     """Indices of the columns that are read; `part` is None if there is no such column."""
 
@@ -37,13 +58,8 @@ class Columns(NamedTuple):
     part: int | None
 
 
-def named(sheet: Sheet, keys: Sequence[str | None]) -> Sheet:
-    """Returns the sheet with the names of its columns: those of its first row, if that is a header, or "0", "1", ...
-
-    Args:
-      sheet: the sheet.
-      keys: names that the user gave.
-    """
+def named(sheet: Sheet, keys: Keys) -> Sheet:
+    """Returns the sheet with the names of its columns: those of its first row, if that is a header, or "0", "1", ..."""
     if sheet.names is not None:
         return sheet
     first = [(cell or "").strip() for cell in sheet.rows[0]]
@@ -55,16 +71,16 @@ def named(sheet: Sheet, keys: Sequence[str | None]) -> Sheet:
     return sheet._replace(names=[str(number) for number in range(len(first))])
 
 
-def columns_of(sheet: Sheet, text_key: str | None, label_key: str | None, part_key: str | None) -> Columns:
+def columns_of(sheet: Sheet, keys: Keys) -> Columns:
     """Chooses the columns: those of the keys if given, else a guess. Raises UserError if that is not possible."""
     names = sheet.names
     assert names is not None
-    text_keys = _named_texts(sheet, text_key)
-    _check_names(sheet, [label_key, part_key])
-    taken = {key for key in (*text_keys, label_key, part_key) if key is not None}
-    part = part_key or _part(sheet, taken)
+    text_keys = _named_texts(sheet, keys.texts)
+    _check_names(sheet, [keys.label, keys.part])
+    taken = {key for key in (*text_keys, keys.label, keys.part) if key is not None}
+    part = keys.part or _part(sheet, taken)
     taken |= {part} if part else set()
-    label = label_key or _usual(names, LABELS, taken)
+    label = keys.label or _usual(names, LABELS, taken)
     texts = text_keys or _texts(sheet, taken | ({label} if label else set()))
     if label is None:
         # By their contents: cells of few kinds are labels.

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from sft_jax.data.images.files import is_ignored
 from sft_jax.data.sources.listing import counted, some
 from sft_jax.data.sources.part_names import PARTS, part_of
-from sft_jax.data.sources.texts.columns import columns_of, named
+from sft_jax.data.sources.table_labels import in_label_order
+from sft_jax.data.sources.texts.columns import Columns, Keys, columns_of, named
 from sft_jax.data.sources.texts.sheet import READERS, Sheet, read_sheet, text_of
 from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
@@ -56,10 +57,7 @@ class Examples:
 def list_texts(
     place: Path,
     notices: list[str],
-    *,
-    text_key: str | None,
-    label_key: str | None,
-    part_key: str | None,
+    keys: Keys,
     known: Collection[str] | None = None,
 ) -> Examples:
     """Lists the texts of a file, or of a folder: files named for splits, or a folder of text files for each class.
@@ -69,9 +67,7 @@ def list_texts(
     Args:
       place: the file or folder.
       notices: receives a line about anything guessed or skipped.
-      text_key: name of the column with the texts, or two separated by a semicolon; None: guessed.
-      label_key: name of the column with the labels; None: guessed.
-      part_key: name of the column with the splits; None: guessed, and there may be none.
+      keys: names of columns.
       known: classes of a network to be evaluated; a single class is then enough.
 
     Raises:
@@ -86,11 +82,11 @@ def list_texts(
         if (of_text and any(path.parent != place for path in files)) or not tables:
             found = _of_folders(place, files, notices)
         else:
-            found, declared = _of_sheets(place, tables, text_key, label_key, part_key, notices)
+            found, declared = _of_sheets(place, tables, keys, notices)
     elif place.is_file():
         if place.suffix.lower() not in READERS:
             raise UserError(f"data.source=text:{place}: texts are read from {', '.join(READERS)} files, or a folder")
-        found, declared = _of_sheets(place.parent, [place], text_key, label_key, part_key, notices)
+        found, declared = _of_sheets(place.parent, [place], keys, notices)
     else:
         raise UserError(f"data.source=text:{place}: no such file or folder")
     if not found:
@@ -106,12 +102,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def _of_sheets(
-    root: Path,
-    paths: list[Path],
-    text_key: str | None,
-    label_key: str | None,
-    part_key: str | None,
-    notices: list[str],
+    root: Path, paths: list[Path], keys: Keys, notices: list[str]
 ) -> tuple[list[Example], tuple[str, ...] | None]:
     """Returns the examples of files, and the classes that they declare."""
     parts = {path: _part(path) for path in paths}
@@ -133,8 +124,8 @@ def _of_sheets(
         sheet = read_sheet(path, notices)
         if not sheet.rows:
             raise UserError(f"{path} is empty")
-        sheet = named(sheet, (text_key, label_key, part_key))
-        columns = columns_of(sheet, text_key, label_key, part_key)
+        sheet = named(sheet, keys)
+        columns = columns_of(sheet, keys)
         assert sheet.names is not None
         label = sheet.names[columns.label]
         texts = " and ".join(repr(sheet.names[column]) for column in columns.texts)
@@ -154,7 +145,7 @@ def _part(path: Path) -> str | None:
     return KNOWN_PARTS.get(stem.casefold()) or part_of(stem)
 
 
-def _of_sheet(root: Path, sheet: Sheet, columns, part: str | None, notices: list[str]) -> list[Example]:
+def _of_sheet(root: Path, sheet: Sheet, columns: Columns, part: str | None, notices: list[str]) -> list[Example]:
     assert sheet.names is not None
     labels = sheet.names[columns.label]
     classes = sheet.classes.get(labels)
@@ -234,17 +225,7 @@ def _class_names(
             if lacking:
                 notices.append(f"{place}: classes without training texts: {some(map(repr, lacking))}")
             return declared
-    if all(_is_number(name) for name in names):
-        return tuple(sorted(names, key=float))
-    return tuple(sorted(names))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return in_label_order(names)
 
 
 def doubtful(parts: dict[str, list[Example]]) -> list[str]:

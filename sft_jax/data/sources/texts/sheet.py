@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_jax.data.sources.table import DELIMITERS
 from sft_jax.errors import UserError
 
-DELIMITERS = ",;\t|"
 # Rows from which the delimiter is guessed.
 SAMPLE = 200
 
@@ -158,6 +158,8 @@ def _parquet(path: Path, notices: list[str]) -> Sheet:
     import pyarrow
     import pyarrow.parquet
 
+    from sft_jax.data.sources.huggingface.parquet import declared_in
+
     try:
         table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
@@ -166,24 +168,16 @@ def _parquet(path: Path, notices: list[str]) -> Sheet:
     names = table.column_names
     columns = [[_cell(_plain(value)) for value in column.to_pylist()] for column in table.columns]
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return Sheet(path, names, rows, list(range(1, len(rows) + 1)), _declared(table.schema.metadata))
+    classes = {
+        name: tuple(feature["names"])
+        for name, feature in declared_in(table.schema).items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+    return Sheet(path, names, rows, list(range(1, len(rows) + 1)), classes)
 
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, bytes) else value
-
-
-def _declared(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
-    """Returns the classes of columns that `datasets` described in a schema's metadata; empty if it did not."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return {
-        name: tuple(feature["names"])
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
 
 
 def _trec(path: Path, notices: list[str]) -> Sheet:

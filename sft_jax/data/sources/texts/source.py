@@ -11,6 +11,7 @@ from sft_jax.data.dataset import ArraySplit, Dataset, Lengths
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.data.sources.parts import decided
+from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import Example, Examples, doubtful, list_texts
 from sft_jax.data.texts.reading import TextReading, buckets
 from sft_jax.errors import UserError
@@ -39,8 +40,7 @@ def load_texts(
     Raises:
       UserError: there are no such texts, or they are not those of the run.
     """
-    keys = {"text_key": reading.columns, "label_key": config.label_key, "part_key": config.part_key}
-    examples = list_texts(place, notices, **keys)
+    examples = list_texts(place, notices, Keys.of(config, reading.columns))
     parts = _parts(examples, notices)
     notices += doubtful(parts)
     splits = {part: split_of(own, examples.class_names, reading, part, notices) for part, own in parts.items()}
