@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from sft_jax.data.images.formats import UNREADABLE, opened, reason
-from sft_jax.data.images.square import Square
+from sft_jax.data.images.square import Square, is_upright
 from sft_jax.errors import UserError
 
 # The value of pixels of no class in every mask in memory, whatever the files have; all lower ones can be classes.
 VOID = 255
 # Formats in which a pixel may have another value than was written.
 LOSSY = frozenset({"JPEG", "WEBP", "AVIF", "HEIF"})
-UPRIGHT = 1  # of EXIF orientations
 
 
 class Header(NamedTuple):
@@ -29,7 +28,7 @@ def header(path: Path) -> Header | None:
     """Returns the header of a picture; None if it cannot be read, which reading it will say."""
     try:
         with opened(path) as image:
-            return Header(image.size, _is_upright(image))
+            return Header(image.size, is_upright(image))
     except UNREADABLE:
         return None
 
@@ -68,7 +67,7 @@ def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
     """Returns the values, uint8 [height, width], of gray images or the indices of palettes, and if it is upright."""
     try:
         with opened(io.BytesIO(content)) as image:
-            kind, mode, upright = image.format, image.mode, _is_upright(image)
+            kind, mode, upright = image.format, image.mode, is_upright(image)
             values = np.asarray(image)
     except UNREADABLE as error:
         raise UserError(f"the mask {path} cannot be read ({reason(error, path)}); repair it") from None
@@ -82,7 +81,3 @@ def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
     if values.min() < 0 or values.max() > VOID:
         raise UserError(f"the mask {path} has values from {values.min()} to {values.max()}; use only 0 to {VOID}")
     return values.astype(np.uint8), upright
-
-
-def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT

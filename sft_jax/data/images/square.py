@@ -148,7 +148,7 @@ class Square:
         divisor = self.divisor(image.size)
         if divisor == 1:
             return None
-        if any(side % divisor for side in image.size) and _orientation(image) != UPRIGHT:
+        if any(side % divisor for side in image.size) and not is_upright(image):
             return None  # the parts of pixels at the right and below would be elsewhere
         width, height = (side // divisor for side in image.size)
         # None of other formats, or if it is decoded already.
@@ -158,7 +158,7 @@ class Square:
     def rgb(self, image: Image.Image) -> Image.Image:
         """Converts an image to 8-bit RGB at its own size, as `of_image` does before resizing."""
         image.load()
-        if _orientation(image) != UPRIGHT:  # otherwise Pillow would copy it
+        if not is_upright(image):  # otherwise Pillow would copy it
             image = ImageOps.exif_transpose(image)
         if is_wide(image):
             return Image.fromarray(self._eight_bits(image)).convert("RGB")
@@ -178,6 +178,11 @@ class Square:
         values = np.nan_to_num(values.astype(np.float32))
         low, high = limits or (0.0, 1.0 if values.max() <= 1 else 255.0)
         return np.clip(np.round((values - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Returns whether an image is stored as it is shown."""
+    return _orientation(image) == UPRIGHT
 
 
 def _orientation(image: Image.Image) -> Any:

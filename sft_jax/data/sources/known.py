@@ -14,7 +14,7 @@ from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.files import load_listing
 from sft_jax.data.sources.huggingface.hub import check_hub, is_of_hub
 from sft_jax.data.sources.labelling import LABELLINGS
-from sft_jax.data.sources.listing import Record
+from sft_jax.data.sources.listing import Listing, Record
 from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
 from sft_jax.data.sources.overlap import check_positions
@@ -159,8 +159,19 @@ def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
 
 def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
+    place = _place(path, request.recorded, notices)
+    return _read(list_files(kind, place, config, notices, labelling=request.labelling), config, request, notices)
+
+
+def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
+    notices: list[str] = []
+    listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
+    return with_masks(_read(listing, config, request, notices), listing.root, config.ignore_index)
+
+
+def _read(listing: Listing, config: ConfigDict, request: Request, notices: list[str]) -> Dataset:
     return load_listing(
-        list_files(kind, _place(path, request.recorded, notices), config, notices, labelling=request.labelling),
+        listing,
         config.size,
         notices,
         reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
@@ -178,50 +189,29 @@ def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
     return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
 
 
-def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
-    notices: list[str] = []
-    listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
-    dataset = load_listing(
-        listing,
-        config.size,
-        notices,
-        reading=dataclasses.replace(request.reading, memory_bytes=0) if request.once else request.reading,
-        recorded=request.recorded,
-        resuming=request.resuming,
-        allow_overlap=config.allow_overlap,
-    )
-    return with_masks(dataset, listing.root, config.ignore_index)
-
-
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
     square = dataclasses.replace(request.reading.square_of(config.size), keep_square=True)
     return dataclasses.replace(load_digits(config.source), square=square)
 
 
-def _check_folder(path: str, config: ConfigDict) -> tuple[bool, str]:
-    if not Path(path).is_dir():
-        raise UserError(f"no such folder: {path}")
-    return True, "the folder exists"
+def _check_path(what: str, is_there: Callable[[Path], bool], path: str, config: ConfigDict) -> tuple[bool, str]:
+    if not is_there(Path(path)):
+        raise UserError(f"no such {what}: {path}")
+    return True, f"the {what} exists"
 
 
-def _check_table(path: str, config: ConfigDict) -> tuple[bool, str]:
-    if not Path(path).is_file():
-        raise UserError(f"no such table: {path}")
-    return True, "the table exists"
-
-
-def _check_path(path: str, config: ConfigDict) -> tuple[bool, str]:
-    if not Path(path).exists():
-        raise UserError(f"no such file or folder: {path}")
-    return True, "it exists"
+_check_folder = functools.partial(_check_path, "folder", Path.is_dir)
 
 
 def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
     if is_of_hub(named):
         return check_hub(named, download=config.download)
-    if not Path(named).exists():
-        raise UserError(f"no such folder: {named}")
-    return True, "the folder exists"
+    return _check_path("folder", Path.exists, named, config)
+
+
+def _of_masks(form: str, lister: Callable) -> Source:
+    load = functools.partial(_load_masks, lister)
+    return Source(form, load, _check_folder, is_path=True, of_files=True, has_masks=True)
 
 
 # By what stands before the colon of `data.source`.
@@ -238,7 +228,7 @@ SOURCES: dict[str, Source] = {
     "csv": Source(
         "csv:FILE",
         functools.partial(_load_files, "csv"),
-        _check_table,
+        functools.partial(_check_path, "table", Path.is_file),
         is_path=True,
         of_files=True,
         has_several=True,
@@ -251,23 +241,15 @@ SOURCES: dict[str, Source] = {
         of_files=True,
         has_several=True,
     ),
-    "text": Source("text:PATH", _load_texts, _check_path, is_path=True, of_texts=True),
-    "masks": Source(
-        "masks:PATH",
-        functools.partial(_load_masks, list_masks),
-        _check_folder,
+    "text": Source(
+        "text:PATH",
+        _load_texts,
+        functools.partial(_check_path, "file or folder", Path.exists),
         is_path=True,
-        of_files=True,
-        has_masks=True,
+        of_texts=True,
     ),
-    "voc": Source(
-        "voc:PATH",
-        functools.partial(_load_masks, list_voc),
-        _check_folder,
-        is_path=True,
-        of_files=True,
-        has_masks=True,
-    ),
+    "masks": _of_masks("masks:PATH", list_masks),
+    "voc": _of_masks("voc:PATH", list_voc),
     "digits": Source(
         "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
     ),
