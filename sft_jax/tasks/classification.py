@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -11,28 +10,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data import Dataset
-from sft_jax.tasks.base import Batch, Task
-from sft_jax.tasks.class_weights import check_weights, class_weights
+from sft_jax.tasks.base import Batch
+from sft_jax.tasks.class_weights import class_weights
 from sft_jax.tasks.classification_sums import EvalSums, eval_sums, summarize
 from sft_jax.tasks.decoding import ClassDecoder
 from sft_jax.tasks.linear_probe import solve_head
 from sft_jax.tasks.losses import cross_entropy, weight_scale
 from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.statistics import is_unequal
+from sft_jax.tasks.weighted import WeightedTask, file_of
 
 # Maximum number of classes for which results.json contains the full confusion matrix.
 DENSE_CLASSES = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Task):
-    """Image classification with the target "label", int32 [n].
-
-    Attributes:
-      class_names: in label order.
-      label_smoothing, class_weights: settings of the training loss, see `cross_entropy`.
-      class_weights_file: the file with the class weights, if there is one.
-    """
+class Classification(WeightedTask):
+    """Image classification with the target "label", int32 [n]."""
 
     targets = ("label",)
     monitors = {  # noqa: RUF012  # never changed
@@ -45,18 +39,12 @@ class Classification(Task):
         )
     }
 
-    class_names: tuple[str, ...]
-    label_smoothing: float | jax.Array = 0.0
-    class_weights: tuple[float, ...] | None = None
-    class_weights_file: str | None = None
-
     @classmethod
     def create(cls, config: ConfigDict, dataset: Dataset) -> Self:
         """See `Task`."""
         settings = config.regularization
         weights = class_weights(settings.class_weights, dataset.train.labels, dataset.class_names)
-        file = None if settings.class_weights in ("none", "balanced") else settings.class_weights
-        return cls(dataset.class_names, settings.label_smoothing, weights, file)
+        return cls(dataset.class_names, settings.label_smoothing, weights, file_of(settings.class_weights))
 
     @classmethod
     def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> Self:
@@ -71,34 +59,14 @@ class Classification(Task):
         """See `Task`."""
         return f"{self.outputs} classes"
 
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of classes."""
-        return len(self.class_names)
-
-    def with_settings(self, config: ConfigDict) -> "Classification":
-        """See `Task`."""
-        return dataclasses.replace(self, label_smoothing=config.regularization.label_smoothing)
-
-    def facts(self) -> dict[str, Any]:
-        """Returns the class weights if they come from a file, which may change."""
-        return {} if self.class_weights_file is None else {"class_weights": self.class_weights}
-
-    def check_facts(self, record: Mapping[str, Any], run: Path) -> None:
-        """See `Task`."""
-        check_weights(record, self.class_weights, self.class_weights_file, run)
-
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """See `Task`."""
-        return cross_entropy(outputs, batch["label"], self.label_smoothing, self._weights())
+        return cross_entropy(outputs, batch["label"], self.label_smoothing, self.weights())
 
     def loss_scale(self, batch: Batch, axis_name: str | None) -> jax.Array | None:
         """See `weight_scale`."""
-        weights = self._weights()
+        weights = self.weights()
         return None if weights is None else weight_scale(weights, batch["label"], axis_name)
-
-    def _weights(self) -> jax.Array | None:
-        return None if self.class_weights is None else jnp.asarray(self.class_weights, jnp.float32)
 
     def train_sums(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Counts correct predictions."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,23 +14,21 @@ from sft_jax.data import Dataset, masks
 from sft_jax.data.augment import parts
 from sft_jax.data.images.mask import VOID
 from sft_jax.errors import UserError
-from sft_jax.tasks.base import Augment, Batch, Preprocess, Task
-from sft_jax.tasks.class_weights import check_weights, weights_of
+from sft_jax.tasks.base import Augment, Batch, Preprocess
+from sft_jax.tasks.class_weights import weights_of
 from sft_jax.tasks.decoding import Answer, Decoder
 from sft_jax.tasks.losses import cross_entropy, dice, inverse_mean
 from sft_jax.tasks.monitor import Monitor
 from sft_jax.tasks.segmentation_sums import EvalSums, eval_sums, labels_of, summarize
+from sft_jax.tasks.weighted import WeightedTask, file_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(WeightedTask):
     """A class per pixel, with the target "mask", uint8 [n, height, width]; pixels that are `VOID` are of none.
 
     Attributes:
-      class_names: in the order of the masks' values.
       kind: "cross_entropy", "dice" or "both".
-      label_smoothing, class_weights: settings of the cross-entropy, see `losses.cross_entropy`.
-      class_weights_file: the file with the class weights, if there is one.
       unseen: classes of which no training pixel is.
       void: fraction of the training pixels that are of no class.
     """
@@ -59,11 +56,7 @@ class Segmentation(Task):
         "evaluation.crops": "outputs of other views are not brought back to the image's pixels",
     }
 
-    class_names: tuple[str, ...]
     kind: str = "cross_entropy"
-    label_smoothing: float | jax.Array = 0.0
-    class_weights: tuple[float, ...] | None = None
-    class_weights_file: str | None = None
     unseen: tuple[str, ...] = ()
     void: float = 0.0
 
@@ -85,10 +78,10 @@ class Segmentation(Task):
         setting = config.regularization.class_weights
         return cls(
             names,
-            config.segmentation.loss,
             config.regularization.label_smoothing,
             weights_of(setting, counts, names),
-            None if setting in ("none", "balanced") else setting,
+            file_of(setting),
+            config.segmentation.loss,
             tuple(name for name, count in zip(names, counts, strict=True) if not count),
             float(of_training[VOID] / of_training.sum()),
         )
@@ -102,28 +95,11 @@ class Segmentation(Task):
         """See `Task`."""
         return MaskDecoder(self.class_names)
 
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of classes."""
-        return len(self.class_names)
-
     def described(self) -> str:
         """See `Task`."""
         of_none = f", {self.void:.1%} of the training pixels are of none" if self.void else ""
         unseen = f"; no training pixel is of {', '.join(self.unseen)}" if self.unseen else ""
         return f"a class per pixel, {self.outputs} classes{of_none}{unseen}"
-
-    def with_settings(self, config: ConfigDict) -> "Segmentation":
-        """See `Task`."""
-        return dataclasses.replace(self, label_smoothing=config.regularization.label_smoothing)
-
-    def facts(self) -> dict[str, Any]:
-        """Returns the class weights if they come from a file, which may change."""
-        return {} if self.class_weights_file is None else {"class_weights": self.class_weights}
-
-    def check_facts(self, record: Mapping[str, Any], run: Path) -> None:
-        """See `Task`."""
-        check_weights(record, self.class_weights, self.class_weights_file, run)
 
     def augment(self, config: ConfigDict, size: int) -> Augment:
         """See `Task`; the mask follows its image."""
@@ -157,7 +133,7 @@ class Segmentation(Task):
         valid, labels = truth != VOID, labels_of(truth)
         loss = jnp.zeros(len(truth), outputs.dtype)
         if self.kind != "dice":
-            pixels = cross_entropy(outputs, labels, self.label_smoothing, self._weights())
+            pixels = cross_entropy(outputs, labels, self.label_smoothing, self.weights())
             loss += jnp.where(valid, pixels, 0).mean((1, 2))
         if self.kind != "cross_entropy":
             share = self._pixel_weights(truth).mean((1, 2)).astype(outputs.dtype)
@@ -170,12 +146,9 @@ class Segmentation(Task):
 
     def _pixel_weights(self, truth: jax.Array) -> jax.Array:
         """Returns the weight of every pixel, float32 [n, height, width]: that of its class, 0 for `VOID`."""
-        weights = self._weights()
+        weights = self.weights()
         own = jnp.ones(truth.shape, jnp.float32) if weights is None else weights[labels_of(truth)]
         return jnp.where(truth == VOID, 0, own)
-
-    def _weights(self) -> jax.Array | None:
-        return None if self.class_weights is None else jnp.asarray(self.class_weights, jnp.float32)
 
     def train_sums(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Counts pixels that have a class, and those predicted correctly."""
