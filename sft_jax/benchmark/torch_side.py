@@ -59,8 +59,8 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=worker.CLASSES, **sized)
 
 
-def network_of_texts(arch: str) -> torch.nn.Module:
-    """Returns transformers' network, called as (tokens [batch, length]) -> logits.
+def of_texts(arch: str, batch: int, length: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Returns transformers' network with random weights, and inputs of it by name, [batch, length].
 
     Raises:
       UserError: transformers is not installed.
@@ -70,25 +70,14 @@ def network_of_texts(arch: str) -> torch.nn.Module:
     except ModuleNotFoundError:
         raise UserError(f"PyTorch's {arch} is transformers': pip install transformers") from None
     sys.path.insert(0, str(shipped("convert").parent))
-    from convert.bert import empty_module
+    from convert.bert import BertReference, empty_module
 
-    class Logits(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = empty_module(arch, worker.CLASSES).to_empty(device="cpu")
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-            if getattr(self.network.config, "type_vocab_size", 0) > 1:
-                given["token_type_ids"] = torch.zeros_like(tokens)
-            return self.network(**given).logits
-
-    network = Logits()
-    for name, buffer in network.named_buffers():  # positions, and zeros for the segments
-        buffer.copy_(torch.arange(buffer.shape[-1]) if name.endswith("position_ids") else torch.zeros(()))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    return network
+    shapes = empty_module(arch, worker.CLASSES).state_dict()
+    weights = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in shapes.items()}
+    reference = BertReference()
+    network = reference.module(arch, worker.CLASSES, weights, "imagenet")
+    tokens, segments = worker.texts(arch, batch, length)[0].values()
+    return network, reference.given(network, tokens, segments)
 
 
 def main() -> None:
@@ -100,8 +89,11 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    of_texts = models.architecture(arch).texts is not None
-    network = network_of_texts(arch) if of_texts else reference_network(arch, size)
+    inputs: Any
+    if models.architecture(arch).texts is None:
+        network, inputs = reference_network(arch, size), torch.randn(batch, 3, size, size)
+    else:
+        network, inputs = of_texts(arch, batch, size)
     network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if "compiled" in options:
         network.compile(mode="reduce-overhead")
@@ -110,17 +102,16 @@ def main() -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=worker.LEARNING_RATE, momentum=worker.MOMENTUM, fused=True)
     criterion = torch.nn.CrossEntropyLoss()
 
-    def placed(images: torch.Tensor) -> torch.Tensor:
-        return images.to(device, memory_format=memory_format)
+    def placed(inputs: Any) -> Any:
+        if isinstance(inputs, dict):
+            return {name: tensor.to(device) for name, tensor in inputs.items()}
+        return inputs.to(device, memory_format=memory_format)
 
-    def logits(images: torch.Tensor) -> torch.Tensor:
+    def logits(inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            return network(images)
+            return network(**inputs).logits if isinstance(inputs, dict) else network(inputs)
 
-    if of_texts:
-        inputs = torch.from_numpy(worker.texts(arch, batch, size)[0]["tokens"]).long().to(device)
-    else:
-        inputs = placed(torch.randn(batch, 3, size, size))
+    inputs = placed(inputs)
     labels = torch.randint(0, worker.CLASSES, (batch,), device=device)
 
     def update(inputs, labels) -> None:

@@ -15,7 +15,6 @@ from sft_jax.data import Dataset
 from sft_jax.data.dataset import ArraySplit, Lengths
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.data.sources.known import source_of
-from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step, flops
 from sft_jax.training.evaluator import order_of
 from sft_jax.training.experiment import Experiment
@@ -49,24 +48,22 @@ class Cost:
     epoch_s: float
 
 
-def measure(
-    config: ConfigDict, dataset: Dataset, devices: Devices, size: int, params: Arrays, batch_stats: Arrays
-) -> Cost:
-    """Compiles and times the programs of a run of `config` on random images or texts, stored like those of `dataset`.
+def measure(planned: Experiment, size: int, params: Arrays, batch_stats: Arrays) -> Cost:
+    """Compiles and times the programs of an experiment on random images or texts, stored like those of its dataset.
 
     Excludes the decoding of images that do not fit into memory.
 
     Args:
-      config: the configuration.
-      dataset: the dataset.
-      devices: the devices.
+      planned: the experiment.
       size: of the images in pixels, or of the texts in tokens.
       params, batch_stats: initial weights.
     """
+    config, dataset = planned.config, planned.dataset
     lengths = dataset.train.lengths
     if lengths is None:
         config = complete(flatten(config) | {"data.size": size, "data.size_schedule": ()})
-    experiment = Experiment(config, _random(config, dataset, size), devices)
+    stored = _random(config, dataset, size) if lengths is None else _cut(dataset, STEPS * config.batch_size, size)
+    experiment = Experiment(config, stored, planned.devices)
     programs = PhasePrograms(experiment, experiment.phases[-1])
     state = programs.first_state(params, batch_stats)
     steps_per_call = StepsPerCall()
@@ -87,7 +84,7 @@ def measure(
     batch = config.batch_size
     steps, evaluations = len(dataset.train) // batch, -(-len(dataset.validation) // batch)
     if lengths is not None:
-        orders = Experiment(config, dataset, devices).order(0), order_of(dataset.validation, batch)[0]
+        orders = planned.order(0), order_of(dataset.validation, batch)[0]
         steps, evaluations = (
             int((split.lengths.of_steps(order) == size).sum()) if split.lengths is not None else 0
             for split, order in zip((dataset.train, dataset.validation), orders, strict=True)
@@ -98,10 +95,8 @@ def measure(
 
 
 def _random(config: ConfigDict, dataset: Dataset, size: int) -> Dataset:
-    """Returns random examples for `STEPS` batches: images of the size in which `dataset` stores them, or texts."""
+    """Returns random images for `STEPS` batches, of the size in which `dataset` stores them."""
     shape: tuple[int, ...] = (size, size, 3)
-    if dataset.train.lengths is not None:
-        return _cut(dataset, STEPS * config.batch_size, size)
     # Images of a folder are resized when they are read, others in the compiled step.
     if isinstance(dataset.train, ArraySplit) and not source_of(config.data).of_files:
         shape = dataset.train.images.shape[1:]

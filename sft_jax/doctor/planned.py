@@ -26,9 +26,10 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
     """
     devices = Devices()
     devices.check_batch(config.batch_size, config.optimizer.accumulate)
-    dataset = read_dataset(config, console)
+    init = load_init(config)
+    dataset = read_dataset(config, console, init=init)
     experiment = Experiment(config, dataset, devices)
-    params, batch_stats, start = initial_weights(experiment, load_init(config))
+    params, batch_stats, start = initial_weights(experiment, init)
     console.line("")
     for line in plan_lines(experiment, start):
         report.plan.append(line)
@@ -38,7 +39,7 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
     lengths = dataset.train.lengths
     for size in sizes if lengths is None else lengths.buckets:
         with console.status(f"compiling and timing steps of {size} {'px' if lengths is None else 'tokens'}"):
-            cost = measure(config, dataset, devices, size, params, batch_stats)
+            cost = measure(experiment, size, params, batch_stats)
         report.costs.append(cost)
         console.line(cost_line(cost, config.batch_size))
     if lengths is not None:
