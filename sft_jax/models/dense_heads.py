@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
+from sft_jax.models.dropout import dropout
 from sft_jax.models.layers import BatchNorm2d, Conv2d
-from sft_jax.ops.collectives import own_rows
 
 # Dilations of DeepLabV3's atrous spatial pyramid, and the channels of its branches.
 RATES, BRANCH = (12, 24, 36), 256
@@ -140,18 +140,6 @@ class LRASPPHead(nnx.Module):
         x = norm(conv(last, layout="NHWC"), train=train, relu=True) * jax.nn.sigmoid(mean)
         high = ops.upsample(x, *eighth.shape[1:3])
         return self.low_classifier(eighth) + self.high_classifier(high)
-
-
-def dropout(x: jax.Array, key: jax.Array | None, rate: float, axis_name: str | None) -> jax.Array:
-    """Sets elements of x [batch, ...] to 0 with probability `rate` and divides the others by 1 - `rate`.
-
-    Without a key it is the identity. The draws of an image do not depend on the number of devices of `axis_name`.
-    """
-    if key is None:
-        return x
-    keys = own_rows(lambda total: jax.random.split(key, total), len(x), axis_name)
-    kept = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def _wide(conv: Conv2d, x: jax.Array) -> jax.Array:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.collectives import own_rows
+
 # A byte decides about a number: drawing 32 bits instead takes four times as long.
 LEVELS = 256
 
@@ -31,11 +33,22 @@ class Dropout:
         assert self._key is not None
         own = jax.random.fold_in(self._key, self._used)
         self._used += 1
-        first = 0 if self._axis_name is None else lax.axis_index(self._axis_name) * examples
-        keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(first + jnp.arange(examples))
+        keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(own_rows(jnp.arange, examples, self._axis_name))
         size = x.size // examples
         words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 4),), jnp.uint32))(keys)
         # jax.random.bits of bytes takes five times as long (jax 0.10.2, CPU).
         bits = lax.bitcast_convert_type(words, jnp.uint8).reshape(examples, -1)[:, :size].reshape(x.shape)
         scale = jnp.asarray(LEVELS / (LEVELS - self._dropped), x.dtype)
         return jnp.where(bits >= self._dropped, x * scale, jnp.zeros((), x.dtype))
+
+
+def dropout(x: jax.Array, key: jax.Array | None, rate: float, axis_name: str | None) -> jax.Array:
+    """Sets elements of x [batch, ...] to 0 with probability `rate` and divides the others by 1 - `rate`.
+
+    Without a key it is the identity. The draws of an image do not depend on the number of devices of `axis_name`.
+    """
+    if key is None:
+        return x
+    keys = own_rows(lambda total: jax.random.split(key, total), len(x), axis_name)
+    kept = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)

@@ -22,7 +22,7 @@ from convert import flax_to_onnx, flax_to_resnet, keys, resnet_to_flax
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, Network, architecture, find
 from sft_jax.models.architecture import HEAD_DEPTH, Builder
-from sft_jax.models.dense_heads import dropout
+from sft_jax.models.dropout import dropout
 from sft_jax.models.residual_block import Bottleneck
 from sft_jax.models.resnet import Variant
 from sft_jax.models.resnet import architecture as resnet
