@@ -38,7 +38,8 @@ def add_plan(config: ConfigDict, sizes: Iterable[int], report: Report, console: 
     console.line(HEADER)
     lengths = dataset.train.lengths
     for size in sizes if lengths is None else lengths.buckets:
-        with console.status(f"compiling and timing steps of {size} {'px' if lengths is None else 'tokens'}"):
+        steps = f"steps at {size} px" if lengths is None else f"steps of {size} tokens"
+        with console.status(f"compiling and timing {steps}"):
             cost = measure(experiment, size, params, batch_stats)
         report.costs.append(cost)
         console.line(cost_line(cost, config.batch_size))
