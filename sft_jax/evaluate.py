@@ -198,10 +198,10 @@ def evaluate_others(
             augmentation = {} if run is None else config.evaluation.to_dict()
             results = score(classifier, images, **augmentation, after=bar.set)
     else:
-        texts, labels = load_all_texts(*wanted, config.text.columns)
+        texts, targets = load_all_texts(*wanted, config.text.columns, classifier.task.labelling)
         _tell(notices)
         with console.progress(args.data, 1) as bar:
-            results = score_texts(classifier, [each.text for each in texts], labels, bar.set)
+            results = score_texts(classifier, [each.text for each in texts], targets, bar.set)
     name = file_name(args.data, args.split)
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")

@@ -54,11 +54,23 @@ def examples(count, seed):
     return pairs
 
 
-def write(folder):
-    """Writes a table for each split, and the tokenizer beside them; returns `folder`."""
+def scored(count, seed):
+    """Returns (text, number) pairs: 1.5 for each of `GOOD` among four words that decide, and 0.25 more."""
+    random = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        words = random.choice(WORDS[4:], int(random.integers(0, 12))).tolist()
+        deciding = random.choice((*GOOD, *BAD), 4).tolist()
+        number = 0.25 + 1.5 * sum(word in GOOD for word in deciding)
+        pairs.append((" ".join(random.permutation([*words, *deciding])), str(number)))
+    return pairs
+
+
+def write(folder, make=examples, label="label"):
+    """Writes a table for each split, of what `make` returns, and the tokenizer beside them; returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (part, count) in enumerate((("train", 203), ("dev", 61), ("test", 77))):
-        lines = ["sentence\tlabel", *("\t".join(pair) for pair in examples(count, seed))]
+        lines = [f"sentence\t{label}", *("\t".join(pair) for pair in make(count, seed))]
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
     (folder / "tokenizer.json").write_text(tokenizer())
     return folder

@@ -30,7 +30,7 @@ KEYS: dict[str, Key] = {
         "classification",
         str,
         "What to learn: classification (one class per image), multilabel (any number of labels), regression (a "
-        "number), segmentation (a class per pixel) or text (one class per text).",
+        "number), segmentation (a class per pixel), text (one class per text) or text_regression (a number per text).",
     ),
     "monitor": Key(
         None,
@@ -39,7 +39,8 @@ KEYS: dict[str, Key] = {
         "none for the task's own. Classification has val_accuracy (its own), val_balanced_accuracy, val_macro_f1 and "
         "val_loss; multilabel val_map (its own), val_macro_f1 and val_loss; regression val_mae (its own), val_rmse, "
         "val_r2 and val_loss; segmentation val_mean_iou (its own), val_pixel_accuracy, val_mean_accuracy and val_loss; "
-        "text those of classification and val_matthews. Losses and errors are minimised.",
+        "text those of classification and val_matthews; text_regression val_spearman (its own), val_pearson and those "
+        "of regression. Losses and errors are minimised.",
         optional=True,
     ),
     "compare_with_scratch": Key(
@@ -186,8 +187,8 @@ KEYS: dict[str, Key] = {
     "regression.loss": Key(
         "squared",
         str,
-        "Loss of task=regression, of errors divided by the standard deviation of the training images' numbers: "
-        "squared, absolute, or huber (squared up to 1).",
+        "Loss of task=regression and text_regression, of errors divided by the standard deviation of the training "
+        "numbers: squared, absolute, or huber (squared up to 1).",
         **one_of("squared", "absolute", "huber"),
     ),
     "segmentation.loss": Key(

@@ -94,13 +94,13 @@ def score(
 
 
 def score_texts(
-    classifier: TextClassifier, texts: Sequence[Text], labels: np.ndarray, after: Callable[[int, int], None]
+    classifier: TextClassifier, texts: Sequence[Text], targets: Batch, after: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Evaluates a network on texts with `labels` int32 [n], see `score`."""
+    """Evaluates a network on texts with `targets` [n] by name, see `score`."""
     total = _Total(classifier.task)
     for first in range(0, len(texts), CHUNK):
         block = slice(first, first + CHUNK)
-        total.add(classifier.logits(texts[block]), {"label": labels[block]})
+        total.add(classifier.logits(texts[block]), {name: values[block] for name, values in targets.items()})
         after(min(first + CHUNK, len(texts)), len(texts))
     return classifier.task.results(total.figures())
 

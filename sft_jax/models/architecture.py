@@ -191,7 +191,7 @@ class Architecture:
     def check_inputs(self, inputs: tuple[str, ...], task: str) -> None:
         """Raises UserError if the network does not take `inputs`, those of the `config.task` called `task`."""
         if inputs != self.inputs:
-            takes, use = ("images", "an image task") if self.texts is None else ("texts", "task=text")
+            takes, use = ("images", "an image task") if self.texts is None else ("texts", "a task of texts")
             raise UserError(f"model.name={self.name} takes {takes}, which task={task} does not have; use {use}")
 
     def check_size(self, size: int, setting: str = "config.data.size") -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sft_jax.data.sampling import spread
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import Picture, data_uris
+from sft_jax.report.pictures import Picture
 from sft_jax.report.records import Records, Scored
 from sft_jax.report.render import percent
 from sft_jax.tasks import statistics
@@ -105,8 +105,7 @@ def pictured(
     right = spread(right[np.argsort(truth[right], kind="stable")], RIGHT)
     shown = [row for rows in (wrong[:MISTAKES], *of_pair, right) for row in rows.tolist()]
     places = [(row, int(predicted[row])) for row in shown]
-    uris = {} if scored.split.texts else data_uris(scored.split, shown)
-    heat, spans = scored.heat(places), scored.spans(places)
+    uris, heat, spans = scored.uris(shown), scored.heat(places), scored.spans(places)
 
     def picture(row: int) -> Picture:
         true_name, name = class_names[truth[row]], class_names[predicted[row]]
@@ -114,7 +113,7 @@ def pictured(
         described = f"{scored.called(row)}: {true_name}, predicted as {name} with {confidence:.0%} confidence"
         own, text = (found[row, int(predicted[row])] for found in (heat, spans))
         note = percent(confidence, 0)
-        return Picture(uris.get(row, ""), described, true_name, name, note, scored.file(row), own, text)  # type: ignore[arg-type]
+        return Picture(uris[row], described, true_name, name, note, scored.file(row), own, text)  # type: ignore[arg-type]
 
     images = confusion.sum(1)
     confused = [

@@ -16,7 +16,7 @@ from sft_jax.report.pictures import data_uri, images_of
 from sft_jax.tasks import task_class
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.multilabel import Multilabel
-from sft_jax.tasks.text import TextClassification
+from sft_jax.tasks.text_inputs import TextInputs
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.phase_programs import Variables
 
@@ -28,7 +28,7 @@ BATCH = 16
 
 def check_explained(config: ConfigDict) -> None:
     """Raises UserError if `report.explain` is set and there are no heat maps of the task or the network."""
-    if not config.report.explain or task_class(config) is TextClassification:
+    if not config.report.explain or issubclass(task_class(config), TextInputs):
         return
     if task_class(config) not in TASKS.values():
         raise UserError(

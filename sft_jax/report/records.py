@@ -12,6 +12,7 @@ import numpy as np
 from sft_jax.config import complete, flatten
 from sft_jax.data.dataset import Split
 from sft_jax.report.explaining import Explainer
+from sft_jax.report.pictures import data_uris
 from sft_jax.report.texts import Span, TextExplainer, plain
 from sft_jax.tasks import Task, task_class
 
@@ -33,6 +34,10 @@ class Scored:
     summary: Mapping[str, Any]
     outputs: np.ndarray
     explainer: Explainer | TextExplainer | None = None
+
+    def uris(self, rows: Sequence[int]) -> Mapping[int, str]:
+        """Returns `data_uris` of these images; empty strings for texts."""
+        return data_uris(self.split, rows) if self.split.texts is None else dict.fromkeys(rows, "")
 
     def heat(self, places: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
         """Returns `Explainer.uris` of these images and outputs, empty strings without an explainer."""
@@ -64,7 +69,7 @@ class Scored:
 
     def called(self, row: int) -> str:
         """Returns what to call an example: its file, or its place in the split."""
-        return self.file(row) or f"{self.name} image {row}"
+        return self.file(row) or f"{self.name} {self.unit} {row}"
 
 
 @dataclasses.dataclass(frozen=True)

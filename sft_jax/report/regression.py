@@ -1,4 +1,4 @@
-"""The report of a regression run: predicted against true numbers, residuals, and the worst errors with their images."""
+"""The report of a regression run: predicted against true numbers, residuals, and the examples with the worst errors."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from sft_jax.report.charts import nice_ticks
 from sft_jax.report.page import Tile, run_page
-from sft_jax.report.pictures import Picture, data_uris
+from sft_jax.report.pictures import Picture
 from sft_jax.report.records import Records, Scored
 from sft_jax.tasks.regression import Regression
 
@@ -34,9 +34,10 @@ def page(records: Records, task: Regression, scored: Scored, on_validation: Scor
         tiles(scored, truth, task.name),
         template="regression.html",
         name_of_number=task.name,
-        scatter=scatter(truth, predicted),
-        histogram=histogram(predicted - truth),
+        scatter=scatter(truth, predicted, scored.unit),
+        histogram=histogram(predicted - truth, scored.unit),
         errors=worst(scored, truth, predicted),
+        explained=scored.explainer and scored.explainer.method,
     )
 
 
@@ -44,11 +45,13 @@ def tiles(scored: Scored, truth: np.ndarray, name: str) -> list[Tile]:
     """Returns the metrics at the top of the report."""
     summary = scored.summary
     alone = float(np.abs(truth - np.median(truth)).mean())
+    ranks = [Tile("Spearman correlation", f"{summary['spearman']:.4f}", "of ranks")] if "spearman" in summary else []
     return [
+        *ranks,
         Tile(
             f"{scored.name.capitalize()} mean absolute error",
             f"{summary['mae']:.4g}",
-            f"{summary['count']:,} images; always saying their median would give {alone:.4g}",
+            f"{summary['count']:,} {scored.unit}s; always saying their median would give {alone:.4g}",
         ),
         Tile("Root mean square error", f"{summary['rmse']:.4g}", f"of {name}"),
         Tile("R²", f"{summary['r2']:.4f}", "1 is perfect, 0 no better than the mean"),
@@ -56,8 +59,8 @@ def tiles(scored: Scored, truth: np.ndarray, name: str) -> list[Tile]:
     ]
 
 
-def scatter(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Lays out predicted against true numbers, with the same scale on both axes."""
+def scatter(truth: np.ndarray, predicted: np.ndarray, unit: str) -> dict[str, Any]:
+    """Lays out predicted against true numbers of what is called `unit`, with the same scale on both axes."""
     order = np.argsort(truth, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, min(POINTS, len(order))).round().astype(int))]
     ticks = nice_ticks(float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max())), 5)
@@ -75,12 +78,12 @@ def scatter(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
         "x_ticks": [(across(tick), f"{tick:g}") for tick in ticks],
         "y_ticks": [(up(tick), f"{tick:g}") for tick in ticks],
         "left_out": len(order) - len(rows),
-        "described": f"Predicted against true numbers of {len(truth):,} images, correlation {correlation:.3f}.",
+        "described": f"Predicted against true numbers of {len(truth):,} {unit}s, correlation {correlation:.3f}.",
     }
 
 
-def histogram(residuals: np.ndarray) -> dict[str, Any]:
-    """Lays out the histogram of predicted minus true numbers."""
+def histogram(residuals: np.ndarray, unit: str) -> dict[str, Any]:
+    """Lays out the histogram of predicted minus true numbers of what is called `unit`."""
     most = float(np.abs(residuals).max()) or 1.0
     counts, edges = np.histogram(residuals, bins=BINS, range=(-most, most))
     width, height = (RIGHT - LEFT) / BINS, LOW - TOP
@@ -90,7 +93,7 @@ def histogram(residuals: np.ndarray) -> dict[str, Any]:
             "width": round(width - 1.5, 2),
             "y": round(LOW - height * int(count) / int(counts.max()), 2),
             "height": round(height * int(count) / int(counts.max()), 2),
-            "text": f"{int(count):,} images: {edges[index]:.3g} to {edges[index + 1]:.3g}",
+            "text": f"{int(count):,} {unit}s: {edges[index]:.3g} to {edges[index + 1]:.3g}",
         }
         for index, count in enumerate(counts)
     ]
@@ -100,13 +103,14 @@ def histogram(residuals: np.ndarray) -> dict[str, Any]:
 
 
 def worst(scored: Scored, truth: np.ndarray, predicted: np.ndarray) -> list[Picture]:
-    """Returns the images with the largest errors."""
+    """Returns the examples with the largest errors."""
     rows = np.argsort(-np.abs(predicted - truth), kind="stable")[:ERRORS].tolist()
-    uris = data_uris(scored.split, rows)
+    uris, spans = scored.uris(rows), scored.spans([(row, 0) for row in rows])
 
     def wrong(row: int) -> Picture:
         own, said = f"{truth[row]:.4g}", f"{predicted[row]:.4g}"
         described = f"{scored.called(row)}: {own}, predicted {said}"
-        return Picture(uris[row], described, own, said, f"off by {predicted[row] - truth[row]:+.4g}", scored.file(row))
+        note = f"off by {predicted[row] - truth[row]:+.4g}"
+        return Picture(uris[row], described, own, said, note, scored.file(row), spans=spans[row, 0])
 
     return [wrong(row) for row in rows]

@@ -23,6 +23,7 @@ from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
 from sft_jax.tasks.segmentation import Segmentation
 from sft_jax.tasks.text import TextClassification
+from sft_jax.tasks.text_regression import TextRegression
 from sft_jax.training.evaluator import predict_all
 from sft_jax.training.experiment import Experiment
 from sft_jax.training.observer import Observer
@@ -34,6 +35,7 @@ PAGES: dict[type[Task], Callable[[Records, Any, Scored, Scored], str]] = {
     Multilabel: multilabel.page,
     Regression: regression.page,
     TextClassification: classification.page,
+    TextRegression: regression.page,
     Segmentation: segmentation.page,
 }
 # Maximum fraction of a run's time spent on reports at new best epochs, not counting the first one.

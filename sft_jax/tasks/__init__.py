@@ -15,6 +15,7 @@ from sft_jax.tasks.multilabel import Multilabel
 from sft_jax.tasks.regression import Regression
 from sft_jax.tasks.segmentation import Segmentation
 from sft_jax.tasks.text import TextClassification
+from sft_jax.tasks.text_regression import TextRegression
 
 __all__ = ["TASKS", "Monitor", "Task", "check_settings", "make", "monitor_of", "task_class", "task_named"]
 
@@ -25,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
     "regression": Regression,
     "segmentation": Segmentation,
     "text": TextClassification,
+    "text_regression": TextRegression,
 }
 
 
@@ -44,9 +46,9 @@ def task_named(name: str) -> type[Task]:
 def check_settings(config: ConfigDict) -> None:
     """Raises UserError if a setting was changed that has no meaning for the task, or belongs to another one."""
     values, refused = flatten(config), dict(task_class(config).refused)
-    for name in TASKS:
-        if name != config.task:
-            refused |= {key: f"it belongs to task={name}" for key in KEYS if key.startswith(f"{name}.")}
+    for group in sorted({group for task in TASKS.values() for group in task.groups} - {*task_class(config).groups}):
+        owners = " or ".join(f"task={name}" for name, task in TASKS.items() if group in task.groups)
+        refused |= {key: f"it belongs to {owners}" for key in KEYS if key.startswith(f"{group}.")}
     if config.task != "segmentation":
         refused["data.ignore_index"] = "only masks have pixels to ignore"
     for key, why in refused.items():

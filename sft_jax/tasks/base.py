@@ -52,6 +52,7 @@ class Task(abc.ABC):
       outputs: the size of the network's head.
       unit: what an example is called.
       labelling: how examples are labelled, a key of `data.sources.labelling.LABELLINGS`.
+      groups: of the configuration, of settings that only some tasks have, e.g. "segmentation".
       refused: settings that have no meaning for the task, and why; they must keep their defaults.
       dense: whether outputs are those of pixels, [n, height, width, outputs], so that the network needs such a head.
       keeps_outputs: whether evaluation keeps all outputs of a split, as metrics that are no sums need.
@@ -63,6 +64,7 @@ class Task(abc.ABC):
     outputs: int
     unit: ClassVar[str] = "image"
     labelling: ClassVar[str] = "class"
+    groups: ClassVar[tuple[str, ...]] = ()
     refused: ClassVar[Mapping[str, str]] = {}
     keeps_outputs: ClassVar[bool] = False
     dense: ClassVar[bool] = False

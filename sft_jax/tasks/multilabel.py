@@ -44,6 +44,7 @@ class Multilabel(Task):
 
     targets = ("labels",)
     labelling = "classes"
+    groups = ("multilabel",)
     keeps_outputs = True
     monitors = {  # noqa: RUF012  # never changed
         monitor.name: monitor

@@ -1,8 +1,8 @@
-"""Regression: one number per image, e.g. an age, a count or a score."""
+"""Image regression: one number per image, e.g. an age, a count or a score."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +17,26 @@ from sft_jax.tasks.linear_probe import solve_number
 from sft_jax.tasks.losses import distance
 from sft_jax.tasks.monitor import Monitor
 
-NO_CLASSES = "images have a number, no classes"
+NO_CLASSES = "examples have a number, no classes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
     """Prediction of the target "number", float32 [n].
 
-    In training, outputs are numbers minus their mean, divided by their standard deviation over the training images, so
+    In training, outputs are numbers minus their mean, divided by their standard deviation over the training split, so
     that learning rates do not depend on units. Outside the run the head is rescaled, and outputs are the numbers.
 
     Attributes:
       name: of the number.
-      mean, std: of the numbers of the training images.
+      mean, std: of the numbers of the training examples.
       normalised: whether the outputs are.
       kind: the loss, see `distance`; of normalised errors.
     """
 
     targets = ("number",)
     labelling = "number"
+    groups: ClassVar[tuple[str, ...]] = ("regression",)
     keeps_outputs = True
     monitors = {  # noqa: RUF012  # never changed
         monitor.name: monitor
@@ -61,16 +62,16 @@ class Regression(Task):
     kind: str = "squared"
 
     @classmethod
-    def create(cls, config: ConfigDict, dataset: Dataset) -> "Regression":
-        """See `Task`. Raises UserError if all training images have the same number."""
+    def create(cls, config: ConfigDict, dataset: Dataset) -> Self:
+        """See `Task`. Raises UserError if all training examples have the same number."""
         numbers = dataset.train.targets["number"].astype(np.float64)
         mean, std = float(numbers.mean()), float(numbers.std())
         if not std:
-            raise UserError(f"all training images have the number {mean:g}: there is nothing to learn")
+            raise UserError(f"all training {cls.unit}s have the number {mean:g}: there is nothing to learn")
         return cls(dataset.class_names[0], mean, std, kind=config.regression.loss)
 
     @classmethod
-    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> "Regression":
+    def of_network(cls, names: Sequence[str], learnt: Mapping[str, Any]) -> Self:
         """See `Task`. The deviation, which is only needed for the loss, is 1 if it is unknown."""
         return cls(names[0], learnt.get("mean", 0.0), learnt.get("std", 1.0), False, learnt.get("loss", "squared"))
 
@@ -125,8 +126,8 @@ class Regression(Task):
         """Returns the scale of the outputs, and the loss."""
         return {"mean": self.mean, "std": self.std, "loss": self.kind}
 
-    def with_learnt(self, learnt: Mapping[str, Any]) -> "Regression":
-        """See `Task`: the scale is that of the images that were trained on, even if some are missing now."""
+    def with_learnt(self, learnt: Mapping[str, Any]) -> Self:
+        """See `Task`: the scale is that of the examples that were trained on, even if some are missing now."""
         return dataclasses.replace(self, mean=learnt["mean"], std=learnt["std"])
 
     @classmethod

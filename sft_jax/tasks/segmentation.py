@@ -35,6 +35,7 @@ class Segmentation(WeightedTask):
 
     targets = ("mask",)
     labelling = "mask"
+    groups = ("segmentation",)
     dense = True
     monitors = {  # noqa: RUF012  # never changed
         monitor.name: monitor

@@ -127,9 +127,7 @@ def test_numbers_are_read(tmp_path):
 def test_other_than_finite_numbers_are_refused(tmp_path, cell):
     path = write(tmp_path, ["0.png,3", f"1.png,{cell}"], header="file,age")
     text = cell.strip('"')
-    assert (
-        message(path, "number") == f"{path}: a cell of column 'age' is {text!r}, not a number, as task=regression needs"
-    )
+    assert message(path, "number") == f"{path}: a cell of column 'age' is {text!r}, not a number, which the task needs"
 
 
 def test_numbers_are_targets_and_recorded(tmp_path):

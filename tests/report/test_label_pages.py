@@ -17,7 +17,7 @@ def split_of(**targets):
 
 def test_points_lie_where_their_numbers_are():
     truth, predicted = np.array([0.0, 5.0, 10.0]), np.array([0.0, 10.0, 5.0])
-    plot = regression.scatter(truth, predicted)
+    plot = regression.scatter(truth, predicted, "image")
     left, right, top, bottom = regression.LEFT, regression.RIGHT, regression.TOP, regression.BOTTOM
     assert plot["points"] == [(left, bottom), ((left + right) / 2, top), (right, (top + bottom) / 2)]
     assert plot["x_ticks"][0] == (left, "0")
@@ -28,7 +28,7 @@ def test_points_lie_where_their_numbers_are():
 
 def test_of_many_points_some_are_shown_and_the_others_counted():
     truth = np.random.default_rng(0).normal(size=5000)
-    plot = regression.scatter(truth, truth)
+    plot = regression.scatter(truth, truth, "image")
     assert len(plot["points"]) == regression.POINTS
     assert plot["left_out"] == 3000
     ends = {plot["points"][0][0], plot["points"][-1][0]}
@@ -37,14 +37,14 @@ def test_of_many_points_some_are_shown_and_the_others_counted():
 
 
 def test_equal_numbers_are_drawn():
-    plot = regression.scatter(np.full(4, 7.0), np.full(4, 7.0))
+    plot = regression.scatter(np.full(4, 7.0), np.full(4, 7.0), "image")
     assert np.isfinite(plot["points"]).all()
-    assert regression.histogram(np.zeros(4))["middle"] == "mean 0, standard deviation 0"
+    assert regression.histogram(np.zeros(4), "image")["middle"] == "mean 0, standard deviation 0"
 
 
 def test_the_histogram_counts_every_residual():
     residuals = np.random.default_rng(0).normal(1, 2, 400)
-    plot = regression.histogram(residuals)
+    plot = regression.histogram(residuals, "image")
     counts = [int(bar["text"].split(" images")[0]) for bar in plot["bars"]]
     assert sum(counts) == 400
     tallest = max(plot["bars"], key=lambda bar: bar["height"])

@@ -339,7 +339,7 @@ def test_the_doctor_compiles_and_times_it(texts, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__source": "digits"}, "config.data.source=digits has images, but task=text reads texts; use text:PATH"),
+        ({"data__source": "digits"}, "config.data.source=digits has images, but the task needs texts; use text:PATH"),
         (
             {"task": "classification", "text__length": 128, "text__tokenizer": None},
             "has texts, which only --config.task",

@@ -105,27 +105,33 @@ def load_everything(
 
 
 def load_all_texts(
-    config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str], columns: str | None
-) -> tuple[list[Example], np.ndarray]:
+    config: ConfigDict,
+    class_names: Sequence[str],
+    split: str | None,
+    notices: list[str],
+    columns: str | None,
+    labelling: str = "class",
+) -> tuple[list[Example], Batch]:
     """Collects the texts of `config.source`, from all splits unless `split` names one.
 
     Args:
-      config, class_names, split, notices: see `load_everything`.
+      config, class_names, split, notices, labelling: see `load_everything`.
       columns: names of the columns with the texts; None: guessed.
 
     Returns:
-      the texts, and their labels int32 [n] as class indices of the network.
+      the texts, and their targets by name, of which class indices are those of the network.
 
     Raises:
       UserError: there are no texts, or the network does not have their classes.
     """
     check_kind(config, of_texts=True)
     place = Path(kind_of(config)[1])
-    listed = list_texts(place, notices, Keys.of(config, columns), known=class_names)
+    listed = list_texts(place, notices, Keys.of(config, columns), known=class_names, labelling=labelling)
     chosen = _of_split(str(place), listed.all, split, notices, "text")
-    names = list(dict.fromkeys(each.label for each in chosen))
-    positions = _positions(config.source, names, class_names, notices, "text")
-    return chosen, np.array([positions[each.label] for each in chosen], np.int32)
+    kinds, labels = LABELLINGS[labelling], [each.label for each in chosen]
+    if labelling == "class":
+        _positions(config.source, [str(label) for label in dict.fromkeys(labels)], class_names, notices, "text")
+    return chosen, kinds.targets(labels, class_names)
 
 
 def _files(

@@ -46,10 +46,10 @@ def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
     """Raises UserError if the source of `config` has texts where images are wanted, or the other way round."""
     has_texts = source_of(config).of_texts
     if has_texts and not of_texts:
-        raise UserError(f"config.data.source={config.source} has texts, which only --config.task=text reads")
+        raise UserError(f"config.data.source={config.source} has texts, for --config.task=text or text_regression")
     if of_texts and not has_texts:
         forms = ", ".join(source.form for source in SOURCES.values() if source.of_texts)
-        raise UserError(f"config.data.source={config.source} has images, but task=text reads texts; use {forms}")
+        raise UserError(f"config.data.source={config.source} has images, but the task needs texts; use {forms}")
 
 
 def check_labelling(config: ConfigDict, labelling: str) -> None:
@@ -186,7 +186,15 @@ def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
     assert request.texts is not None
     notices: list[str] = []
     place = Path(_place(path, request.recorded, notices))
-    return load_texts(place, config, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
+    return load_texts(
+        place,
+        config,
+        request.texts,
+        notices,
+        recorded=request.recorded,
+        resuming=request.resuming,
+        labelling=request.labelling,
+    )
 
 
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:

@@ -1,4 +1,4 @@
-"""How images are labelled: with one class, any number of classes, a number or a mask; and what labels become."""
+"""How examples are labelled: with one class, any number of classes, a number or a mask; and what labels become."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -86,5 +86,5 @@ def number_of(text: str, what: str) -> float:
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise UserError(f"{what} is {text!r}, not a number, as task=regression needs")
+        raise UserError(f"{what} is {text!r}, not a number, which the task needs")
     return value

@@ -165,7 +165,7 @@ def class_names(
 
 def in_label_order(names: Collection[str]) -> tuple[str, ...]:
     """Sorts the names of classes: as numbers if all are, otherwise as strings."""
-    return tuple(sorted(names, key=float) if all(map(_is_number, names)) else sorted(names))
+    return tuple(sorted(names, key=float) if all(map(is_number, names)) else sorted(names))
 
 
 def _check_classes(path: Path, files: list[LabelledFile], column: str, names: Collection[str]) -> None:
@@ -173,12 +173,13 @@ def _check_classes(path: Path, files: list[LabelledFile], column: str, names: Co
         raise UserError(
             f"{path} needs images of at least two classes; column {column!r} has only {some(map(repr, names))}"
         )
-    if len(names) > max(2, len(files) // 2) and all(map(_is_number, names)):
+    if len(names) > max(2, len(files) // 2) and all(map(is_number, names)):
         raise UserError(
             f"{path}: column {column!r} has a different number for each image, not classes; name another column "
             f"with --config.data.label_key=NAME, or predict the number with --config.task=regression"
         )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Returns whether a label is a number, written without an exponent."""
     return re.fullmatch(r"[+-]?\d+(\.\d*)?", text) is not None

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from sft_jax.data.sources.listing import some
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.data.sources.table import SEVERAL, USUAL, plain
+from sft_jax.data.sources.table_labels import is_number
 from sft_jax.data.sources.texts.sheet import Sheet
 from sft_jax.errors import UserError
 
@@ -29,6 +30,7 @@ TEXTS = (
     "abstract description utterance query"
 )
 LABELS = USUAL["label"] + " sentiment intent topic emotion stars rating goldlabel"
+NUMBERS = "score similarity similarityscore relatednessscore rating stars grade number value"
 
 
 class Keys(NamedTuple):
@@ -71,8 +73,11 @@ def named(sheet: Sheet, keys: Keys) -> Sheet:
     return sheet._replace(names=[str(number) for number in range(len(first))])
 
 
-def columns_of(sheet: Sheet, keys: Keys) -> Columns:
-    """Chooses the columns: those of the keys if given, else a guess. Raises UserError if that is not possible."""
+def columns_of(sheet: Sheet, keys: Keys, labelling: str = "class") -> Columns:
+    """Chooses the columns: those of the keys if given, else a guess. Raises UserError if that is not possible.
+
+    `labelling` is "class" or "number": what the column of labels has.
+    """
     names = sheet.names
     assert names is not None
     text_keys = _named_texts(sheet, keys.texts)
@@ -80,11 +85,12 @@ def columns_of(sheet: Sheet, keys: Keys) -> Columns:
     taken = {key for key in (*text_keys, keys.label, keys.part) if key is not None}
     part = keys.part or _part(sheet, taken)
     taken |= {part} if part else set()
-    label = keys.label or _usual(names, LABELS, taken)
+    label = keys.label or _usual(names, f"{NUMBERS} {LABELS}" if labelling == "number" else LABELS, taken)
     texts = text_keys or _texts(sheet, taken | ({label} if label else set()))
     if label is None:
-        # By their contents: cells of few kinds are labels.
-        free = [name for name in names if name not in taken and name not in texts and _is_class(sheet, name)]
+        # By their contents: cells of few kinds are classes.
+        fits = _has_numbers if labelling == "number" else _is_class
+        free = [name for name in names if name not in taken and name not in texts and fits(sheet, name)]
         label = free[0] if len(free) == 1 else None
     for key, what, found in (("text.columns", "texts", texts), ("data.label_key", "labels", label)):
         if not found:
@@ -107,7 +113,7 @@ def text_columns(sheet: Sheet, text_key: str | None) -> tuple[int, ...]:
     """Chooses the columns with the texts of a sheet that needs no labels, as `columns_of` does."""
     names = sheet.names
     assert names is not None
-    label = _usual(names, LABELS, set())
+    label = _usual(names, f"{LABELS} {NUMBERS}", set())
     texts = _named_texts(sheet, text_key) or _texts(sheet, {label} if label and len(names) > 1 else set())
     return tuple(names.index(name) for name in texts)
 
@@ -164,6 +170,12 @@ def _cells(sheet: Sheet, name: str) -> list[str]:
 
 def _length(sheet: Sheet, name: str) -> int:
     return sum(map(len, _cells(sheet, name)))
+
+
+def _has_numbers(sheet: Sheet, name: str) -> bool:
+    """Returns whether a column has numbers alone, and some."""
+    cells = [cell.strip() for cell in _cells(sheet, name) if cell.strip()]
+    return bool(cells) and all(map(is_number, cells))
 
 
 def _is_class(sheet: Sheet, name: str) -> bool:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft_jax.data.images.files import is_ignored
-from sft_jax.data.sources.listing import counted, some
+from sft_jax.data.sources.labelling import number_of
+from sft_jax.data.sources.listing import Label, counted, some
 from sft_jax.data.sources.part_names import PARTS, part_of
-from sft_jax.data.sources.table_labels import in_label_order
+from sft_jax.data.sources.table_labels import in_label_order, is_number
 from sft_jax.data.sources.texts.columns import Columns, Keys, columns_of, named
 from sft_jax.data.sources.texts.sheet import READERS, Sheet, read_sheet, text_of
 from sft_jax.data.texts.reading import Text
@@ -29,13 +30,13 @@ class Example(NamedTuple):
     Attributes:
       name: its file and line, e.g. "dev.tsv:12", or its own file.
       text: the text, or a pair.
-      label: its class.
+      label: its class, or its number.
       part: its split: "train", "val" or "test"; None if the source does not say.
     """
 
     name: str
     text: Text
-    label: str
+    label: Label
     part: str | None
 
 
@@ -45,13 +46,15 @@ class Examples:
 
     Attributes:
       place: the file or folder that the user named.
-      class_names: in label order.
+      class_names: in label order; the name of the number alone.
       all: the texts, in the order of the files.
+      labelling: "class" or "number", see `labelling.LABELLINGS`.
     """
 
     place: Path
     class_names: tuple[str, ...]
     all: list[Example]
+    labelling: str = "class"
 
 
 def list_texts(
@@ -59,21 +62,23 @@ def list_texts(
     notices: list[str],
     keys: Keys,
     known: Collection[str] | None = None,
+    labelling: str = "class",
 ) -> Examples:
     """Lists the texts of a file, or of a folder: files named for splits, or a folder of text files for each class.
 
-    Labels that are numbers are sorted as numbers, other labels as strings, unless a Parquet file declares its classes.
+    Classes that are numbers are sorted as numbers, others as strings, unless a Parquet file declares its classes.
 
     Args:
       place: the file or folder.
       notices: receives a line about anything guessed or skipped.
       keys: names of columns.
       known: classes of a network to be evaluated; a single class is then enough.
+      labelling: "class" or "number", see `labelling.LABELLINGS`.
 
     Raises:
       UserError: there are no texts, or their columns or labels are missing or invalid.
     """
-    declared: tuple[str, ...] | None = None
+    name, declared = "number", None
     if place.is_dir():
         files = _files(place)
         tables = [path for path in files if path.suffix.lower() in READERS]
@@ -82,15 +87,18 @@ def list_texts(
         if (of_text and any(path.parent != place for path in files)) or not tables:
             found = _of_folders(place, files, notices)
         else:
-            found, declared = _of_sheets(place, tables, keys, notices)
+            found, name, declared = _of_sheets(place, tables, keys, labelling, notices)
     elif place.is_file():
         if place.suffix.lower() not in READERS:
             raise UserError(f"data.source=text:{place}: texts are read from {', '.join(READERS)} files, or a folder")
-        found, declared = _of_sheets(place.parent, [place], keys, notices)
+        found, name, declared = _of_sheets(place.parent, [place], keys, labelling, notices)
     else:
         raise UserError(f"data.source=text:{place}: no such file or folder")
     if not found:
         raise UserError(f"{place} has no labelled texts")
+    if labelling == "number":
+        numbered = [each._replace(label=number_of(str(each.label), f"the label of {each.name}")) for each in found]
+        return Examples(place, (name,), numbered, labelling)
     return Examples(place, _class_names(place, found, known, declared, notices), found)
 
 
@@ -102,9 +110,9 @@ def _files(place: Path) -> list[Path]:
 
 
 def _of_sheets(
-    root: Path, paths: list[Path], keys: Keys, notices: list[str]
-) -> tuple[list[Example], tuple[str, ...] | None]:
-    """Returns the examples of files, and the classes that they declare."""
+    root: Path, paths: list[Path], keys: Keys, labelling: str, notices: list[str]
+) -> tuple[list[Example], str, tuple[str, ...] | None]:
+    """Returns the examples of files, the column with their labels, and the classes that they declare."""
     parts = {path: _part(path) for path in paths}
     others = [path for path, part in parts.items() if part is None and path.suffix.lower() in ASIDE]
     if len(others) < len(paths) and len(paths) > 1:
@@ -125,7 +133,7 @@ def _of_sheets(
         if not sheet.rows:
             raise UserError(f"{path} is empty")
         sheet = named(sheet, keys)
-        columns = columns_of(sheet, keys)
+        columns = columns_of(sheet, keys, labelling)
         assert sheet.names is not None
         label = sheet.names[columns.label]
         texts = " and ".join(repr(sheet.names[column]) for column in columns.texts)
@@ -134,9 +142,14 @@ def _of_sheets(
         if line not in told:
             notices.append(f"{path}: {line}")
         told.add(line)
-        declared.add(sheet.classes.get(label))
+        declared.add(classes := sheet.classes.get(label))
+        if classes is not None and labelling == "number":
+            raise UserError(
+                f"{path}: column {label!r} has the classes {some(map(repr, classes))}, no numbers; name another column "
+                f"with --config.data.label_key=NAME, or use --config.task=text"
+            )
         found += _of_sheet(root, sheet, columns, parts[path] if len(paths) > 1 else None, notices)
-    return found, declared.pop() if len(declared) == 1 else None
+    return found, label, declared.pop() if len(declared) == 1 else None
 
 
 def _part(path: Path) -> str | None:
@@ -207,18 +220,19 @@ def _class_names(
     declared: tuple[str, ...] | None,
     notices: list[str],
 ) -> tuple[str, ...]:
-    names = {example.label for example in found}
+    names = {str(example.label) for example in found}
     if known is None:
-        trained = {example.label for example in found if example.part in (None, "train")}
+        trained = {str(example.label) for example in found if example.part in (None, "train")}
         unknown = sorted(names - trained)
         if trained and unknown:
             raise UserError(f"{place} has labels that are not in the training split: {some(map(repr, unknown))}")
         if len(names) < 2:
             raise UserError(f"{place} needs texts of at least two classes; it has only {some(map(repr, names))}")
         if len(names) > max(2, len(found) // 2):
+            also = ", or predict the number with --config.task=text_regression" if all(map(is_number, names)) else ""
             raise UserError(
                 f"{place} has {len(names):,} labels for {len(found):,} texts, which are no classes; name another "
-                f"column with --config.data.label_key=NAME"
+                f"column with --config.data.label_key=NAME{also}"
             )
         if declared is not None:
             lacking = [name for name in declared if name not in names]
@@ -231,7 +245,7 @@ def _class_names(
 def doubtful(parts: dict[str, list[Example]]) -> list[str]:
     """Returns notices about texts that are in several splits, or that have several labels in training."""
     lines = []
-    labels: dict[Text, set[str]] = {}
+    labels: dict[Text, set[Label]] = {}
     for example in parts["train"]:
         labels.setdefault(example.text, set()).add(example.label)
     several = [text for text, own in labels.items() if len(own) > 1]

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data.dataset import ArraySplit, Dataset, Lengths
+from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.data.sources.parts import decided
@@ -26,6 +27,7 @@ def load_texts(
     *,
     recorded: Record | None,
     resuming: bool,
+    labelling: str = "class",
 ) -> Dataset:
     """Loads the texts of `place`; missing splits are drawn by the texts, so that equal ones are in the same.
 
@@ -36,14 +38,15 @@ def load_texts(
       notices: lines for the user; more are added.
       recorded: the record of an existing run, whose texts are to be used.
       resuming: whether that run is being resumed.
+      labelling: "class" or "number", see `labelling.LABELLINGS`.
 
     Raises:
       UserError: there are no such texts, or they are not those of the run.
     """
-    examples = list_texts(place, notices, Keys.of(config, reading.columns))
+    examples = list_texts(place, notices, Keys.of(config, reading.columns), labelling=labelling)
     parts = _parts(examples, notices)
     notices += doubtful(parts)
-    splits = {part: split_of(own, examples.class_names, reading, part, notices) for part, own in parts.items()}
+    splits = {part: split_of(own, examples, reading, part, notices) for part, own in parts.items()}
     record = Record(
         examples.class_names,
         str(place.absolute()),
@@ -60,26 +63,28 @@ def _parts(examples: Examples, notices: list[str]) -> dict[str, list[Example]]:
     """Returns the examples of each split; missing ones are drawn by their texts."""
     by_name = {example.name: example for example in examples.all}
     files = [LabelledFile(each.name, "\t".join(each.text), each.label, each.part) for each in examples.all]
-    listing = Listing(examples.place, examples.place, examples.class_names, files, unit="text")
+    listing = Listing(examples.place, examples.place, examples.class_names, files, examples.labelling, unit="text")
     parts = decided(listing, notices)
     return {part: [by_name[file.name] for file in parts[part]] for part in PARTS}
 
 
 def split_of(
-    examples: Sequence[Example], class_names: Sequence[str], reading: TextReading, part: str, notices: list[str]
+    chosen: Sequence[Example], examples: Examples, reading: TextReading, part: str, notices: list[str]
 ) -> ArraySplit:
-    """Tokenises labelled texts, with a single bucket; `notices` receives a line if some are longer than the limit."""
-    tokens = reading.read([example.text for example in examples])
+    """Tokenises those texts of `examples` that are `chosen`, with a single bucket.
+
+    `notices` receives a line if some are longer than the limit.
+    """
+    tokens = reading.read([example.text for example in chosen])
     if tokens.cut:
         notices.append(
-            f"{counted(tokens.cut, f'{part} text')} of {len(examples):,} longer than {reading.length} tokens cut off "
+            f"{counted(tokens.cut, f'{part} text')} of {len(chosen):,} longer than {reading.length} tokens cut off "
             f"there (text.length)"
         )
-    place = {name: number for number, name in enumerate(class_names)}
-    labels = np.array([place[example.label] for example in examples], np.int32)
+    targets = LABELLINGS[examples.labelling].targets([example.label for example in chosen], examples.class_names)
     lengths = Lengths(tokens.lengths, (tokens.tokens.shape[1],))
-    names, texts = [each.name for each in examples], [each.text for each in examples]
-    return ArraySplit(tokens.inputs(), {"label": labels}, names, lengths, texts)
+    names, texts = [each.name for each in chosen], [each.text for each in chosen]
+    return ArraySplit(tokens.inputs(), targets, names, lengths, texts)
 
 
 def in_buckets(split: ArraySplit, ends: Sequence[int], padding: int) -> ArraySplit:
