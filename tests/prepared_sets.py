@@ -10,6 +10,19 @@ from PIL import Image
 VERSION = tfds.builder_cls("cifar100").VERSION
 
 
+def prepare(name, directory, features, examples, version=VERSION):
+    """Writes (key, example) pairs of each split as a dataset of tfds."""
+
+    def info(builder):
+        return tfds.core.DatasetInfo(builder=builder, features=features)
+
+    members = {"VERSION": version, "_info": info, "_split_generators": lambda builder, _: examples}
+    members |= {"_generate_examples": lambda _: None, "name": name}
+    with tfds.core.registered.skip_registration():
+        builder = type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), members)
+    builder(data_dir=directory, file_format="array_record").download_and_prepare()
+
+
 class ImageSet:
     """Images of class `label`, filled with its value; `draw` may create others."""
 
@@ -26,17 +39,8 @@ class ImageSet:
             | {key: tfds.features.Image(shape=self.shape) for key in self.keys[2:]}
         )
 
-        def info(builder):
-            return tfds.core.DatasetInfo(builder=builder, features=features)
-
-        def splits(builder, _):
-            return {split: self.examples(count, split) for split, count in counts.items()}
-
-        members = {"VERSION": version, "_info": info, "_split_generators": splits}
-        members |= {"_generate_examples": lambda _: None, "name": name}
-        with tfds.core.registered.skip_registration():
-            builder = type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), members)
-        builder(data_dir=directory, file_format="array_record").download_and_prepare()
+        examples = {split: self.examples(count, split) for split, count in counts.items()}
+        prepare(name, directory, features, examples, version)
 
     def examples(self, count, split):
         for number in range(count):

@@ -12,7 +12,7 @@ from text_runs import examples, json_lines, tokenizer
 
 from sft_jax.data.sampling import by_length, epoch_order, eval_order
 from sft_jax.data.sources.texts.columns import Keys
-from sft_jax.data.sources.texts.examples import list_texts
+from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.data.texts import reading as reading_module
 from sft_jax.data.texts.reading import UNIT, TextReading, buckets
 from sft_jax.errors import UserError

@@ -18,7 +18,7 @@ from convert import bert, flax_to_onnx, flax_to_resnet
 from sft_jax import export, predict
 from sft_jax.config import complete, flatten
 from sft_jax.data.sources.texts.columns import Keys
-from sft_jax.data.sources.texts.examples import list_texts
+from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate, evaluate_others, parse
 from sft_jax.run.console import Console

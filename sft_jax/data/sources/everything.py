@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +20,9 @@ from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
 from sft_jax.data.sources.texts.columns import Keys
-from sft_jax.data.sources.texts.examples import Example, list_texts
+from sft_jax.data.sources.texts.examples import Example
+from sft_jax.data.sources.texts.files import list_texts
+from sft_jax.data.sources.texts.prepared import list_prepared
 from sft_jax.data.sources.tfds import load_tfds, split_names
 from sft_jax.errors import UserError
 
@@ -125,9 +127,16 @@ def load_all_texts(
       UserError: there are no texts, or the network does not have their classes.
     """
     check_kind(config, of_texts=True)
-    place = Path(kind_of(config)[1])
-    listed = list_texts(place, notices, Keys.of(config, columns), known=class_names, labelling=labelling)
-    chosen = _of_split(str(place), listed.all, split, notices, "text")
+    kind, rest = kind_of(config)
+    settings: dict[str, Any] = {"keys": Keys.of(config, columns), "known": class_names, "labelling": labelling}
+    if kind == "tfds":
+        where = {"directory": config.dir, "download": config.download}
+        names = [split] if split else split_names(rest, **where)
+        notices.append(f"{config.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
+        chosen = list_prepared(rest, {"test": "+".join(names)}, notices, **settings, **where).all
+    else:
+        listed = list_texts(Path(rest), notices, **settings)
+        chosen = _of_split(rest, listed.all, split, notices, "text")
     kinds, labels = LABELLINGS[labelling], [each.label for each in chosen]
     if labelling == "class":
         _positions(config.source, [str(label) for label in dict.fromkeys(labels)], class_names, notices, "text")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,6 +19,10 @@ from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
 from sft_jax.data.sources.overlap import check_positions
 from sft_jax.data.sources.part_names import PARTS
+from sft_jax.data.sources.texts.columns import Keys
+from sft_jax.data.sources.texts.examples import Examples
+from sft_jax.data.sources.texts.files import list_texts
+from sft_jax.data.sources.texts.prepared import list_prepared
 from sft_jax.data.sources.texts.source import load_texts
 from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
 from sft_jax.data.texts.reading import TextReading
@@ -44,10 +48,10 @@ def source_of(config: ConfigDict) -> "Source":
 
 def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
     """Raises UserError if the source of `config` has texts where images are wanted, or the other way round."""
-    has_texts = source_of(config).of_texts
-    if has_texts and not of_texts:
+    source = source_of(config)
+    if not of_texts and not source.of_images:
         raise UserError(f"config.data.source={config.source} has texts, for --config.task=text or text_regression")
-    if of_texts and not has_texts:
+    if of_texts and not source.of_texts:
         forms = ", ".join(source.form for source in SOURCES.values() if source.of_texts)
         raise UserError(f"config.data.source={config.source} has images, but the task needs texts; use {forms}")
 
@@ -119,7 +123,7 @@ class Source:
       is_path: whether a path follows the colon, which may be moved between sessions of a run.
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
-      of_texts: whether it has texts instead of images.
+      of_images, of_texts: whether it may have images, and texts.
       has_masks: whether images have masks, and nothing else.
     """
 
@@ -131,6 +135,7 @@ class Source:
     is_path: bool = False
     of_files: bool = False
     has_several: bool = False
+    of_images: bool = True
     of_texts: bool = False
     has_masks: bool = False
 
@@ -138,22 +143,21 @@ class Source:
 def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     splits = (config.train, config.validation, config.test)
-    directory = config.dir and _place(config.dir, request.recorded, notices)
-    dataset = load_tfds(
-        name,
-        directory=directory,
-        download=config.download,
-        splits=splits,
-        size=config.size,
-        image_key=config.image_key,
-        label_key=config.label_key,
-        reading=request.reading,
-    )
     named = dict(zip(PARTS, splits, strict=True))
+    directory = config.dir and _place(config.dir, request.recorded, notices)
+    where: dict[str, Any] = {"directory": directory, "download": config.download}
+    if request.texts is not None:
+        keys = Keys.of(config, request.texts.columns)
+        examples = list_prepared(name, named, notices, keys, **where, labelling=request.labelling)
+        dataset = _of_texts(examples, directory and str(Path(directory).absolute()), request, [])
+    else:
+        keys_of_images = {"image_key": config.image_key, "label_key": config.label_key}
+        dataset = load_tfds(name, **where, splits=splits, size=config.size, **keys_of_images, reading=request.reading)
     records = {part: positions(name, directory=directory, split=split) for part, split in named.items()}
     # An existing run has already passed this check.
     allowed = config.allow_overlap or request.once or request.recorded is not None
-    notices += check_positions(records, named, allow_overlap=allowed)
+    unit = "image" if request.texts is None else "text"
+    notices += check_positions(records, named, allow_overlap=allowed, unit=unit)
     return dataclasses.replace(dataset, notices=(*notices, *dataset.notices))
 
 
@@ -186,15 +190,13 @@ def _load_texts(path: str, config: ConfigDict, request: Request) -> Dataset:
     assert request.texts is not None
     notices: list[str] = []
     place = Path(_place(path, request.recorded, notices))
-    return load_texts(
-        place,
-        config,
-        request.texts,
-        notices,
-        recorded=request.recorded,
-        resuming=request.resuming,
-        labelling=request.labelling,
-    )
+    examples = list_texts(place, notices, Keys.of(config, request.texts.columns), labelling=request.labelling)
+    return _of_texts(examples, str(place.absolute()), request, notices)
+
+
+def _of_texts(examples: Examples, place: str | None, request: Request, notices: list[str]) -> Dataset:
+    assert request.texts is not None
+    return load_texts(examples, place, request.texts, notices, recorded=request.recorded, resuming=request.resuming)
 
 
 def _load_digits(_: str, config: ConfigDict, request: Request) -> Dataset:
@@ -229,6 +231,7 @@ SOURCES: dict[str, Source] = {
         _load_tfds,
         lambda name, config: check_tfds(name, directory=config.dir, download=config.download),
         has_splits=True,
+        of_texts=True,
     ),
     "folder": Source(
         "folder:PATH", functools.partial(_load_files, "folder"), _check_folder, is_path=True, of_files=True
@@ -254,6 +257,7 @@ SOURCES: dict[str, Source] = {
         _load_texts,
         functools.partial(_check_path, "file or folder", Path.exists),
         is_path=True,
+        of_images=False,
         of_texts=True,
     ),
     "masks": _of_masks("masks:PATH", list_masks),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.sources.listing import LabelledFile, Parts, counted, some
+from sft_jax.data.sources.part_names import KEYS
 from sft_jax.errors import UserError
 
 ALLOW = "remove them from one of the two, or allow it with --config.data.allow_overlap=True"
@@ -18,7 +19,6 @@ MOST_FILES = 100_000
 
 # Training and model selection must not see the images used for scoring.
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
-KEYS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: bool) -> None:
@@ -59,7 +59,11 @@ def check_files(root: Path, parts: Parts, notices: list[str], *, allow_overlap: 
 
 
 def check_positions(
-    positions: Mapping[str, Mapping[str, Sequence[range]]], splits: Mapping[str, str], *, allow_overlap: bool
+    positions: Mapping[str, Mapping[str, Sequence[range]]],
+    splits: Mapping[str, str],
+    *,
+    allow_overlap: bool,
+    unit: str = "image",
 ) -> list[str]:
     """Reports how many records of a prepared dataset are in two of its splits.
 
@@ -67,9 +71,10 @@ def check_positions(
       positions: "train", "val" or "test" -> file -> the ranges of its records in that split.
       splits: "train", "val" or "test" -> the split expression that the user gave.
       allow_overlap: see `check_files`.
+      unit: what messages call a record.
 
     Raises:
-      UserError: the training split contains test images.
+      UserError: the training split contains test records.
     """
     notices = []
     for one, other in PAIRS:
@@ -82,12 +87,12 @@ def check_positions(
         if not shared:
             continue
         meaning = {
-            ("train", "test"): "the training split contains test images",
-            ("train", "val"): "the best epoch would be selected on images that the network was trained on",
-            ("val", "test"): "the best epoch would be selected on test images",
+            ("train", "test"): f"the training split contains test {unit}s",
+            ("train", "val"): f"the best epoch would be selected on {unit}s that the network was trained on",
+            ("val", "test"): f"the best epoch would be selected on test {unit}s",
         }[one, other]
         keys = " and ".join(f"data.{KEYS[part]}={splits[part]}" for part in (one, other))
-        line = f"{keys} have {counted(shared)} in common: {meaning}"
+        line = f"{keys} have {counted(shared, unit)} in common: {meaning}"
         if (one, other) == PAIRS[0] and not allow_overlap:
             raise UserError(f"{line}; name disjoint splits, or allow it with --config.data.allow_overlap=True")
         notices.append(line)

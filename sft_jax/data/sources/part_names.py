@@ -5,6 +5,8 @@ import re
 from sft_jax.errors import UserError
 
 PARTS = ("train", "val", "test")
+# The key under `data` of each.
+KEYS = {"train": "train", "val": "validation", "test": "test"}
 # As in torchvision, timm, fastai (valid), Roboflow (valid), Kaggle (Training, seg_test) and Hugging Face (dev).
 _ALIASES = {
     "train": {"train", "training", "trn"},

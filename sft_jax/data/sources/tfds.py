@@ -1,4 +1,4 @@
-"""Image-classification datasets of tensorflow_datasets: locating and preparing them, choosing their features."""
+"""Datasets of tensorflow_datasets: locating and preparing them, choosing the features of image classification."""
 
 import contextlib
 import difflib
@@ -20,7 +20,8 @@ from sft_jax.data.images.reading import PLAIN, Reading, streaming_notice
 from sft_jax.data.images.square import Square
 from sft_jax.data.images.survey import fit_notices
 from sft_jax.data.sources.cache import cached, source_digest
-from sft_jax.data.sources.tfds_records import Records, first_line
+from sft_jax.data.sources.tfds_prepared import first_line
+from sft_jax.data.sources.tfds_records import Records
 from sft_jax.errors import UserError
 
 # Seconds to wait for a host, to detect a missing connection early; tfds itself retries for minutes.
@@ -88,10 +89,16 @@ def open_records(
 
     Arguments and errors are those of `load_tfds`.
     """
+    builder, notices = prepared(name, directory=directory, download=download)
+    return Records(builder, name, *_keys(builder, name, image_key, label_key, notices), progress), notices
+
+
+def prepared(name: str, *, directory: str | None, download: bool) -> tuple[Any, list[str]]:
+    """Returns the builder of a dataset, which is prepared if necessary, and notices. See `load_tfds`."""
     builder, notices = _builder(name, directory)
     if not builder.info.splits:
         _prepare(builder, name, download)
-    return Records(builder, name, *_keys(builder, name, image_key, label_key, notices), progress), notices
+    return builder, notices
 
 
 def _in_memory(

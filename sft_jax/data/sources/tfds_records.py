@@ -1,34 +1,29 @@
-"""Reads the records of a tfds dataset as splits; needs TensorFlow only for datasets prepared as TFRecord."""
+"""Reads the records of an image dataset of tensorflow_datasets as splits."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
-import importlib.util
 import io
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.config.shipped import install_command
 from sft_jax.data.dataset import DECODING_THREADS, StreamedSplit
 from sft_jax.data.images.formats import opened
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
+from sft_jax.data.sources.tfds_prepared import BLOCK, Prepared, Record
 from sft_jax.errors import UserError
 
-# Records read at a time, and records per decoding task; a block's encoded images take little memory.
-BLOCK, TASK = 512, 32
+# Records per decoding task.
+TASK = 32
 # Number of images of a streamed split whose sizes are examined.
 SAMPLE = 1000
 
-Record = dict[str, Any]
 
-
-class Records:
+class Records(Prepared):
     """The records of the dataset `name`, each with an image and a label.
 
     Attributes:
@@ -37,38 +32,15 @@ class Records:
     """
 
     def __init__(self, builder: Any, name: str, image_key: str, label_key: str, progress: Callable[[int, int], None]):
-        self._builder, self._name, self._progress = builder, name, progress
-        self.image_key, self.label_key = image_key, label_key
+        super().__init__(builder, name)
+        self._progress = progress
+        self.image_key, self.label_key, self.undecoded = image_key, label_key, (image_key,)
         self._image, label = builder.info.features[image_key], builder.info.features[label_key]
         self.class_names = tuple(label.names)
         if self._image.np_dtype != np.uint8:
             raise UserError(
                 f"images of tfds:{name} are {self._image.np_dtype}; only 8-bit gray or RGB images are supported"
             )
-
-    def count(self, key: str, split: str) -> int:
-        """Returns the number of records of `split`, the value of data.KEY. Raises UserError if there are none."""
-        splits = self._builder.info.splits
-        problem = "is empty"
-        try:
-            count = splits[split].num_examples
-        except Exception as error:  # tfds raises ValueError, KeyError and its own
-            count, problem = 0, f"cannot be used: {first_line(error).removesuffix('.')}"
-        if not count:
-            raise UserError(f"data.{key}={split} {problem}; {self._others(key)}")
-        return count
-
-    def _others(self, key: str) -> str:
-        """Says what to type instead of an unusable split for data.KEY."""
-        known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in self._builder.info.splits.items())
-        return (
-            f"tfds:{self._name} has {known}: name one, or a slice such as 'train[90%:]', with --config.data.{key}=SPLIT"
-        )
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the prepared dataset."""
-        return Path(self._builder.data_dir)
 
     def square(self, size: int, reading: Reading) -> tuple[Square, int]:
         """Returns the host-side preprocessing, and the side length of its results.
@@ -84,8 +56,8 @@ class Records:
     def encoded(self, key: str, split: str) -> Iterator[tuple[bytes, int]]:
         """Yields the encoded image and the label of each record of a split. Raises UserError if they are damaged."""
         self.count(key, split)
-        with self._reading(split):
-            for record in self._records(split):
+        with self.reading(split):
+            for record in self.records(split):
                 yield record[self.image_key], int(record[self.label_key])
 
     def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
@@ -108,8 +80,8 @@ class Records:
                 labels[row] = record[self.label_key]
 
         done = 0
-        with self._reading(split), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
-            for block in batched(self._records(split), BLOCK):
+        with self.reading(split), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
+            for block in batched(self.records(split), BLOCK):
                 if done + len(block) > count:
                     raise ValueError(f"there are more than {count} records")
                 tasks = [block[first : first + TASK] for first in range(0, len(block), TASK)]
@@ -130,13 +102,13 @@ class Records:
         count = self.count(key, split)
         labels: list[int] = []
         sizes: list[tuple[int, int]] = []
-        with self._reading(split):
-            for record in self._records(split):
+        with self.reading(split):
+            for record in self.records(split):
                 labels.append(record[self.label_key])
                 if len(sizes) < SAMPLE:
                     sizes.append(self._size(record))
                 self._progress(len(labels), count)
-            source = self._source(split)
+            source = self.source(split)
         if source is None:
             raise UserError(
                 f"tfds:{self._name} in {self._builder.data_dir} does not fit into memory, and was prepared as "
@@ -148,7 +120,7 @@ class Records:
         return StreamedSplit.of_images(decode, np.arange(count), label_array), np.array(sizes, np.int32)
 
     def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> np.ndarray:
-        with self._reading(split):
+        with self.reading(split):
             return self._decoded(source[row], square)[0]
 
     def _decoded(self, record: Record, square: Square) -> tuple[np.ndarray, tuple[int, int]]:
@@ -161,52 +133,13 @@ class Records:
         with opened(io.BytesIO(record[self.image_key])) as image:
             return image.size
 
-    def _records(self, split: str) -> Iterator[Record]:
-        """Yields the records of a split in order, with encoded images."""
-        import tensorflow_datasets as tfds
-
-        source = self._source(split)
-        if source is not None:
-            for first in range(0, len(source), BLOCK):
-                yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
-            return
-        if importlib.util.find_spec("tensorflow") is None:
-            raise UserError(
-                f"tfds:{self._name} in {self._builder.data_dir} was prepared as TFRecord, which only TensorFlow can "
-                f"read: {install_command('prepare')}"
-            )
-        skip = {self.image_key: tfds.decode.SkipDecoding()}
-        yield from tfds.as_numpy(self._builder.as_dataset(split=split, shuffle_files=False, decoders=skip))
-
-    def _source(self, split: str) -> Any | None:
-        """Returns a split's records by index; None if prepared as TFRecord, which has no random access."""
-        import tensorflow_datasets as tfds
-
-        try:
-            skip = {self.image_key: tfds.decode.SkipDecoding()}
-            return self._builder.as_data_source(split=split, decoders=skip)
-        except NotImplementedError:
-            return None
-
-    @contextlib.contextmanager
-    def _reading(self, split: str) -> Iterator[None]:
-        """Turns any error from damaged files into UserError; tfds, array_record and Pillow share no base class."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"split {split!r} of tfds:{self._name} in {self._builder.data_dir} cannot be read: {first_line(error)}"
-            ) from error
-
     def _check(self, key: str, split: str, labels: np.ndarray, count: int) -> None:
         """Raises UserError if labels are missing or out of range."""
         where = f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
         if len(labels) != count:
             raise UserError(f"{where} has {len(labels)} images instead of {count}; its files are damaged")
         if (labels == -1).all():
-            raise UserError(f"data.{key}={split} has no labels (all are -1); {self._others(key)}")
+            raise UserError(f"data.{key}={split} has no labels (all are -1); {self.others(key)}")
         if labels.min() < 0 or labels.max() >= len(self.class_names):
             raise UserError(f"{where} has labels outside its {len(self.class_names)} classes; its files are damaged")
 
@@ -215,8 +148,3 @@ def batched(records: Iterator[Record], count: int) -> Iterator[list[Record]]:
     """Yields lists of `count` records; the last one may be shorter."""
     while block := list(itertools.islice(records, count)):
         yield block
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of the error's message, or the name of its type if it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

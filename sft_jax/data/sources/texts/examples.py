@@ -1,24 +1,19 @@
-"""Lists the labelled texts of a file or folder."""
+"""Labelled texts, and how the rows of sheets become such."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sft_jax.data.images.files import is_ignored
 from sft_jax.data.sources.labelling import number_of
 from sft_jax.data.sources.listing import Label, counted, some
 from sft_jax.data.sources.part_names import PARTS, part_of
 from sft_jax.data.sources.table_labels import in_label_order, is_number
 from sft_jax.data.sources.texts.columns import Columns, Keys, columns_of, named
-from sft_jax.data.sources.texts.sheet import READERS, Sheet, read_sheet, text_of
+from sft_jax.data.sources.texts.sheet import Sheet
 from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
 
-# Files whose names do not say their split.
-KNOWN_PARTS = {"train_5500": "train", "trec_10": "test"}
-# Files that may lie beside those of a set: vocabularies, tokenizers, descriptions.
-ASIDE = (".txt", ".json")
 # What stands for no label, where the classes are declared or all of a file's labels are this (GLUE's test sets), and in
 # the columns of SNLI's and MultiNLI's that are so called.
 HIDDEN, UNDECIDED = "-1", {"gold_label": "-"}
@@ -57,79 +52,46 @@ class Examples:
     labelling: str = "class"
 
 
-def list_texts(
-    place: Path,
-    notices: list[str],
-    keys: Keys,
-    known: Collection[str] | None = None,
-    labelling: str = "class",
-) -> Examples:
-    """Lists the texts of a file, or of a folder: files named for splits, or a folder of text files for each class.
+class Found(NamedTuple):
+    """Examples before their labels are checked.
 
-    Classes that are numbers are sorted as numbers, others as strings, unless a Parquet file declares its classes.
-
-    Args:
-      place: the file or folder.
-      notices: receives a line about anything guessed or skipped.
-      keys: names of columns.
-      known: classes of a network to be evaluated; a single class is then enough.
-      labelling: "class" or "number", see `labelling.LABELLINGS`.
-
-    Raises:
-      UserError: there are no texts, or their columns or labels are missing or invalid.
+    Attributes:
+      examples: with labels as strings.
+      label: the name of the column with the labels.
+      declared: the classes that all files declare, in label order; None if they do not.
     """
-    name, declared = "number", None
-    if place.is_dir():
-        files = _files(place)
-        tables = [path for path in files if path.suffix.lower() in READERS]
-        # Text files in a folder for each class look like tables of one cell.
-        of_text = all(path.suffix.lower() == ".txt" or not path.suffix for path in files)
-        if (of_text and any(path.parent != place for path in files)) or not tables:
-            found = _of_folders(place, files, notices)
-        else:
-            found, name, declared = _of_sheets(place, tables, keys, labelling, notices)
-    elif place.is_file():
-        if place.suffix.lower() not in READERS:
-            raise UserError(f"data.source=text:{place}: texts are read from {', '.join(READERS)} files, or a folder")
-        found, name, declared = _of_sheets(place.parent, [place], keys, labelling, notices)
-    else:
-        raise UserError(f"data.source=text:{place}: no such file or folder")
-    if not found:
+
+    examples: list[Example]
+    label: str = "number"
+    declared: tuple[str, ...] | None = None
+
+
+def examples_of(
+    place: Path, found: Found, notices: list[str], *, known: Collection[str] | None, labelling: str
+) -> Examples:
+    """Returns the texts of `place` with their classes, or their numbers. See `list_texts`."""
+    examples = found.examples
+    if not examples:
         raise UserError(f"{place} has no labelled texts")
     if labelling == "number":
-        numbered = [each._replace(label=number_of(str(each.label), f"the label of {each.name}")) for each in found]
-        return Examples(place, (name,), numbered, labelling)
-    return Examples(place, _class_names(place, found, known, declared, notices), found)
+        numbered = [each._replace(label=number_of(str(each.label), f"the label of {each.name}")) for each in examples]
+        return Examples(place, (found.label,), numbered, labelling)
+    return Examples(place, _class_names(place, examples, known, found.declared, notices), examples)
 
 
-def _files(place: Path) -> list[Path]:
-    """Returns the files in and below a folder, sorted; hidden ones and documents about the set are left out."""
-    found = sorted(path for path in place.rglob("*") if path.is_file())
-    shown = [path for path in found if not any(map(is_ignored, path.relative_to(place).parts))]
-    return [path for path in shown if path.stem.casefold() not in ("readme", "license", "licence", "dataset_info")]
+def of_sheets(
+    root: Path, sheets: Iterable[tuple[Sheet, str | None]], keys: Keys, labelling: str, notices: list[str]
+) -> Found:
+    """Returns the examples of sheets, each with its split, if that is known.
 
-
-def _of_sheets(
-    root: Path, paths: list[Path], keys: Keys, labelling: str, notices: list[str]
-) -> tuple[list[Example], str, tuple[str, ...] | None]:
-    """Returns the examples of files, the column with their labels, and the classes that they declare."""
-    parts = {path: _part(path) for path in paths}
-    others = [path for path, part in parts.items() if part is None and path.suffix.lower() in ASIDE]
-    if len(others) < len(paths) and len(paths) > 1:
-        paths = [path for path in paths if path not in others]
-        if others:
-            notices.append(f"{root}: skipped, because their names say no split: {some(path.name for path in others)}")
-    unknown = [path.name for path in paths if parts[path] is None]
-    if len(paths) > 1 and unknown:
-        raise UserError(
-            f"{root} has several files, and the names of {some(unknown)} do not say train, validation or test; "
-            f"name one file: text:FILE"
-        )
+    Arguments and errors are those of `list_texts`; `root` is the folder that names are relative to.
+    """
     found: list[Example] = []
     declared: set[tuple[str, ...] | None] = set()
     told: set[str] = set()
-    for path in paths:
-        sheet = read_sheet(path, notices)
+    label = ""
+    for sheet, own in sheets:
+        path = sheet.path
         if not sheet.rows:
             raise UserError(f"{path} is empty")
         sheet = named(sheet, keys)
@@ -148,14 +110,8 @@ def _of_sheets(
                 f"{path}: column {label!r} has the classes {some(map(repr, classes))}, no numbers; name another column "
                 f"with --config.data.label_key=NAME, or use --config.task=text"
             )
-        found += _of_sheet(root, sheet, columns, parts[path] if len(paths) > 1 else None, notices)
-    return found, label, declared.pop() if len(declared) == 1 else None
-
-
-def _part(path: Path) -> str | None:
-    # Hugging Face's are like train-00000-of-00001.parquet.
-    stem = path.stem.partition("-0")[0]
-    return KNOWN_PARTS.get(stem.casefold()) or part_of(stem)
+        found += _of_sheet(root, sheet, columns, own, notices)
+    return Found(found, label, declared.pop() if len(declared) == 1 else None)
 
 
 def _of_sheet(root: Path, sheet: Sheet, columns: Columns, part: str | None, notices: list[str]) -> list[Example]:
@@ -183,33 +139,6 @@ def _of_sheet(root: Path, sheet: Sheet, columns: Columns, part: str | None, noti
     for count, what in ((unlabelled, "label"), (empty, "text")):
         if count:
             notices.append(f"{sheet.path}: {counted(count, 'row')} without a {what} skipped")
-    return found
-
-
-def _of_folders(place: Path, paths: list[Path], notices: list[str]) -> list[Example]:
-    """Returns the examples of text files: [split/]class/file."""
-    found, unlabelled, empty = [], [], 0
-    encodings: list[str] = []
-    for path in paths:
-        *folders, _ = path.relative_to(place).parts
-        part = part_of(folders[0]) if len(folders) > 1 else None
-        folders = folders[1:] if part else folders
-        if len(folders) != 1 or folders[0] in ("unsup",):  # IMDb's texts without a label
-            unlabelled.append(path.relative_to(place).as_posix())
-            continue
-        text = text_of(path, encodings).strip()
-        if not text:
-            empty += 1
-            continue
-        found.append(Example(path.relative_to(place).as_posix(), (text,), folders[0], part))
-    if encodings:
-        notices.append(f"{place}: {counted(len(encodings), 'file')} not in UTF-8, read as Latin-1")
-    if unlabelled:
-        notices.append(
-            f"{place}: {counted(len(unlabelled), 'file')} in no folder of a class skipped: {some(unlabelled)}"
-        )
-    if empty:
-        notices.append(f"{place}: {counted(empty, 'empty file')} skipped")
     return found
 
 

@@ -5,55 +5,50 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from sft_jax.data.dataset import ArraySplit, Dataset, Lengths
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import LabelledFile, Listing, Record, counted
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.data.sources.parts import decided
-from sft_jax.data.sources.texts.columns import Keys
-from sft_jax.data.sources.texts.examples import Example, Examples, doubtful, list_texts
+from sft_jax.data.sources.texts.examples import Example, Examples, doubtful
 from sft_jax.data.texts.reading import TextReading, buckets
 from sft_jax.errors import UserError
 from sft_jax.runtime.files import digest
 
 
 def load_texts(
-    place: Path,
-    config: ConfigDict,
+    examples: Examples,
+    place: str | None,
     reading: TextReading,
     notices: list[str],
     *,
     recorded: Record | None,
     resuming: bool,
-    labelling: str = "class",
 ) -> Dataset:
-    """Loads the texts of `place`; missing splits are drawn by the texts, so that equal ones are in the same.
+    """Loads texts; missing splits are drawn by the texts themselves, so that equal ones are in the same.
 
     Args:
-      place: a file or folder, see `list_texts`.
-      config: the section `data`.
+      examples: the texts.
+      place: what a run is to record of where they are.
       reading: how texts become tokens.
       notices: lines for the user; more are added.
       recorded: the record of an existing run, whose texts are to be used.
       resuming: whether that run is being resumed.
-      labelling: "class" or "number", see `labelling.LABELLINGS`.
 
     Raises:
       UserError: there are no such texts, or they are not those of the run.
     """
-    examples = list_texts(place, notices, Keys.of(config, reading.columns), labelling=labelling)
     parts = _parts(examples, notices)
     notices += doubtful(parts)
     splits = {part: split_of(own, examples, reading, part, notices) for part, own in parts.items()}
     record = Record(
         examples.class_names,
-        str(place.absolute()),
+        place,
         digests={part: digest(split.inputs | split.targets, {}) for part, split in splits.items()},
     )
     if recorded is not None:
-        _check_recorded(place, record, recorded, notices, resuming=resuming)
+        _check_recorded(examples.place, record, recorded, notices, resuming=resuming)
     ends = buckets(np.concatenate([split.lengths.each for split in splits.values() if split.lengths is not None]))
     train, validation, test = (in_buckets(splits[part], ends, reading.padding) for part in PARTS)
     return Dataset(train, validation, test, examples.class_names, tuple(notices), record=record, reading=reading)
