@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Overrides = list[tuple[str, str]]
 # Keys of the location and structure of data other than a run's.
 SOURCE_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
+# The same, where it may be texts.
+WITH_TEXTS = (*SOURCE_KEYS, "text.columns")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,18 +72,18 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --data, --split, and --config.KEY for the help, see `add_config_flags`."""
-    parser.add_argument(
-        "--data", metavar="SOURCE", required=True, help="the images: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits"
-    )
+def add_source_flags(parser: argparse.ArgumentParser, known: Sequence[str] = SOURCE_KEYS) -> None:
+    """Adds --data, --split, and --config.KEY of keys that are `known` for the help, see `add_config_flags`."""
+    forms = "the images: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits"
+    forms += "; or the texts: text:PATH, tfds:NAME" if known == WITH_TEXTS else ""
+    parser.add_argument("--data", metavar="SOURCE", required=True, help=forms)
     parser.add_argument(
         "--split", help="train, validation or test, or for tfds any split expression, e.g. 'train[:100]' (default: all)"
     )
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        help=f"location and structure of the data; KEY is {', '.join(SOURCE_KEYS)}",
+        help=f"location and structure of the data; KEY is {', '.join(known)}",
     )
 
 
@@ -92,13 +94,13 @@ def check_overrides(overrides: Overrides, known: Sequence[str], what: str) -> No
             raise UserError(f"config.{name} cannot be changed for {what}; only {', '.join(known)} can be set")
 
 
-def source_settings(source: str, overrides: Overrides, what: str) -> "ConfigDict":
-    """Returns the section `data` of a config for `source`; raises UserError like `check_overrides`."""
+def source_settings(source: str, overrides: Overrides, what: str, known: Sequence[str] = SOURCE_KEYS) -> "ConfigDict":
+    """Returns a config for `source`; raises UserError like `check_overrides`."""
     from sft_jax.config import complete
     from sft_jax.config.recipe import parse_value
 
-    check_overrides(overrides, SOURCE_KEYS, what)
-    return complete({"data.source": source} | {name: parse_value(name, text) for name, text in overrides}).data
+    check_overrides(overrides, known, what)
+    return complete({"data.source": source} | {name: parse_value(name, text) for name, text in overrides})
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -> tuple[argparse.Namespace, Overrides]:

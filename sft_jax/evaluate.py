@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_jax.cli import (
-    SOURCE_KEYS,
+    WITH_TEXTS,
     Overrides,
     add_checkpoint_flag,
     add_network_flags,
@@ -44,7 +44,7 @@ SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
 # Keys of the location and structure of other data.
-OTHER_KEYS = (*SOURCE_KEYS, "text.columns")
+OTHER_KEYS = WITH_TEXTS
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -167,9 +167,10 @@ def evaluate_others(
     """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
     from sft_jax.config import complete, default_config, flatten
     from sft_jax.config.recipe import parse_value
-    from sft_jax.data.sources.everything import load_all_texts, load_everything
+    from sft_jax.data.sources.everything import load_everything
     from sft_jax.data.sources.listing import counted, some
     from sft_jax.data.sources.record import trained_among
+    from sft_jax.data.sources.texts.everything import labelled_texts
     from sft_jax.inference.predictor import Classifier, load
     from sft_jax.inference.scoring import file_name, score, score_texts
     from sft_jax.run.folder import Run
@@ -198,10 +199,10 @@ def evaluate_others(
             augmentation = {} if run is None else config.evaluation.to_dict()
             results = score(classifier, images, **augmentation, after=bar.set)
     else:
-        texts, targets = load_all_texts(*wanted, config.text.columns, classifier.task.labelling)
+        texts, targets = labelled_texts(config, *wanted[1:], classifier.task.labelling)
         _tell(notices)
         with console.progress(args.data, 1) as bar:
-            results = score_texts(classifier, [each.text for each in texts], targets, bar.set)
+            results = score_texts(classifier, texts, targets, bar.set)
     name = file_name(args.data, args.split)
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")

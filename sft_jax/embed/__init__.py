@@ -1,1 +1,1 @@
-"""Writes the features of images to a file: `python -m sft_jax.embed`."""
+"""Writes the features of images and texts to a file: `python -m sft_jax.embed`."""

@@ -1,17 +1,21 @@
-"""Features of all images of a source: what the network's head would get."""
+"""Features of all images or texts of a source: what the network's head would get."""
 
 import itertools
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from sft_jax.data.images.formats import FileWarnings
-from sft_jax.data.sources.pictures import Pictures
+from sft_jax.data.sources.labelling import LABELLINGS
+from sft_jax.data.sources.pictures import Pictures, load_pictures
+from sft_jax.data.sources.texts.everything import all_texts
 from sft_jax.errors import UserError
 from sft_jax.inference.network import BATCH
 from sft_jax.inference.predictor import Classifier
+from sft_jax.inference.texts import CHUNK, TextClassifier
 
 R = TypeVar("R")
 
@@ -71,6 +75,63 @@ def embed(
         name, why = next((pictures.names[row], why) for row, why in problems.items())
         raise UserError(f"none of the {len(pictures):,} images can be read, for instance {name}: {why}")
     features = np.concatenate(blocks)
+    _check_finite(features)
+    return Embedded(np.array(rows), features, seen, problems, warned.lines)
+
+
+def arrays_of_images(
+    network: Classifier,
+    config: ConfigDict,
+    split: str | None,
+    notices: list[str],
+    problems: list[str],
+    after: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Returns the features of the images that `config` names, with their labels and names, see `load_pictures`.
+
+    `notices` and `problems`, of unreadable images, receive lines. Raises UserError.
+    """
+    if config.text.columns is not None:
+        raise UserError("config.text.columns is for networks of texts, but this one takes images")
+    pictures = load_pictures(config.data, notices, split=split)
+    embedded = embed(network, pictures, lambda image: None, after)
+    notices += embedded.warnings
+    problems += [f"{pictures.names[row]} cannot be read: {why}" for row, why in embedded.problems.items()]
+    return {
+        "features": embedded.features,
+        "labels": pictures.labels[embedded.rows],
+        "class_names": np.array(pictures.class_names),
+        "files": np.array(pictures.names)[embedded.rows],
+    }
+
+
+def arrays_of_texts(
+    network: TextClassifier,
+    config: ConfigDict,
+    split: str | None,
+    notices: list[str],
+    after: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Returns the features of the texts that `config` names, with their classes and names, see `all_texts`.
+
+    `notices` receives lines. Raises UserError.
+    """
+    found = all_texts(config, split, notices)
+    texts, blocks = [each.text for each in found.all], []
+    for first in range(0, len(texts), CHUNK):
+        blocks.append(network.features(texts[first : first + CHUNK]))
+        after(min(first + CHUNK, len(texts)), len(texts))
+    features = np.concatenate(blocks)
+    _check_finite(features)
+    labels = LABELLINGS[found.labelling].targets([each.label for each in found.all], found.class_names)
+    return {
+        "features": features,
+        "labels": labels["label"],
+        "class_names": np.array(found.class_names),
+        "files": np.array([each.name for each in found.all]),
+    }
+
+
+def _check_finite(features: np.ndarray) -> None:
     if not np.isfinite(features).all():
         raise UserError("the network's features are not finite; name other weights")
-    return Embedded(np.array(rows), features, seen, problems, warned.lines)

@@ -9,10 +9,7 @@ from sft_jax.data.sources.texts.columns import Keys, named, text_columns
 from sft_jax.data.sources.texts.sheet import READERS, read_sheet, text_of
 from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
-from sft_jax.inference.texts import TextClassifier
-
-# Texts whose predictions are printed at a time, among which those of similar lengths are computed together.
-CHUNK = 1024
+from sft_jax.inference.texts import CHUNK, TextClassifier
 
 
 class NamedText(NamedTuple):

@@ -14,6 +14,8 @@ from sft_jax.models.weights import Weights
 
 # Texts are padded to the next of these numbers of tokens, so that few programs are compiled.
 LENGTHS = (16, 32, 64, 128, 256, 512)
+# Texts that callers with many give at a time: among them those of similar lengths are computed together.
+CHUNK = 1024
 
 
 class TextClassifier(TrainedNetwork):

@@ -83,7 +83,7 @@ def main() -> None:
     from sft_jax.runtime.files import write_text
 
     console, notices = Console(), list[str]()
-    config = source_settings(args.data, overrides, "inspection")
+    config = source_settings(args.data, overrides, "inspection").data
     check_free(table, args.apply, config.source)
     pictures = load_pictures(config, notices, split=args.split, group_key=args.group)
     if args.apply is not None and pictures.files is None:

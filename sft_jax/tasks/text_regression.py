@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from sft_jax.tasks.base import Kept
 from sft_jax.tasks.monitor import Monitor
@@ -26,6 +25,8 @@ class TextRegression(TextInputs, Regression):
 
     def summarize(self, sums: Kept) -> dict[str, Any]:
         """See `Regression`; adds the rank correlation of Spearman and that of Pearson, 0 if numbers are all equal."""
+        from scipy import stats
+
         truth, predicted = sums.targets["number"].astype(np.float64), self.numbers(sums.outputs)
         vary = bool(np.ptp(truth) and np.ptp(predicted))
         return super().summarize(sums) | {

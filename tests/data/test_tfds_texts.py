@@ -7,8 +7,8 @@ from prepared_sets import ImageSet, prepare
 from text_runs import examples, register, run_on, text_config, write
 from tiny_runs import one_device
 
-from sft_jax.data.sources.everything import load_all_texts
 from sft_jax.data.sources.texts.columns import Keys
+from sft_jax.data.sources.texts.everything import labelled_texts
 from sft_jax.data.sources.texts.prepared import list_prepared
 from sft_jax.errors import UserError
 from sft_jax.run.console import Console
@@ -82,10 +82,9 @@ def test_a_run_reads_and_evaluates_them(root, tmp_path, monkeypatch):
     assert "data.validation=train[150:] have 53 texts in common: the best epoch would be selected on texts that" in log
     notices = []
     config = text_config(tmp_path, **own)
-    texts, targets = load_all_texts(config.data, ("positive", "negative"), "validation", notices, None)
-    labels = {"positive": 0, "negative": 1}
-    assert len(texts) == 61
-    assert targets["label"].tolist() == [labels[each.label] for each in texts]
+    texts, targets = labelled_texts(config, ("positive", "negative"), "validation", notices, "class")
+    wanted = sorted((text, int(label == "negative")) for text, label in examples(61, 1))
+    assert sorted(zip([text for (text,) in texts], targets["label"].tolist(), strict=True)) == wanted
     config = text_config(tmp_path, **source, data__validation="validation", data__test="train[150:]")
     with pytest.raises(UserError, match="53 texts in common: the training split contains test texts; name disjoint"):
         read_dataset(config, Console(mute=True))

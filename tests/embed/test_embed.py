@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from made_run import make_run
 from PIL import Image
+from text_runs import examples, register, run_on, write
+from tiny_runs import one_device
 
 import sft_jax
 from sft_jax.embed.__main__ import main
 from sft_jax.errors import run_command
 from sft_jax.inference import predictor
 from sft_jax.inference.network import BATCH
+from sft_jax.training import trainer as train_module
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,31 @@ def test_weights_of_a_package_are_loaded_by_name(monkeypatch, run):
     classifier = sft_jax.load("package:some-weights")
     assert asked == ["package:some-weights"]
     assert classifier.class_names == sft_jax.load(run).class_names
+
+
+def test_features_of_texts(call, tmp_path, monkeypatch):
+    register(monkeypatch)
+    folder = write(tmp_path / "texts")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "Devices", one_device)
+        run_on(folder, tmp_path / "made", epochs=1)
+    words = ("--workdir", tmp_path / "made", "--data", f"text:{folder}", "--output", "t.npz")
+    code, printed, complaints = call(*words, "--split", "validation", "--config.text.columns=sentence")
+    assert code == 0
+    assert printed.endswith("wrote t.npz: 61 texts, 24 features each\n")
+    assert "texts from column 'sentence', labels from 'label'" in complaints
+    with np.load(tmp_path / "t.npz") as file:
+        arrays = dict(file)
+    pairs = examples(61, 1)
+    assert arrays["files"].tolist() == [f"dev.tsv:{number + 2}" for number in range(61)]
+    assert arrays["class_names"].tolist() == ["negative", "positive"]
+    assert arrays["labels"].tolist() == [int(label == "positive") for _, label in pairs]
+    clf = sft_jax.load(tmp_path / "made")
+    np.testing.assert_allclose(
+        clf.model.head(arrays["features"]), clf.logits([text for text, _ in pairs]), rtol=1e-3, atol=1e-4
+    )
+    code, _, complaints = call("--data", "folder:somewhere", "--output", "t.npz", "--config.text.columns=sentence")
+    assert code == 2
+    assert complaints == "error: config.text.columns is for networks of texts, but this one takes images\n"
+    code, _, complaints = call(*words[:2], "--data", "digits", "--output", "t.npz")
+    assert "config.data.source=digits has images, but the task needs texts" in complaints

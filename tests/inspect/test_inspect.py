@@ -129,7 +129,7 @@ def test_the_same_picture_under_two_labels_is_suspected_and_left_out(call, flowe
 
 
 def test_labels_with_a_low_score_may_be_kept(flowers, tmp_path):
-    pictures = load_pictures(source_settings(f"folder:{flowers}", [], "inspection"), [])
+    pictures = load_pictures(source_settings(f"folder:{flowers}", [], "inspection").data, [])
     findings = [Finding(0, "label", 0.6, "tulip"), Finding(1, "label", 0.9, "tulip"), Finding(2, "outlier", 1.0, "")]
     for score, gone in ((0.0, {0, 1}), (0.9, {1}), (1.0, set())):
         line = apply(tmp_path / "good.csv", findings, pictures, score)
@@ -174,7 +174,7 @@ def test_digits_and_tfds_have_names_with_numbers(call, tmp_path):
 
 
 def test_the_splits_of_a_folder_without_any_are_the_runs(flowers):
-    config = source_settings(f"folder:{flowers / 'train'}", [], "inspection")
+    config = source_settings(f"folder:{flowers / 'train'}", [], "inspection").data
     pictures = load_pictures(config, [])
     names = {"rose": {"rose/02.png": 1}, "tulip": {"tulip/01.png": 1}}
     record = Record(
@@ -281,7 +281,7 @@ def test_files_outside_the_folder_of_a_table_have_whole_names(flowers, tmp_path)
     (tmp_path / "tables").mkdir()
     table = tmp_path / "tables" / "t.csv"
     table.write_text("file,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
-    pictures = load_pictures(source_settings(f"csv:{table}", [], "inspection"), [])
+    pictures = load_pictures(source_settings(f"csv:{table}", [], "inspection").data, [])
     assert pictures.names == [str(path) for path in paths]
     apply(tmp_path / "good.csv", [], pictures)
     assert (tmp_path / "good.csv").read_text().splitlines()[1] == "flowers/train/rose/02.png,rose,train"

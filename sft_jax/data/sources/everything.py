@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,10 +19,7 @@ from sft_jax.data.sources.listing import LabelledFile, Record, counted, some
 from sft_jax.data.sources.lists import list_files
 from sft_jax.data.sources.part_names import named_part
 from sft_jax.data.sources.record import record_of
-from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import Example
-from sft_jax.data.sources.texts.files import list_texts
-from sft_jax.data.sources.texts.prepared import list_prepared
 from sft_jax.data.sources.tfds import load_tfds, split_names
 from sft_jax.errors import UserError
 
@@ -101,46 +98,9 @@ def load_everything(
         return Everything([], {}, splits)
     counts = _counts(splits, dataset.class_names)
     labels = [name for name, count in zip(dataset.class_names, counts, strict=True) if count]
-    positions = _positions(config.source, labels, class_names, notices)
+    positions = matched(config.source, labels, class_names, notices)
     table = np.array([positions.get(name, -1) for name in dataset.class_names], np.int32)
     return Everything([], {}, [with_targets(each, {"label": table[each.labels]}) for each in splits])
-
-
-def load_all_texts(
-    config: ConfigDict,
-    class_names: Sequence[str],
-    split: str | None,
-    notices: list[str],
-    columns: str | None,
-    labelling: str = "class",
-) -> tuple[list[Example], Batch]:
-    """Collects the texts of `config.source`, from all splits unless `split` names one.
-
-    Args:
-      config, class_names, split, notices, labelling: see `load_everything`.
-      columns: names of the columns with the texts; None: guessed.
-
-    Returns:
-      the texts, and their targets by name, of which class indices are those of the network.
-
-    Raises:
-      UserError: there are no texts, or the network does not have their classes.
-    """
-    check_kind(config, of_texts=True)
-    kind, rest = kind_of(config)
-    settings: dict[str, Any] = {"keys": Keys.of(config, columns), "known": class_names, "labelling": labelling}
-    if kind == "tfds":
-        where = {"directory": config.dir, "download": config.download}
-        names = [split] if split else split_names(rest, **where)
-        notices.append(f"{config.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
-        chosen = list_prepared(rest, {"test": "+".join(names)}, notices, **settings, **where).all
-    else:
-        listed = list_texts(Path(rest), notices, **settings)
-        chosen = _of_split(rest, listed.all, split, notices, "text")
-    kinds, labels = LABELLINGS[labelling], [each.label for each in chosen]
-    if labelling == "class":
-        _positions(config.source, [str(label) for label in dict.fromkeys(labels)], class_names, notices, "text")
-    return chosen, kinds.targets(labels, class_names)
 
 
 def _files(
@@ -153,18 +113,18 @@ def _files(
     labelling: str,
 ) -> Everything:
     listing = list_files(kind, path, config, notices, class_names if labelling != "number" else None, labelling)
-    files = _of_split(path, listing.files, split, notices)
+    files = of_split(path, listing.files, split, notices)
     kinds, labels = LABELLINGS[labelling], [file.label for file in files]
     if labelling == "number":
         labels = [number_of(str(label), f"the label of {file.name}") for file, label in zip(files, labels, strict=True)]
     else:
         names = dict.fromkeys(name for label in labels for name in kinds.classes_of(label))
-        _positions(path, list(names), class_names, notices)
+        matched(path, list(names), class_names, notices)
     targets = kinds.targets(labels, class_names)
     return Everything([listing.root / file.name for file in files], targets, [], record_of(listing, {"test": files}))
 
 
-def _of_split(where: str, listed: Sequence[P], split: str | None, notices: list[str], unit: str = "image") -> list[P]:
+def of_split(where: str, listed: Sequence[P], split: str | None, notices: list[str], unit: str = "image") -> list[P]:
     """Returns the examples of `split`, or all; `notices` receives a line if they are of several splits.
 
     Raises:
@@ -190,7 +150,7 @@ def _counts(splits: Sequence[Split], class_names: Sequence[str]) -> np.ndarray:
     return sum((np.bincount(split.labels, minlength=len(class_names)) for split in splits), np.zeros(1, np.int64))
 
 
-def _positions(
+def matched(
     where: str, names: Sequence[str], known: Sequence[str], notices: list[str], unit: str = "image"
 ) -> dict[str, int]:
     """Maps each of `names` to its index in the network's classes `known`. Raises UserError if one is missing."""
