@@ -16,7 +16,7 @@ from reference_checks import CLASSES, assert_same_function, assert_same_gradient
 from text_runs import tokenizer
 
 from convert import flax_to_resnet, keys, parity, resnet_to_flax
-from convert.bert import BertReference, MeanClassifier, empty_module
+from convert.bert import BertReference, MeanClassifier
 from convert.fit import fit
 from convert.sources import read
 from sft_jax import load
@@ -45,7 +45,7 @@ def known(monkeypatch):
 
 
 def torch_network(name="bert_of_test", outputs=CLASSES):
-    module = empty_module(name, outputs).to_empty(device="cpu")
+    module = BertReference().empty(name, outputs).to_empty(device="cpu")
     state_dict = {key: torch.zeros(tensor.shape) for key, tensor in module.state_dict().items()}
     return moved(BertReference().module(name, outputs, state_dict, "imagenet"))
 
@@ -80,7 +80,9 @@ def test_padding_changes_nothing(name):
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in TINY])
 def test_names_and_shapes_are_those_of_transformers(name):
     ours = Network.abstract(Builder(ARCHITECTURES[name], 3))
-    tensors = {key: torch.ones(()).expand(tensor.shape) for key, tensor in empty_module(name, 3).state_dict().items()}
+    tensors = {
+        key: torch.ones(()).expand(tensor.shape) for key, tensor in BertReference().empty(name, 3).state_dict().items()
+    }
     assert not keys.problems(tensors, ours)
     for key in ours.params:
         assert ours.architecture.depth(key)
