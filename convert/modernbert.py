@@ -11,6 +11,7 @@ Files of the encoder alone leave out `model.`. Published are files of `ModernBer
 decoder becomes the one before the classifier, as in transformers.
 """
 
+import importlib.metadata
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -120,7 +121,7 @@ class ModernBertReference(TextReference):
             theirs = transformers.ModernBertConfig.from_dict(dict(config))
         except Exception as error:  # transformers has many kinds
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"config.json beside {source} is not one of a ModernBERT: {reason}") from None
+            raise UserError(f"config.json beside {source} is not that of a ModernBERT: {reason}") from None
         ours = _config(VARIANTS[arch])
         for name in (*ENCODER, *(HEAD if head else ())):
             wanted, found = getattr(ours, name), getattr(theirs, name)
@@ -135,7 +136,7 @@ def _config(variant: Variant) -> Any:
     """Returns transformers' configuration of a network. Raises UserError if its version is too old."""
     import transformers
 
-    version = transformers.__version__
+    version = importlib.metadata.version("transformers")
     if int(version.partition(".")[0]) < TRANSFORMERS:
         raise UserError(
             f"ModernBERT needs transformers {TRANSFORMERS} or later, not {version}: pip install -U transformers"
