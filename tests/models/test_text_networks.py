@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
@@ -20,7 +22,7 @@ from convert.fit import fit
 from convert.sources import read
 from sft_jax import load
 from sft_jax.errors import UserError
-from sft_jax.models import ARCHITECTURES, Network, bert, modernbert
+from sft_jax.models import ARCHITECTURES, Network, bert, initial_arrays, modernbert
 from sft_jax.models.architecture import Builder
 from sft_jax.models.weights import load_weights, save_weights
 
@@ -43,6 +45,28 @@ def test_gradients_agree(name):
     # transformers computes ModernBERT's softmax and rotations in float32.
     tolerance = 1e-6 if name.startswith("modernbert") else 1e-7
     assert_same_gradients(torch_network(name), ARCHITECTURES[name], size=7, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("name", ["bert_of_test", "modernbert_of_test"])
+def test_rematerialised_layers_give_the_same_gradients(name):
+    """Dropout included: the second pass through a layer drops what the first one did."""
+    architecture = ARCHITECTURES[name]
+    inputs = reference_of(name).inputs(torch_network(name), 9, 3, seed=0)
+    params, _ = initial_arrays(Builder(architecture, CLASSES), 0)
+    found = []
+    for rematerialise in (False, True):
+        ours = Network.abstract(Builder(architecture, CLASSES, {"dropout": 0.25}, rematerialise=rematerialise))
+
+        def loss(params, ours=ours):
+            logits, _ = ours.apply(params, {}, *inputs, train=True, key=jax.random.key(0))
+            return jnp.square(logits).sum()
+
+        gradients = jax.jit(jax.grad(loss))
+        again = str(gradients.trace(params).jaxpr).count("differentiated=True")
+        assert again == (len(architecture.channels) if rematerialise else 0)
+        found.append(jax.device_get(gradients(params)))
+    for key, wanted in found[0].items():
+        np.testing.assert_allclose(found[1][key], wanted, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @EACH
