@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.long_attention import is_long, long_attention
+
 
 def self_attention(
     qkv: jax.Array,
@@ -19,7 +21,7 @@ def self_attention(
 
     On a CPU products of [batch * heads, tokens, d] are the fastest form. The backward pass keeps q, k, v and the
     softmax, and transposes before its products: for ViT-S/16 (batch 16, 224 px) forward and backward take 60 ms of
-    processor time, 68 if jax derives them.
+    processor time, 68 if jax derives them. Long texts go another way, see `long_attention.py`.
 
     Args:
       qkv: rows [batch * tokens, 3 * heads * d]: queries, keys and values of all heads, in this order.
@@ -33,6 +35,9 @@ def self_attention(
     Returns:
       rows [batch * tokens, heads * d] of the same dtype.
     """
+    if mask is not None and bias is None and is_long(tokens, window):
+        q, k, v = _heads(qkv, tokens, heads)
+        return _rows(long_attention(q, k, v, mask, window), heads)
     return _self_attention(qkv, bias, mask, tokens, heads, window)
 
 
@@ -48,12 +53,11 @@ def _self_attention(qkv, bias, mask, tokens, heads, window):
 
 
 def _forward(qkv, bias, mask, tokens, heads, window):
-    rows, d = qkv.shape[0], qkv.shape[1] // (3 * heads)
     q, k, v = _heads(qkv, tokens, heads)
     weights = _softmax(q, k, bias, mask, window).astype(qkv.dtype)
     mixed = _product(weights, v, 2, 1).astype(qkv.dtype)
     saved = q, k, v, weights, bias
-    return mixed.reshape(-1, heads, tokens, d).transpose(0, 2, 1, 3).reshape(rows, heads * d), saved
+    return _rows(mixed, heads), saved
 
 
 def _heads(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
@@ -63,6 +67,12 @@ def _heads(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
     split = qkv.reshape(batch, tokens, 3, heads, d).transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, d)
     # Without it the transposes are fused into the products, which become slow.
     return lax.optimization_barrier(split)
+
+
+def _rows(mixed: jax.Array, heads: int) -> jax.Array:
+    """Maps [batch * heads, tokens, d] to rows [batch * tokens, heads * d]."""
+    _, tokens, d = mixed.shape
+    return mixed.reshape(-1, heads, tokens, d).transpose(0, 2, 1, 3).reshape(-1, heads * d)
 
 
 def _softmax(

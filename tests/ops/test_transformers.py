@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sft_jax import ops
+from sft_jax.ops import long_attention
 
 TOKENS, HEADS, D = 5, 3, 8
 ROWS = 4 * TOKENS
@@ -140,3 +141,37 @@ def test_an_example_of_padding_alone_gives_no_nan(window):
     result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS, mask=mask, window=window), qkv)
     assert np.isfinite(result).all()
     assert np.isfinite(pull(result)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("window", "tokens"), [(None, 23), (3, 23), (4, 24), (30, 23)])
+def test_long_texts_give_the_same_in_blocks_and_parts(window, tokens, dtype, monkeypatch):
+    """Also where padding sees no token; no gradient comes from there."""
+    mask = jnp.arange(tokens)[None] < jnp.array([tokens, 9, 1, 0])[:, None]
+    found = []
+    with jax.enable_x64():
+        qkv = jnp.asarray(normal(4 * tokens, 3 * HEADS * D), dtype)
+        weight = jnp.asarray(normal(4 * tokens, HEADS * D, seed=1) * np.asarray(mask).reshape(-1, 1), dtype)
+        for limit in (1000, 0):
+            monkeypatch.setattr(long_attention, "WHOLE", limit)
+            monkeypatch.setattr(long_attention, "WINDOWS", limit)
+            monkeypatch.setattr(long_attention, "PART", 5)
+            result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, tokens, HEADS, mask=mask, window=window), qkv)
+            found.append((result, *pull(weight)))
+            assert all(each.dtype == qkv.dtype for each in found[-1])
+    for each, wanted in zip(*found, strict=True):
+        each, wanted = (np.asarray(array, np.float64) for array in (each, wanted))
+        assert np.abs(each - wanted).max() < TOLERANCES[dtype] * np.abs(wanted).max()
+
+
+def test_the_memory_of_long_texts_grows_as_their_length():
+    def temporary(tokens, window):
+        def loss(qkv, mask):
+            return jnp.square(ops.self_attention(qkv, tokens, 2, mask=mask, window=window)).sum()
+
+        shapes = jax.ShapeDtypeStruct((tokens, 3 * 2 * 16), jnp.float32), jax.ShapeDtypeStruct((1, tokens), bool)
+        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    for window in (64, None):
+        assert temporary(8192, window) < 2.2 * temporary(4096, window)
+        assert temporary(8192, window) < 0.25 * 2 * 8192**2 * 4, "a quarter of one array of all scores"
