@@ -16,11 +16,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from convert.names import PREFIX, Dialect
-from convert.reference import Reference, Tensors
+from convert.reference import Tensors
+from convert.texts import TextReference
 from sft_jax.models.bert import VARIANTS, Kind, Variant
 from sft_jax.models.transformer import DEVIATION
 
@@ -30,8 +30,6 @@ FIRST = {
     "roberta": "encoder.layer.0.attention.self.query.weight",
     "distilbert": "transformer.layer.0.attention.q_lin.weight",
 }
-# Lengths of the texts, in tokens, on which both networks are compared.
-LENGTHS = (16, 37)
 
 
 def _dialects(kind: Kind) -> tuple[Dialect, ...]:
@@ -70,52 +68,53 @@ class MeanClassifier(torch.nn.Module):
         return transformers.modeling_outputs.SequenceClassifierOutput(logits=logits)
 
 
-def empty_module(arch: str, outputs: int) -> torch.nn.Module:
-    """Returns the network `arch` in torch, without dropout, on the meta device."""
-    import transformers
-
-    variant: Variant = VARIANTS[arch]
-    kind = variant.kind
-    common: dict[str, Any]
-    common = {"vocab_size": variant.vocabulary, "max_position_embeddings": kind.positions, "pad_token_id": kind.padding}
-    config: Any
-    network: Any
-    if kind.name == "distilbert":
-        shape = {"dim": variant.width, "n_layers": variant.depth, "n_heads": variant.heads}
-        free = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-        config = transformers.DistilBertConfig(**common | shape | free, hidden_dim=4 * variant.width)
-        network = transformers.DistilBertForSequenceClassification
-    else:
-        title = kind.name.capitalize()  # Bert, Roberta
-        network = getattr(transformers, f"{title}ForSequenceClassification")
-        config = getattr(transformers, f"{title}Config")(
-            **common,
-            hidden_size=variant.width,
-            num_hidden_layers=variant.depth,
-            num_attention_heads=variant.heads,
-            intermediate_size=4 * variant.width,
-            type_vocab_size=kind.segments,
-            layer_norm_eps=kind.epsilon,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    config.num_labels = outputs
-    with torch.device("meta"):
-        return MeanClassifier(config) if variant.pool == "mean" else network(config)
-
-
-class BertReference(Reference):
+class BertReference(TextReference):
     """See `Reference`."""
 
     title = "a BERT"
     landmark = "encoder.layer.0.attention.self.query.weight (DistilBERT: transformer.layer.0.attention.q_lin.weight)"
     body = ("bert.", "roberta.", "distilbert.", "classifier.dense.", "pre_classifier.")
-    unit = "tokens"
-    axes = ("batch", "length")
+
+    def empty(self, arch: str, outputs: int) -> torch.nn.Module:
+        """See `TextReference`."""
+        import transformers
+
+        variant: Variant = VARIANTS[arch]
+        kind = variant.kind
+        common: dict[str, Any]
+        common = {
+            "vocab_size": variant.vocabulary,
+            "max_position_embeddings": kind.positions,
+            "pad_token_id": kind.padding,
+        }
+        config: Any
+        network: Any
+        if kind.name == "distilbert":
+            shape = {"dim": variant.width, "n_layers": variant.depth, "n_heads": variant.heads}
+            free = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+            config = transformers.DistilBertConfig(**common | shape | free, hidden_dim=4 * variant.width)
+            network = transformers.DistilBertForSequenceClassification
+        else:
+            title = kind.name.capitalize()  # Bert, Roberta
+            network = getattr(transformers, f"{title}ForSequenceClassification")
+            config = getattr(transformers, f"{title}Config")(
+                **common,
+                hidden_size=variant.width,
+                num_hidden_layers=variant.depth,
+                num_attention_heads=variant.heads,
+                intermediate_size=4 * variant.width,
+                type_vocab_size=kind.segments,
+                layer_norm_eps=kind.epsilon,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        config.num_labels = outputs
+        with torch.device("meta"):
+            return MeanClassifier(config) if variant.pool == "mean" else network(config)
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`."""
-        module = empty_module(arch, outputs)
+        module = self.empty(arch, outputs)
         module.load_state_dict(dict(state_dict), strict=True, assign=True)
         # Constants that are not in state_dicts.
         embeddings = _encoder(module).embeddings
@@ -138,29 +137,6 @@ class BertReference(Reference):
         """See `Reference`."""
         norms = (tensor for name, tensor in state_dict.items() if name.endswith(".embeddings.LayerNorm.weight"))
         return next((norm.numel() for norm in norms), None)
-
-    def sizes(self, arch: str) -> tuple[int, ...]:
-        """Returns the lengths of the texts on which both networks are compared."""
-        return LENGTHS
-
-    def inputs(self, module: Any, size: int, count: int, seed: int) -> tuple[np.ndarray, ...]:
-        """Returns pairs of random texts, the first of `size` tokens, the others shorter and padded."""
-        random, config = np.random.default_rng(seed), module.config
-        tokens = random.integers(config.pad_token_id + 1, config.vocab_size, (count, size), np.int32)
-        place, lengths = np.arange(size)[None], np.linspace(size, -(-size // 2), count).astype(int)[:, None]
-        tokens = np.where(place < lengths, tokens, config.pad_token_id).astype(np.int32)
-        return tokens, (place >= lengths // 2).astype(np.uint8)
-
-    def given(self, module: Any, *inputs: np.ndarray) -> Tensors:
-        """See `Reference`. Segments are given to networks that tell them apart."""
-        tokens, segments = (torch.from_numpy(array).long() for array in inputs)
-        config = module.config
-        given = {"input_ids": tokens, "attention_mask": (tokens != config.pad_token_id).long()}
-        return given | ({"token_type_ids": segments} if getattr(config, "type_vocab_size", 0) > 1 else {})
-
-    def logits(self, module: Any, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Reference`."""
-        return module(**given).logits
 
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks with as many kinds of tokens, channels and layers."""

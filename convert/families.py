@@ -8,6 +8,7 @@ from convert.convnext import ConvNeXtReference
 from convert.dinov3 import DinoV3Reference
 from convert.efficientnet import EfficientNetReference
 from convert.mobilenet import MobileNetReference
+from convert.modernbert import ModernBertReference
 from convert.reference import Reference
 from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
@@ -32,6 +33,7 @@ REFERENCES: dict[str, Reference] = {
     "vit": VitReference(),
     "dinov3": DinoV3Reference(),
     "bert": BertReference(),
+    "modernbert": ModernBertReference(),
     "segmentation": SegmentationReference(),
 }
 

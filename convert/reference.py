@@ -124,6 +124,16 @@ class Reference:
                 f"{source} is not {self.title}: it has no {self.landmark}, only {some_of(list(state_dict))}"
             )
 
+    def check_config(self, config: Mapping[str, Any], arch: str, *, head: bool, source: str) -> None:
+        """Raises UserError if a config.json beside the file `source` says that its network is not `arch`.
+
+        Args:
+          config: its content; empty if there is none.
+          arch: name of the network, which the shapes of the file fit.
+          head: whether the file has a head.
+          source: name of the file in messages.
+        """
+
     def siblings(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
         """Returns the networks of the family that a state_dict may belong to, by its names."""
         return []

@@ -38,7 +38,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     description = "Converts weights of a network in torch to Flax, and verifies that both give the same logits."
     parser = make_parser("python convert/resnet_to_flax.py", description, EXAMPLE)
     parser.add_argument(
-        "--arch", default="resnet18", help="name of the network, torchvision's, timm's or BERT (default: %(default)s)"
+        "--arch",
+        default="resnet18",
+        help="name of the network, torchvision's, timm's or transformers' (default: %(default)s)",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -125,6 +127,7 @@ def convert(arch: str, file: Path | None, name: str, output: Path, **own: Any) -
     tokens = tokenizer.of_file(path, own.pop("tokenizer", None), architecture(arch))
     checkpoint = sources.read(path, own.pop("key", None), arch=arch)
     fitted = fit(checkpoint.state_dict, arch, source, stem=checkpoint.metadata.get("stem"))
+    reference_of(arch).check_config(sidecar.config_beside(path), arch, head=fitted.classes > 0, source=source)
     digest = sources.sha256(path)
     published = sources.published(arch, digest) if file else name
     if published:

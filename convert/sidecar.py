@@ -28,7 +28,7 @@ def beside(file: Path, arch: str) -> Facts:
       UserError: they are timm's weights of another network than `arch`. Its names do not tell: networks called `tf_`
         have the same ones and other numbers.
     """
-    config = _read(file.with_name("config.json"))
+    config = config_beside(file)
     theirs = config.get("architecture")
     if isinstance(theirs, str) and isinstance(config.get("pretrained_cfg"), dict):
         if theirs.startswith("tf_") != arch.startswith("tf_"):
@@ -42,6 +42,11 @@ def beside(file: Path, arch: str) -> Facts:
     parts = [what for what, known in (("class names", names), ("preprocessing", preprocess)) if known is not None]
     notices = (f"{' and '.join(parts)} from {where} beside it",) if parts else ()
     return Facts(names, preprocess, notices, _licence(config, arch))
+
+
+def config_beside(file: Path) -> dict[str, Any]:
+    """Returns the content of the `config.json` beside the weights `file`; empty if there is none."""
+    return _read(file.with_name("config.json"))
 
 
 def _licence(config: Mapping[str, Any], arch: str) -> str | None:

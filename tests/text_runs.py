@@ -1,4 +1,4 @@
-"""Runs of a few seconds on texts: a network of two layers, a tokenizer of whole words, and texts that it can learn."""
+"""Runs of a few seconds on texts: networks of few layers, a tokenizer of whole words, and texts that they can learn."""
 
 import json
 
@@ -10,12 +10,14 @@ from tokenizers.processors import TemplateProcessing
 
 from sft_jax.config import complete
 from sft_jax.main import observers_of
-from sft_jax.models.bert import Variant, architecture
+from sft_jax.models import bert, modernbert
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.training.trainer import train
 
-NAME, VARIANT = "texts_of_test", Variant(40, 24, 2, 3, pool="mean")
+NAME, VARIANT = "texts_of_test", bert.Variant(40, 24, 2, 3, pool="mean")
+# Most texts are longer than what a token sees in its second layer; its padding is no token of the tokenizer's.
+MODERN, MODERN_VARIANT = "modern_texts_of_test", modernbert.Variant(24, 2, 3, 36, window=3, vocabulary=40, padding=39)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = ("good", "fine", "bad", "dull", *(f"word{number}" for number in range(30)))
 # Words that decide.
@@ -23,10 +25,12 @@ GOOD, BAD = WORDS[:2], WORDS[2:4]
 
 
 def register(monkeypatch):
-    """Makes the network known."""
+    """Makes the networks known."""
     from sft_jax.models import ARCHITECTURES
 
-    monkeypatch.setitem(ARCHITECTURES, NAME, architecture(NAME, VARIANT))
+    for family, name, variant in ((bert, NAME, VARIANT), (modernbert, MODERN, MODERN_VARIANT)):
+        monkeypatch.setitem(family.VARIANTS, name, variant)
+        monkeypatch.setitem(ARCHITECTURES, name, family.architecture(name, variant))
 
 
 def tokenizer():

@@ -70,12 +70,13 @@ def of_texts(arch: str, batch: int, length: int) -> tuple[torch.nn.Module, dict[
     except ModuleNotFoundError:
         raise UserError(f"PyTorch's {arch} is transformers': pip install transformers") from None
     sys.path.insert(0, str(shipped("convert").parent))
-    from convert.bert import BertReference, empty_module
+    from convert.families import reference_of
 
-    shapes = empty_module(arch, worker.CLASSES).state_dict()
+    reference: Any = reference_of(arch)
+    shapes = reference.empty(arch, worker.CLASSES).state_dict()
     weights = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in shapes.items()}
-    reference = BertReference()
     network = reference.module(arch, worker.CLASSES, weights, "imagenet")
+    network.config._attn_implementation = "sdpa"  # transformers' default, which the converter needs not use
     tokens, segments = worker.texts(arch, batch, length)[0].values()
     return network, reference.given(network, tokens, segments)
 

@@ -55,8 +55,7 @@ def texts(arch: str, count: int, length: int) -> tuple[dict[str, np.ndarray], np
     known = architecture(arch).texts
     assert known is not None
     random = np.random.default_rng(0)
-    tokens = random.integers(known.padding + 1, known.vocabulary, (count, length), np.int32)
-    inputs = {"tokens": tokens, "segments": np.zeros((count, length), np.uint8)}
+    inputs = {"tokens": known.drawn(random, (count, length)), "segments": np.zeros((count, length), np.uint8)}
     return inputs, random.integers(0, CLASSES, count).astype(np.int32)
 
 

@@ -137,8 +137,8 @@ KEYS: dict[str, Key] = {
     "regularization.dropout": Key(
         0.0,
         float,
-        "Dropout of networks of texts: after the embeddings, of every branch, and of the head's inputs (BERT: 0.1), "
-        "rounded to a 256th.",
+        "Dropout of networks of texts: after the embeddings, of every branch (ModernBERT: within its MLPs), and of the "
+        "head's inputs (BERT: 0.1, ModernBERT: 0), rounded to a 256th.",
         **FRACTION,
     ),
     "regularization.l2_sp": Key(

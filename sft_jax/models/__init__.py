@@ -7,7 +7,19 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sft_jax.errors import UserError
-from sft_jax.models import bert, convnext, dinov3, efficientnet, mobilenet, regnet, resnet, segmentation, swin, vit
+from sft_jax.models import (
+    bert,
+    convnext,
+    dinov3,
+    efficientnet,
+    mobilenet,
+    modernbert,
+    regnet,
+    resnet,
+    segmentation,
+    swin,
+    vit,
+)
 from sft_jax.models.architecture import Architecture, Builder
 from sft_jax.models.dense_heads import HEADS
 from sft_jax.models.network import HeadNetwork, Network, initial_arrays
@@ -36,6 +48,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **vit.ARCHITECTURES,
     **dinov3.ARCHITECTURES,
     **bert.ARCHITECTURES,
+    **modernbert.ARCHITECTURES,
 }
 
 

@@ -83,6 +83,11 @@ class Texts(NamedTuple):
     padding: int
     longest: int
 
+    def drawn(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Draws tokens of all kinds but padding: int32 of `shape`."""
+        others = random.integers(0, self.vocabulary - 1, shape, np.int32)
+        return others + (others >= self.padding).astype(np.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:

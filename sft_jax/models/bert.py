@@ -18,7 +18,7 @@ from sft_jax.models.architecture import Architecture, Features, Rule, Texts, loc
 from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.dropout import Dropout
 from sft_jax.models.layers import Linear
-from sft_jax.models.transformer import DEVIATION, Dense, LayerNorm
+from sft_jax.models.transformer import Dense, Embedding, LayerNorm, mean_of_tokens
 
 # The longest text in tokens.
 POSITIONS = 512
@@ -109,17 +109,6 @@ class Variant:
     heads: int
     pool: Literal["pooler", "mean"] = "pooler"
     kind: Kind = BERT
-
-
-class Embedding(nnx.Module):
-    """`torch.nn.Embedding`: embedding [kinds, channels]."""
-
-    def __init__(self, kinds: int, channels: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (kinds, channels), jnp.float32))
-
-    def __call__(self, numbers: jax.Array) -> jax.Array:
-        """Maps integers [...] to [..., channels]."""
-        return self.embedding[...][numbers]
 
 
 class Layer(nnx.Module):
@@ -215,8 +204,7 @@ class Bert(BlockNetwork):
         """Maps the last of `Features.maps` [batch, length, width] and the mask [batch, length] to `Features.pooled`."""
         if self.pooler is not None:
             return self.variant.kind.activation(self.pooler["dense"](last[:, 0]).astype(last.dtype))
-        weights = mask[..., None].astype(last.dtype)
-        return (last * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+        return mean_of_tokens(last, mask)
 
     def head(self, features: jax.Array) -> jax.Array:
         """Maps features [batch, width] to logits [batch, num_classes]."""

@@ -150,6 +150,7 @@ _HUB = {
         f"distilbert_{name}": f"distilbert/distilbert-{name.replace('_', '-')}"
         for name in ("base_uncased", "base_cased", "base_multilingual_cased")
     },
+    "modernbert_base": "answerdotai/ModernBERT-base", "modernbert_large": "answerdotai/ModernBERT-large",
     "all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2",
     "all_minilm_l12_v2": "sentence-transformers/all-MiniLM-L12-v2",
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864) of two-dimensional grids, as in DINOv3."""
+"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864) of grids, as in DINOv3, and of texts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,29 @@ def rotation(rows: int, columns: int, prefix: int, d: int, dtype: jax.typing.DTy
     centres = [(2 * (np.arange(count, dtype=np.float32) + np.float32(0.5)) / count - 1) for count in (rows, columns)]
     grid = np.stack(np.meshgrid(*centres, indexing="ij"), -1).reshape(-1, 2, 1).astype(dtype)
     angles = (2 * np.pi * grid / periods(d).astype(dtype)).reshape(rows * columns, d // 2)
-    angles = np.concatenate([np.zeros((prefix, d // 2)), angles])
-    angles = np.tile(angles, 2)[:, None]
-    whole = np.stack([angles, angles, np.zeros_like(angles)], 1)  # values are not rotated
-    return Rotation(jnp.asarray(np.sin(whole), dtype), jnp.asarray(np.cos(whole), dtype))
+    return _rotation(np.concatenate([np.zeros((prefix, d // 2)), angles]), dtype, np)
+
+
+def text_rotation(tokens: int, d: int, theta: float, dtype: jax.typing.DTypeLike) -> Rotation:
+    """Returns the rotation by the places of tokens, as transformers' `ModernBertRotaryEmbedding`.
+
+    Args:
+      tokens: their number, which may be symbolic.
+      d: channels of a head: the first half is rotated together with the second.
+      theta: the slowest of the angles turns by nearly 1 / theta from a token to the next.
+      dtype: of the sines and cosines.
+    """
+    # Rounded to float32 as in the reference, where it matters at the end of long texts.
+    frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d))
+    angles = jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequencies[None]
+    return _rotation(angles.astype(dtype), dtype, jnp)
+
+
+def _rotation(angles: Any, dtype: jax.typing.DTypeLike, numeric: Any) -> Rotation:
+    """Returns the rotation by angles [tokens, d / 2], computed with `numeric`: numpy or jax.numpy."""
+    angles = numeric.concatenate([angles, angles], -1)[:, None]
+    whole = numeric.stack([angles, angles, numeric.zeros_like(angles)], 1)  # values are not rotated
+    return Rotation(jnp.asarray(numeric.sin(whole), dtype), jnp.asarray(numeric.cos(whole), dtype))
 
 
 def rotated(qkv: jax.Array, tokens: int, heads: int, rotation: Rotation) -> jax.Array:

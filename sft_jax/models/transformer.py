@@ -21,11 +21,24 @@ DEVIATION = 0.02
 Biases = Literal["qkv", "qv", ""]
 
 
+class Embedding(nnx.Module):
+    """`torch.nn.Embedding`: embedding [kinds, channels]."""
+
+    def __init__(self, kinds: int, channels: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (kinds, channels), jnp.float32))
+
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        """Maps integers [...] to [..., channels]."""
+        return self.embedding[...][numbers]
+
+
 class Dense(nnx.Module):
     """A linear layer within the network, `torch.nn.Linear`: kernel [in, out]; products of `dtype`."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, dtype, rngs):
-        self.kernel = nnx.Param(DEVIATION * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, deviation: float = DEVIATION, dtype, rngs: nnx.Rngs
+    ):
+        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype = dtype
 
@@ -41,20 +54,27 @@ class Dense(nnx.Module):
 class LayerNorm(nnx.Module):
     """`torch.nn.LayerNorm`, by default with the epsilon of vision transformers; computed in float32 or wider."""
 
-    def __init__(self, channels: int, *, epsilon: float = 1e-6):
+    def __init__(self, channels: int, *, epsilon: float = 1e-6, bias: bool = True):
         self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises rows [rows, channels]."""
-        return ops.layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        bias = None if self.bias is None else self.bias[...]
+        return ops.layer_norm(x, self.scale[...], bias, epsilon=self.epsilon)
 
 
 def normalised(norm: Any, x: jax.Array) -> jax.Array:
     """Applies a `LayerNorm` to x [..., channels], in float32 or wider."""
     rows = x.reshape(-1, x.shape[-1]).astype(norm.scale[...].dtype)
     return norm(rows).reshape(x.shape)
+
+
+def mean_of_tokens(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the means [batch, channels] of tokens x [batch, tokens, channels] that are in mask, [batch, tokens]."""
+    weights = mask[..., None].astype(x.dtype)
+    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
 
 class LayerScale(nnx.Module):

@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.long_attention import is_long, long_attention
+
 
 def self_attention(
-    qkv: jax.Array, tokens: int, heads: int, bias: jax.Array | None = None, mask: jax.Array | None = None
+    qkv: jax.Array,
+    tokens: int,
+    heads: int,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    window: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(d) + bias) v for every example and head, as torch's scaled_dot_product_attention.
 
     On a CPU products of [batch * heads, tokens, d] are the fastest form. The backward pass keeps q, k, v and the
     softmax, and transposes before its products: for ViT-S/16 (batch 16, 224 px) forward and backward take 60 ms of
-    processor time, 68 if jax derives them.
+    processor time, 68 if jax derives them. Long texts go another way, see `long_attention.py`.
 
     Args:
       qkv: rows [batch * tokens, 3 * heads * d]: queries, keys and values of all heads, in this order.
@@ -23,31 +30,34 @@ def self_attention(
       bias: [groups, heads, tokens, tokens], added to the scores: the first to those of the first of every `groups`
         examples, and so on; None for none.
       mask: bool [batch, tokens], whether others attend to a token, which they do not to padding; None for all.
+      window: the number of tokens before and after it to which a token attends; None for all.
 
     Returns:
       rows [batch * tokens, heads * d] of the same dtype.
     """
-    return _self_attention(qkv, bias, mask, tokens, heads)
+    if mask is not None and bias is None and is_long(tokens, window):
+        q, k, v = _heads(qkv, tokens, heads)
+        return _rows(long_attention(q, k, v, mask, window), heads)
+    return _self_attention(qkv, bias, mask, tokens, heads, window)
 
 
 def attention_weights(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
     """Returns the softmax of `self_attention` without a bias or mask: [batch, heads, tokens, tokens]."""
     q, k, _ = _heads(qkv, tokens, heads)
-    return _softmax(q, k, None, None).reshape(-1, heads, tokens, tokens)
+    return _softmax(q, k, None, None, None).reshape(-1, heads, tokens, tokens)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _self_attention(qkv, bias, mask, tokens, heads):
-    return _forward(qkv, bias, mask, tokens, heads)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _self_attention(qkv, bias, mask, tokens, heads, window):
+    return _forward(qkv, bias, mask, tokens, heads, window)[0]
 
 
-def _forward(qkv, bias, mask, tokens, heads):
-    rows, d = qkv.shape[0], qkv.shape[1] // (3 * heads)
+def _forward(qkv, bias, mask, tokens, heads, window):
     q, k, v = _heads(qkv, tokens, heads)
-    weights = _softmax(q, k, bias, mask).astype(qkv.dtype)
+    weights = _softmax(q, k, bias, mask, window).astype(qkv.dtype)
     mixed = _product(weights, v, 2, 1).astype(qkv.dtype)
     saved = q, k, v, weights, bias
-    return mixed.reshape(-1, heads, tokens, d).transpose(0, 2, 1, 3).reshape(rows, heads * d), saved
+    return _rows(mixed, heads), saved
 
 
 def _heads(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
@@ -59,20 +69,38 @@ def _heads(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
     return lax.optimization_barrier(split)
 
 
-def _softmax(q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+def _rows(mixed: jax.Array, heads: int) -> jax.Array:
+    """Maps [batch * heads, tokens, d] to rows [batch * tokens, heads * d]."""
+    _, tokens, d = mixed.shape
+    return mixed.reshape(-1, heads, tokens, d).transpose(0, 2, 1, 3).reshape(-1, heads * d)
+
+
+def _softmax(
+    q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array | None, window: int | None
+) -> jax.Array:
     """Returns the softmax of the scores [batch * heads, tokens, tokens], float32 or wider."""
     scores = _product(q, k, 2, 2) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = (scores.reshape(-1, *bias.shape) + bias[None].astype(scores.dtype)).reshape(scores.shape)
-    if mask is not None:
-        # A finite number, so that an example without any token gives no NaN.
-        by_example = scores.reshape(mask.shape[0], -1, *scores.shape[1:])
-        lowest = jnp.finfo(scores.dtype).min
-        scores = jnp.where(mask[:, None, None, :], by_example, lowest).reshape(scores.shape)
+    seen = _seen(q.shape[1], mask, window)
+    if seen is not None:
+        # A finite number, so that a token that sees none gives no NaN.
+        by_example = scores.reshape(seen.shape[0], -1, *scores.shape[1:])
+        scores = jnp.where(seen, by_example, jnp.finfo(scores.dtype).min).reshape(scores.shape)
     return jax.nn.softmax(scores)
 
 
-def _backward(tokens, heads, saved, dy):
+def _seen(tokens: int, mask: jax.Array | None, window: int | None) -> jax.Array | None:
+    """Returns which tokens attend to which, bool [batch or 1, 1, tokens or 1, tokens]; None if all do to all."""
+    seen = None if mask is None else mask[:, None, None, :]
+    if window is None:
+        return seen
+    places = jnp.arange(tokens)
+    near = (jnp.abs(places[:, None] - places[None]) <= window)[None, None]
+    return near if seen is None else seen & near
+
+
+def _backward(tokens, heads, window, saved, dy):
     q, k, v, weights, bias = saved
     batch, d = q.shape[0] // heads, q.shape[-1]
     dy = dy.reshape(batch, tokens, heads, d).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, d)

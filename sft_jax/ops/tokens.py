@@ -19,8 +19,11 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     return (y if bias is None else y + bias[None]).astype(x.dtype)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:
-    """Normalises rows x [rows, channels] as `torch.nn.LayerNorm`; scale and bias [channels], of the same dtype."""
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, *, epsilon: float) -> jax.Array:
+    """Normalises rows x [rows, channels] as `torch.nn.LayerNorm`.
+
+    scale and bias [channels] have x's dtype; the bias may be None for none.
+    """
     return _layer_norm(x, scale, bias, epsilon)
 
 
@@ -33,16 +36,17 @@ def _norm_forward(x, scale, bias, epsilon):
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x - mean).mean(-1, keepdims=True)
     inverse = lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
-    return (x - mean) * inverse * scale[None] + bias[None], (x, mean, inverse, scale)
+    y = (x - mean) * inverse * scale[None]
+    return y if bias is None else y + bias[None], (x, mean, inverse, scale, bias)
 
 
 def _norm_backward(epsilon, saved, dy):
-    x, mean, inverse, scale = saved
+    x, mean, inverse, scale, bias = saved
     normal, scaled = (x - mean) * inverse, dy * scale[None]
     # dx = (g - mean(g) - normal * mean(g * normal)) / deviation, for g = dy * scale, means over channels
     projected = (scaled * normal).mean(-1, keepdims=True)
     dx = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * projected)
-    return dx, _column_sums(dy * normal), _column_sums(dy)
+    return dx, _column_sums(dy * normal), None if bias is None else _column_sums(dy)
 
 
 _layer_norm.defvjp(_norm_forward, _norm_backward)

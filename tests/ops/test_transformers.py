@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from sft_jax import ops
+from sft_jax.ops import long_attention
 
 TOKENS, HEADS, D = 5, 3, 8
 ROWS = 4 * TOKENS
 # Texts of 5, 3, 1 and 4 tokens.
 MASK = np.arange(TOKENS)[None] < np.array([5, 3, 1, 4])[:, None]
+# Which tokens are at most 2 apart, so that none sees padding alone where texts have at least 3.
+NEAR = np.abs(np.arange(TOKENS)[:, None] - np.arange(TOKENS)) <= 2
+LONGER = np.maximum(MASK, np.arange(TOKENS)[None] < 3)
 # Relative to the largest value of each array.
 TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 3e-2}
 
@@ -38,10 +42,25 @@ CASES = {
         lambda qkv: attention(qkv, torch.from_numpy(MASK)[:, None, None, :]),
         [(ROWS, 3 * HEADS * D)],
     ),
+    "local attention": (
+        functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS, window=2),
+        lambda qkv: attention(qkv, torch.from_numpy(NEAR)),
+        [(ROWS, 3 * HEADS * D)],
+    ),
+    "masked local attention": (
+        functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS, mask=jnp.asarray(LONGER), window=2),
+        lambda qkv: attention(qkv, torch.from_numpy(LONGER[:, None, None, :] & NEAR)),
+        [(ROWS, 3 * HEADS * D)],
+    ),
     "layer_norm": (
         functools.partial(ops.layer_norm, epsilon=1e-6),
         lambda x, scale, bias: torch.nn.functional.layer_norm(x, (24,), scale, bias, 1e-6),
         [(ROWS, 24), (24,), (24,)],
+    ),
+    "layer_norm without bias": (
+        functools.partial(ops.layer_norm, bias=None, epsilon=1e-5),
+        lambda x, scale: torch.nn.functional.layer_norm(x, (24,), scale, None, 1e-5),
+        [(ROWS, 24), (24,)],
     ),
     "gelu": (ops.gelu, torch.nn.functional.gelu, [(ROWS, 24)]),
     "dense": (ops.dense, lambda x, kernel, bias: x @ kernel + bias, [(ROWS, 24), (24, 7), (7,)]),
@@ -74,7 +93,7 @@ def both(name, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", CASES)
 def test_results_and_gradients_match_torch(name, dtype):
-    if (name, dtype) == ("layer_norm", "bfloat16"):
+    if name.startswith("layer_norm") and dtype == "bfloat16":
         pytest.skip("the residual stream is float32 or wider")
     with jax.enable_x64():
         actual, wanted = both(name, dtype)
@@ -99,7 +118,7 @@ def test_large_scores_do_not_overflow():
     assert np.isfinite(pull(result)[0]).all()
 
 
-@pytest.mark.parametrize("name", ["attention", "masked attention", "layer_norm", "gelu"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dense"])
 def test_operations_under_vmap_equal_those_of_one_network(name):
     """The search trains several networks in one program, by vmap."""
     ours, _, shapes = CASES[name]
@@ -115,9 +134,44 @@ def test_operations_under_vmap_equal_those_of_one_network(name):
             np.testing.assert_allclose(each[index], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_an_example_of_padding_alone_gives_no_nan():
+@pytest.mark.parametrize("window", [None, 1])
+def test_an_example_of_padding_alone_gives_no_nan(window):
     """The last batch of an evaluation is filled with such examples."""
     qkv, mask = jnp.asarray(normal(ROWS, 3 * HEADS * D), jnp.float32), jnp.zeros((4, TOKENS), bool)
-    result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS, mask=mask), qkv)
+    result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, TOKENS, HEADS, mask=mask, window=window), qkv)
     assert np.isfinite(result).all()
     assert np.isfinite(pull(result)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("window", "tokens"), [(None, 23), (3, 23), (4, 24), (30, 23)])
+def test_long_texts_give_the_same_in_blocks_and_parts(window, tokens, dtype, monkeypatch):
+    """Also where padding sees no token; no gradient comes from there."""
+    mask = jnp.arange(tokens)[None] < jnp.array([tokens, 9, 1, 0])[:, None]
+    found = []
+    with jax.enable_x64():
+        qkv = jnp.asarray(normal(4 * tokens, 3 * HEADS * D), dtype)
+        weight = jnp.asarray(normal(4 * tokens, HEADS * D, seed=1) * np.asarray(mask).reshape(-1, 1), dtype)
+        for limit in (1000, 0):
+            monkeypatch.setattr(long_attention, "WHOLE", limit)
+            monkeypatch.setattr(long_attention, "WINDOWS", limit)
+            monkeypatch.setattr(long_attention, "PART", 5)
+            result, pull = jax.vjp(lambda qkv: ops.self_attention(qkv, tokens, HEADS, mask=mask, window=window), qkv)
+            found.append((result, *pull(weight)))
+            assert all(each.dtype == qkv.dtype for each in found[-1])
+    for each, wanted in zip(*found, strict=True):
+        each, wanted = (np.asarray(array, np.float64) for array in (each, wanted))
+        assert np.abs(each - wanted).max() < TOLERANCES[dtype] * np.abs(wanted).max()
+
+
+def test_the_memory_of_long_texts_grows_as_their_length():
+    def temporary(tokens, window):
+        def loss(qkv, mask):
+            return jnp.square(ops.self_attention(qkv, tokens, 2, mask=mask, window=window)).sum()
+
+        shapes = jax.ShapeDtypeStruct((tokens, 3 * 2 * 16), jnp.float32), jax.ShapeDtypeStruct((1, tokens), bool)
+        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    for window in (64, None):
+        assert temporary(8192, window) < 2.2 * temporary(4096, window)
+        assert temporary(8192, window) < 0.25 * 2 * 8192**2 * 4, "a quarter of one array of all scores"

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn import metrics
-from text_runs import BAD, GOOD, NAME, VARIANT, register, run_on, text_config, tokenizer, write
+from text_runs import BAD, GOOD, MODERN, NAME, VARIANT, register, run_on, text_config, tokenizer, write
 from tiny_runs import StopAt, assert_same_run, one_device, rows_of
 
 import sft_jax
-from convert import bert, flax_to_onnx, flax_to_resnet
+from convert import flax_to_onnx, flax_to_resnet
+from convert.families import reference_of
 from sft_jax import export, predict
 from sft_jax.config import complete, flatten
 from sft_jax.data import loader as loader_module
@@ -46,7 +47,6 @@ def alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "Devices", one_device)
         register(patch)
-        patch.setitem(bert.VARIANTS, NAME, VARIANT)
         yield
 
 
@@ -62,6 +62,15 @@ def made(alone, texts, tmp_path_factory):
     return folder, run_on(texts, folder, report__explain=True, regularization__dropout=0.1)
 
 
+@pytest.fixture(scope="module", params=[NAME, MODERN])
+def each(request, made, texts, tmp_path_factory):
+    """Returns a run of one of the networks, and its results.json."""
+    if request.param == NAME:
+        return made
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, run_on(texts, folder, model__name=request.param, regularization__dropout=0.1)
+
+
 def restored(folder, count=1, placement="auto"):
     run = Run(folder)
     config = complete(flatten(run.config()) | {"data.placement": placement})
@@ -70,15 +79,15 @@ def restored(folder, count=1, placement="auto"):
     return experiment, experiment.weights(run.restored("best").arrays)
 
 
-def test_it_learns_and_reports_its_metrics(made):
-    folder, results = made
+def test_it_learns_and_reports_its_metrics(each):
+    folder, results = each
     assert results["test_accuracy"] > 0.9
     assert results["class_names"] == ["negative", "positive"]
     assert {"test_matthews", "test_macro_f1", "test_loss", "test_top5", "confusion"} <= results.keys()
     assert "val_matthews" in rows_of(folder)[0]
     log = (folder / "train.log").read_text()
     assert "203 / 61 / 77 train / validation / test texts, 2 classes" in log
-    assert f"model      {NAME} at up to 24 tokens" in log
+    assert f"model      {Run(folder).config().model.name} at up to 24 tokens" in log
     assert "texts      batches of similar lengths, padded to 8, 16 or 24 tokens" in log
     assert "11 training texts per epoch" in log
     assert " texts/s  " in log
@@ -207,8 +216,8 @@ def test_flags_of_images_are_refused(made, whole, tmp_path, monkeypatch):
             predict.main()
 
 
-def test_any_batch_and_padding_give_the_same_logits(made):
-    clf, split = sft_jax.load(made[0]), restored(made[0])[0].dataset.test
+def test_any_batch_and_padding_give_the_same_logits(each):
+    clf, split = sft_jax.load(each[0]), restored(each[0])[0].dataset.test
     whole = clf.logits(split.texts)
     alone = np.concatenate([clf.logits(text) for text in split.texts[:5]])
     np.testing.assert_allclose(alone, whole[:5], rtol=1e-4, atol=1e-5)
@@ -218,9 +227,9 @@ def test_any_batch_and_padding_give_the_same_logits(made):
         clf.logits([3])
 
 
-def test_exports_predict_the_same(made, tmp_path):
-    clf, split = sft_jax.load(made[0]), restored(made[0])[0].dataset.test
-    export.export(made[0], "best", tmp_path / "e.stablehlo")
+def test_exports_predict_the_same(each, tmp_path):
+    clf, split = sft_jax.load(each[0]), restored(each[0])[0].dataset.test
+    export.export(each[0], "best", tmp_path / "e.stablehlo")
     exported = sft_jax.load(tmp_path / "e.stablehlo")
     np.testing.assert_allclose(exported.logits(split.texts), clf.logits(split.texts), rtol=1e-4, atol=1e-4)
     assert exported.learnt == clf.learnt
@@ -229,23 +238,21 @@ def test_exports_predict_the_same(made, tmp_path):
         exported.features("good")
 
 
-def test_torch_and_onnx_predict_the_same(made, tmp_path, capsys):
-    clf, split = sft_jax.load(made[0]), restored(made[0])[0].dataset.test
-    read = clf.reading.read(split.texts)
-    given = {
-        "input_ids": read.tokens.astype(np.int64),
-        "attention_mask": (read.tokens != 0).astype(np.int64),
-        "token_type_ids": read.segments.astype(np.int64),
-    }
-    flax_to_resnet.convert(made[0], None, tmp_path / "w.safetensors")
+def test_torch_and_onnx_predict_the_same(each, tmp_path, capsys):
+    clf, split = sft_jax.load(each[0]), restored(each[0])[0].dataset.test
+    read, name = clf.reading.read(split.texts), Run(each[0]).config().model.name
+    flax_to_resnet.convert(each[0], None, tmp_path / "w.safetensors")
     assert tokenizer() not in capsys.readouterr().out
-    module = bert.BertReference().module(NAME, 2, load_file(tmp_path / "w.safetensors"), "imagenet")
+    module = reference_of(name).module(name, 2, load_file(tmp_path / "w.safetensors"), "imagenet")
+    given = reference_of(name).given(module, read.tokens, read.segments)
     with torch.no_grad():
-        theirs = module(**{name: torch.from_numpy(array) for name, array in given.items()}).logits
+        theirs = module(**given).logits
     np.testing.assert_allclose(theirs, clf.logits(split.texts), rtol=1e-4, atol=1e-4)
-    flax_to_onnx.convert(made[0], None, tmp_path / "n.onnx")
+    flax_to_onnx.convert(each[0], None, tmp_path / "n.onnx")
     onnx = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(onnx.run(None, given)[0], theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        onnx.run(None, {name: tensor.numpy() for name, tensor in given.items()})[0], theirs, rtol=1e-4, atol=1e-4
+    )
     metadata = onnx.get_modelmeta().custom_metadata_map
     assert metadata["tokenizer"] == tokenizer()
     assert json.loads(metadata["learnt"]) == {"length": 24}
@@ -281,12 +288,12 @@ def text_network():
     return Network.abstract(builder(complete({"model.name": NAME}).model, 2))
 
 
-def test_attributions_add_up_to_the_difference_from_the_baseline(made):
-    clf, (experiment, _) = sft_jax.load(made[0]), restored(made[0])
+def test_attributions_add_up_to_the_difference_from_the_baseline(each):
+    clf, (experiment, _) = sft_jax.load(each[0]), restored(each[0])
     split = experiment.dataset.test.take(np.arange(6))
     read = clf.reading.read(split.texts)
     special = np.isin(read.tokens, (2, 3))
-    baseline = np.where(special, read.tokens, 0)
+    baseline = np.where(special, read.tokens, clf.reading.padding)
     outputs = np.array([0, 1, 0, 1, 0, 1], np.int32)
     found = attributions(clf.model, *map(jnp.asarray, (read.tokens, read.segments, baseline, outputs)))
 
