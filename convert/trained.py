@@ -13,7 +13,8 @@ from convert.families import flax_network, reference_of
 from sft_jax import models
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.models import Network
-from sft_jax.models.weights import initialise, load_weights
+from sft_jax.models.packages import load_installed_or_file
+from sft_jax.models.weights import initialise
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
 
@@ -75,7 +76,7 @@ def read(workdir: Path | None, file: Path | None, *, inputs: bool = False) -> Tr
         stem, facts = config.model.stem, of_run(weights, preprocess)
     else:
         assert file is not None
-        weights = load_weights(file)
+        weights = load_installed_or_file(file)
         stem, facts = weights.stem, recorded(weights.class_names, weights.metadata)
     classes = weights.outputs or 1000
     architecture, arrays = models.architecture(weights.arch), weights.arrays

@@ -24,8 +24,8 @@ from sft_jax.inference import explain, masks
 from sft_jax.inference.network import BATCH, TrainedNetwork
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.inference.texts import TextClassifier, text_facts
-from sft_jax.models.packages import PREFIX, load_packaged
-from sft_jax.models.weights import Weights, initialise, load_weights
+from sft_jax.models.packages import PREFIX, load_installed_or_file
+from sft_jax.models.weights import Weights, initialise
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
 from sft_jax.tasks import task_named
@@ -191,9 +191,7 @@ def load_export(path: Path) -> Classifier | TextClassifier:
 
 def _weights(path: Path) -> Weights:
     """Loads a converted file, or the weights of a package. Raises UserError."""
-    if str(path).startswith(PREFIX):
-        return load_packaged(str(path))
-    weights = load_weights(path)
+    weights = load_installed_or_file(path)
     of_images = models.architecture(weights.arch).texts is None
     if of_images and "stem" in weights.metadata and "preprocess" not in weights.metadata:  # early files have neither
         raise UserError(

