@@ -26,7 +26,9 @@ from sft_jax.run.folder import Run  # noqa: E402
 from sft_jax.runtime.devices import AXIS, Devices  # noqa: E402
 from sft_jax.runtime.estimate import flops  # noqa: E402
 from sft_jax.runtime.signals import StopRequest  # noqa: E402
+from sft_jax.tasks import Task  # noqa: E402
 from sft_jax.tasks.classification import Classification  # noqa: E402
+from sft_jax.tasks.segmentation import Segmentation  # noqa: E402
 from sft_jax.tasks.text import TextClassification  # noqa: E402
 from sft_jax.training import optimizer  # noqa: E402
 from sft_jax.training.evaluator import Evaluator  # noqa: E402
@@ -41,7 +43,6 @@ def main() -> None:
     arch, batch, size, precision, *rest = sys.argv[1:]
     if rest == ["stock"] and not stock.use_stock_layers(arch):
         raise UserError(f"--stock: only ResNets are written in stock Flax layers, not {arch}")
-    models.check_head(arch, dense=False, task="classification")
     config = complete(worker.recipe(arch, int(batch), int(size), precision))
     devices = Devices()
     devices.check_batch(config.batch_size)
@@ -60,11 +61,15 @@ class _Side:
         self.network = models.Network.abstract(self.build)
         self.optimizer = optimizer.make_optimizer(config.optimizer, steps, architecture=self.network.architecture)
         names, count = tuple(map(str, range(worker.CLASSES))), steps * config.batch_size
-        if self.network.architecture.texts is None:
-            self.task, split = Classification(names), ArraySplit.of_images(*worker.images(count, config.data.size))
-        else:
+        self.task: Task
+        if self.network.architecture.texts is not None:
             inputs, labels = worker.texts(config.model.name, count, config.text.length)
             self.task, split = TextClassification(names), ArraySplit(inputs, {"label": labels})
+        elif self.network.architecture.dense:
+            (images, _), masks = worker.images(count, config.data.size), worker.masks(count, config.data.size)
+            self.task, split = Segmentation(names), ArraySplit({"image": images}, {"mask": masks})
+        else:
+            self.task, split = Classification(names), ArraySplit.of_images(*worker.images(count, config.data.size))
         self.loader = Loader(split, devices)
         order = np.arange(len(split), dtype=np.int32).reshape(steps, -1)
         steps_per_call = StepsPerCall()
@@ -91,6 +96,7 @@ class _Side:
             "tokens": jax.ShapeDtypeStruct((count, length), np.int32),
             "segments": jax.ShapeDtypeStruct((count, length), np.uint8),
             "label": jax.ShapeDtypeStruct((count,), np.int32),
+            "mask": jax.ShapeDtypeStruct((count, size, size), np.uint8),
         }
         step = make_train_step(network, self.task, self.optimizer)
         return flops(step, jax.eval_shape(lambda: self.state), batch)

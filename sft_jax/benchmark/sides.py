@@ -54,9 +54,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
     # Imported late: it takes a second.
     from sft_jax.models import architecture
 
-    of_texts = architecture(args.arch).texts is not None
-    if of_texts and (args.epoch or args.stock):
-        raise UserError(f"--epoch and --stock are for networks of images, but {args.arch} takes texts")
+    known = architecture(args.arch)
+    of_texts = known.texts is not None
+    if (of_texts or known.dense) and (args.epoch or args.stock):
+        does = "takes texts" if of_texts else "has outputs of pixels"
+        raise UserError(f"--epoch and --stock are for classifiers of images, but {args.arch} {does}")
     arguments = [args.arch, str(args.batch), str(args.size)]
     with contextlib.ExitStack() as stack:
 

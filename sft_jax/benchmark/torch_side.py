@@ -21,11 +21,13 @@ import torch  # noqa: E402  # the allocator first
 import torchvision  # noqa: E402
 from PIL import Image  # noqa: E402
 from torchvision import transforms  # noqa: E402
+from torchvision.models import segmentation  # noqa: E402
 
 from sft_jax import models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
 from sft_jax.config.shipped import shipped  # noqa: E402
 from sft_jax.errors import UserError, run_command  # noqa: E402
+from sft_jax.models.segmentation import REFERENCES, DenseArchitecture  # noqa: E402
 
 
 class _Images(torch.utils.data.Dataset):
@@ -40,6 +42,37 @@ class _Images(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
 
 
+class Segmenter(torch.nn.Module):
+    """timm's backbone with torchvision's head, for networks with outputs of pixels that torchvision does not have.
+
+    Raises:
+      UserError: timm is not installed, or the head is none of torchvision's for any backbone.
+    """
+
+    def __init__(self, architecture: DenseArchitecture):
+        super().__init__()
+        heads = {"fcn": segmentation.fcn.FCNHead, "deeplabv3": segmentation.deeplabv3.DeepLabHead}
+        if architecture.kind not in heads:
+            raise UserError(f"PyTorch has no {architecture.name}; compare {' or '.join(sorted(REFERENCES))}")
+        name, stride = architecture.backbone.name, architecture.strides[-1]
+        backbone: Any = _timm(name, features_only=True, out_indices=(-1,), output_stride=stride)
+        self.backbone = backbone
+        self.classifier = heads[architecture.kind](backbone.feature_info.channels()[-1], worker.CLASSES)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps images [batch, 3, height, width] to {"out": logits [batch, classes, height, width]}."""
+        logits = self.classifier(self.backbone(images)[0])
+        return {"out": torch.nn.functional.interpolate(logits, images.shape[2:], mode="bilinear")}
+
+
+def _timm(name: str, **settings: Any) -> torch.nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError(f"PyTorch's {name} is timm's: pip install timm") from None
+    return timm.create_model(name, **settings)
+
+
 def reference_network(arch: str, size: int) -> torch.nn.Module:
     """Returns torchvision's network, or timm's where torchvision has none, for images of `size` pixels.
 
@@ -48,15 +81,17 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
     """
     architecture = models.architecture(arch)
     sized: dict[str, Any] = {}
+    if isinstance(architecture, DenseArchitecture):
+        if arch not in REFERENCES:
+            return Segmenter(architecture)
+        return torchvision.models.get_model(
+            arch, weights=None, weights_backbone=None, num_classes=worker.CLASSES, aux_loss=None
+        )
     if architecture.reference == "torchvision":
         sized |= {} if architecture.positions is None else {"image_size": size}
         return torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES, **sized)
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise UserError(f"PyTorch's {arch} is timm's: pip install timm") from None
     sized |= {} if architecture.positions is None else {"img_size": size}
-    return timm.create_model(arch, num_classes=worker.CLASSES, **sized)
+    return _timm(arch, num_classes=worker.CLASSES, **sized)
 
 
 def of_texts(arch: str, batch: int, length: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -91,7 +126,9 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     inputs: Any
-    if models.architecture(arch).texts is None:
+    known = models.architecture(arch)
+    dense = known.dense
+    if known.texts is None:
         network, inputs = reference_network(arch, size), torch.randn(batch, 3, size, size)
     else:
         network, inputs = of_texts(arch, batch, size)
@@ -110,10 +147,11 @@ def main() -> None:
 
     def logits(inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            return network(**inputs).logits if isinstance(inputs, dict) else network(inputs)
+            found = network(**inputs) if isinstance(inputs, dict) else network(inputs)
+        return found["out"] if dense else found.logits if isinstance(inputs, dict) else found
 
     inputs = placed(inputs)
-    labels = torch.randint(0, worker.CLASSES, (batch,), device=device)
+    labels = torch.randint(0, worker.CLASSES, (batch, size, size) if dense else (batch,), device=device)
 
     def update(inputs, labels) -> None:
         optimizer.zero_grad()

@@ -27,8 +27,11 @@ def steps_per_call(platform: str) -> int:
 
 def recipe(arch: str, batch: int, size: int, precision: str) -> dict[str, Any]:
     """Returns the settings of our side, by the keys of a configuration; of texts `size` is their length in tokens."""
-    if architecture(arch).texts is not None:
+    known = architecture(arch)
+    if known.texts is not None:
         own: dict[str, Any] = {"task": "text", "text.length": size}
+    elif known.dense:
+        own = {"task": "segmentation", "data.size": size}
     else:
         own = {"data.size": size, "data.crop_padding": CROP_PADDING}
     return own | {
@@ -48,6 +51,11 @@ def images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         random.integers(0, 256, (count, size, size, 3), np.uint8),
         random.integers(0, CLASSES, count).astype(np.int32),
     )
+
+
+def masks(count: int, size: int) -> np.ndarray:
+    """Returns masks uint8 [count, size, size] of `images`, in which every pixel has a class."""
+    return np.random.default_rng(1).integers(0, CLASSES, (count, size, size), np.uint8)
 
 
 def texts(arch: str, count: int, length: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

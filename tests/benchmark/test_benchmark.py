@@ -8,7 +8,7 @@ import pytest
 from children import json_of
 
 from sft_jax.benchmark.__main__ import parse
-from sft_jax.benchmark.sides import figures, timings
+from sft_jax.benchmark.sides import figures, measure, timings
 from sft_jax.benchmark.turns import Side
 from sft_jax.errors import UserError
 
@@ -29,6 +29,20 @@ def test_the_command_measures_all_sides():
     settings = [report[f"torch_{format}{kind}_train_ms"] for format in ("nchw", "channels_last") for kind in ALLOCATOR]
     assert report["torch_train_ms"] == min(settings)
     assert report["train_flops"] > 4 * 30e6, "forward and backward of 4 images"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fcn_resnet18", "deeplabv3_mobilenet_v3_large"])
+def test_segmentation_is_measured_on_both_sides(arch):
+    report = json_of("sft_jax.benchmark", "--arch", arch, "--batch", "2", "--size", "32", "--rounds", "1", "--json")
+    for task in ("train", "eval"):
+        assert report[f"{task}_speedup_vs_torch"] == report[f"torch_{task}_ms"] / report[f"{task}_ms"]
+    assert report["train_flops"] > 0
+
+
+def test_pixels_have_no_epochs_and_no_stock_layers():
+    with pytest.raises(UserError, match="for classifiers of images, but fcn_resnet18 has outputs of pixels"):
+        measure(parse(["--arch", "fcn_resnet18", "--epoch"]))
 
 
 class Measured:
