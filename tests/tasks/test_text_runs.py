@@ -346,10 +346,13 @@ def test_the_doctor_compiles_and_times_it(texts, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__source": "digits"}, "config.data.source=digits has images, but the task needs texts; use text:PATH"),
+        (
+            {"data__source": "digits"},
+            "config.data.source=digits has images, but the task needs texts; use tfds:NAME, text",
+        ),
         (
             {"task": "classification", "text__length": 128, "text__tokenizer": None},
-            "has texts, which only --config.task",
+            "has texts, for --config.task=text or text_regression",
         ),
         ({"model__name": "resnet18"}, "model.name=resnet18 takes images, which task=text does not have"),
         ({"regularization__mixup": 0.2}, "config.regularization.mixup=0.2 cannot be used with task=text: tokens"),
