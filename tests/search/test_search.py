@@ -64,7 +64,8 @@ def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
     assert results["best_val_accuracy"] == winner.mean
     rows = Run(folder / "best").rows()
     assert [row["val_accuracy"] for row in rows] == winner.folds[0].figures["val_accuracy"][: winner.epochs]
-    assert [row["train_loss"] for row in rows] == winner.folds[0].train_loss[: winner.epochs]
+    # Of another program, whose operations are fused in other places.
+    assert [row["train_loss"] for row in rows] == pytest.approx(winner.folds[0].train_loss[: winner.epochs], rel=1e-6)
 
 
 def test_the_files_of_a_cross_validated_search(cross_validated, capsys):
