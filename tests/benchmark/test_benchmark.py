@@ -32,9 +32,10 @@ def test_the_command_measures_all_sides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["fcn_resnet18", "deeplabv3_mobilenet_v3_large"])
-def test_segmentation_is_measured_on_both_sides(arch):
-    report = json_of("sft_jax.benchmark", "--arch", arch, "--batch", "2", "--size", "32", "--rounds", "1", "--json")
+def test_segmentation_is_measured_on_both_sides():
+    report = json_of(
+        "sft_jax.benchmark", "--arch", "fcn_resnet18", "--batch", "2", "--size", "32", "--rounds", "1", "--json"
+    )
     for task in ("train", "eval"):
         assert report[f"{task}_speedup_vs_torch"] == report[f"torch_{task}_ms"] / report[f"{task}_ms"]
     assert report["train_flops"] > 0
