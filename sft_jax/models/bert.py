@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, Rule, Texts, located_by
-from sft_jax.models.block_network import BlockNetwork
+from sft_jax.models.architecture import Architecture, Rule, Texts, located_by
 from sft_jax.models.dropout import Dropout
 from sft_jax.models.layers import Linear
+from sft_jax.models.text_network import TextNetwork
 from sft_jax.models.transformer import Dense, Embedding, LayerNorm, mean_of_tokens
 
 # The longest text in tokens.
@@ -142,7 +142,7 @@ def _added(output: Any, x: jax.Array, branch: jax.Array, examples: int, dropout:
     return output["LayerNorm"](x + dropout(output["dense"](branch), examples).astype(x.dtype))
 
 
-class Bert(BlockNetwork):
+class Bert(TextNetwork):
     """transformers' `BertForSequenceClassification` and its relatives, without dropout of attention weights.
 
     Args:
@@ -168,7 +168,7 @@ class Bert(BlockNetwork):
         rngs: nnx.Rngs,
     ):
         self.variant, width, kind = variant, variant.width, variant.kind
-        self.dropout, self.axis_name = dropout, axis_name
+        self.padding, self.dropout, self.axis_name = kind.padding, dropout, axis_name
         counts = {"word": variant.vocabulary, "position": kind.positions, "token_type": kind.segments}
         tables = {f"{name}_embeddings": Embedding(n, width, rngs=rngs) for name, n in counts.items() if n}
         self.embeddings: Any = nnx.Dict(tables | {"LayerNorm": LayerNorm(width, epsilon=kind.epsilon)})
@@ -178,46 +178,20 @@ class Bert(BlockNetwork):
         self.pooler = nnx.Dict({"dense": Dense(width, width, dtype=dtype, rngs=rngs)}) if has_pooler else None
         self.classifier = Linear(width, num_classes, rngs=rngs)
 
-    def features(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        *,
-        words: jax.Array | None = None,
-        train: bool = False,
-        key: jax.Array | None = None,
-    ) -> Features:
-        """Maps tokens int32 [batch, length], padded at the end, and their segments to `Features`.
-
-        `words` are the tokens' embeddings [batch, length, width], if they are not those of `embed`.
-        """
-        dropout = Dropout(self.dropout, key, self.axis_name)
-        stages = self._stages(tokens, segments, self.embed(tokens) if words is None else words, dropout)
-        maps = tuple(activations for _, activations in stages)[1:]
-        return Features(dropout(self.pool(maps[-1], self._mask(tokens)), tokens.shape[0]), maps)
-
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns the embeddings of tokens int32 [batch, length], without their places: [batch, length, width]."""
+        """See `TextNetwork`; without their places."""
         return self.embeddings["word_embeddings"](tokens)
 
     def pool(self, last: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps the last of `Features.maps` [batch, length, width] and the mask [batch, length] to `Features.pooled`."""
+        """See `TextNetwork`."""
         if self.pooler is not None:
             return self.variant.kind.activation(self.pooler["dense"](last[:, 0]).astype(last.dtype))
         return mean_of_tokens(last, mask)
 
-    def head(self, features: jax.Array) -> jax.Array:
-        """Maps features [batch, width] to logits [batch, num_classes]."""
-        return self.classifier(features)
-
-    def stages(self, tokens: jax.Array, segments: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, activations [batch, length, width]) after the embeddings and after every layer."""
-        return self._stages(tokens, segments, self.embed(tokens), Dropout(0.0, None, None))
-
     def _stages(
-        self, tokens: jax.Array, segments: jax.Array, x: jax.Array, dropout: Dropout
+        self, tokens: jax.Array, segments: jax.Array, words: jax.Array, dropout: Dropout
     ) -> Iterator[tuple[str, jax.Array]]:
-        tables, kind, mask = self.embeddings, self.variant.kind, self._mask(tokens)
+        tables, kind, mask, x = self.embeddings, self.variant.kind, self.mask(tokens), words
         if kind.segments:
             x = x + tables["token_type_embeddings"](segments if kind.segments > 1 else jnp.zeros_like(segments))
         places = jnp.arange(tokens.shape[1])[None]
@@ -230,9 +204,6 @@ class Bert(BlockNetwork):
         for index, layer in enumerate(self.encoder["layer"]):
             rows = self.run_block(layer, rows, mask, dropout=dropout)
             yield f"encoder.layer.{index}", rows.reshape(shape)
-
-    def _mask(self, tokens: jax.Array) -> jax.Array:
-        return tokens != self.variant.kind.padding
 
 
 def architecture(name: str, variant: Variant) -> Architecture:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sft_jax import ops
-from sft_jax.models.architecture import Architecture, Features, Rule, Texts, located_by
-from sft_jax.models.block_network import BlockNetwork
+from sft_jax.models.architecture import Architecture, Rule, Texts, located_by
 from sft_jax.models.dropout import Dropout
 from sft_jax.models.layers import Linear
 from sft_jax.models.rotary import Rotation, rotated, text_rotation
+from sft_jax.models.text_network import TextNetwork
 from sft_jax.models.transformer import DEVIATION, Dense, Embedding, LayerNorm, mean_of_tokens
 
 # The longest text in tokens.
@@ -100,7 +100,7 @@ def output_deviation(variant: Variant) -> float:
     return DEVIATION * (2 * variant.depth) ** -0.5
 
 
-class ModernBert(BlockNetwork):
+class ModernBert(TextNetwork):
     """transformers' `ModernBertForSequenceClassification`, without dropout in the attention.
 
     Args:
@@ -127,7 +127,7 @@ class ModernBert(BlockNetwork):
         rngs: nnx.Rngs,
     ):
         self.variant, width = variant, variant.width
-        self.dropout, self.axis_name = dropout, axis_name
+        self.padding, self.dropout, self.axis_name = variant.padding, dropout, axis_name
         tokens = Embedding(variant.vocabulary, width, rngs=rngs)
         self.embeddings: Any = nnx.Dict({"tok_embeddings": tokens, "norm": norm(variant)})
         self.layers = nnx.List([Layer(variant, index, dtype=dtype, rngs=rngs) for index in range(variant.depth)])
@@ -137,44 +137,20 @@ class ModernBert(BlockNetwork):
         self.pooler: Any = nnx.Dict({"dense": dense, "norm": norm(variant)})
         self.classifier = Linear(width, num_classes, rngs=rngs)
 
-    def features(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        *,
-        words: jax.Array | None = None,
-        train: bool = False,
-        key: jax.Array | None = None,
-    ) -> Features:
-        """Maps tokens int32 [batch, length], padded at the end, to `Features`; their segments are not used.
-
-        `words` are the tokens' embeddings [batch, length, width], if they are not those of `embed`.
-        """
-        dropout = Dropout(self.dropout, key, self.axis_name)
-        stages = self._stages(tokens, self.embed(tokens) if words is None else words, dropout)
-        maps = tuple(activations for _, activations in stages)[1:]
-        return Features(dropout(self.pool(maps[-1], self._mask(tokens)), tokens.shape[0]), maps)
-
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns the embeddings of tokens int32 [batch, length], before their norm: [batch, length, width]."""
+        """See `TextNetwork`; before their norm."""
         return self.embeddings["tok_embeddings"](tokens)
 
     def pool(self, last: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps the last of `Features.maps` [batch, length, width] and the mask [batch, length] to `Features.pooled`."""
+        """See `TextNetwork`."""
         states = self.final_norm(last.reshape(-1, last.shape[-1])).reshape(last.shape)
         pooled = states[:, 0] if self.variant.pool == "cls" else mean_of_tokens(states, mask)
         return self.pooler["norm"](ops.gelu(self.pooler["dense"](pooled).astype(last.dtype)))
 
-    def head(self, features: jax.Array) -> jax.Array:
-        """Maps features [batch, width] to logits [batch, num_classes]."""
-        return self.classifier(features)
-
-    def stages(self, tokens: jax.Array, segments: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, activations [batch, length, width]) after the embeddings and after every layer."""
-        return self._stages(tokens, self.embed(tokens), Dropout(0.0, None, None))
-
-    def _stages(self, tokens: jax.Array, words: jax.Array, dropout: Dropout) -> Iterator[tuple[str, jax.Array]]:
-        mask, shape = self._mask(tokens), words.shape
+    def _stages(
+        self, tokens: jax.Array, segments: jax.Array, words: jax.Array, dropout: Dropout
+    ) -> Iterator[tuple[str, jax.Array]]:
+        mask, shape = self.mask(tokens), words.shape  # it has no segments
         rows = dropout(self.embeddings["norm"](words.reshape(-1, shape[-1])), shape[0])
         yield "embeddings", rows.reshape(shape)
         d = self.variant.width // self.variant.heads
@@ -185,9 +161,6 @@ class ModernBert(BlockNetwork):
         for index, layer in enumerate(self.layers):
             rows = self.run_block(layer, rows, mask, turns[self.variant.is_global(index)], dropout=dropout)
             yield f"layers.{index}", rows.reshape(shape)
-
-    def _mask(self, tokens: jax.Array) -> jax.Array:
-        return tokens != self.variant.padding
 
 
 def _module_path(path: str) -> str:
