@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.long_attention import is_long, long_attention
+from sft_jax.ops.precision import wide
+from sft_jax.ops.scores import softmax_of_seen
 
 
 def self_attention(
@@ -82,12 +84,7 @@ def _softmax(
     scores = _product(q, k, 2, 2) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = (scores.reshape(-1, *bias.shape) + bias[None].astype(scores.dtype)).reshape(scores.shape)
-    seen = _seen(q.shape[1], mask, window)
-    if seen is not None:
-        # A finite number, so that a token that sees none gives no NaN.
-        by_example = scores.reshape(seen.shape[0], -1, *scores.shape[1:])
-        scores = jnp.where(seen, by_example, jnp.finfo(scores.dtype).min).reshape(scores.shape)
-    return jax.nn.softmax(scores)
+    return softmax_of_seen(scores, _seen(q.shape[1], mask, window))
 
 
 def _seen(tokens: int, mask: jax.Array | None, window: int | None) -> jax.Array | None:
@@ -106,8 +103,8 @@ def _backward(tokens, heads, window, saved, dy):
     dy = dy.reshape(batch, tokens, heads, d).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, d)
     dy = lax.optimization_barrier(dy)
     d_weights = _product(dy, v, 2, 2)
-    wide = weights.astype(d_weights.dtype)
-    d_scores = wide * (d_weights - (d_weights * wide).sum(-1, keepdims=True))
+    softmax = weights.astype(d_weights.dtype)
+    d_scores = softmax * (d_weights - (d_weights * softmax).sum(-1, keepdims=True))
     d_bias = None if bias is None else d_scores.reshape(-1, *bias.shape).sum(0).astype(bias.dtype)
     d_scores = (d_scores * d**-0.5).astype(q.dtype)
     flipped, d_flipped, d_scores = lax.optimization_barrier(
@@ -124,5 +121,4 @@ _self_attention.defvjp(_forward, _backward)
 
 def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
     """Multiplies matrices [n, ...] over an axis of each, with float32 results or wider."""
-    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
-    return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((0,), (0,))), preferred_element_type=wide)
+    return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((0,), (0,))), preferred_element_type=wide(x))

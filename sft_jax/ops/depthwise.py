@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.im2col import output_size
+from sft_jax.ops.precision import wide
 
 # The kernel's gradient takes images in blocks of about this many bytes, which stay in the cache for all taps.
 BLOCK_BYTES = 2**19
@@ -28,10 +29,10 @@ def conv_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int, l
 
 def _forward(x, kernel, stride, padding, layout):
     height, width, _ = AXES[layout]
-    padded, taps = _pad(x, padding, layout), kernel.astype(_wide(x))
+    padded, taps = _pad(x, padding, layout), kernel.astype(wide(x))
     positions = [output_size(x.shape[axis], kernel.shape[i], stride, padding) for i, axis in enumerate((height, width))]
     terms = [
-        _window(padded, (row, column), positions, stride, layout).astype(_wide(x))
+        _window(padded, (row, column), positions, stride, layout).astype(wide(x))
         * taps[row : row + 1, column : column + 1]
         for row in range(kernel.shape[0])
         for column in range(kernel.shape[1])
@@ -62,7 +63,7 @@ def _input_gradient(dy, kernel, shape, stride, padding, layout):
         # x[stride * q + phase] receives dy[q + (phase + padding - tap) / stride] through each tap.
         first, last = (padding - kernel.shape[i] + 1) // stride, (stride - 1 + padding) // stride
         edges[axis] = max(0, -first), max(0, last + phase_size[i] - dy.shape[axis])
-    padded, taps = jnp.pad(dy, edges), kernel.astype(_wide(dy))
+    padded, taps = jnp.pad(dy, edges), kernel.astype(wide(dy))
 
     def phase_sum(phases):
         total = jnp.zeros((), taps.dtype)
@@ -96,7 +97,7 @@ def _kernel_gradient(x, kernel, dy, stride, padding, layout):
     """
     height, width, images = AXES[layout]
     rows, columns, _, channels = kernel.shape
-    batch, wide = x.shape[images], _wide(x)
+    batch, dtype = x.shape[images], wide(x)
     block = _divisor(batch, max(1, BLOCK_BYTES * batch // (x.size * x.dtype.itemsize)))
     positions = dy.shape[height], dy.shape[width]
 
@@ -106,7 +107,7 @@ def _kernel_gradient(x, kernel, dy, stride, padding, layout):
         shape[height], shape[width] = ((count - 1) * stride + 1 for count in positions)
         start: list = [0] * 4
         start[height], start[width] = tap // columns, tap % columns
-        total = jnp.zeros((), wide)
+        total = jnp.zeros((), dtype)
         for first in range(0, positions[1], COLUMNS):
             terms = []
             for column in range(first, min(first + COLUMNS, positions[1])):
@@ -114,9 +115,9 @@ def _kernel_gradient(x, kernel, dy, stride, padding, layout):
                 at, size = list(start), list(shape)
                 at[width], size[width] = start[width] + column * stride, 1
                 seen = _window(lax.dynamic_slice(x, at, size), (0, 0), (positions[0], 1), stride, layout)
-                terms.append(seen.astype(wide) * lax.slice_in_dim(dy, column, column + 1, axis=width).astype(wide))
+                terms.append(seen.astype(dtype) * lax.slice_in_dim(dy, column, column + 1, axis=width).astype(dtype))
             sums = sum(terms[1:], terms[0]).reshape(-1, channels)
-            total += (jnp.ones((1, len(sums)), wide) @ sums)[0]
+            total += (jnp.ones((1, len(sums)), dtype) @ sums)[0]
         return total
 
     def add_block(total, index):
@@ -124,7 +125,7 @@ def _kernel_gradient(x, kernel, dy, stride, padding, layout):
         some_dy = lax.dynamic_slice_in_dim(dy, index * block, block, images)
         return total + lax.map(lambda tap: tap_gradient(some_x, some_dy, tap), jnp.arange(rows * columns)), None
 
-    total, _ = lax.scan(add_block, jnp.zeros((rows * columns, channels), wide), jnp.arange(batch // block))
+    total, _ = lax.scan(add_block, jnp.zeros((rows * columns, channels), dtype), jnp.arange(batch // block))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -149,10 +150,6 @@ def _window(x, start, count, stride, layout):
 def _pad(x, padding, layout):
     height, width, _ = AXES[layout]
     return jnp.pad(x, [(padding, padding) if axis in (height, width) else (0, 0) for axis in range(4)])
-
-
-def _wide(x):
-    return x.dtype if x.dtype.itemsize >= 4 else jnp.float32
 
 
 def _divisor(number: int, most: int) -> int:

@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.precision import wide
+from sft_jax.ops.scores import softmax_of_seen
+
 # The most tokens of a text whose scores are computed at once, and the queries of a part of those of longer ones.
 WHOLE, PART = 2048, 512
 # For texts of more windows blocks are faster, see above.
@@ -50,7 +53,7 @@ def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, window
     mixed = _attended(queries, keys, values, seen)
     # Padding may see no token, and then gets the mean of all, as from the softmax of equal scores.
     sees = jnp.broadcast_to(seen.any(-1), (len(seen), count // len(seen), blocks, window)).reshape(*mixed.shape[:3], 1)
-    mean = v.mean(1, dtype=_wide(v)).astype(v.dtype)[:, None, None]
+    mean = v.mean(1, dtype=wide(v)).astype(v.dtype)[:, None, None]
     return jnp.where(sees, mixed, mean).reshape(count, blocks * window, d)[:, :tokens]
 
 
@@ -79,13 +82,7 @@ def _attended(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.
 
     seen is bool [batch, 1, blocks or 1, queries or 1, keys], for n = batch * heads.
     """
-    product = functools.partial(lax.dot_general, preferred_element_type=_wide(q))
+    product = functools.partial(lax.dot_general, preferred_element_type=wide(q))
     scores = product(q, k, (((3,), (3,)), ((0, 1), (0, 1)))) * q.shape[-1] ** -0.5
-    by_example = scores.reshape(seen.shape[0], -1, *scores.shape[1:])
-    scores = jnp.where(seen, by_example, jnp.finfo(scores.dtype).min).reshape(scores.shape)
-    weights = jax.nn.softmax(scores).astype(q.dtype)
+    weights = softmax_of_seen(scores, seen).astype(q.dtype)
     return product(weights, v, (((3,), (2,)), ((0, 1), (0, 1)))).astype(q.dtype)
-
-
-def _wide(x: jax.Array) -> jnp.dtype:
-    return x.dtype if x.dtype.itemsize >= 4 else jnp.dtype("float32")
