@@ -43,8 +43,6 @@ to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<
 SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
-# Keys of the location and structure of other data.
-OTHER_KEYS = WITH_TEXTS
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -71,7 +69,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHER_KEYS)}",
+        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(WITH_TEXTS)}",
     )
     args, overrides = parse_with_overrides(parser, argv)
     if args.weights is not None and args.data is None:
@@ -178,11 +176,11 @@ def evaluate_others(
     from sft_jax.runtime.files import write_json
     from sft_jax.tasks import monitor_of
 
-    check_overrides(overrides, OTHER_KEYS, "evaluation")
+    check_overrides(overrides, WITH_TEXTS, "evaluation")
     run = None if args.workdir is None else Run(args.workdir)
     changes = {name: parse_value(name, text) for name, text in overrides}
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
-    keys: dict[str, Any] = dict.fromkeys(OTHER_KEYS[2:]) | {"data.source": args.data}
+    keys: dict[str, Any] = dict.fromkeys(WITH_TEXTS[2:]) | {"data.source": args.data}
     if isinstance(classifier, Classifier):
         keys["data.size"] = classifier.preprocess.size
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)

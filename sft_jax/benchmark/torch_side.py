@@ -84,9 +84,7 @@ def reference_network(arch: str, size: int) -> torch.nn.Module:
     if isinstance(architecture, DenseArchitecture):
         if arch not in REFERENCES:
             return Segmenter(architecture)
-        return torchvision.models.get_model(
-            arch, weights=None, weights_backbone=None, num_classes=worker.CLASSES, aux_loss=None
-        )
+        sized = {"weights_backbone": None}
     if architecture.reference == "torchvision":
         sized |= {} if architecture.positions is None else {"image_size": size}
         return torchvision.models.get_model(arch, weights=None, num_classes=worker.CLASSES, **sized)

@@ -17,8 +17,8 @@ from sft_jax.data.sources.record import trained_among
 from sft_jax.data.sources.tfds import positions
 from sft_jax.errors import UserError
 from sft_jax.models import architecture, initial_arrays
-from sft_jax.models.packages import PREFIX, load_installed_or_file
-from sft_jax.models.weights import Weights, inherited_head, initialise
+from sft_jax.models.packages import PREFIX, load_packaged
+from sft_jax.models.weights import Weights, inherited_head, initialise, load_weights
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
@@ -82,13 +82,15 @@ def load_init(config: ConfigDict) -> Weights | None:
 
 def load_named(init: str) -> Weights:
     """Loads the weights that a `config.init` other than scratch names. Raises UserError if there are none."""
-    path, is_package = Path(init), init.startswith(PREFIX)
-    if not is_package and not path.suffix and not path.exists():
+    if init.startswith(PREFIX):
+        return load_packaged(init)
+    path = Path(init)
+    if not path.suffix and not path.exists():
         raise UserError(
             f"init={init}: there is no such run; train it first, with --workdir {path} "
             f"(configs/digits.py needs: python -m sft_jax.main --config configs/digits.py:source)"
         )
-    return load_run_weights(path) if not is_package and path.is_dir() else load_installed_or_file(init)
+    return load_run_weights(path) if path.is_dir() else load_weights(path)
 
 
 def read_dataset(

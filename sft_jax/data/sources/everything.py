@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -79,11 +79,10 @@ def load_everything(
         return _files(kind, rest, config, class_names, split, notices, labelling)
     if kind == "tfds":
         where = {"directory": config.dir, "download": config.download}
-        names = [split] if split else split_names(rest, **where)
-        notices.append(f"{config.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
+        whole = of_tfds(rest, split, notices, **where)
         keys = {"image_key": config.image_key, "label_key": config.label_key}
         reading = Reading(square=square)
-        dataset = load_tfds(rest, **where, **keys, splits=("+".join(names),) * 3, size=config.size, reading=reading)
+        dataset = load_tfds(rest, **where, **keys, splits=(whole,) * 3, size=config.size, reading=reading)
     else:
         dataset = load_digits(config.source)
     dataset = numbered(dataset, config.source) if labelling == "number" else dataset
@@ -138,6 +137,16 @@ def of_split(where: str, listed: Sequence[P], split: str | None, notices: list[s
         words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
         notices.append(f"evaluating all splits of {where} together: {words}; --split chooses one")
     return chosen
+
+
+def of_tfds(name: str, split: str | None, notices: list[str], **where: Any) -> str:
+    """Returns `split`, or all splits of a dataset of tfds as one expression; `notices` receives a line.
+
+    `where` are arguments of `split_names`. Raises UserError like it.
+    """
+    names = [split] if split else split_names(name, **where)
+    notices.append(f"tfds:{name}: {counted(len(names), 'split')}, {' + '.join(names)}")
+    return "+".join(names)
 
 
 def _fitted(split: Split, square: Square) -> ArraySplit:

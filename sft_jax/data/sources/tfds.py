@@ -269,9 +269,7 @@ def reachable(host: str) -> bool:
 
 def split_names(name: str, *, directory: str | None, download: bool) -> list[str]:
     """Returns the dataset's splits, preparing it if necessary. Arguments and errors are those of `load_tfds`."""
-    builder, _ = _builder(name, directory)
-    if not builder.info.splits:
-        _prepare(builder, name, download)
+    builder, _ = prepared(name, directory=directory, download=download)
     return list(builder.info.splits)
 
 

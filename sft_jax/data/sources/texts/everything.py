@@ -8,15 +8,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sft_jax.data.dataset import Batch
-from sft_jax.data.sources.everything import matched, of_split
+from sft_jax.data.sources.everything import matched, of_split, of_tfds
 from sft_jax.data.sources.known import check_kind, kind_of
 from sft_jax.data.sources.labelling import LABELLINGS
-from sft_jax.data.sources.listing import counted
 from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import Examples
 from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.data.sources.texts.prepared import list_prepared
-from sft_jax.data.sources.tfds import split_names
 from sft_jax.data.texts.reading import Text
 
 
@@ -45,9 +43,8 @@ def all_texts(
     settings: dict[str, Any] = {"keys": keys, "known": known, "labelling": labelling}
     if kind == "tfds":
         where = {"directory": config.data.dir, "download": config.data.download}
-        names = [split] if split else split_names(rest, **where)
-        notices.append(f"{config.data.source}: {counted(len(names), 'split')}, {' + '.join(names)}")
-        return list_prepared(rest, {"test": "+".join(names)}, notices, **settings, **where)
+        whole = of_tfds(rest, split, notices, **where)
+        return list_prepared(rest, {"test": whole}, notices, **settings, **where)
     listed = list_texts(Path(rest), notices, **settings)
     return dataclasses.replace(listed, all=of_split(rest, listed.all, split, notices, "text"))
 
