@@ -134,19 +134,18 @@ def test_exports_predict_the_same(made, split, tmp_path):
     export.export(made[0], "best", tmp_path / "e.stablehlo")
     np.testing.assert_allclose(sft_jax.load(tmp_path / "e.stablehlo").predict(split.texts), wanted, rtol=1e-3)
     read = clf.reading.read(split.texts)
-    given = {
-        "input_ids": read.tokens.astype(np.int64),
-        "attention_mask": (read.tokens != 0).astype(np.int64),
-        "token_type_ids": read.segments.astype(np.int64),
-    }
     flax_to_resnet.convert(made[0], None, tmp_path / "w.safetensors")
-    module = bert.BertReference().module(NAME, 1, load_file(tmp_path / "w.safetensors"), "imagenet")
+    reference = bert.BertReference()
+    module = reference.module(NAME, 1, load_file(tmp_path / "w.safetensors"), "imagenet")
+    given = reference.given(module, read.tokens, read.segments)
     with torch.no_grad():
-        theirs = module(**{name: torch.from_numpy(array) for name, array in given.items()}).logits
+        theirs = module(**given).logits
     np.testing.assert_allclose(theirs[:, 0], wanted, rtol=1e-3)
     flax_to_onnx.convert(made[0], None, tmp_path / "n.onnx")
     onnx = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(onnx.run(None, given)[0], theirs, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        onnx.run(None, {name: tensor.numpy() for name, tensor in given.items()})[0], theirs, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_run_starts_from_another_one(texts, made, tmp_path):
