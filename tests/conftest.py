@@ -77,11 +77,17 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, compiled_once, tiny):
-    """The folder and results of an uninterrupted run of `TINY`; it must not be modified."""
+    """The folder and results of an uninterrupted run of `TINY` on all devices; it must not be modified."""
     from tiny_runs import run
 
+    from sft_jax.runtime.devices import Devices
+    from sft_jax.training import trainer
+
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, run(folder)
+    # The module of the first test that asks for it may have chosen other devices.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "Devices", Devices)
+        return folder, run(folder, observed=True)
 
 
 # Linux limits a process to 65,530 memory mappings, and each compiled program takes dozens.

@@ -13,6 +13,7 @@ from sft_jax.main import observers_of
 from sft_jax.models import bert, modernbert
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
+from sft_jax.training.observer import nobody
 from sft_jax.training.trainer import train
 
 NAME, VARIANT = "texts_of_test", bert.Variant(40, 24, 2, 3, pool="mean")
@@ -96,9 +97,10 @@ def text_config(folder, **changes):
     return complete(values | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def run_on(folder, workdir, *, resume=False, **changes):
-    config = text_config(folder, **changes)
-    return train(config, Run(workdir), resume=resume, console=Console(), command=["test"], observers=observers_of)
+def run_on(folder, workdir, *, resume=False, observed=False, **changes):
+    """Trains on the texts of `folder`, and if `observed` with the loggers and the report of the command line."""
+    config, observers = text_config(folder, **changes), observers_of if observed else nobody
+    return train(config, Run(workdir), resume=resume, console=Console(), command=["test"], observers=observers)
 
 
 def json_lines(folder, pairs, name="train.jsonl", **more):

@@ -15,6 +15,7 @@ from sft_jax.models.resnet import BasicBlock, Variant, architecture
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
+from sft_jax.training.observer import nobody
 from sft_jax.training.trainer import train
 
 TINY_VARIANT = Variant(BasicBlock, (1, 1, 0, 0))
@@ -50,11 +51,11 @@ def one_device():
     return Devices(jax.local_devices()[:1])
 
 
-def run(folder, *, resume=False, **changes):
-    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
-    return train(
-        complete(values), Run(folder), resume=resume, console=Console(), command=["test"], observers=observers_of
-    )
+def run(folder, *, resume=False, observed=False, **changes):
+    """Trains "tiny" with `changes` of `TINY`, and if `observed` with the loggers and the report of the command line."""
+    config = complete(TINY | {key.replace("__", "."): value for key, value in changes.items()})
+    observers = observers_of if observed else nobody
+    return train(config, Run(folder), resume=resume, console=Console(), command=["test"], observers=observers)
 
 
 def state_of(folder):

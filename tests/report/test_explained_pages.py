@@ -41,7 +41,7 @@ def plain(page):
 
 def test_the_report_of_a_run_has_a_heat_map_beside_each_picture(tmp_path):
     """On a source in arrays of another size than the network's."""
-    run(tmp_path, report__explain=True, epochs=1)
+    run(tmp_path, observed=True, report__explain=True, epochs=1)
     text = (tmp_path / "report.html").read_text()
     page = Parsed(text)
     assert len(heat_maps(page)) == len(plain(page)) > 15
@@ -71,7 +71,15 @@ def test_a_heat_map_is_that_of_the_prediction_over_what_the_network_sees(tmp_pat
 
 def test_labels_given_and_missed_are_explained_by_their_own_maps(tmp_path):
     table = several(tmp_path / "pictures", 60)
-    run(tmp_path / "run", report__explain=True, epochs=1, task="multilabel", data__source=f"csv:{table}", batch_size=16)
+    run(
+        tmp_path / "run",
+        observed=True,
+        report__explain=True,
+        epochs=1,
+        task="multilabel",
+        data__source=f"csv:{table}",
+        batch_size=16,
+    )
     page = Parsed((tmp_path / "run" / "report.html").read_text())
     assert len(heat_maps(page)) == len(plain(page)) > 5
     assert "They show what speaks for the label that was given or missed (Grad-CAM" in page.text
@@ -84,7 +92,7 @@ def test_labels_given_and_missed_are_explained_by_their_own_maps(tmp_path):
 
 def test_the_page_says_that_attention_depends_on_no_class(tmp_path, monkeypatch):
     tiny_vit.register(monkeypatch)
-    run(tmp_path, report__explain=True, epochs=1, model__name="tiny_plain")
+    run(tmp_path, observed=True, report__explain=True, epochs=1, model__name="tiny_plain")
     page = Parsed((tmp_path / "report.html").read_text())
     assert heat_maps(page)
     assert "what the network attends to, whatever its answer is (attention rollout)" in page.text
@@ -106,7 +114,7 @@ def test_what_has_no_heat_maps_is_refused_before_the_work_starts(tmp_path, monke
             observers_of(complete(asked | {"task": task}))
     monkeypatch.delattr("toy_family.ConvNet.pool", raising=False)
     with pytest.raises(UserError, match=r"explain=True cannot be used with model.name=convnet: .* cannot be explained"):
-        run(tmp_path / "run", report__explain=True, model__name="convnet")
+        run(tmp_path / "run", observed=True, report__explain=True, model__name="convnet")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(sys, "argv", ["report", "--compare", "one", "two", "--explain"])
     with pytest.raises(SystemExit):

@@ -177,7 +177,7 @@ def finished(tmp_path_factory):
         written = []
         patch.setattr(Reports, "write", recording(Reports.write, written))
         folder = tmp_path_factory.mktemp("runs") / EVIL.replace("/", "")
-        run(folder)
+        run(folder, observed=True)
         yield folder, written
 
 
@@ -235,7 +235,7 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setitem(reporter.PAGES, Classification, fails)
     folder = tmp_path / "run"
-    results = run(folder)
+    results = run(folder, observed=True)
     assert Run(folder).results() == results
     assert not (folder / "report.html").exists()
     lines = [line for line in capsys.readouterr().out.splitlines() if "report could not" in line]

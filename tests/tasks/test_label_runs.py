@@ -55,7 +55,7 @@ def runs(alone, tmp_path_factory):
     made = {}
     for task in TASKS:
         table, folder = MAKE[task](base / task), base / f"run_{task}"
-        made[task] = table, folder, run_on(table, folder, task, evaluation__flips=True)
+        made[task] = table, folder, run_on(table, folder, task, observed=True, evaluation__flips=True)
     return made
 
 

@@ -45,7 +45,7 @@ def trained(alone, tmp_path_factory):
     """Returns the folder of pictures and masks, the run, and its results."""
     base = tmp_path_factory.mktemp("masks")
     source = parts(base / "set")
-    return source, base / "run", run_on(source, base / "run", epochs=12)
+    return source, base / "run", run_on(source, base / "run", observed=True, epochs=12)
 
 
 def restored(folder, count=1, **changes):

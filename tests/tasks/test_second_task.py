@@ -36,7 +36,7 @@ def known():
 @pytest.fixture(scope="module")
 def trained(known, tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers") / "run"
-    return folder, run(folder, epochs=4, **CHANGES)
+    return folder, run(folder, observed=True, epochs=4, **CHANGES)
 
 
 def test_a_run_reports_the_metrics_of_the_task(trained):

@@ -50,7 +50,9 @@ def texts(tmp_path_factory):
 def made(alone, texts, tmp_path_factory):
     """Returns a run and its results.json."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, run_on(texts, folder, report__explain=True, epochs=10, optimizer__learning_rate=0.004, **TASK)
+    return folder, run_on(
+        texts, folder, observed=True, report__explain=True, epochs=10, optimizer__learning_rate=0.004, **TASK
+    )
 
 
 @pytest.fixture(scope="module")

@@ -240,6 +240,6 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(
         StepsPerCall, "steps", property(lambda self: next(chunks, 1), lambda self, steps: None), raising=False
     )
-    run(tmp_path / "run", epochs=3)
+    run(tmp_path / "run", observed=True, epochs=3)
     # Evaluation once; the report's logits twice: for their shape, and in the loop.
     assert traced == {"make_augment": 1, "make_preprocess": 1 + 2}
