@@ -23,7 +23,7 @@ EXAMPLE = """example:
   find . -name '*.png' | python -m sft_jax.predict --workdir runs/cifar10 --json -
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --output holiday.csv
   python -m sft_jax.predict --workdir runs/cifar10 holiday/ --explain why/
-  python -m sft_jax.predict --workdir runs/sst2 --text 'a film to remember' reviews.csv
+  python -m sft_jax.predict --workdir runs/sst2 --text 'a film to remember' reviews.csv --explain why/
 
 Reads JPEG, PNG, TIFF, WebP, AVIF, GIF, BMP and all other formats of Pillow, and HEIC if pillow-heif is installed; EXIF
 orientation is applied. Unreadable files are reported on standard error and skipped; the exit code is then 2.
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="also write each image with a heat map of the parts that its prediction depends on (Grad-CAM; attention "
-        "rollout for vision transformers)",
+        "rollout for vision transformers), or pages of the texts with what words contribute (integrated gradients)",
     )
     args = parser.parse_args(argv)
     if not args.inputs and not args.text:
@@ -126,10 +126,8 @@ def main() -> None:
             else:
                 blocks = predictions(classifier, paths, args.top, tell, limit, args.explain)
         else:
-            if args.explain or args.max_pixels:
-                raise UserError(
-                    f"--explain and --max-pixels are for networks of images, but {_network(args)} takes texts"
-                )
+            if args.max_pixels:
+                raise UserError(f"--max-pixels is for networks of images, but {_network(args)} takes texts")
             blocks = _of_texts(classifier, args, tell)
         for answers in blocks:
             show(answers)
@@ -149,8 +147,9 @@ def _network(args: argparse.Namespace) -> str:
 def _of_texts(
     classifier: "TextClassifier", args: argparse.Namespace, tell: Callable[[str], None]
 ) -> Iterator[list[Answer]]:
-    """Yields the predictions of the texts that `args` name."""
+    """Yields the predictions of the texts that `args` name; with `--explain` answers name the page of each."""
     from sft_jax.inference.text_files import NamedText, of_file, of_strings, text_predictions
+    from sft_jax.report.explained import write_explained
 
     notices: list[str] = []
 
@@ -163,7 +162,14 @@ def _of_texts(
             else:
                 yield from of_file(Path(name).expanduser(), args.columns, tell, notices)
 
-    yield from text_predictions(classifier, named(), args.top)
+    explain, done = args.explain, 0
+    for answers in text_predictions(classifier, named(), args.top, explain=explain is not None):
+        if explain is not None:
+            page = write_explained(explain, answers, classifier.decoder, _network(args), done)
+            for answer in answers:
+                answer["explanation"] = str(page)
+        done += len(answers)
+        yield answers
     for line in notices:
         print(f"notice: {printable(line)}", file=sys.stderr)
 

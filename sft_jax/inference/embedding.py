@@ -1,7 +1,7 @@
 """Features of all images or texts of a source: what the network's head would get."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sft_jax.data.images.formats import FileWarnings
+from sft_jax.data.sources.known import check_of_images
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.pictures import Pictures, load_pictures
 from sft_jax.data.sources.texts.everything import all_texts
+from sft_jax.data.texts.reading import Text
 from sft_jax.errors import UserError
 from sft_jax.inference.network import BATCH
 from sft_jax.inference.predictor import Classifier
@@ -91,8 +93,7 @@ def arrays_of_images(
 
     `notices` and `problems`, of unreadable images, receive lines. Raises UserError.
     """
-    if config.text.columns is not None:
-        raise UserError("config.text.columns is for networks of texts, but this one takes images")
+    check_of_images(config)
     pictures = load_pictures(config.data, notices, split=split)
     embedded = embed(network, pictures, lambda image: None, after)
     notices += embedded.warnings
@@ -117,12 +118,7 @@ def arrays_of_texts(
     `notices` receives lines. Raises UserError.
     """
     found = all_texts(config, split, notices)
-    texts, blocks = [each.text for each in found.all], []
-    for first in range(0, len(texts), CHUNK):
-        blocks.append(network.features(texts[first : first + CHUNK]))
-        after(min(first + CHUNK, len(texts)), len(texts))
-    features = np.concatenate(blocks)
-    _check_finite(features)
+    features = text_features(network, [each.text for each in found.all], after)
     labels = LABELLINGS[found.labelling].targets([each.label for each in found.all], found.class_names)
     return {
         "features": features,
@@ -130,6 +126,26 @@ def arrays_of_texts(
         "class_names": np.array(found.class_names),
         "files": np.array([each.name for each in found.all]),
     }
+
+
+def text_features(network: TextClassifier, texts: Sequence[Text], after: Callable[[int, int], None]) -> np.ndarray:
+    """Computes the features of texts, float32 [n, channels].
+
+    Args:
+      network: a network of texts.
+      texts: one or more.
+      after: called with the number of texts done and the total.
+
+    Raises:
+      UserError: the network has no features, or they are not finite.
+    """
+    blocks = []
+    for first in range(0, len(texts), CHUNK):
+        blocks.append(network.features(texts[first : first + CHUNK]))
+        after(min(first + CHUNK, len(texts)), len(texts))
+    features = np.concatenate(blocks)
+    _check_finite(features)
+    return features
 
 
 def _check_finite(features: np.ndarray) -> None:

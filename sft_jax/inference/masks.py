@@ -207,10 +207,6 @@ def with_palette(mask: np.ndarray) -> Image.Image:
 
 
 def _save(image: Image.Image, file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{file.parent} cannot be made: {error.strerror}") from None
     content = io.BytesIO()
     image.save(content, "PNG")
     write_bytes(file, content.getvalue())

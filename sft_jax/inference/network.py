@@ -83,6 +83,11 @@ class TrainedNetwork:
         self.decoder.check(None)
         return self.decoder.predict(self.logits(examples), top)
 
+    def _to_explain(self) -> Any:
+        if self._make_model is None:
+            raise UserError("an export cannot be explained; name the run or the converted file it was made of")
+        return self.model
+
     def _of_backbone(self) -> Callable[..., jax.Array]:
         if self.backbone is None:
             raise UserError("an export gives logits but no features; name the run or the converted file it was made of")

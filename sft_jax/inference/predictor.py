@@ -100,10 +100,9 @@ class Classifier(TrainedNetwork):
         Raises:
           UserError: the classifier is an export, or its network has no method.
         """
-        if self._make_model is None:
-            raise UserError("an export cannot be explained; name the run or the converted file it was made of")
-        explain.method(self.model)
-        return np.asarray(explain.heat_maps(self.model, self.inputs(squares), jnp.asarray(outputs, jnp.int32)))
+        model = self._to_explain()
+        explain.method(model)
+        return np.asarray(explain.heat_maps(model, self.inputs(squares), jnp.asarray(outputs, jnp.int32)))
 
     def inputs(self, squares: Sequence[np.ndarray], place: Place = CENTRE) -> jax.Array:
         """Preprocesses images as for `square_logits`: normalised float32 [n, size, size, 3]."""
@@ -127,14 +126,6 @@ class Classifier(TrainedNetwork):
         if self.task.dense and top is None:
             return masks.predict(self, images)
         return super().predict(images, top)
-
-
-def load_of_images(path: str | Path, *, checkpoint: str = "best") -> Classifier:
-    """Loads a trained network of images, see `load`. Raises UserError also if it takes texts."""
-    network = load(path, checkpoint=checkpoint)
-    if not isinstance(network, Classifier):
-        raise UserError(f"{path} is a network of texts, but this command needs one of images")
-    return network
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> Classifier | TextClassifier:

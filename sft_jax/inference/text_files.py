@@ -67,13 +67,22 @@ def _texts(path: Path, columns: str | None, notices: list[str]) -> list[NamedTex
 
 
 def text_predictions(
-    classifier: TextClassifier, texts: Iterable[NamedText], top: int | None
+    classifier: TextClassifier, texts: Iterable[NamedText], top: int | None, *, explain: bool = False
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yields the predictions of texts, as printed by `--json`, some at a time."""
+    """Yields the predictions of texts, as printed by `--json`, some at a time.
+
+    With `explain` they have "contributions": the parts of the text with what each contributes to the prediction, -1
+    (against) to 1 (for), see `spans.weighed`.
+    """
     rest = iter(texts)
     while block := list(itertools.islice(rest, CHUNK)):
-        outputs = classifier.logits([each.text for each in block])
-        yield [
+        given = [each.text for each in block]
+        outputs = classifier.logits(given)
+        answers: list[dict[str, Any]] = [
             {"file": name, "text": text[0] if len(text) == 1 else list(text)} | answer
             for (name, text), answer in zip(block, classifier.decoder.answers(outputs, top), strict=True)
         ]
+        if explain:
+            for answer, spans in zip(answers, classifier.explain(given, outputs.argmax(-1)), strict=True):
+                answer["contributions"] = [[span.text, round(span.weight, 4)] for span in spans]
+        yield answers

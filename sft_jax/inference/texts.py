@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.data.texts.reading import Text, TextReading, Tokens
+from sft_jax.data.texts.reading import Text, TextReading
 from sft_jax.errors import UserError
+from sft_jax.inference.attribution import explained
 from sft_jax.inference.network import BATCH, TrainedNetwork
+from sft_jax.inference.spans import Span
+from sft_jax.inference.text_batches import batches
 from sft_jax.models.architecture import Texts
 from sft_jax.models.weights import Weights
 
-# Texts are padded to the next of these numbers of tokens, so that few programs are compiled.
-LENGTHS = (16, 32, 64, 128, 256, 512)
 # Texts that callers with many give at a time: among them those of similar lengths are computed together.
 CHUNK = 1024
 
@@ -51,25 +52,22 @@ class TextClassifier(TrainedNetwork):
         """
         return self._each(self._of_backbone(), texts_of(examples))
 
+    def explain(self, examples: Any, outputs: np.ndarray) -> list[tuple[Span, ...]]:
+        """Returns each text as for `logits` in parts, with what they contribute to one of the `outputs`, int [n].
+
+        Raises:
+          UserError: the network is an export.
+        """
+        return explained(self._to_explain(), self.reading, texts_of(examples), outputs)
+
     def _each(self, program: Callable[..., jax.Array], texts: list[Text]) -> np.ndarray:
         if not texts:
             return np.zeros((0, len(self.class_names)), np.float32)
-        read = self.reading.read(texts)
-        # Of similar lengths together, so that few tokens are padding.
-        order = np.argsort(read.lengths, kind="stable")
-        blocks = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
-        outputs = np.concatenate([self._run(program, self._inputs(read, rows)) for rows in blocks])
-        results = np.empty_like(outputs)
-        results[order] = outputs
-        return results
-
-    def _inputs(self, read: Tokens, rows: np.ndarray) -> list[np.ndarray]:
-        longest = int(read.lengths[rows].max())
-        length = min(next((known for known in LENGTHS if known >= longest), longest), self.reading.length)
-        have = read.tokens.shape[1]
-        fill = ((0, 0), (0, max(length - have, 0)))
-        tokens = np.pad(read.tokens[rows, :length], fill, constant_values=self.reading.padding)
-        return [tokens, np.pad(read.segments[rows, :length], fill)]
+        rows, outputs = [], []
+        for own, *inputs in batches(self.reading, self.reading.read(texts), BATCH):
+            rows.append(own)
+            outputs.append(self._run(program, inputs))
+        return np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
 
 
 def texts_of(examples: Any) -> list[Text]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sft_jax.data.dataset import Split
-from sft_jax.report.texts import Span
+from sft_jax.inference.spans import Span
 
 # Larger images are reduced to this size in pixels; images above LOSSLESS are saved as JPEG.
 LARGEST, LOSSLESS = 160, 64

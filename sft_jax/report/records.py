@@ -11,9 +11,10 @@ import numpy as np
 
 from sft_jax.config import complete, flatten
 from sft_jax.data.dataset import Split
+from sft_jax.inference.spans import Span, plain
 from sft_jax.report.explaining import Explainer
 from sft_jax.report.pictures import data_uris
-from sft_jax.report.texts import Span, TextExplainer, plain
+from sft_jax.report.texts import TextExplainer
 from sft_jax.tasks import Task, task_class
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn import metrics
-from text_runs import BAD, GOOD, MODERN, NAME, VARIANT, register, run_on, text_config, tokenizer, write
+from text_runs import BAD, GOOD, MODERN, NAME, VARIANT, WORDS, register, run_on, text_config, tokenizer, write
 from tiny_runs import StopAt, assert_same_run, one_device, rows_of
 
 import sft_jax
@@ -59,7 +60,7 @@ def texts(tmp_path_factory):
 def made(alone, texts, tmp_path_factory):
     """Returns a run and its results.json."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, run_on(texts, folder, report__explain=True, regularization__dropout=0.1)
+    return folder, run_on(texts, folder, observed=True, report__explain=True, regularization__dropout=0.1)
 
 
 @pytest.fixture(scope="module", params=[NAME, MODERN])
@@ -114,7 +115,7 @@ def test_evaluation_is_exact_on_any_number_of_devices(made, monkeypatch, count, 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placement):
     """Dropout included: what it drops depends on an example's place in the batch alone."""
-    changes = {"epochs": 1, "regularization__dropout": 0.2, "data__placement": placement}
+    changes = {"epochs": 1, "regularization__dropout": 0.2, "data__placement": placement, "text__length": 16}
     run_on(texts, tmp_path / "one", **changes)
     monkeypatch.setattr(train_module, "Devices", lambda: Devices(jax.devices()[:8]))
     run_on(texts, tmp_path / "eight", **changes)
@@ -123,9 +124,11 @@ def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placem
         assert eight[name] == pytest.approx(one[name], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["full", "head_then_full", "gradual"])
-def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "length"), [("full", 24), ("head_then_full", 8), ("gradual", 8)])
+def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method, length):
+    """Batches of three lengths, or of one to compile the steps of each phase once."""
     changes = {"finetune__method": method, "finetune__head_epochs": 1, "regularization__dropout": 0.1}
+    changes["text__length"] = length
     run_on(texts, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "StopRequest", lambda: StopAt(3))
@@ -208,12 +211,34 @@ def test_predictions(made, tmp_path, monkeypatch, capsys):
 
 def test_flags_of_images_are_refused(made, whole, tmp_path, monkeypatch):
     for arguments, message in (
-        ((made[0], "--text", "a", "--explain", tmp_path), "are for networks of images, but .* takes texts"),
+        ((made[0], "--text", "a", "--max-pixels", "9"), "--max-pixels is for networks of images, but .* takes texts"),
         ((whole[0], "--text", "a"), "--text and --columns are for networks of texts, but .* takes images"),
     ):
         monkeypatch.setattr("sys.argv", ["predict", "--workdir", *map(str, arguments)])
         with pytest.raises(UserError, match=message):
             predict.main()
+
+
+def test_predictions_are_explained(each, tmp_path, monkeypatch, capsys):
+    """The words that decide contribute most; each text has its own page entry, whatever the texts beside it."""
+    folder, why = each[0], tmp_path / "why"
+    texts = [f"word1 {GOOD[0]} word2", BAD[1], " ".join([*WORDS[4:14], BAD[0], *WORDS[14:18]])]
+    flags = [flag for text in texts for flag in ("--text", text)]
+    printed = answers(monkeypatch, capsys, "--workdir", folder, "--json", "--explain", why, *flags)
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["label"] for line in lines] == ["positive", "negative", "negative"]
+    for line, text, word in zip(lines, texts, (GOOD[0], BAD[1], BAD[0]), strict=True):
+        assert "".join(part for part, _ in line["contributions"]) == text
+        assert max(line["contributions"], key=lambda part: part[1]) == [word, 1.0]
+        assert line["explanation"] == str(why / "texts_000001.html")
+    (page,) = why.iterdir()
+    assert re.findall(r'--weight: 1.00" title="\+1.00">([^<]+)<', page.read_text()) == [GOOD[0], BAD[1], BAD[0]]
+    printed = answers(monkeypatch, capsys, "--workdir", folder, "--explain", tmp_path / "some", "--text", "<b>good</b>")
+    assert "&lt;" in (tmp_path / "some" / "texts_000001.html").read_text()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["predict", "--workdir", str(folder), "--text=a", f"--explain={tmp_path / 'file'}"])
+    with pytest.raises(UserError, match="file/texts_000001.html cannot be written: "):
+        predict.main()
 
 
 def test_any_batch_and_padding_give_the_same_logits(each):
@@ -236,6 +261,8 @@ def test_exports_predict_the_same(each, tmp_path):
     assert exported.class_names == clf.class_names
     with pytest.raises(UserError, match="an export gives logits but no features"):
         exported.features("good")
+    with pytest.raises(UserError, match="an export cannot be explained; name the run or the converted file"):
+        exported.explain("good", np.array([0]))
 
 
 def test_torch_and_onnx_predict_the_same(each, tmp_path, capsys):
@@ -322,7 +349,7 @@ def test_settings_are_searched(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=2, sampler="grid", pruner="none", at_once=None, resume=False, command=["test"])
     space = Space(["optimizer.learning_rate=choice(1e-7,0.002)"])
-    winner = search(text_config(texts), space, tmp_path, options, Console())
+    winner = search(text_config(texts, text__length=16), space, tmp_path, options, Console())
     assert winner.point == {"optimizer.learning_rate": "0.002"}
 
 
