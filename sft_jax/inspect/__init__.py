@@ -1,1 +1,1 @@
-"""Finds faults of a data set: wrong labels, copies, leaks, outliers, bad pictures: `python -m sft_jax.inspect`."""
+"""Finds wrong labels, copies, leaks, outliers and poor images or texts of a data set: `python -m sft_jax.inspect`."""

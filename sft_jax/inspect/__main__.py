@@ -1,11 +1,13 @@
 """Inspects a data set: `python -m sft_jax.inspect --data folder:flowers --output flowers.html`."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_jax.cli import (
+    WITH_TEXTS,
     Overrides,
     add_checkpoint_flag,
     add_network_flags,
@@ -21,29 +23,33 @@ from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from sft_jax.inference.predictor import Classifier
+    from sft_jax.inference.texts import TextClassifier
 
-# The network without --workdir and --weights.
-USUAL = "package:efficientnet-lite0"
+# The network without --workdir and --weights, for images and for texts.
+USUAL, USUAL_OF_TEXTS = "package:efficientnet-lite0", "package:all-minilm-l6-v2"
 EXAMPLE = """examples:
   python -m sft_jax.inspect --data folder:flowers --output flowers.html
   python -m sft_jax.inspect --workdir runs/scans --data csv:scans.csv --group patient --output scans.html
   python -m sft_jax.inspect --data folder:flowers --output flowers.html --apply good.csv
+  python -m sft_jax.inspect --data text:reviews.csv --output reviews.html --apply good.csv
 
-Writes a page with the suspected wrong labels, leaks between splits, duplicates, outliers and poor pictures, and beside
-it a table (flowers.csv) with columns file, issue (label, leak, duplicate, near_duplicate, outlier or quality), score
-(the larger the more suspicious) and other (the more probable class, the other file, or what is wrong with the picture).
---apply writes a table (file, label, part) of the data without unreadable pictures, exact duplicates, leaks and
-suspected labels, for --config.data.source=csv:good.csv; of a leak, the picture of the earlier split (train, val, test)
-goes. No picture is moved or removed.
+Writes a page with the suspected wrong labels, leaks between splits, duplicates, outliers and poor images or texts, and
+beside it a table (flowers.csv) with columns file, issue (label, leak, duplicate, near_duplicate, outlier or quality),
+score (the larger the more suspicious) and other (the more probable class, the other file, or what is wrong).
+--apply writes a table of the data without unreadable images, exact duplicates, leaks and suspected labels, for
+--config.data.source=csv:good.csv or, of texts, text:good.csv; of a leak, the example of the earlier split (train, val,
+test) goes. No file is moved or removed.
 """
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     """Parses the flags and the settings of the data."""
-    parser = make_parser("python -m sft_jax.inspect", "Finds wrong labels, copies, leaks and bad pictures.", EXAMPLE)
+    parser = make_parser(
+        "python -m sft_jax.inspect", "Finds wrong labels, copies, leaks and bad images or texts.", EXAMPLE
+    )
     add_network_flags(parser, workdir="folder of the run whose network gives the features", required=False)
     add_checkpoint_flag(parser)
-    add_source_flags(parser)
+    add_source_flags(parser, WITH_TEXTS)
     parser.add_argument(
         "--group", metavar="COLUMN", help="column of a table whose values, e.g. patients, must not be in two splits"
     )
@@ -72,56 +78,67 @@ def main() -> None:
     # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.data.sources.pictures import load_pictures
-    from sft_jax.inference.embedding import embed
+    from sft_jax.data.sources.known import check_of_images
+    from sft_jax.data.sources.pictures import Pictures, load_pictures
+    from sft_jax.inference.predictor import Classifier
     from sft_jax.inspect.examine import examine, imbalance, totals
-    from sft_jax.inspect.looks import look
     from sft_jax.inspect.page import inspection_page
+    from sft_jax.inspect.pictures import measure_pictures
     from sft_jax.inspect.table import apply, check_free, write_findings
+    from sft_jax.inspect.texts import Writings, load_writings, measure_texts
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.files import write_text
 
     console, notices = Console(), list[str]()
-    config = source_settings(args.data, overrides, "inspection").data
-    check_free(table, args.apply, config.source)
-    pictures = load_pictures(config, notices, split=args.split, group_key=args.group)
-    if args.apply is not None and pictures.files is None:
-        raise UserError(f"--apply writes a table of files, but {args.data} has none; use folder:PATH or csv:FILE")
+    config = source_settings(args.data, overrides, "inspection", WITH_TEXTS)
+    check_free(table, args.apply, config.data.source)
     network, classifier = _network(args)
-    record = Run(args.workdir).dataset_record() if args.workdir else None
-    if record is not None:
-        pictures = pictures.divided_as(record, notices)
-    console.line(f"inspecting {len(pictures):,} pictures of {printable(args.data)} with the features of {network}")
+    examples: Pictures | Writings
+    if isinstance(classifier, Classifier):
+        check_of_images(config)
+        examples = load_pictures(config.data, notices, split=args.split, group_key=args.group)
+        if args.apply is not None and examples.files is None:
+            raise UserError(f"--apply writes a table of files, but {args.data} has none; use folder:PATH or csv:FILE")
+        record = Run(args.workdir).dataset_record() if args.workdir else None
+        if record is not None:
+            examples = examples.divided_as(record, notices)
+        measure = functools.partial(measure_pictures, classifier, examples)
+    else:
+        if args.group is not None:
+            raise UserError("--group is for images: no text is known to belong to another")
+        examples = load_writings(config, notices, args.split)
+        measure = functools.partial(measure_texts, classifier, examples)
+    unit = examples.unit
+    console.line(f"inspecting {len(examples):,} {unit}s of {printable(args.data)} with the features of {network}")
     with console.progress(args.data, 1) as bar:
-        embedded = embed(classifier, pictures, look, bar.set)
-    notices += embedded.warnings
+        measured = measure(notices, bar.set)
     with console.status("comparing them"):
-        findings = examine(pictures, embedded, notices)
-    write_findings(table, findings, pictures)
-    write_text(args.output, inspection_page(args.data, network, table.name, pictures, findings, notices))
+        findings = examine(examples, measured, notices)
+    write_findings(table, findings, examples)
+    write_text(args.output, inspection_page(args.data, network, table.name, examples, findings, notices))
     for notice in notices:
         console.line(f"notice: {printable(notice)}")
-    console.line(printable(imbalance(pictures)))
+    console.line(printable(imbalance(examples)))
     console.line(", ".join(f"{issue} {count:,}" for issue, count in totals(findings).items()))
     console.line(f"wrote {args.output} and {table}")
     if args.apply is not None:
-        console.line(apply(args.apply, findings, pictures, args.label_score))
+        console.line(apply(args.apply, findings, examples, args.label_score))
 
 
-def _network(args: argparse.Namespace) -> tuple[str, "Classifier"]:
+def _network(args: argparse.Namespace) -> tuple[str, "Classifier | TextClassifier"]:
     """Returns the network that is named, or the usual one, after its name. Raises UserError if it is missing."""
-    from sft_jax.inference.predictor import load_of_images
+    from sft_jax.inference.predictor import load
     from sft_jax.models.packages import package_of
 
-    named = args.workdir or args.weights
-    package = package_of(USUAL)
+    named, usual = args.workdir or args.weights, USUAL_OF_TEXTS if args.data.startswith("text:") else USUAL
+    package = package_of(usual)
     if named is None and package.path() is None:
         raise UserError(
-            f"name a pretrained network for the features: --workdir RUN, --weights FILE, or install {USUAL} with "
+            f"name a pretrained network for the features: --workdir RUN, --weights FILE, or install {usual} with "
             f"{package.install()}"
         )
-    return str(named or USUAL), load_of_images(named or USUAL, checkpoint=args.checkpoint)
+    return str(named or usual), load(named or usual, checkpoint=args.checkpoint)
 
 
 if __name__ == "__main__":

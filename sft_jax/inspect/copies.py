@@ -1,7 +1,7 @@
-"""Pictures that occur twice, as the same pixels or nearly so, within a split or across splits; groups across splits."""
+"""Examples that occur twice, the same or nearly so, within a split or across splits; groups across splits."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ SIMILAR, BITS = 0.85, 10
 
 
 class Pair(NamedTuple):
-    """Two pictures that are the same (similarity 1) or nearly so, `one` before `other`."""
+    """Two examples that are the same (similarity 1) or nearly so, `one` before `other`."""
 
     one: int
     other: int
@@ -26,14 +26,18 @@ class Pair(NamedTuple):
     exact: bool
 
 
+def same(contents: Iterable[Hashable], *, exact: bool) -> Iterator[Pair]:
+    """Yields pairs of the same contents, which are all of the examples if `exact`; each with the first of them."""
+    first: dict[Hashable, int] = {}
+    for place, content in enumerate(contents):
+        start = first.setdefault(content, place)
+        if start != place:
+            yield Pair(start, place, 1.0, exact)
+
+
 def pairs(looks: Sequence[Look], near: Neighbours) -> list[Pair]:
     """Finds pairs of copies; of more than two pictures with the same pixels, each is paired with the first."""
-    first: dict[bytes, int] = {}
-    found: dict[tuple[int, int], Pair] = {}
-    for place, seen in enumerate(looks):
-        start = first.setdefault(seen.digest, place)
-        if start != place:
-            found[start, place] = Pair(start, place, 1.0, True)
+    found = {(pair.one, pair.other): pair for pair in same((seen.digest for seen in looks), exact=True)}
     hashes = np.array([seen.hashes for seen in looks])
     cosines = 1 - near.distances**2 / 2
     # One of the two may be mirrored.
@@ -47,7 +51,7 @@ def pairs(looks: Sequence[Look], near: Neighbours) -> list[Pair]:
 
 
 def clusters(count: int, found: Sequence[Pair]) -> np.ndarray:
-    """Numbers the sets of pictures that are connected by pairs, int [count]."""
+    """Numbers the sets of examples that are connected by pairs, int [count]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -57,9 +61,9 @@ def clusters(count: int, found: Sequence[Pair]) -> np.ndarray:
 
 
 def copies(found: Sequence[Pair], cluster: np.ndarray, parts: Sequence[str | None]) -> list[Finding]:
-    """Returns a finding for every picture of a cluster but the one to keep, which is of the test split if possible.
+    """Returns a finding for every example of a cluster but the one to keep, which is of the test split if possible.
 
-    It is a leak if the cluster has a picture of another split, which goes before it: training images go first.
+    It is a leak if the cluster has one of another split, which goes before it: those of training go first.
     """
     partners: dict[int, list[tuple[bool, float, int]]] = collections.defaultdict(list)
     for pair in found:
@@ -74,7 +78,7 @@ def copies(found: Sequence[Pair], cluster: np.ndarray, parts: Sequence[str | Non
             kept = rows[:number]
             elsewhere = [other for other in kept if parts[other] != parts[row]]
             choice = set(elsewhere or kept)
-            # The picture to name may only be connected through others.
+            # The one to name may only be connected through others.
             through = (*max(partners[row])[:2], min(choice))
             exact, similarity, other = max(
                 (partner for partner in partners[row] if partner[2] in choice), default=through
@@ -85,7 +89,7 @@ def copies(found: Sequence[Pair], cluster: np.ndarray, parts: Sequence[str | Non
 
 
 def shared_groups(groups: Sequence[str | None], parts: Sequence[str | None]) -> list[Finding]:
-    """Returns a leak for every picture of a group that is also in a split to be kept rather, see `copies`."""
+    """Returns a leak for every example of a group that is also in a split to be kept rather, see `copies`."""
     members: dict[str, list[int]] = collections.defaultdict(list)
     for row, group in enumerate(groups):
         if group is not None:
@@ -104,7 +108,7 @@ def _rank(part: str | None) -> int:
 
 
 def contradictions(found: Sequence[Pair], labels: np.ndarray, class_names: Sequence[str]) -> list[Finding]:
-    """Returns a suspected label for every picture whose pixels have another label too; one of the two is wrong."""
+    """Returns a suspected label for every example of which the same has another label; one of the two is wrong."""
     findings: dict[int, Finding] = {}
     for pair in found:
         if pair.exact and labels[pair.one] != labels[pair.other]:

@@ -1,4 +1,4 @@
-"""A suspicion about one picture."""
+"""A suspicion about one example."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ class Finding(NamedTuple):
     """A suspicion about one picture.
 
     Attributes:
-      row: of the picture among those of the source.
+      row: of the example among those of the source.
       issue: one of `ISSUES`.
       score: how suspicious it is, the larger the more. label: 1 minus the probability of its label, 1 if the same
-        pixels have another label too; leak, duplicate, near_duplicate: cosine similarity of the features, 1 for the
-        same pixels or the same group; outlier: distance to its neighbours, 0 to 2; quality: 0 to 1.
-      other: the more probable class, the other file, or what is wrong with the picture.
+        pixels, or text, have another label too; leak, duplicate, near_duplicate: cosine similarity of the features, 1
+        for the same pixels, words or group; outlier: distance to its neighbours, 0 to 2; quality: 0 to 1.
+      other: the more probable class, the other file, or what is wrong with it.
       against: row of the other file; None if there is none.
     """
 

@@ -18,12 +18,12 @@ MANY = 0.2
 
 
 def probabilities(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Predicts the class of each picture by a linear probe that has not seen its label.
+    """Predicts the class of each example by a linear probe that has not seen its label.
 
     Args:
       features: [n, channels].
       labels: int [n], of at least two classes 0, 1, ..., each with at least two clusters.
-      clusters: int [n]; pictures of one cluster are copies, and are held out together.
+      clusters: int [n]; examples of one cluster are copies, and are held out together.
 
     Returns:
       float64 [n, classes].
@@ -61,8 +61,8 @@ def suspected(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the rows of suspected wrong labels, those with the least probable label first.
 
     Their number is estimated by confident learning (Northcutt, Jiang and Chuang, 2021, arXiv:1911.00068, section 3.1):
-    a picture confidently belongs to a class if its probability is at least the mean of that of the pictures with this
-    label, and to the most probable class if there are several; pictures that confidently belong to another class than
+    an example confidently belongs to a class if its probability is at least the mean of that of those with this
+    label, and to the most probable class if there are several; examples that confidently belong to another class than
     their label's, which is not their most probable one, are counted. The rows are the same as those of cleanlab's
     `find_label_issues(filter_by="low_self_confidence")`.
 
@@ -79,22 +79,28 @@ def suspected(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def wrong_labels(
-    features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, class_names: Sequence[str], notices: list[str]
+    features: np.ndarray,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    class_names: Sequence[str],
+    notices: list[str],
+    unit: str = "image",
 ) -> list[Finding]:
     """Finds suspected wrong labels, see `suspected`.
 
     Args:
-      features, labels, clusters: see `probabilities`, but any classes may be missing or have a single picture.
+      features, labels, clusters: see `probabilities`, but any classes may be missing or have a single example.
       class_names: in label order.
       notices: receives a line about the probe's accuracy, and about classes whose labels cannot be tested.
+      unit: what an example is called.
     """
     distinct = np.array([len(np.unique(clusters[labels == label])) for label in range(len(class_names))])
     enough = np.flatnonzero(distinct > 1)
     single = [class_names[label] for label in np.flatnonzero(distinct == 1).tolist()]
     if single:
-        notices.append(f"labels not tested, because there is only one picture of the class: {some(single)}")
+        notices.append(f"labels not tested, because there is only one {unit} of the class: {some(single)}")
     if len(enough) < 2:
-        notices.append("labels not tested: that takes two classes of at least two pictures each")
+        notices.append(f"labels not tested: that takes two classes of at least two {unit}s each")
         return []
     rows = np.flatnonzero(np.isin(labels, enough))
     new = np.searchsorted(enough, labels[rows])

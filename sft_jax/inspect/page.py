@@ -1,6 +1,7 @@
-"""The page: thumbnails of what was found, with the sizes of the classes."""
+"""The page: thumbnails, or words, of what was found, with the sizes of the classes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -8,8 +9,10 @@ from PIL import Image
 from sft_jax.cli import printable
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.pictures import Pictures
-from sft_jax.inspect.examine import imbalance, splits, totals
+from sft_jax.inference.spans import plain
+from sft_jax.inspect.examine import Examples, imbalance, splits, totals
 from sft_jax.inspect.finding import ISSUES, Finding
+from sft_jax.inspect.texts import Writings
 from sft_jax.report.page import Tile
 from sft_jax.report.pictures import data_uri
 from sft_jax.report.render import render
@@ -19,23 +22,44 @@ SHOWN = 60
 # Issues that are shown with the other picture.
 PAIRED = ("leak", "duplicate", "near_duplicate")
 TITLES = {
-    "label": ("Suspected labels", "A linear probe on the features, which had not seen these labels, thinks otherwise."),
-    "leak": (
-        "Leaks",
-        "The picture, nearly the same one or its group is also in another split, from which scores would be too good.",
-    ),
-    "duplicate": ("Duplicates", "The same pixels as another picture of its split."),
-    "near_duplicate": (
-        "Near duplicates",
-        "Nearly the same as another picture of its split: resized, mirrored, a burst.",
-    ),
-    "outlier": ("Outliers", "The features are far from those of all other pictures."),
-    "quality": ("Quality", "Unreadable, small, long, blank, dark, bright or blurred."),
+    "label": "Suspected labels",
+    "leak": "Leaks",
+    "duplicate": "Duplicates",
+    "near_duplicate": "Near duplicates",
+    "outlier": "Outliers",
+    "quality": "Quality",
+}
+# What is said below each title, of images and of texts.
+PROBE = "A linear probe on the features, which had not seen these labels, thinks otherwise."
+LEAK = "It, nearly the same or its group is also in another split, from which scores would be too good."
+FAR = "The features are far from all others."
+WORDS = {
+    "image": {
+        "label": PROBE,
+        "leak": LEAK,
+        "duplicate": "The same pixels as another image of its split.",
+        "near_duplicate": "Nearly the same as another image of its split: resized, mirrored, a burst.",
+        "outlier": FAR,
+        "quality": "Unreadable, small, long, blank, dark, bright or blurred.",
+    },
+    "text": {
+        "label": PROBE,
+        "leak": LEAK,
+        "duplicate": "The same as another text of its split.",
+        "near_duplicate": "Nearly the words of another text of its split.",
+        "outlier": FAR,
+        "quality": "Cut, without words, unknown to the tokenizer, wrongly decoded or with markup.",
+    },
 }
 
 
 def inspection_page(
-    source: str, network: str, table: str, pictures: Pictures, findings: Sequence[Finding], notices: Sequence[str]
+    source: str,
+    network: str,
+    table: str,
+    examples: Pictures | Writings,
+    findings: Sequence[Finding],
+    notices: Sequence[str],
 ) -> str:
     """Returns the page as HTML.
 
@@ -43,30 +67,31 @@ def inspection_page(
       source: what was inspected.
       network: whose features were used.
       table: name of the file that has all findings.
-      pictures, findings: see `examine`.
+      examples, findings: see `examine`.
       notices: lines about what was skipped or not examined.
     """
     shown = {issue: [each for each in findings if each.issue == issue][:SHOWN] for issue in ISSUES}
     rows = {each.row for group in shown.values() for each in group}
     rows |= {each.against for issue in PAIRED for each in shown[issue] if each.against is not None}
-    uris = thumbnails(pictures, rows)
-    counts, parts = totals(list(findings)), splits(pictures)
+    uris = thumbnails(examples, rows) if isinstance(examples, Pictures) else {}
+    counts, parts = totals(list(findings)), splits(examples)
 
-    def drawn(row: int) -> dict[str, str | None]:
-        label, part = pictures.class_names[pictures.labels[row]], parts[row]
-        name = printable(pictures.names[row])
-        return {"uri": uris.get(row), "file": name, "label": printable(label), "part": part}
+    def drawn(row: int) -> dict[str, Any]:
+        label, part = examples.class_names[examples.labels[row]], parts[row]
+        name = printable(examples.names[row])
+        spans = plain(examples.texts[row]) if isinstance(examples, Writings) else ()
+        return {"uri": uris.get(row), "spans": spans, "file": name, "label": printable(label), "part": part}
 
     sections = [
         {
             "issue": issue,
-            "title": TITLES[issue][0],
-            "words": TITLES[issue][1],
+            "title": TITLES[issue],
+            "words": WORDS[examples.unit][issue],
             "count": counts[issue],
             "paired": issue in PAIRED,
             "entries": [
                 {
-                    "picture": drawn(each.row),
+                    "example": drawn(each.row),
                     "other": None if each.against is None else drawn(each.against),
                     "score": f"{each.score:.2f}",
                     "said": printable(each.other),
@@ -77,7 +102,7 @@ def inspection_page(
         for issue in ISSUES
     ]
     tiles = [
-        Tile("Pictures", f"{len(pictures):,}", printable(imbalance(pictures))),
+        Tile(f"{examples.unit.capitalize()}s", f"{len(examples):,}", printable(imbalance(examples))),
         *(Tile(str(section["title"]), f"{section['count']:,}") for section in sections),
     ]
     return render(
@@ -89,22 +114,23 @@ def inspection_page(
         notices=[printable(notice) for notice in notices],
         sections=sections,
         split_names=list(dict.fromkeys(part for part in parts if part)),
-        classes=class_sizes(pictures, parts),
+        classes=class_sizes(examples, parts),
+        unit=examples.unit,
     )
 
 
-def class_sizes(pictures: Pictures, parts: Sequence[str | None]) -> list[dict[str, object]]:
-    """Returns the number of pictures of each class, in all and in each split, the largest class first."""
+def class_sizes(examples: Examples, parts: Sequence[str | None]) -> list[dict[str, object]]:
+    """Returns the number of examples of each class, in all and in each split, the largest class first."""
     names = list(dict.fromkeys(part for part in parts if part))
     place = {part: number for number, part in enumerate(names)}
-    counts = np.zeros((len(pictures.class_names), len(names) + 1), int)
+    counts = np.zeros((len(examples.class_names), len(names) + 1), int)
     columns = np.array([place.get(part or "", len(names)) for part in parts])
-    np.add.at(counts, (pictures.labels, columns), 1)
+    np.add.at(counts, (examples.labels, columns), 1)
     order = np.argsort(-counts.sum(1), kind="stable")
     most = max(int(counts.sum(1).max()), 1)
     return [
         {
-            "name": printable(pictures.class_names[label]),
+            "name": printable(examples.class_names[label]),
             "count": int(counts[label].sum()),
             "share": 100 * int(counts[label].sum()) / most,
             "parts": counts[label, : len(names)].tolist(),

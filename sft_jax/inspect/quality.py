@@ -40,7 +40,7 @@ def poor(looks: Mapping[int, Look], problems: Mapping[int, str], notices: list[s
             bad &= ~blank  # said already
         if bad.mean() > MOST:
             notices.append(
-                f"{bad.sum():,} of {len(looks):,} pictures are {kind}: taken for a property of the set, not listed"
+                f"{bad.sum():,} of {len(looks):,} images are {kind}: taken for a property of the set, not listed"
             )
             continue
         found += [

@@ -129,4 +129,4 @@ def test_a_lonely_picture_is_an_outlier():
 
 def test_outliers_of_few_pictures_are_not_looked_for():
     assert outliers(neighbours(features_of([0] * 5)), notices := []) == []
-    assert notices == [f"outliers not looked for: they need more than {NEAREST} pictures"]
+    assert notices == [f"outliers not looked for: they need more than {NEAREST} images"]

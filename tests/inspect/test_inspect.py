@@ -210,7 +210,7 @@ def test_poor_pictures_are_described():
 def test_a_fault_of_most_pictures_is_one_line():
     looks = {number: look(photo(number, 8, 8)) for number in range(6)}
     assert poor(looks, {}, notices := []) == []
-    assert notices == ["6 of 6 pictures are small: taken for a property of the set, not listed"]
+    assert notices == ["6 of 6 images are small: taken for a property of the set, not listed"]
 
 
 def test_one_readable_picture_is_not_compared(call, flowers, tmp_path):
@@ -220,7 +220,7 @@ def test_one_readable_picture_is_not_compared(call, flowers, tmp_path):
     (flowers / "train" / "tulip" / "same.bmp").unlink()
     code, printed, _ = call("--data", f"folder:{flowers}", "--output", "page.html")
     assert code == 0
-    assert "notice: neither labels, copies nor outliers looked for: only one picture is readable\n" in printed
+    assert "notice: neither labels, copies nor outliers looked for: only one image is readable\n" in printed
     (flowers / "train" / "tulip" / "01.png").write_bytes(b"")
     code, _, complaint = call("--data", f"folder:{flowers}", "--output", "page.html")
     assert code == 2
@@ -247,7 +247,7 @@ def test_one_readable_picture_is_not_compared(call, flowers, tmp_path):
         (
             ["--output", "p.html", "--config.epochs=3"],
             "config.epochs cannot be changed for inspection; only data.dir, data.download, data.image_key, "
-            "data.label_key, data.part_key can be set",
+            "data.label_key, data.part_key, text.columns can be set",
         ),
         (["--output", "p.html", "--label-score", "0.9"], "--label-score 0.9 must be 0 to 1, and needs --apply NEW.csv"),
         (

@@ -98,10 +98,10 @@ def test_classes_with_one_picture_are_named_and_missing_ones_are_not():
     labels[0] = 4
     found = wrong_labels(features, labels, np.arange(len(labels)), ("a", "b", "none", "c", "d"), notices := [])
     assert 0 not in {each.row for each in found}
-    assert notices[0] == "labels not tested, because there is only one picture of the class: d"
+    assert notices[0] == "labels not tested, because there is only one image of the class: d"
 
 
 def test_labels_are_not_tested_with_a_single_class():
     found = wrong_labels(np.eye(3, dtype=np.float32), np.zeros(3, int), np.arange(3), ("a", "b"), notices := [])
     assert found == []
-    assert notices == ["labels not tested: that takes two classes of at least two pictures each"]
+    assert notices == ["labels not tested: that takes two classes of at least two images each"]

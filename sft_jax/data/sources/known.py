@@ -56,6 +56,13 @@ def check_kind(config: ConfigDict, *, of_texts: bool) -> None:
         raise UserError(f"config.data.source={config.source} has images, but the task needs texts; use {forms}")
 
 
+def check_of_images(config: ConfigDict) -> None:
+    """Raises UserError if `config`, the whole configuration, is of texts where images are wanted."""
+    check_kind(config.data, of_texts=False)
+    if config.text.columns is not None:
+        raise UserError("config.text.columns is for networks of texts, but this one takes images")
+
+
 def check_labelling(config: ConfigDict, labelling: str) -> None:
     """Raises UserError if the source of `config` cannot have these labels."""
     if source_of(config).has_masks != (labelling == "mask"):

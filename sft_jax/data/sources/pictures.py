@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -41,6 +41,8 @@ class Pictures:
       max_pixels: larger images count as unreadable.
       files: their paths; None if they are not files.
     """
+
+    unit: ClassVar[str] = "image"
 
     names: list[str]
     labels: np.ndarray

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,13 +29,13 @@ class Tokens(NamedTuple):
       tokens: int32 [n, longest], padded at the ends.
       segments: uint8 [n, longest]: 1 for the second of a pair, if the tokenizer tells them apart.
       lengths: int32 [n], numbers of tokens.
-      cut: number of texts that were longer than the limit and lost their ends.
+      longer: bool [n], whether a text was longer than the limit and lost its end.
     """
 
     tokens: np.ndarray
     segments: np.ndarray
     lengths: np.ndarray
-    cut: int
+    longer: np.ndarray
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Returns the network's inputs by name."""
@@ -93,20 +94,27 @@ class TextReading:
         encoder.enable_truncation(self.length)
         return encoder
 
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """The token of what the tokenizer has no other for; None if it has one for everything."""
+        name = json.loads(self.tokenizer)["model"].get("unk_token")
+        found = None if name is None else self._encoder.token_to_id(name)
+        return None if found is None else int(found)
+
     def read(self, texts: Sequence[Text]) -> Tokens:
         """Tokenises texts, or pairs of them, of which the longer one loses its end first."""
         rows: list[tuple[np.ndarray, np.ndarray]] = []
-        cut = 0
+        longer: list[bool] = []
         for first in range(0, len(texts), BLOCK):
             for each in self._encoded(texts[first : first + BLOCK]):
                 rows.append((np.array(each.ids, np.int32), np.array(each.type_ids, np.uint8)))
-                cut += bool(each.overflowing)
+                longer.append(bool(each.overflowing))
         lengths = np.array([len(ids) for ids, _ in rows], np.int32)
         shape = (len(rows), int(lengths.max(initial=1)))
         tokens, segments = np.full(shape, self.padding, np.int32), np.zeros(shape, np.uint8)
         for row, (ids, types) in enumerate(rows):
             tokens[row, : len(ids)], segments[row, : len(ids)] = ids, types
-        return Tokens(tokens, segments, lengths, cut)
+        return Tokens(tokens, segments, lengths, np.array(longer, bool))
 
     def _encoded(self, texts: Sequence[Text]) -> Any:
         return self._encoder.encode_batch([text[0] if len(text) == 1 else text for text in texts])

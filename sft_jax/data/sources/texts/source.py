@@ -71,9 +71,9 @@ def split_of(
     `notices` receives a line if some are longer than the limit.
     """
     tokens = reading.read([example.text for example in chosen])
-    if tokens.cut:
+    if cut := int(tokens.longer.sum()):
         notices.append(
-            f"{counted(tokens.cut, f'{part} text')} of {len(chosen):,} longer than {reading.length} tokens cut off "
+            f"{counted(cut, f'{part} text')} of {len(chosen):,} longer than {reading.length} tokens cut off "
             f"there (text.length)"
         )
     targets = LABELLINGS[examples.labelling].targets([example.label for example in chosen], examples.class_names)
