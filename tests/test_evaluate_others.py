@@ -78,7 +78,7 @@ def test_every_image_of_a_folder_is_scored_once(run, tmp_path, monkeypatch, caps
     accuracy, loss = expected(run.folder, paths)
     assert (results["test_accuracy"], results["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
     assert results["class_names"] == list(NAMES)
-    assert ("evaluating all splits of " in said) == (layout == "all splits")
+    assert ("all splits of " in said) == (layout == "all splits")
 
 
 def test_one_split_of_a_folder_can_be_evaluated(run, tmp_path, monkeypatch, capsys):

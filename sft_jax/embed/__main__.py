@@ -58,7 +58,7 @@ def main() -> None:
 
     notices: list[str] = []
     problems: list[str] = []
-    network = load(args.workdir or args.weights, checkpoint=args.checkpoint)
+    network = load(args.workdir or args.weights, checkpoint=args.checkpoint, features_only=True)
     config = source_settings(args.data, overrides, "embed", WITH_TEXTS)
     with Console().progress(args.data, 1) as bar:
         if isinstance(network, Classifier):

@@ -25,7 +25,7 @@ from sft_jax.inference.network import BATCH, TrainedNetwork
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.inference.texts import TextClassifier, text_facts
 from sft_jax.models.packages import PREFIX, load_installed_or_file
-from sft_jax.models.weights import Weights, initialise
+from sft_jax.models.weights import Weights, headless, initialise
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
 from sft_jax.tasks import task_named
@@ -128,13 +128,14 @@ class Classifier(TrainedNetwork):
         return super().predict(images, top)
 
 
-def load(path: str | Path, *, checkpoint: str = "best") -> Classifier | TextClassifier:
+def load(path: str | Path, *, checkpoint: str = "best", features_only: bool = False) -> Classifier | TextClassifier:
     """Loads a trained network: a `Classifier` of images, or a `TextClassifier`.
 
     Args:
       path: the folder of a run, a converted file (.safetensors), an export (.stablehlo, .jax), or "package:NAME" for
         the weights of an installed package.
       checkpoint: for a run, "best" or "latest" (the weights after the last step, not their moving average).
+      features_only: whether weights without a head will do, of which only the features can be computed.
 
     Raises:
       UserError: `path` does not exist or cannot be used.
@@ -153,7 +154,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> Classifier | TextClas
     config = default_config()
     config.model.name, config.model.stem = weights.arch, weights.stem
     usual = Preprocess.of_pretrained(models.architecture(weights.arch).pretrained)
-    return _of_weights(weights, config.model, config.precision, usual, str(path))
+    return _of_weights(weights, config.model, config.precision, usual, str(path), features_only)
 
 
 def check_evaluable(config: ConfigDict, checkpoint: str) -> None:
@@ -192,9 +193,17 @@ def _weights(path: Path) -> Weights:
 
 
 def _of_weights(
-    weights: Weights, config: ConfigDict, precision: str, otherwise: Preprocess, source: str
+    weights: Weights,
+    config: ConfigDict,
+    precision: str,
+    otherwise: Preprocess,
+    source: str,
+    features_only: bool = False,
 ) -> Classifier | TextClassifier:
-    """Makes the network of `weights`; `otherwise` is the preprocessing of images if they do not specify it."""
+    """Makes the network of `weights`; `otherwise` is the preprocessing of images if they do not specify it.
+
+    See `load` for `features_only`.
+    """
     # Users' own files may lack class names.
     names = weights.class_names or [str(label) for label in range(weights.outputs or 1000)]
     texts = models.architecture(weights.arch).texts
@@ -206,7 +215,10 @@ def _of_weights(
     arrays, resampled = network.architecture.for_size(weights.arrays, preprocess.size)
     if resampled:
         warnings.warn(f"weights of {source}{resampled}", stacklevel=3)
-    params, batch_stats = jax.device_put(initialise(network, arrays, source=source))
+    head = None
+    if features_only and not any(map(network.is_head, arrays)):
+        head = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in network.params.items() if network.is_head(key)}
+    params, batch_stats = jax.device_put(initialise(network, arrays, source=source, head=head))
 
     @jax.jit
     def run(params, batch_stats, *inputs):
@@ -226,6 +238,8 @@ def _of_weights(
     }
 
     def program(*inputs: jax.Array) -> jax.Array:
+        if head is not None:
+            raise headless(source)
         return run(params, batch_stats, *inputs)
 
     if texts is not None:

