@@ -57,7 +57,8 @@ class _Texts(Prepared):
         """Reads a split. Raises UserError if it is empty, damaged, or the dataset has no texts."""
         import tensorflow_datasets as tfds
 
-        features = self._builder.info.features or {}
+        # Sorted, because those that are read from a prepared set come in any order.
+        features = dict(sorted((self._builder.info.features or {}).items()))
         texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
         classes = {
             key: tuple(features[key].names) for key in features if type(features[key]) is tfds.features.ClassLabel
