@@ -5,12 +5,12 @@ import shutil
 import sys
 
 import pytest
+from commands import called
 from image_folders import fill
 from made_run import NAMES, make_run
 from tiny_runs import TINY
 
 from sft_jax.config import complete
-from sft_jax.errors import run_command
 from sft_jax.evaluate import main
 from sft_jax.run.folder import Run
 
@@ -22,9 +22,7 @@ def run(whole, tmp_path_factory):
 
 def call(monkeypatch, capsys, run, *flags):
     """Runs the command; returns exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run.folder), *flags])
-    code = run_command(main)
-    return code, *capsys.readouterr()
+    return called(monkeypatch, capsys, main, "evaluate", "--workdir", run.folder, *flags)
 
 
 def rows(run):

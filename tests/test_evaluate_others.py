@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import called
 from image_folders import fill
 from made_run import NAMES, make_run
 from prepared_sets import ImageSet
@@ -15,7 +15,6 @@ from prepared_sets import ImageSet
 import sft_jax
 from sft_jax.data.crops import PLACES
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.errors import run_command
 from sft_jax.evaluate import main
 from sft_jax.inference.scoring import file_name
 from sft_jax.models.weights import save_weights
@@ -51,9 +50,7 @@ def run(trained, tmp_path):
 
 def call(monkeypatch, capsys, *flags):
     """Runs the command; returns exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
-    code = run_command(main)
-    return code, *capsys.readouterr()
+    return called(monkeypatch, capsys, main, "evaluate", *flags)
 
 
 def expected(folder, paths):
@@ -78,7 +75,7 @@ def test_every_image_of_a_folder_is_scored_once(run, tmp_path, monkeypatch, caps
     accuracy, loss = expected(run.folder, paths)
     assert (results["test_accuracy"], results["test_loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
     assert results["class_names"] == list(NAMES)
-    assert ("all splits of " in said) == (layout == "all splits")
+    assert (f"all splits of {flowers} together: " in said) == (layout == "all splits")
 
 
 def test_one_split_of_a_folder_can_be_evaluated(run, tmp_path, monkeypatch, capsys):

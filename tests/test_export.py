@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from commands import called
 from made_run import NAMES, make_run
 
 import sft_jax
@@ -20,7 +21,7 @@ from sft_jax import data
 from sft_jax import export as export_module
 from sft_jax.config import complete
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.errors import UserError, run_command
+from sft_jax.errors import UserError
 from sft_jax.export import main
 from sft_jax.inference.stablehlo import PLATFORMS
 from sft_jax.run.console import Console
@@ -50,9 +51,7 @@ def pixels(count, height=32, width=32):
 
 def call(monkeypatch, capsys, *words):
     """Runs the command; returns exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
-    code = run_command(main)
-    return code, *capsys.readouterr()
+    return called(monkeypatch, capsys, main, "export", *words)
 
 
 def test_an_export_gives_the_logits_of_its_source(run, exported):

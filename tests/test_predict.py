@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from commands import called
 from made_run import NAMES, make_run
 from parquet_files import write
 from PIL import Image
 
 import sft_jax
 from sft_jax.data.images import named
-from sft_jax.errors import run_command
 from sft_jax.inference.network import BATCH
 from sft_jax.predict import main
 
@@ -30,10 +30,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, runs):
     def call(*words, run="folder"):
-        """Runs the command; returns exit code, standard output and standard error."""
-        monkeypatch.setattr(sys, "argv", ["predict", "--workdir", str(runs[run]), *map(str, words)])
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, main, "predict", "--workdir", runs[run], *words)
 
     return call
 

@@ -5,13 +5,13 @@ import json
 import sys
 
 import pytest
+from commands import called
 from packaging.requirements import Requirement
 
 from sft_jax.data.sources import tfds
 from sft_jax.doctor import inputs, installed, machine
 from sft_jax.doctor.__main__ import QUICK_START, main
 from sft_jax.doctor.finding import MISSING, OK, WARN, Finding
-from sft_jax.errors import run_command
 from sft_jax.runtime.cache import SWITCH
 
 
@@ -30,9 +30,7 @@ def doctor(monkeypatch, capsys):
     """Runs the command; returns exit code, standard output and standard error."""
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["doctor", *map(str, flags)])
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, main, "doctor", *flags)
 
     return run
 

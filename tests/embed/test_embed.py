@@ -1,10 +1,9 @@
 """Tests of `python -m sft_jax.embed`: the features are those of the network, in the order of the files."""
 
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import called
 from made_run import make_run
 from PIL import Image
 from text_runs import examples, register, run_on, tokenizer, write
@@ -12,7 +11,7 @@ from tiny_runs import one_device
 
 import sft_jax
 from sft_jax.embed.__main__ import main
-from sft_jax.errors import UserError, run_command
+from sft_jax.errors import UserError
 from sft_jax.inference import predictor
 from sft_jax.inference.network import BATCH
 from sft_jax.models import packages
@@ -29,10 +28,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path, run):
     def call(*words):
-        """Runs the command; returns the exit code, standard output and standard error."""
-        monkeypatch.setattr(sys, "argv", ["embed", "--workdir", str(run), *map(str, words)])
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, main, "embed", "--workdir", run, *words)
 
     monkeypatch.chdir(tmp_path)
     return call
@@ -119,7 +115,7 @@ def test_weights_of_a_package_are_loaded_by_name(monkeypatch, run):
     assert classifier.class_names == sft_jax.load(run).class_names
 
 
-def test_features_of_texts(call, tmp_path, monkeypatch):
+def test_features_of_texts(call, tmp_path, monkeypatch, capsys):
     register(monkeypatch)
     folder = write(tmp_path / "texts")
     with monkeypatch.context() as patch:
@@ -150,8 +146,8 @@ def test_features_of_texts(call, tmp_path, monkeypatch):
     body = {name: array for name, array in weights.arrays.items() if not name.startswith("classifier.")}
     file = tmp_path / "body.safetensors"
     save_weights(file, Weights(body, weights.arch, None, {"tokenizer": tokenizer()}))
-    monkeypatch.setattr(sys, "argv", ["embed", "--weights", str(file), *words[2:], "--split", "validation"])
-    assert run_command(main) == 0
+    again = ("embed", "--weights", file, *words[2:], "--split", "validation")
+    assert called(monkeypatch, capsys, main, *again)[0] == 0
     with np.load(tmp_path / "t.npz") as found:
         np.testing.assert_allclose(found["features"], arrays["features"], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="body.safetensors have no head and therefore no classes; fine-tune them"):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import called
 from image_folders import fill
 from made_run import make_run
 from PIL import Image
@@ -46,10 +47,7 @@ def fit(monkeypatch, capsys, tmp_path, weights):
 
     def call(*flags, minutes=10, given=weights):
         named = [] if given is None else ["--weights", given]
-        words = ["fit", *flags, "--minutes", minutes, *named]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, main, "fit", *flags, "--minutes", minutes, *named)
 
     monkeypatch.chdir(tmp_path)
     return call

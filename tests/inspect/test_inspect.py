@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import called
 from made_run import make_run
 from PIL import Image, ImageFilter
 from prepared_sets import ImageSet
@@ -15,7 +16,6 @@ from sft_jax.data.sources.folder import list_folder
 from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.pictures import load_pictures
 from sft_jax.data.sources.table import list_table
-from sft_jax.errors import run_command
 from sft_jax.inspect.__main__ import main
 from sft_jax.inspect.finding import Finding
 from sft_jax.inspect.looks import look
@@ -32,11 +32,8 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path, weights):
     def call(*words, run=weights):
-        """Runs the command; returns the exit code, standard output and standard error."""
-        named = [] if run is None else ["--workdir", str(run)]
-        monkeypatch.setattr(sys, "argv", ["inspect", *named, *map(str, words)])
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        named = [] if run is None else ["--workdir", run]
+        return called(monkeypatch, capsys, main, "inspect", *named, *words)
 
     monkeypatch.chdir(tmp_path)
     return call

@@ -1,17 +1,16 @@
 """Tests of `python -m sft_jax.inspect` on texts: what it finds, its page and tables, and its error messages."""
 
 import csv
-import sys
 
 import numpy as np
 import pytest
+from commands import called
 from text_runs import BAD, GOOD, WORDS, register, run_on, tokenizer, write
 from tiny_runs import one_device
 
 from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.data.texts.reading import TextReading
-from sft_jax.errors import run_command
 from sft_jax.inspect.__main__ import main
 from sft_jax.inspect.neighbours import neighbours
 from sft_jax.inspect.text_quality import garbled, poor_texts
@@ -34,11 +33,8 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path, trained):
     def call(*words, run=trained):
-        """Runs the command; returns the exit code, standard output and standard error."""
-        named = [] if run is None else ["--workdir", str(run)]
-        monkeypatch.setattr(sys, "argv", ["inspect", *named, *map(str, words)])
-        code = run_command(main)
-        return code, *capsys.readouterr()
+        named = [] if run is None else ["--workdir", run]
+        return called(monkeypatch, capsys, main, "inspect", *named, *words)
 
     monkeypatch.chdir(tmp_path)
     return call
