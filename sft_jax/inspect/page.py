@@ -29,25 +29,23 @@ TITLES = {
     "outlier": "Outliers",
     "quality": "Quality",
 }
-# What is said below each title, of images and of texts.
-PROBE = "A linear probe on the features, which had not seen these labels, thinks otherwise."
-LEAK = "It, nearly the same or its group is also in another split, from which scores would be too good."
-FAR = "The features are far from all others."
+# What is said below each title, of both, of images and of texts.
+OF_BOTH = {
+    "label": "A linear probe on the features, which had not seen these labels, thinks otherwise.",
+    "leak": "It, nearly the same or its group is also in another split, from which scores would be too good.",
+    "outlier": "The features are far from all others.",
+}
 WORDS = {
-    "image": {
-        "label": PROBE,
-        "leak": LEAK,
+    "image": OF_BOTH
+    | {
         "duplicate": "The same pixels as another image of its split.",
         "near_duplicate": "Nearly the same as another image of its split: resized, mirrored, a burst.",
-        "outlier": FAR,
         "quality": "Unreadable, small, long, blank, dark, bright or blurred.",
     },
-    "text": {
-        "label": PROBE,
-        "leak": LEAK,
+    "text": OF_BOTH
+    | {
         "duplicate": "The same as another text of its split.",
         "near_duplicate": "Nearly the words of another text of its split.",
-        "outlier": FAR,
         "quality": "Cut, without words, unknown to the tokenizer, wrongly decoded or with markup.",
     },
 }

@@ -38,10 +38,7 @@ def poor(looks: Mapping[int, Look], problems: Mapping[int, str], notices: list[s
             blank = bad
         elif kind in ("dark", "bright", "blurred"):
             bad &= ~blank  # said already
-        if bad.mean() > MOST:
-            notices.append(
-                f"{bad.sum():,} of {len(looks):,} images are {kind}: taken for a property of the set, not listed"
-            )
+        if of_the_set(int(bad.sum()), len(looks), f"images are {kind}", notices):
             continue
         found += [
             Finding(row, "quality", float(badness[place]), f"{kind}: {words(one)}")
@@ -49,6 +46,14 @@ def poor(looks: Mapping[int, Look], problems: Mapping[int, str], notices: list[s
             if bad[place]
         ]
     return found
+
+
+def of_the_set(count: int, total: int, said: str, notices: list[str]) -> bool:
+    """Returns whether most of `total` examples have a fault, that `said`; `notices` then receives a line."""
+    most = count > MOST * total
+    if most:
+        notices.append(f"{count:,} of {total:,} {said}: taken for a property of the set, not listed")
+    return most
 
 
 def is_blank(look: Look) -> bool:

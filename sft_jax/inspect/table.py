@@ -1,9 +1,10 @@
 """Tables: all findings, and the data without the examples that should go."""
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sft_jax.data.sources.listing import counted
@@ -93,10 +94,8 @@ def _write_texts(path: Path, writings: Writings, kept: Sequence[int]) -> None:
     names = ("text",) if columns == 1 else PAIRS[0]
     rows = [(*writings.texts[row], writings.class_names[writings.labels[row]], parts[row] or "train") for row in kept]
     _write(path, [(*names, "label", "part"), *rows])
-    try:
+    with _reading_back(path):
         read = list_texts(path, [], Keys(), known=writings.class_names).all
-    except UserError as error:
-        raise UserError(f"--apply {path} was written, but cannot be trained on: {error}") from None
     if [(*each.text, each.label, each.part) for each in read] != rows:
         raise UserError(f"--apply {path} was written, but some of its texts do not read back as they were")
 
@@ -109,13 +108,20 @@ def _relative(file: Path, table: Path) -> str:
 
 def _check(path: Path, files: set[Path]) -> None:
     """Raises UserError if `path` does not read as a table of exactly these files."""
-    try:
+    with _reading_back(path):
         listing = list_table(path, [])
-    except UserError as error:
-        raise UserError(f"--apply {path} was written, but cannot be trained on: {error}") from None
     read = {Path(os.path.abspath(listing.root / file.name)) for file in listing.files}
     if read != {Path(os.path.abspath(file)) for file in files}:
         raise UserError(f"--apply {path} was written, but some of its file names do not read back; rename those files")
+
+
+@contextlib.contextmanager
+def _reading_back(path: Path) -> Iterator[None]:
+    """Raises UserError, which says that `path` was written, if reading it does."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--apply {path} was written, but cannot be trained on: {error}") from None
 
 
 def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:

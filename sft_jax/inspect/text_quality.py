@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sft_jax.data.texts.reading import Text, TextReading
 from sft_jax.inspect.finding import Finding
-from sft_jax.inspect.quality import MOST
+from sft_jax.inspect.quality import of_the_set
 
 # A share of unknown tokens above which a text is not one of the tokenizer's language.
 UNKNOWN = 0.2
@@ -43,11 +43,7 @@ def poor_texts(texts: Sequence[Text], reading: TextReading, notices: list[str]) 
             judged["markup"][row] = sum(map(len, tags)) / len(whole), ", ".join(dict.fromkeys(tags[:3]))
     found = []
     for kind, rows in judged.items():
-        if len(rows) > MOST * len(texts):
-            notices.append(
-                f"{len(rows):,} of {len(texts):,} texts have the fault {kind!r}: taken for a property of the set, not "
-                f"listed"
-            )
+        if of_the_set(len(rows), len(texts), f"texts have the fault {kind!r}", notices):
             continue
         found += [Finding(row, "quality", score, f"{kind}: {words}") for row, (score, words) in rows.items()]
     return found
