@@ -12,6 +12,7 @@ from convert.modernbert import ModernBertReference
 from convert.reference import Reference
 from convert.regnet import RegNetReference
 from convert.resnet import ResNetReference
+from convert.segformer import MitReference, SegformerReference
 from convert.segmentation import SegmentationReference
 from convert.swin import SwinReference
 from convert.vit import VitReference
@@ -34,6 +35,8 @@ REFERENCES: dict[str, Reference] = {
     "dinov3": DinoV3Reference(),
     "bert": BertReference(),
     "modernbert": ModernBertReference(),
+    "mit": MitReference(),
+    "segformer": SegformerReference(),
     "segmentation": SegmentationReference(),
 }
 
@@ -45,7 +48,8 @@ def reference_of(arch: str) -> Reference:
     """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
     library = architecture(arch).reference
     if not library:
-        raise UserError(f"{arch} exists in no library of torch: of these networks only {some_of(sorted(KNOWN), 9)} do")
+        known = some_of(sorted(KNOWN), len(KNOWN))
+        raise UserError(f"{arch} exists in no library of torch: of these networks only {known} do")
     if library in EXTRAS and importlib.util.find_spec(library) is None:
         raise UserError(f"converting {arch} needs {library}: {install_command(EXTRAS[library])}")
     return REFERENCES[architecture(arch).family]

@@ -71,19 +71,25 @@ def convert(workdir: Path | None, file: Path | None, output: Path) -> None:
     _save(model.state_dict, model.metadata(), output)
     difference = max(comparison.relative for comparison in comparisons)
     console.print(f"wrote {output}: logits within {difference:.1e} of Flax's; load it with")
+    loaded = f'{"torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"}("{output}")'
+    kind, renamed = type(model.module), not model.state_dict.keys() <= model.module.state_dict().keys()
     if model.network.architecture.reference == "torchvision":
         place = "models.segmentation" if model.network.architecture.dense else "models"
         console.print(f"  model = torchvision.{place}.{model.arch}(num_classes={model.classes})")
     elif model.network.architecture.reference == "timm":
         console.print(f'  model = timm.create_model("{model.arch}", num_classes={model.classes})')
-    elif type(model.module).__module__.startswith("transformers."):
-        console.print(f"  model = transformers.{type(model.module).__name__}(config)  # num_labels={model.classes}")
+    elif renamed:  # transformers gives the names of published files those of its modules
+        settings = f"config=config, state_dict={loaded}"
+        console.print(f"  # in config: num_labels={model.classes}")
+        console.print(f"  model = transformers.{kind.__name__}.from_pretrained(None, {settings})")
+    elif kind.__module__.startswith("transformers."):
+        console.print(f"  model = transformers.{kind.__name__}(config)  # num_labels={model.classes}")
     else:
-        console.print(f"  model = {type(model.module).__name__}(config)  # from {type(model.module).__module__}")
+        console.print(f"  model = {kind.__name__}(config)  # from {kind.__module__}")
     if model.stem in STEM_LINES:
         console.print(f"  {STEM_LINES[model.stem]}  # its stem")
-    loader = "torch.load" if output.suffix == ".pth" else "safetensors.torch.load_file"
-    console.print(f'  model.load_state_dict({loader}("{output}"))')
+    if not renamed:
+        console.print(f"  model.load_state_dict({loaded})")
     if model.facts.class_names:
         console.print(f"outputs: {some_of(model.facts.class_names, most=10)}")
     where = "also in its metadata" if output.suffix == ".safetensors" else "not in the file"

@@ -58,10 +58,13 @@ def assert_close(found, wanted, tolerance):
     assert errors[worst] <= tolerance, f"{worst} is off by {errors[worst]:.1e}"
 
 
-def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
-    """Compares all stages and logits in float32, and that the weights survive the way there and back bit by bit."""
+def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5, named=dict):
+    """Compares all stages and logits in float32, and that the weights survive the way there and back bit by bit.
+
+    `named` gives a state_dict of the module the names of its file.
+    """
     reference = REFERENCES[ours.architecture.family]
-    state_dict = module.state_dict()
+    state_dict = named(module.state_dict())
     own, _ = reference.adapted(state_dict, ours.architecture.name)
     assert not keys.problems(own, ours)
     arrays = keys.to_flax(own, ours)
@@ -77,8 +80,11 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5):
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
 
-def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **settings):
-    """Compares the gradients of all parameters, and updated statistics, in float64."""
+def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, named=dict, **settings):
+    """Compares the gradients of all parameters, and updated statistics, in float64.
+
+    `named` gives a state_dict of the module the names of its file.
+    """
     reference, labels = REFERENCES[architecture.family], np.array([0, 3])
     if architecture.dense:
         labels = np.random.default_rng(0).integers(0, CLASSES, (len(labels), size, size))
@@ -92,7 +98,7 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
             layer.eval()
     with jax.enable_x64():
         ours = network(architecture, dtype=jnp.float64, **settings)
-        own, _ = reference.adapted(module.state_dict(), architecture.name)
+        own, _ = reference.adapted(named(module.state_dict()), architecture.name)
         arrays = keys.to_flax(own, ours)
         params, batch_stats = ({key: arrays[key] for key in part} for part in (ours.params, ours.batch_stats))
 
@@ -110,7 +116,7 @@ def assert_same_gradients(module, architecture, size=16, tolerance=1e-7, **setti
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels.ravel())).backward()
     parameters = {key: parameter for key, parameter in module.named_parameters() if parameter.grad is not None}
     theirs = {key: parameter.grad for key, parameter in parameters.items()} | dict(module.named_buffers())
-    assert_close(gradients | statistics, keys.to_flax(theirs, ours), tolerance)
+    assert_close(gradients | statistics, keys.to_flax(named(theirs), ours), tolerance)
 
 
 def assert_same_shapes(name):

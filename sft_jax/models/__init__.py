@@ -12,6 +12,7 @@ from sft_jax.models import (
     convnext,
     dinov3,
     efficientnet,
+    mit,
     mobilenet,
     modernbert,
     regnet,
@@ -45,6 +46,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **regnet.ARCHITECTURES,
     **convnext.ARCHITECTURES,
     **swin.ARCHITECTURES,
+    **mit.ARCHITECTURES,
     **vit.ARCHITECTURES,
     **dinov3.ARCHITECTURES,
     **bert.ARCHITECTURES,
@@ -72,7 +74,7 @@ def check_head(name: str, *, dense: bool, task: str) -> None:
     """Raises UserError if the network `name` has outputs of pixels and the task not (`dense`), or the reverse."""
     found = architecture(name)
     if dense and not found.dense:
-        heads = ", ".join(f"{kind}_{name}" for kind in HEADS if kind != "lraspp")
+        heads = ", ".join(segmentation.usable(found))
         raise UserError(
             f"config.model.name={name} has outputs of whole images, but task={task} needs those of pixels: use {heads}"
         )
@@ -123,7 +125,7 @@ def builder(
         settings["dropout"] = dropout
     elif dropout:
         raise UserError(f"config.regularization.dropout={dropout}: {config.name} has no dropout; use 0")
-    if found.positions is not None and size is not None:
+    if size is not None:
         found.check_size(size)
-        settings["size"] = size
+        settings |= {"size": size} if found.positions is not None else {}
     return Builder(found, outputs, settings, PRECISIONS[precision].products, rematerialise)

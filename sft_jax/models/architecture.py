@@ -106,6 +106,7 @@ class Architecture:
       pretrained: see `Pretrained`; assumed for weights that do not record their preprocessing.
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
+      smallest: side in pixels of the smallest images that leave something of every map.
       dilates: whether `make` takes output_stride, 32 or, with dilated convolutions, 16 or 8.
       texts: the texts that it takes; None for networks of images. The inputs of texts are tokens int32 [n, length],
         padded at the end, and segments uint8 [n, length], and the attributes that concern images have no meaning.
@@ -129,6 +130,7 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
+    smallest: int = 1
     dilates: bool = False
     texts: Texts | None = None
 
@@ -201,6 +203,8 @@ class Architecture:
 
     def check_size(self, size: int, setting: str = "config.data.size") -> None:
         """Raises UserError if the network cannot take images of `size` pixels, the value of `setting`."""
+        if size < self.smallest:
+            raise UserError(f"{setting}={size} is too small for {self.name}, which takes {self.smallest} px or more")
         if self.positions is not None:
             self.positions.check(size, setting)
 

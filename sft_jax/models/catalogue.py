@@ -130,13 +130,16 @@ def published(name: str) -> tuple[Published, ...]:
     tags = _TIMM.get(name.removesuffix("_avg"), "").split()
     theirs += [Published("timm", tag, _timm_licence(tag), _TOP1.get((name, tag))) for tag in tags]
     if name in _HUB:
-        licence = "MIT" if _HUB[name].startswith("FacebookAI/") else "Apache-2.0"
-        theirs.append(Published("Hugging Face", _HUB[name], licence, None))
+        owner = _HUB[name].partition("/")[0]
+        theirs.append(Published("Hugging Face", _HUB[name], _LICENCES.get(owner, "Apache-2.0"), None))
     return tuple(theirs)
 
 
-# Repositories of the Hugging Face hub, under Apache-2.0 but for RoBERTa, which is under MIT.
+# Licences of repositories of the Hugging Face hub, by owner; Apache-2.0 of all others. NVIDIA's is of SegFormer alone,
+# https://github.com/NVlabs/SegFormer/blob/master/LICENSE, not for commercial use.
+_LICENCES = {"FacebookAI": "MIT", "nvidia": "NVIDIA-SegFormer"}
 _HUB = {
+    **{f"mit_b{size}": f"nvidia/mit-b{size}" for size in range(6)},
     "bert_tiny_uncased": "google/bert_uncased_L-2_H-128_A-2", "bert_mini_uncased": "google/bert_uncased_L-4_H-256_A-4",
     "bert_small_uncased": "google/bert_uncased_L-4_H-512_A-8",
     "bert_medium_uncased": "google/bert_uncased_L-8_H-512_A-8",

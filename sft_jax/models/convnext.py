@@ -149,6 +149,7 @@ def architecture(name: str, variant: Variant, pretrained: Pretrained, weights: s
         head="fc",
         channels=variant.channels,
         strides=(4, 8, 16, 32),
+        smallest=32,
         locate=located_by(
             [
                 (r"stem\.", lambda match: (0, 0)),

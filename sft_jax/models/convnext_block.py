@@ -56,17 +56,17 @@ class Patches(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """A 7x7 convolution of each channel, with padding: kernel [7, 7, 1, channels]."""
+    """A convolution of each channel, with padding: kernel [size, size, 1, channels], `size` odd."""
 
-    def __init__(self, channels: int, *, dtype, rngs):
-        self.kernel = _kernel(rngs, KERNEL, KERNEL, 1, channels)
+    def __init__(self, channels: int, size: int = KERNEL, *, dtype, rngs):
+        self.kernel = _kernel(rngs, size, size, 1, channels)
         self.bias = nnx.Param(jnp.zeros(channels))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves x [batch, height, width, channels]; returns the dtype of the parameters."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...]
-        y = ops.conv2d(x.astype(self.dtype), kernel, padding=KERNEL // 2, groups=x.shape[-1], layout="NHWC")
+        y = ops.conv2d(x.astype(self.dtype), kernel, padding=len(kernel) // 2, groups=x.shape[-1], layout="NHWC")
         return y.astype(bias.dtype) + bias[None, None, None]
 
 

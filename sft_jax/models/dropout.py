@@ -42,13 +42,17 @@ class Dropout:
         return jnp.where(bits >= self._dropped, x * scale, jnp.zeros((), x.dtype))
 
 
-def dropout(x: jax.Array, key: jax.Array | None, rate: float, axis_name: str | None) -> jax.Array:
-    """Sets elements of x [batch, ...] to 0 with probability `rate` and divides the others by 1 - `rate`.
+def dropout(
+    x: jax.Array, key: jax.Array | None, rate: float, axis_name: str | None, *, channels: bool = False
+) -> jax.Array:
+    """Sets elements of x [batch, ..., width] to 0 with probability `rate` and divides the others by 1 - `rate`.
 
-    Without a key it is the identity. The draws of an image do not depend on the number of devices of `axis_name`.
+    Without a key it is the identity. The draws of an image do not depend on the number of devices of `axis_name`. With
+    `channels` all elements of a channel of an image are set to 0, or none (`torch.nn.Dropout2d`).
     """
     if key is None:
         return x
+    shape = (*[1] * (x.ndim - 2), x.shape[-1]) if channels else x.shape[1:]
     keys = own_rows(lambda total: jax.random.split(key, total), len(x), axis_name)
-    kept = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate, x.shape[1:]))(keys)
+    kept = jax.vmap(lambda own: jax.random.bernoulli(own, 1 - rate, shape))(keys)
     return jnp.where(kept, x / (1 - rate), 0)

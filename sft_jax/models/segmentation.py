@@ -1,14 +1,16 @@
 """Networks that give every pixel an output: a backbone, one of `dense_heads`, and bilinear interpolation.
 
 Their names are torchvision's, HEAD_BACKBONE, with any backbone: `deeplabv3_resnet50`, `fcn_resnet18`,
-`lraspp_mobilenet_v3_large`, `linear_vit_small_patch14_dinov2`. `_os8`, `_os16` or `_os32` at the end sets the stride of
-the backbone's last map. By default it is torchvision's: 8, and 16 of mobile networks; linear heads have that of the
-backbone itself, as have all with backbones that cannot be dilated.
+`lraspp_mobilenet_v3_large`, `segformer_mit_b0`, `linear_vit_small_patch14_dinov2`. `_os8`, `_os16` or `_os32` at the
+end sets the stride of the backbone's last map. By default it is torchvision's: 8, and 16 of mobile networks; linear
+heads and those that read all maps have that of the backbone itself, as have all with backbones that cannot be dilated.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from flax import nnx
 
 from sft_jax import ops
 from sft_jax.errors import UserError
+from sft_jax.models import mit
 from sft_jax.models.architecture import Architecture, Depth
 from sft_jax.models.dense_heads import HEADS
 from sft_jax.models.mobile import MobileNetwork
@@ -39,6 +42,7 @@ class Segmenter(nnx.Module):
       kind: a key of `dense_heads.HEADS`.
       backbone: describes the backbone.
       outputs: per pixel.
+      head: further arguments of the head.
       dtype, axis_name: see the backbone's module.
       settings: further arguments of the backbone's module.
     """
@@ -49,6 +53,7 @@ class Segmenter(nnx.Module):
         backbone: Architecture,
         outputs: int,
         *,
+        head: Mapping[str, Any] = types.MappingProxyType({}),
         dtype: jax.typing.DTypeLike = np.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -58,9 +63,12 @@ class Segmenter(nnx.Module):
         for name in (backbone.head, *AFTER_MAPS):
             if hasattr(self.backbone, name):
                 delattr(self.backbone, name)
-        eighth = {"eighth": self.backbone.eighth_channels} if kind == "lraspp" else {}
-        channels = backbone.channels[-1]
-        self.classifier: Any = HEADS[kind](channels, outputs, **eighth, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.first, channels = first_map(backbone), backbone.channels[-1:]
+        if HEADS[kind].reads == "all":
+            channels = backbone.channels[self.first :]
+        elif HEADS[kind].reads == "eighth":
+            channels = (self.backbone.eighth_channels, *channels)
+        self.classifier: Any = HEADS[kind](channels, outputs, **head, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
     @property
     def rematerialise(self) -> bool:
@@ -80,7 +88,7 @@ class Segmenter(nnx.Module):
         """
         maps = self._maps(x, train=train, key=key)
         own = None if key is None else jax.random.fold_in(key, DROPOUT)
-        logits = self.classifier(*maps, train=train or key is not None, key=own)
+        logits = self.classifier(maps, train=train or key is not None, key=own)
         return ops.upsample(logits, *x.shape[1:3])
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
@@ -88,16 +96,15 @@ class Segmenter(nnx.Module):
         trunk = self.backbone.trunk if isinstance(self.backbone, MobileNetwork) else self.backbone.stages
         for name, activations in trunk(x):
             yield f"{BACKBONE}.{name}", activations
-        yield HEAD, self.classifier(*self._maps(x), train=False, key=None)
+        yield HEAD, self.classifier(self._maps(x), train=False, key=None)
 
-    def _maps(
-        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the last map of the backbone, and the one with a stride of 8 of a `MobileNetwork` that has one."""
-        if not isinstance(self.backbone, MobileNetwork):
-            return self.backbone.maps(x, train=train, key=key)[-1], None
-        activations = dict(self.backbone.trunk(x, train=train, key=key))
-        return list(activations.values())[-1], activations.get(self.backbone.eighth)
+    def _maps(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """Returns the maps that the head reads."""
+        if self.classifier.reads == "eighth":
+            activations = dict(self.backbone.trunk(x, train=train, key=key))
+            return activations[self.backbone.eighth], list(activations.values())[-1]
+        maps = self.backbone.maps(x, train=train, key=key)
+        return maps[self.first :] if self.classifier.reads == "all" else maps[-1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +176,15 @@ def named(name: str, backbones: Mapping[str, Architecture]) -> DenseArchitecture
     return _composed(name, match[1], backbones[match[2]], int(match[3]) if match[3] else None)
 
 
+def usable(backbone: Architecture) -> list[str]:
+    """Returns the names of the networks with this backbone, without a stride."""
+    names = []
+    for kind in HEADS:
+        with contextlib.suppress(UserError):
+            names.append(_composed(f"{kind}_{backbone.name}", kind, backbone, None).name)
+    return names
+
+
 @functools.cache
 def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -> DenseArchitecture:
     native = backbone.strides[-1] if backbone.strides else None
@@ -177,14 +193,24 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
             f"{name}: {backbone.name} cannot be dilated, its last map has a stride of {native}; use {kind}_"
             f"{backbone.name}"
         )
-    usual = native if kind == "linear" else 16 if backbone.family in MOBILE else 8
+    usual = native if HEADS[kind].reads == "all" or kind == "linear" else 16 if backbone.family in MOBILE else 8
     stride = asked or (usual if backbone.dilates else native)
-    settings = {"output_stride": stride} if backbone.dilates else {}
+    settings: dict[str, Any] = {"output_stride": stride} if backbone.dilates else {}
+    if HEADS[kind].reads == "all":
+        strides = backbone.strides[first_map(backbone) :]
+        if len(strides) == 1 or sorted(set(strides)) != list(strides):
+            raise UserError(f"{name}: {kind} heads need maps of several sizes; use fcn_{backbone.name}")
+        if stride != native:
+            raise UserError(f"{name}: {kind} heads read maps of all strides; use {kind}_{backbone.name}")
     if kind == "lraspp" and not (backbone.dilates and backbone.family in MOBILE):
         raise UserError(f"{name}: lraspp heads are for MobileNetV3 and EfficientNet; use fcn_{backbone.name}")
+    module_path: Callable[[str], str] = functools.partial(_module_path, backbone.module_path)
+    if segformer := kind == "segformer" and backbone.family == "mit":
+        settings["head"] = {"width": mit.VARIANTS[backbone.name].decoder}
+        module_path = mit.dense_path
     return DenseArchitecture(
         name=name,
-        family="segmentation",
+        family="segformer" if segformer else "segmentation",
         make=functools.partial(_make, kind, backbone, settings),
         head=HEAD,
         channels=backbone.channels,
@@ -193,8 +219,8 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
         stems=tuple((stem, f"{BACKBONE}.{path}", size) for stem, path, size in backbone.stems),
         pretrained=backbone.pretrained,
         pretrained_by=backbone.pretrained_by,
-        reference="torchvision" if name in REFERENCES else "",
-        module_path=functools.partial(_module_path, backbone.module_path),
+        reference=REFERENCES.get(name, ""),
+        module_path=module_path,
         positions=backbone.positions,
         dilates=backbone.dilates,
         backbone=backbone,
@@ -202,14 +228,18 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
     )
 
 
-# Those that torchvision has, under its names.
-REFERENCES = frozenset(
-    {
-        *(f"{kind}_{backbone}" for kind in ("fcn", "deeplabv3") for backbone in ("resnet50", "resnet101")),
-        "deeplabv3_mobilenet_v3_large",
-        "lraspp_mobilenet_v3_large",
-    }
-)
+def first_map(backbone: Architecture) -> int:
+    """Returns the index of the first of its maps with a stride of 4 or more, of those that heads that read all take."""
+    return next((index for index, stride in enumerate(backbone.strides) if stride >= 4), 0)
+
+
+# Those that a library of torch has, and which one.
+REFERENCES = {
+    **{f"{kind}_{backbone}": "torchvision" for kind in ("fcn", "deeplabv3") for backbone in ("resnet50", "resnet101")},
+    "deeplabv3_mobilenet_v3_large": "torchvision",
+    "lraspp_mobilenet_v3_large": "torchvision",
+    **{f"segformer_{backbone}": "transformers" for backbone in mit.VARIANTS},
+}
 
 
 def _make(kind: str, backbone: Architecture, own: Mapping[str, Any], outputs: int, **settings: Any) -> Segmenter:

@@ -1,4 +1,4 @@
-"""Multi-head self-attention of transformers."""
+"""Multi-head attention of transformers."""
 
 import functools
 
@@ -41,6 +41,28 @@ def self_attention(
         q, k, v = _heads(qkv, tokens, heads)
         return _rows(long_attention(q, k, v, mask, window), heads)
     return _self_attention(qkv, bias, mask, tokens, heads, window)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, heads: int) -> jax.Array:
+    """Computes softmax(q k^T / sqrt(d)) v as `self_attention`, for other tokens that are attended to than attend.
+
+    Args:
+      q: rows [batch * tokens, heads * d].
+      k, v: rows [batch * others, heads * d].
+      batch: number of examples.
+      heads: number of heads.
+
+    Returns:
+      rows [batch * tokens, heads * d] of the same dtype.
+    """
+
+    def split(rows: jax.Array) -> jax.Array:
+        own = rows.reshape(batch, -1, heads, rows.shape[-1] // heads).transpose(0, 2, 1, 3)
+        return own.reshape(batch * heads, -1, own.shape[-1])
+
+    queries, keys, values = split(q), split(k), split(v)
+    weights = _softmax(queries, keys, None, None, None).astype(q.dtype)
+    return _rows(_product(weights, values, 2, 1).astype(q.dtype), heads)
 
 
 def attention_weights(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
