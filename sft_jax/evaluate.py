@@ -24,6 +24,8 @@ from sft_jax.runtime.cache import keep_compiled_programs
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from sft_jax.inference.predictor import Classifier
+    from sft_jax.inference.texts import TextClassifier
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.devices import Devices
@@ -37,12 +39,15 @@ EXAMPLE = """example:
 
 The metrics have the same names as in results.json for any split, and are written to
 RUN/evaluations/<split>_<checkpoint>.json; the run's results.json is not changed. With --data, all images of the source
-are evaluated once, from all of its splits; classes are matched by name and may be missing. These metrics are written
+are evaluated once, from all of its splits; classes are matched by name and may be missing; metrics of masks come twice,
+of the pixels that the network sees and, as own_size_*, of the pictures' own. These metrics are written
 to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<source>.json next to the file.
 """
 SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
+# Keys of the location and structure of other data.
+OTHERS_KEYS = (*WITH_TEXTS, "data.ignore_index")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -56,8 +61,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     parser.add_argument(
         "--data",
         metavar="SOURCE",
-        help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits; of texts "
-        "text:PATH",
+        help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits; with "
+        "masks: masks:PATH, voc:PATH; of texts: text:PATH",
     )
     parser.add_argument(
         "--split",
@@ -69,7 +74,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(WITH_TEXTS)}",
+        help=f"current location of the data; KEY is {', '.join(LOCATION_KEYS)}, with --data {', '.join(OTHERS_KEYS)}",
     )
     args, overrides = parse_with_overrides(parser, argv)
     if args.weights is not None and args.data is None:
@@ -98,6 +103,13 @@ def main() -> None:
         print(json.dumps(results))
         return
     console.line(f"{what}: {task.details(results)}")
+    if "own_size_mean_iou" in results:
+        figures = (
+            f"mean IoU {results['own_size_mean_iou']:.2%}, pixel accuracy {results['own_size_pixel_accuracy']:.2%}"
+        )
+        unseen = results["own_size_unseen"]
+        beside = f"; {unseen:.1%} of them, which the network does not see, do not count" if unseen else ""
+        console.line(f"on the pictures' own pixels: {figures}{beside}")
     console.line(f"all metrics, also per class: {file}")
 
 
@@ -165,18 +177,14 @@ def evaluate_others(
     """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
     from sft_jax.config import complete, default_config, flatten
     from sft_jax.config.recipe import parse_value
-    from sft_jax.data.sources.everything import load_everything
-    from sft_jax.data.sources.listing import counted, some
-    from sft_jax.data.sources.record import trained_among
-    from sft_jax.data.sources.texts.everything import labelled_texts
     from sft_jax.inference.predictor import Classifier, load
-    from sft_jax.inference.scoring import file_name, score, score_texts
+    from sft_jax.inference.scoring import file_name
     from sft_jax.run.folder import Run
     from sft_jax.run.progress import Progress
     from sft_jax.runtime.files import write_json
     from sft_jax.tasks import monitor_of
 
-    check_overrides(overrides, WITH_TEXTS, "evaluation")
+    check_overrides(overrides, OTHERS_KEYS, "evaluation")
     run = None if args.workdir is None else Run(args.workdir)
     changes = {name: parse_value(name, text) for name, text in overrides}
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
@@ -184,23 +192,10 @@ def evaluate_others(
     if isinstance(classifier, Classifier):
         keys["data.size"] = classifier.preprocess.size
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
-    notices: list[str] = []
-    wanted = (config.data, classifier.class_names, args.split, notices)
     if isinstance(classifier, Classifier):
-        images = load_everything(*wanted, classifier.preprocess.square, classifier.task.labelling)
-        record = run.dataset_record() if run else None
-        if record is not None and images.record is not None:
-            for names in trained_among(record, images.record).values():
-                notices.append(f"the run was trained on {counted(len(names))} of {args.data}: {some(names)}")
-        _tell(notices)
-        with console.progress(args.data, 1) as bar:
-            augmentation = {} if run is None else config.evaluation.to_dict()
-            results = score(classifier, images, **augmentation, after=bar.set)
+        results = _on_images(classifier, config, run, args.split, console)
     else:
-        texts, targets = labelled_texts(config, *wanted[1:], classifier.task.labelling)
-        _tell(notices)
-        with console.progress(args.data, 1) as bar:
-            results = score_texts(classifier, texts, targets, bar.set)
+        results = _on_texts(classifier, config, args.split, console)
     name = file_name(args.data, args.split)
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
@@ -210,6 +205,43 @@ def evaluate_others(
         file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
     write_json(file, results)
     return results, classifier.task, file
+
+
+def _on_images(
+    classifier: "Classifier", config: "ConfigDict", run: "Run | None", split: str | None, console: "Console"
+) -> dict[str, Any]:
+    from sft_jax.data.sources.everything import load_everything
+    from sft_jax.data.sources.listing import counted, some
+    from sft_jax.data.sources.record import trained_among
+    from sft_jax.inference.mask_scoring import score_masks
+    from sft_jax.inference.scoring import score
+
+    notices: list[str] = []
+    known, square, labelling = classifier.class_names, classifier.preprocess.square, classifier.task.labelling
+    images = load_everything(config.data, known, split, notices, square, labelling)
+    record = run.dataset_record() if run else None
+    if record is not None and images.record is not None:
+        for names in trained_among(record, images.record).values():
+            notices.append(f"the run was trained on {counted(len(names))} of {config.data.source}: {some(names)}")
+    _tell(notices)
+    with console.progress(config.data.source, 1) as bar:
+        if labelling == "mask":
+            return score_masks(classifier, images, after=bar.set)
+        augmentation = {} if run is None else config.evaluation.to_dict()
+        return score(classifier, images, **augmentation, after=bar.set)
+
+
+def _on_texts(
+    classifier: "TextClassifier", config: "ConfigDict", split: str | None, console: "Console"
+) -> dict[str, Any]:
+    from sft_jax.data.sources.texts.everything import labelled_texts
+    from sft_jax.inference.scoring import score_texts
+
+    notices: list[str] = []
+    texts, targets = labelled_texts(config, classifier.class_names, split, notices, classifier.task.labelling)
+    _tell(notices)
+    with console.progress(config.data.source, 1) as bar:
+        return score_texts(classifier, texts, targets, bar.set)
 
 
 def _tell(notices: Iterable[str]) -> None:

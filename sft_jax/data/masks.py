@@ -10,19 +10,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from ml_collections import ConfigDict
 
 from sft_jax.data import augment, crops, policies
 from sft_jax.data.augment import Augmentation, Draws
 from sft_jax.data.images.mask import VOID
 
 
-def make_preprocess(config: ConfigDict, size: int) -> Callable[[jax.Array], jax.Array]:
+def make_preprocess(crop_pct: float, size: int) -> Callable[[jax.Array], jax.Array]:
     """Returns the function that crops and resizes masks as `pixels.make_preprocess` does their images, for evaluation.
 
     It maps uint8 [n, side, side] to uint8 [n, size, size].
     """
-    return lambda masks: resized(crops.cropped(masks, size, config.crop_pct), size)
+    return lambda masks: resized(crops.cropped(masks, size, crop_pct), size)
 
 
 def augmented(

@@ -32,7 +32,7 @@ LONGEST_NAME = 150
 Scored = tuple[list[np.ndarray], Batch]
 
 
-class _Total:
+class Total:
     """The metrics of a task over images that are added in parts."""
 
     def __init__(self, task: Task):
@@ -81,7 +81,7 @@ def score(
     views = views_of(crops, flips=flips)
     # The views whose outputs are averaged: the image alone; it and its mirror image; all crops.
     averaged = {"": 1} | ({"_flips": 2} if flips else {}) | ({"_crops": len(views)} if crops > 1 else {})
-    totals = {name: _Total(task) for name in averaged}
+    totals = {name: Total(task) for name in averaged}
     done = 0
     blocks = _files(classifier, images, views) if images.paths else _arrays(classifier, images, views)
     for outputs, targets in _chunks(blocks):
@@ -97,7 +97,7 @@ def score_texts(
     classifier: TextClassifier, texts: Sequence[Text], targets: Batch, after: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Evaluates a network on texts with `targets` [n] by name, see `score`."""
-    total = _Total(classifier.task)
+    total = Total(classifier.task)
     for first in range(0, len(texts), CHUNK):
         block = slice(first, first + CHUNK)
         total.add(classifier.logits(texts[block]), {name: values[block] for name, values in targets.items()})
@@ -120,6 +120,11 @@ def _files(classifier: Classifier, images: Everything, views: Sequence[View]) ->
         rows = [place[path] for path, _ in block]
         targets = {name: values[rows] for name, values in images.targets.items()}
         yield _logits(classifier, [picture for _, picture in block], views), targets
+    check_readable(problems)
+
+
+def check_readable(problems: Sequence[str]) -> None:
+    """Raises UserError if there are `problems`, lines about unreadable files."""
     if problems:
         more = " and perhaps more" if len(problems) > NAMED else ""
         raise UserError(f"{'; '.join(problems[:NAMED])}{more}; repair or remove unreadable files")

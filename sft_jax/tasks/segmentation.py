@@ -116,7 +116,7 @@ class Segmentation(WeightedTask):
 
     def preprocess(self, config: ConfigDict, size: int) -> Preprocess:
         """See `Task`; the mask follows its image, if there is one."""
-        images, truth = super().preprocess(config, size), masks.make_preprocess(config, size)
+        images, truth = super().preprocess(config, size), masks.make_preprocess(config.crop_pct, size)
 
         def preprocess(batch: Batch) -> Batch:
             return images(batch) | {"mask": truth(batch["mask"])}

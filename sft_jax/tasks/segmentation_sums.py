@@ -65,15 +65,19 @@ def summarize(sums: EvalSums) -> dict[str, Any]:
     """
     units, rest = np.asarray(sums.confusion, np.float64).astype(np.int64)
     confusion = units * UNIT + rest
+    loss = float(sums.loss) / int(confusion.sum())
+    return {"loss": loss, "count": int(sums.total), **measures(confusion)}
+
+
+def measures(confusion: np.ndarray) -> dict[str, Any]:
+    """Computes the metrics of `summarize` that need only pixels by true (rows) and predicted class, int64."""
     right, truth = np.diag(confusion), confusion.sum(1)
     union, pixels = truth + confusion.sum(0) - right, int(confusion.sum())
     overlaps, accuracies = (_ratios(right, whole) for whole in (union, truth))
     return {
-        "loss": float(sums.loss) / pixels,
         "mean_iou": _mean(overlaps),
         "pixel_accuracy": int(right.sum()) / pixels,
         "mean_accuracy": _mean(accuracies),
-        "count": int(sums.total),
         "per_class_iou": overlaps,
         "per_class_accuracy": accuracies,
         "confusion": confusion.tolist(),

@@ -91,6 +91,6 @@ def test_resizing_is_torchs_nearest_exact(size):
 def test_evaluation_crops_the_centre_as_of_the_image():
     config = settings(size=12, crop_pct=0.5)
     images, truth = pictures()
-    ours = np.asarray(masks.make_preprocess(config, 12)(truth))
+    ours = np.asarray(masks.make_preprocess(config.crop_pct, 12)(truth))
     np.testing.assert_array_equal(ours, truth[:, 6:18, 6:18])
     assert agree(make_preprocess(config)(images), ours).all()

@@ -5,14 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from mask_folders import NAMES, VOID, parts
+from commands import called
+from mask_folders import NAMES, VOID, fill, parts
 from mask_runs import run_on
 from PIL import Image
 from sklearn import metrics
 from tiny_runs import StopAt, assert_same_run, one_device, rows_of, state_of
 
+import sft_jax
 import sft_jax.embed.__main__ as embedding
-import sft_jax.evaluate as evaluating
 import sft_jax.inspect.__main__ as inspecting
 from convert import flax_to_onnx, flax_to_resnet
 from sft_jax.config import complete, flatten
@@ -20,6 +21,7 @@ from sft_jax.doctor import ahead, planned
 from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate
+from sft_jax.evaluate import main as evaluating
 from sft_jax.report import segmentation
 from sft_jax.report.__main__ import rewrite
 from sft_jax.run.console import Console
@@ -101,6 +103,70 @@ def test_the_command_evaluates_it_again(trained):
     assert again["test_mean_iou"] == results["test_mean_iou"]
 
 
+def evaluated(monkeypatch, capsys, *flags):
+    """Runs the command; returns its results and what it printed on standard error."""
+    code, printed, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags, "--json")
+    assert code == 0, said
+    return json.loads(printed), said
+
+
+def test_a_split_evaluated_as_other_data_gives_the_same(trained, monkeypatch, capsys):
+    source, folder, results = trained
+    found, said = evaluated(monkeypatch, capsys, "--workdir", folder, "--data", f"masks:{source}", "--split", "test")
+    assert {name: found[name] for name in results if name != "test_loss"} == {
+        name: value for name, value in results.items() if name != "test_loss"
+    }
+    assert found["test_loss"] == pytest.approx(results["test_loss"], rel=1e-5)
+    assert "the run was trained on" not in said
+    _, said = evaluated(monkeypatch, capsys, "--workdir", folder, "--data", f"masks:{source}", "--split", "train")
+    assert "the run was trained on 24 images of masks:" in said
+
+
+def test_metrics_of_own_pixels_are_those_of_the_predicted_masks(trained, tmp_path, monkeypatch, capsys):
+    """Of pictures of another size, with the classes in another order and another value for pixels of none."""
+    _, folder, _ = trained
+    fill(tmp_path, 5, start=5000, width=37, height=41)
+    order = [2, 0, 1]
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES[place] for place in order))
+    truths = []
+    for file in sorted((tmp_path / "masks").iterdir()):
+        truth = np.asarray(Image.open(file))
+        truths.append(truth)
+        renumbered = np.where(truth == VOID, 99, np.argsort(order)[np.minimum(truth, 2)]).astype(np.uint8)
+        Image.fromarray(renumbered).save(file)
+    flags = ["--workdir", folder, "--data", f"masks:{tmp_path}", "--config.data.ignore_index=99"]
+    found, _ = evaluated(monkeypatch, capsys, *flags)
+    predicted = sft_jax.load(folder).predict(sorted((tmp_path / "images").iterdir()))
+    known = [truth != VOID for truth in truths]
+    pairs = [
+        np.concatenate([own[there] for own, there in zip(masks, known, strict=True)]) for masks in (truths, predicted)
+    ]
+    assert found["own_size_confusion"] == metrics.confusion_matrix(*pairs, labels=[0, 1, 2]).tolist()
+    assert found["own_size_mean_iou"] == pytest.approx(metrics.jaccard_score(*pairs, average="macro"))
+    assert found["own_size_unseen"] == 0
+    assert found["test_count"] == 5
+    assert 0 < sum(map(sum, found["confusion"])) < 5 * 16 * 16  # of the squares, which are padded
+
+
+def test_masks_that_cannot_be_evaluated_are_refused(trained, tmp_path, monkeypatch, capsys):
+    _, folder, _ = trained
+    fill(tmp_path, 2)
+    flags = ["--workdir", folder, "--data", f"masks:{tmp_path}"]
+    (tmp_path / "classes.txt").write_text("ground\nsquare\nring")
+    code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags)
+    assert code == 2
+    assert "has classes that the network does not have: 'ring'" in said
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags, "--config.data.ignore_index=99")
+    assert code == 2
+    assert f"if it marks pixels to ignore, use --config.data.ignore_index={VOID}" in said
+    (tmp_path / "images" / "000.png").write_bytes(b"no image")
+    code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags)
+    assert code == 2
+    assert "000.png cannot be read: " in said
+    assert "repair or remove unreadable files" in said
+
+
 def test_streamed_pictures_give_the_same(trained, monkeypatch):
     _, folder, results = trained
     monkeypatch.setattr("sft_jax.data.images.reading.MEMORY_FRACTION", 0.0)
@@ -156,7 +222,6 @@ def test_what_needs_features_or_labels_is_refused(trained, tmp_path, monkeypatch
             [*data, "--output", tmp_path / "f.html"],
             "has a mask per image, but",
         ),
-        (evaluating, data, "is not possible for segmentation yet"),
         (flax_to_resnet, ["--workdir", folder, "--output", tmp_path / "f.pth"], "exists in no library of torch"),
         (flax_to_onnx, ["--workdir", folder, "--output", tmp_path / "f.onnx"], "exists in no library of torch"),
     ):

@@ -39,8 +39,8 @@ def survey(path: Path, content: bytes) -> tuple[Header, tuple[int, ...]]:
     Raises:
       UserError: it is not a mask.
     """
-    values, upright = _decoded(path, content)
-    return Header(values.shape[::-1], upright), tuple(np.unique(values).tolist())
+    own, upright = _decoded(path, content)
+    return Header(own.shape[::-1], upright), tuple(np.unique(own).tolist())
 
 
 def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:
@@ -49,10 +49,20 @@ def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:
     Raises:
       UserError: the file cannot be read or is not a mask.
     """
-    values, _ = _decoded(path, content_of(path))
+    own = values(path)
     if ignored is not None:
-        values = np.where(values == ignored, np.uint8(VOID), values)
+        own = np.where(own == ignored, np.uint8(VOID), own)
+    return squared(own, square)
+
+
+def squared(values: np.ndarray, square: Square) -> np.ndarray:
+    """Returns a mask uint8 [height, width] as the square of its picture: uint8 [side, side], `VOID` where padded."""
     return square.of_mask(Image.fromarray(values), VOID)
+
+
+def values(path: Path) -> np.ndarray:
+    """Reads the values of a mask: uint8 [height, width]. Raises UserError as `read`."""
+    return _decoded(path, content_of(path))[0]
 
 
 def content_of(path: Path) -> bytes:
@@ -68,7 +78,7 @@ def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
     try:
         with opened(io.BytesIO(content)) as image:
             kind, mode, upright = image.format, image.mode, is_upright(image)
-            values = np.asarray(image)
+            found = np.asarray(image)
     except UNREADABLE as error:
         raise UserError(f"the mask {path} cannot be read ({reason(error, path)}); repair it") from None
     if kind in LOSSY:
@@ -78,6 +88,6 @@ def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
             f"the mask {path} has colours (mode {mode}), but each pixel must be the index of a class: save it as "
             f"8-bit gray or with a palette"
         )
-    if values.min() < 0 or values.max() > VOID:
-        raise UserError(f"the mask {path} has values from {values.min()} to {values.max()}; use only 0 to {VOID}")
-    return values.astype(np.uint8), upright
+    if found.min() < 0 or found.max() > VOID:
+        raise UserError(f"the mask {path} has values from {found.min()} to {found.max()}; use only 0 to {VOID}")
+    return found.astype(np.uint8), upright

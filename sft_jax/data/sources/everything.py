@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.data.dataset import ArraySplit, Batch, Split, with_targets
+from sft_jax.data.images import mask
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
@@ -32,7 +33,7 @@ class Everything(NamedTuple):
 
     Attributes:
       paths: the image files.
-      targets: their targets, with class indices of the network.
+      targets: their targets, with class indices of the network; of masks {"mask": `MaskFile`s}.
       splits: splits in memory, with class indices of the network.
       record: a record of the files, as a test split.
     """
@@ -44,6 +45,17 @@ class Everything(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.paths) + sum(map(len, self.splits))
+
+
+class MaskFile(NamedTuple):
+    """The mask of an image, and what its values become: uint8 [256], class indices of the network or `VOID`."""
+
+    path: Path
+    table: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """Reads the mask: uint8 [height, width], with class indices of the network. Raises UserError."""
+        return self.table[mask.values(self.path)]
 
 
 def load_everything(
@@ -71,10 +83,7 @@ def load_everything(
     check_kind(config, of_texts=False)
     check_labelling(config, labelling)
     if labelling == "mask":
-        raise UserError(
-            f"evaluation on --data {config.source} is not possible for segmentation yet; evaluate a split of the run "
-            f"with --split, or name the data with --config.data.source"
-        )
+        return _masks(rest, config, class_names, split, notices)
     if source_of(config).of_files:
         return _files(kind, rest, config, class_names, split, notices, labelling)
     if kind == "tfds":
@@ -121,6 +130,25 @@ def _files(
         matched(path, list(names), class_names, notices)
     targets = kinds.targets(labels, class_names)
     return Everything([listing.root / file.name for file in files], targets, [], record_of(listing, {"test": files}))
+
+
+def _masks(
+    path: str, config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str]
+) -> Everything:
+    lister, ignored = source_of(config).list_masks, config.ignore_index
+    assert lister is not None
+    listing = lister(Path(path), ignored, notices)
+    files = of_split(path, listing.files, split, notices)
+    names = listing.class_names
+    places = matched(path, names, class_names, notices)
+    table = np.full(mask.VOID + 1, mask.VOID, np.uint8)
+    table[: len(names)] = [places[name] for name in names]
+    if ignored is not None:
+        table[ignored] = mask.VOID
+    masks = np.empty(len(files), object)
+    masks[:] = [MaskFile(listing.root / str(file.label[0]), table) for file in files]  # type: ignore[index]
+    paths = [listing.root / file.name for file in files]
+    return Everything(paths, {"mask": masks}, [], record_of(listing, {"test": files}))
 
 
 def of_split(where: str, listed: Sequence[P], split: str | None, notices: list[str], unit: str = "image") -> list[P]:

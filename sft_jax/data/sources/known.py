@@ -131,7 +131,7 @@ class Source:
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
       of_images, of_texts: whether it may have images, and texts.
-      has_masks: whether images have masks, and nothing else.
+      list_masks: see `masks.list_masks`, of sources whose images have masks, and nothing else; None of others.
     """
 
     form: str
@@ -144,7 +144,12 @@ class Source:
     has_several: bool = False
     of_images: bool = True
     of_texts: bool = False
-    has_masks: bool = False
+    list_masks: Callable[[Path, int | None, list[str]], Listing] | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether images have masks."""
+        return self.list_masks is not None
 
 
 def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
@@ -228,7 +233,7 @@ def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
 
 def _of_masks(form: str, lister: Callable) -> Source:
     load = functools.partial(_load_masks, lister)
-    return Source(form, load, _check_folder, is_path=True, of_files=True, has_masks=True)
+    return Source(form, load, _check_folder, is_path=True, of_files=True, list_masks=lister)
 
 
 # By what stands before the colon of `data.source`.
