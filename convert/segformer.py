@@ -83,8 +83,8 @@ class MitReference(Reference):
     landmark = "segformer.encoder.patch_embeddings.0.proj.weight"
     body: tuple[str, ...] = (ENCODER,)
 
-    def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
-        """See `Reference`."""
+    def empty(self, arch: str, outputs: int) -> torch.nn.Module:
+        """Returns the network `arch`, without stochastic depth, if possible on the meta device."""
         import transformers
 
         variant = VARIANTS[arch.removeprefix("segformer_")]
@@ -96,8 +96,11 @@ class MitReference(Reference):
         )
         config.num_labels = outputs
         kind = getattr(transformers, f"SegformerFor{'SemanticSegmentation' if self.dense else 'ImageClassification'}")
-        module = without_values(lambda: kind(config))
-        own = dict(state_dict)
+        return without_values(lambda: kind(config))
+
+    def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
+        """See `Reference`. The names may be those of files or of modules."""
+        module, own = self.empty(arch, outputs), dict(state_dict)
         if not own.keys() <= module.state_dict().keys():
             own = {later_name(name): tensor for name, tensor in own.items()}
         module.load_state_dict(own, strict=True, assign=True)

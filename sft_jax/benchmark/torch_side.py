@@ -27,7 +27,8 @@ from sft_jax import models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
 from sft_jax.config.shipped import shipped  # noqa: E402
 from sft_jax.errors import UserError, run_command  # noqa: E402
-from sft_jax.models.segmentation import REFERENCES, DenseArchitecture  # noqa: E402
+from sft_jax.models.dense_heads import HEADS  # noqa: E402
+from sft_jax.models.segmentation import REFERENCES, DenseArchitecture, first_map  # noqa: E402
 
 
 class _Images(torch.utils.data.Dataset):
@@ -43,26 +44,79 @@ class _Images(torch.utils.data.Dataset):
 
 
 class Segmenter(torch.nn.Module):
-    """timm's backbone with torchvision's head, for networks with outputs of pixels that torchvision does not have.
+    """timm's backbone with a head of torchvision's or transformers', for outputs of pixels that neither has whole.
 
     Raises:
-      UserError: timm is not installed, or the head is none of torchvision's for any backbone.
+      UserError: a library is not installed, or none has the head for any backbone.
     """
 
     def __init__(self, architecture: DenseArchitecture):
         super().__init__()
         heads = {"fcn": segmentation.fcn.FCNHead, "deeplabv3": segmentation.deeplabv3.DeepLabHead}
-        if architecture.kind not in heads:
+        all_maps = HEADS[architecture.kind].reads == "all"
+        if architecture.kind not in (*heads, "segformer"):
             raise UserError(f"PyTorch has no {architecture.name}; compare {' or '.join(sorted(REFERENCES))}")
         name, stride = architecture.backbone.name, architecture.strides[-1]
-        backbone: Any = _timm(name, features_only=True, out_indices=(-1,), output_stride=stride)
-        self.backbone = backbone
-        self.classifier = heads[architecture.kind](backbone.feature_info.channels()[-1], worker.CLASSES)
+        count = len(architecture.strides) - first_map(architecture.backbone) if all_maps else 1
+        places = tuple(range(-count, 0))
+        backbone: Any = _timm(name, features_only=True, out_indices=places, output_stride=stride)
+        channels = backbone.feature_info.channels()
+        if all_maps:
+            config = _transformers(architecture.name).SegformerConfig(
+                num_encoder_blocks=count, hidden_sizes=channels, num_labels=worker.CLASSES
+            )
+            from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+
+            head = SegformerDecodeHead(config)
+        else:
+            head = heads[architecture.kind](channels[-1], worker.CLASSES)
+        self.backbone, self.classifier, self.all_maps = backbone, head, all_maps
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maps images [batch, 3, height, width] to {"out": logits [batch, classes, height, width]}."""
-        logits = self.classifier(self.backbone(images)[0])
+        maps = self.backbone(images)
+        logits = self.classifier(maps if self.all_maps else maps[0])
         return {"out": torch.nn.functional.interpolate(logits, images.shape[2:], mode="bilinear")}
+
+
+class OfTransformers(torch.nn.Module):
+    """transformers' network of images with random weights. Raises UserError if it is not installed."""
+
+    def __init__(self, arch: str):
+        super().__init__()
+        self.reference, self.dense = _reference(arch), models.architecture(arch).dense
+        self.network = _drawn(self.reference, arch)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Maps images as a network of torchvision: to {"out": logits} of pixels, or logits of the whole images."""
+        logits = self.reference.logits(self.network, {"images": images})
+        return {"out": logits} if self.dense else logits
+
+
+def _transformers(arch: str) -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise UserError(f"PyTorch's {arch} is transformers': pip install transformers") from None
+    return transformers
+
+
+def _reference(arch: str) -> Any:
+    """Returns the converters' `Reference` of a network of transformers. Raises UserError if that is missing."""
+    _transformers(arch)
+    sys.path.insert(0, str(shipped("convert").parent))
+    from convert.families import reference_of
+
+    return reference_of(arch)
+
+
+def _drawn(reference: Any, arch: str) -> Any:
+    """Returns the network `arch` of transformers with random weights."""
+    shapes = reference.empty(arch, worker.CLASSES).state_dict()
+    weights = {name: 0.02 * torch.rand(tensor.shape) for name, tensor in shapes.items()}  # variances are positive
+    network = reference.module(arch, worker.CLASSES, weights, "imagenet")
+    network.config._attn_implementation = "sdpa"  # transformers' default, which the converter needs not use
+    return network
 
 
 def _timm(name: str, **settings: Any) -> torch.nn.Module:
@@ -74,13 +128,15 @@ def _timm(name: str, **settings: Any) -> torch.nn.Module:
 
 
 def reference_network(arch: str, size: int) -> torch.nn.Module:
-    """Returns torchvision's network, or timm's where torchvision has none, for images of `size` pixels.
+    """Returns torchvision's network, or timm's or transformers' if it has none, for images of `size` pixels.
 
     Raises:
-      UserError: it is timm's, and timm is not installed.
+      UserError: it is of a library that is not installed.
     """
     architecture = models.architecture(arch)
     sized: dict[str, Any] = {}
+    if architecture.reference == "transformers":
+        return OfTransformers(arch)
     if isinstance(architecture, DenseArchitecture):
         if arch not in REFERENCES:
             return Segmenter(architecture)
@@ -98,18 +154,8 @@ def of_texts(arch: str, batch: int, length: int) -> tuple[torch.nn.Module, dict[
     Raises:
       UserError: transformers is not installed.
     """
-    try:
-        import transformers  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError(f"PyTorch's {arch} is transformers': pip install transformers") from None
-    sys.path.insert(0, str(shipped("convert").parent))
-    from convert.families import reference_of
-
-    reference: Any = reference_of(arch)
-    shapes = reference.empty(arch, worker.CLASSES).state_dict()
-    weights = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in shapes.items()}
-    network = reference.module(arch, worker.CLASSES, weights, "imagenet")
-    network.config._attn_implementation = "sdpa"  # transformers' default, which the converter needs not use
+    reference = _reference(arch)
+    network = _drawn(reference, arch)
     tokens, segments = worker.texts(arch, batch, length)[0].values()
     return network, reference.given(network, tokens, segments)
 
