@@ -11,6 +11,7 @@ from sft_jax.data.images import mask
 from sft_jax.data.images.named import decoded
 from sft_jax.data.masks import make_preprocess
 from sft_jax.data.sources.everything import Everything
+from sft_jax.errors import UserError
 from sft_jax.inference import masks
 from sft_jax.inference.predictor import Classifier
 from sft_jax.inference.scoring import Total, check_readable
@@ -30,7 +31,7 @@ def score_masks(classifier: Classifier, images: Everything, *, after: Callable[[
       after: called with the number of images done and the total.
 
     Raises:
-      UserError: images or masks cannot be read.
+      UserError: images or masks cannot be read, or no pixel has a class.
     """
     preprocess, classes = classifier.preprocess, len(classifier.class_names)
     seen = jax.jit(make_preprocess(preprocess.crop_pct, preprocess.size))
@@ -40,13 +41,15 @@ def score_masks(classifier: Classifier, images: Everything, *, after: Callable[[
     readable = decoded(
         images.paths, lambda path: (masks.read(path, preprocess), truths[path].values()), problems.append
     )
-    done = 0
+    done = labelled = 0
     while block := list(itertools.islice(readable, masks.BATCH)):
         if problems:
             break
         outputs = classifier.square_logits([picture.square for _, (picture, _) in block])
         squares = (mask.squared(truth, preprocess.square) for _, (_, truth) in block)
-        total.add(outputs, {"mask": np.concatenate([seen(square[None]) for square in squares])})
+        truth_of_squares = np.concatenate([seen(square[None]) for square in squares])
+        total.add(outputs, {"mask": truth_of_squares})
+        labelled += int((truth_of_squares != mask.VOID).sum())
         for own, (_, (picture, truth)) in zip(outputs, block, strict=True):
             found = masks.at_own_size(own, preprocess, picture.shape)
             known = truth != mask.VOID
@@ -57,6 +60,8 @@ def score_masks(classifier: Classifier, images: Everything, *, after: Callable[[
         done += len(block)
         after(done, len(images))
     check_readable(problems)
+    if not (labelled and confusion.any()):
+        raise UserError("no pixel that the network sees has a class, all are ignored; see data.ignore_index")
     own_size = measures(confusion) | {"unseen": unseen / max(unseen + int(confusion.sum()), 1)}
     results = classifier.task.results(total.figures())
     return results | {f"own_size_{name}": value for name, value in own_size.items()}

@@ -7,7 +7,7 @@ from tiny_runs import StopAt, assert_same_run, one_device, run
 
 from sft_jax.errors import StoppedError
 from sft_jax.export import export
-from sft_jax.models import ARCHITECTURES, dinov3, mobilenet, regnet, resnet, swin, vit
+from sft_jax.models import ARCHITECTURES, dinov3, mit, mobilenet, regnet, resnet, swin, vit
 from sft_jax.models.architecture import Pretrained
 from sft_jax.models.mobile import Row
 from sft_jax.training import trainer as train_module
@@ -26,6 +26,7 @@ TINY = {
     "regnet_y": regnet.architecture("tiny_family", regnet.Variant((1, 2, 1, 1), (8, 16, 16, 24), 8)),
     "swin": swin.architecture("tiny_family", swin.Variant((1, 2, 1, 1), (1, 1, 2, 2), 16, window=2)),
     "swin_v2": swin.architecture("tiny_family", swin.Variant((1, 2, 1, 1), (1, 1, 2, 2), 16, window=2, second=True)),
+    "mit": mit.architecture("tiny_family", mit.Variant((1, 1, 1, 1), (8, 16, 20, 32))),
     "dinov3": dinov3.architecture("tiny_family", _SHAPE, Pretrained(16, 16)),
 }
 CHANGES = {
@@ -35,8 +36,8 @@ CHANGES = {
     "finetune__layerwise_decay": 0.9,
     "regularization__stochastic_depth": 0.1,
 }
-# Norms after the branches make a slow start.
-SLOW = {"swin_v2": {"epochs": 16, "finetune__layerwise_decay": 1.0}}
+# Norms after the branches make a slow start; the reduced keys need larger images.
+OWN = {"swin_v2": {"epochs": 16, "finetune__layerwise_decay": 1.0}, "mit": {"data__size": 32}}
 
 
 @pytest.mark.slow
@@ -44,7 +45,7 @@ SLOW = {"swin_v2": {"epochs": 16, "finetune__layerwise_decay": 1.0}}
 def test_it_learns_resumes_and_exports(name, tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "tiny_family", TINY[name])
     monkeypatch.setattr(train_module, "Devices", one_device)
-    changes = CHANGES | {"epochs": 8} | SLOW.get(name, {})
+    changes = CHANGES | {"epochs": 8} | OWN.get(name, {})
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its bias correction
         results = run(tmp_path / "whole", **changes)
         assert results["test_loss"] < np.log(5)

@@ -160,6 +160,11 @@ def test_masks_that_cannot_be_evaluated_are_refused(trained, tmp_path, monkeypat
     code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags, "--config.data.ignore_index=99")
     assert code == 2
     assert f"if it marks pixels to ignore, use --config.data.ignore_index={VOID}" in said
+    for file in (tmp_path / "masks").iterdir():
+        Image.new("L", (24, 20), VOID).save(file)
+    code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags)
+    assert code == 2
+    assert "no pixel that the network sees has a class, all are ignored" in said
     (tmp_path / "images" / "000.png").write_bytes(b"no image")
     code, _, said = called(monkeypatch, capsys, evaluating, "evaluate", *flags)
     assert code == 2
