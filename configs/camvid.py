@@ -8,10 +8,10 @@ classes.txt with the 11 names.
 
 Measured with jax 0.10.2 on pictures of 320 x 240 pixels, 367 / 101 / 233 as in SegNet's split, on two CPU cores without
 AVX-512: 52.9, 52.9, 53.7% mean IoU and 87.8, 87.8, 88.2% pixel accuracy on the test pictures (at 256 px, seeds 0 to 2),
-8 minutes each. Road 91%, sky 89%, car 76%, but pedestrians 28%, bicyclists 28% and poles 7%. Published figures are of
-larger pictures. With `deeplabv3_tf_efficientnet_lite0`, whose last map has 16 x 16 positions, 20 epochs of SGD with a
-rate of 0.02 gave 42.4% (seed 0), with this head 12 such epochs 49.3%. Larger pictures, more epochs and class weights
-were not tried.
+8 minutes for seed 1, alone. Road 91%, sky 89%, car 76%, but pedestrians 28%, bicyclists 28% and poles 7%. Published
+figures are of larger pictures. With `deeplabv3_tf_efficientnet_lite0`, whose last map has 16 x 16 positions, 20 epochs
+of SGD with a rate of 0.02 gave 42.4% (seed 0), with this head 12 such epochs 49.3%. Larger pictures, more epochs and
+class weights were not tried.
 """
 
 from ml_collections import ConfigDict

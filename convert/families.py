@@ -21,7 +21,6 @@ from sft_jax.errors import UserError
 from sft_jax.models import Network, architecture
 from sft_jax.models.architecture import Builder
 from sft_jax.models.segmentation import REFERENCES as KNOWN
-from sft_jax.models.weights import some_of
 
 # By `Architecture.family`.
 REFERENCES: dict[str, Reference] = {
@@ -48,8 +47,7 @@ def reference_of(arch: str) -> Reference:
     """Returns the torch side of the network `arch`. Raises UserError if the library that defines it is missing."""
     library = architecture(arch).reference
     if not library:
-        known = some_of(sorted(KNOWN), len(KNOWN))
-        raise UserError(f"{arch} exists in no library of torch: of these networks only {known} do")
+        raise UserError(f"{arch} exists in no library of torch: of these networks only {', '.join(sorted(KNOWN))} do")
     if library in EXTRAS and importlib.util.find_spec(library) is None:
         raise UserError(f"converting {arch} needs {library}: {install_command(EXTRAS[library])}")
     return REFERENCES[architecture(arch).family]

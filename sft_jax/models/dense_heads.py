@@ -20,7 +20,7 @@ from flax import nnx
 
 from sft_jax import ops
 from sft_jax.models.dropout import dropout
-from sft_jax.models.layers import BatchNorm2d, Conv2d
+from sft_jax.models.layers import BatchNorm2d, Conv2d, conv_images
 from sft_jax.models.transformer import Dense
 
 # Dilations of DeepLabV3's atrous spatial pyramid, and the channels of its branches.
@@ -79,7 +79,7 @@ class FCNHead(nnx.List):
         """See `LinearHead`."""
         (last,) = maps
         conv, norm, _, _, linear = self
-        x = norm(_wide(conv, last), train=train, relu=True)
+        x = norm(conv_images(conv, last), train=train, relu=True)
         return linear(dropout(x, key, 0.1, self.axis_name))
 
 
@@ -100,7 +100,7 @@ class DeepLabHead(nnx.List):
         (last,) = maps
         pyramid, conv, norm, _, linear = self
         x = pyramid(last, train=train, key=key)
-        return linear(norm(_wide(conv, x), train=train, relu=True))
+        return linear(norm(conv_images(conv, x), train=train, relu=True))
 
 
 class Pyramid(nnx.Module):
@@ -121,7 +121,7 @@ class Pyramid(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, height, width, BRANCH]."""
         *branches, of_mean = self.convs
-        found = [norm(_wide(conv, x), train=train, relu=True) for conv, norm in branches]
+        found = [norm(conv_images(conv, x), train=train, relu=True) for conv, norm in branches]
         _, conv, norm = of_mean
         mean = norm(conv(x.mean((1, 2), keepdims=True), layout="NHWC"), train=train, relu=True)
         found.append(jnp.broadcast_to(mean, found[0].shape))
@@ -196,13 +196,6 @@ class SegformerHead(nnx.Module):
             mixed += ops.upsample(rows.reshape(*own.shape[:3], -1), *maps[0].shape[1:3])
         x = self.batch_norm(mixed, train=train, relu=True)
         return self.classifier(dropout(x, key, 0.1, self.axis_name, channels=True))
-
-
-def _wide(conv: Conv2d, x: jax.Array) -> jax.Array:
-    """Convolves x [batch, height, width, in]; on CPUs the other layout is faster for kernels larger than 1x1."""
-    if conv.kernel.shape[0] == 1:
-        return conv(x, layout="NHWC")
-    return conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
 
 
 # By the beginning of the network's name.

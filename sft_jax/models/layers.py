@@ -55,6 +55,13 @@ class Conv2d(nnx.Module):
         )
 
 
+def conv_images(conv: Conv2d, x: jax.Array) -> jax.Array:
+    """Convolves x [batch, height, width, in]; on CPUs the other layout is faster for kernels larger than 1x1."""
+    if conv.kernel.shape[0] == 1:
+        return conv(x, layout="NHWC")
+    return conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
+
+
 class BatchNorm2d(nnx.Module):
     """`torch.nn.BatchNorm2d` over the last axis, fused with the addition and ReLU that follow in a residual block.
 

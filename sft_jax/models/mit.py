@@ -7,24 +7,20 @@ it. Epsilons are transformers'; the original has 1e-6 in the norms of blocks and
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sft_jax import ops
 from sft_jax.models.architecture import Architecture, Features, Pretrained, located_by
 from sft_jax.models.block_network import BlockNetwork
-from sft_jax.models.convnext_block import DepthwiseConv, Patches
-from sft_jax.models.layers import Conv2d, Linear
-from sft_jax.models.stochastic_depth import skip_factor
-from sft_jax.models.swin_block import scaled
-from sft_jax.models.transformer import Dense, LayerNorm, normalised
+from sft_jax.models.layers import Linear
+from sft_jax.models.mit_block import EPSILON, Block, OverlapPatches
+from sft_jax.models.stochastic_depth import branch_factors
+from sft_jax.models.transformer import LayerNorm, normalised
 
-EPSILON = 1e-5
-EXPANSION = 4
 # Of the four stages: side and stride of the patches, heads of the attention, and the side of the squares of positions
 # that are reduced to one key and value.
 PATCHES, STRIDES, HEADS, REDUCTIONS = (7, 3, 3, 3), (4, 2, 2, 2), (1, 2, 5, 8), (8, 4, 2, 1)
@@ -42,77 +38,6 @@ class Variant:
     blocks: tuple[int, int, int, int]
     channels: tuple[int, int, int, int] = (64, 128, 320, 512)
     decoder: int = 768
-
-
-class OverlapPatches(nnx.Module):
-    """A convolution whose patches overlap, and layer normalisation."""
-
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, dtype, rngs):
-        self.proj = BiasedConv(inputs, outputs, size, stride=stride, padding=size // 2, dtype=dtype, rngs=rngs)
-        self.layer_norm = LayerNorm(outputs, epsilon=EPSILON)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [batch, height, width, in] to [batch, ceil(height / stride), ceil(width / stride), out]."""
-        return normalised(self.layer_norm, self.proj(x))
-
-
-class BiasedConv(Conv2d):
-    """`torch.nn.Conv2d` of [batch, height, width, in]; kernel [height, width, in, out], bias [out]."""
-
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, padding: int, dtype, rngs):
-        super().__init__(inputs, outputs, size, stride=stride, padding=padding, dtype=dtype, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(outputs))
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # one layout
-        """Convolves x; returns the dtype of the parameters. The other layout is faster on CPUs."""
-        y = super().__call__(x.astype(self.dtype).transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
-        return y.astype(self.bias[...].dtype) + self.bias[...][None, None, None]
-
-
-class ReducedAttention(nnx.Module):
-    """Self-attention of all positions to squares of them, each reduced to one key and value."""
-
-    def __init__(self, channels: int, heads: int, reduction: int, *, dtype, rngs):
-        dense = functools.partial(Dense, channels, channels, dtype=dtype, rngs=rngs)
-        self.query, self.key, self.value, self.output = dense(), dense(), dense(), dense()
-        self.sr = Patches(channels, channels, reduction, dtype=dtype, rngs=rngs) if reduction > 1 else None
-        self.layer_norm = LayerNorm(channels, epsilon=EPSILON) if reduction > 1 else None
-        self.heads = heads
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [batch, height, width, channels], normalised, to the same shape."""
-        batch, channels, reduced = x.shape[0], x.shape[-1], x
-        if self.sr is not None:
-            reduced = normalised(self.layer_norm, self.sr(x))
-        q, k, v = (
-            layer(source.reshape(-1, channels))
-            for layer, source in ((self.query, x), (self.key, reduced), (self.value, reduced))
-        )
-        return self.output(ops.attention(q, k, v, batch, self.heads)).reshape(x.shape)
-
-
-class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); between the layers of the MLP is a depthwise convolution."""
-
-    def __init__(self, channels: int, heads: int, reduction: int, *, dtype, rngs):
-        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        hidden = EXPANSION * channels
-        self.layer_norm_1 = LayerNorm(channels, epsilon=EPSILON)
-        self.attention = ReducedAttention(channels, heads, reduction, **settings)
-        self.layer_norm_2 = LayerNorm(channels, epsilon=EPSILON)
-        self.mlp = nnx.Dict(
-            dense1=Dense(channels, hidden, **settings),
-            dwconv=DepthwiseConv(hidden, 3, **settings),
-            dense2=Dense(hidden, channels, **settings),
-        )
-
-    def __call__(self, x: jax.Array, factors: Sequence[jax.Array | None]) -> jax.Array:
-        """Maps x [batch, height, width, channels]; `factors` of the two branches are [batch], see `skip_factor`."""
-        x = x + scaled(self.attention(normalised(self.layer_norm_1, x)).astype(x.dtype), factors[0])
-        wide = self.mlp["dense1"](normalised(self.layer_norm_2, x).reshape(-1, x.shape[-1]))
-        wide = self.mlp["dwconv"](wide.reshape(*x.shape[:3], -1)).reshape(wide.shape)
-        branch = self.mlp["dense2"](ops.gelu(wide)).reshape(x.shape).astype(x.dtype)
-        return x + scaled(branch, factors[1])
 
 
 class MixTransformer(BlockNetwork):
@@ -185,8 +110,7 @@ class MixTransformer(BlockNetwork):
             yield f"patch_embeddings.{stage}", x
             for index, block in enumerate(blocks):
                 rate = self.stochastic_depth * position / last
-                branches = (2 * position, 2 * position + 1)
-                factors = [skip_factor(key, rate, branch, x.shape[0], self.axis_name) for branch in branches]
+                factors = branch_factors(key, rate, position, x.shape[0], self.axis_name)
                 x = self.run_block(block, x, factors=factors)
                 position += 1
                 yield f"block.{stage}.{index}", x

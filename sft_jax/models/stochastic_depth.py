@@ -24,3 +24,10 @@ def skip_factor(key: jax.Array | None, rate: float, position: int, batch: int, a
     own = jax.random.fold_in(key, position)
     draws = own_rows(lambda total: jax.random.bernoulli(own, 1 - rate, (total,)), batch, axis_name)
     return draws.astype(jnp.float32) / (1 - rate)
+
+
+def branch_factors(
+    key: jax.Array | None, rate: float, block: int, batch: int, axis_name: str | None
+) -> list[jax.Array | None]:
+    """Returns `skip_factor` of both residual branches of a block, which draw their own numbers."""
+    return [skip_factor(key, rate, 2 * block + branch, batch, axis_name) for branch in (0, 1)]

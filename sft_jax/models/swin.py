@@ -16,7 +16,7 @@ from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule
 from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.convnext_block import Patches
 from sft_jax.models.layers import Linear
-from sft_jax.models.stochastic_depth import skip_factor
+from sft_jax.models.stochastic_depth import branch_factors
 from sft_jax.models.swin_block import EPSILON, Block, PatchMerging
 from sft_jax.models.swin_v2_block import BlockV2, PatchMergingV2
 from sft_jax.models.transformer import LayerNorm, normalised
@@ -112,8 +112,7 @@ class Swin(BlockNetwork):
                 yield f"layers.{index}.downsample", x
             for number, block in enumerate(stage.blocks):
                 rate = self.stochastic_depth * position / last
-                branches = (2 * position, 2 * position + 1)
-                factors = [skip_factor(key, rate, branch, x.shape[0], self.axis_name) for branch in branches]
+                factors = branch_factors(key, rate, position, x.shape[0], self.axis_name)
                 x = self.run_block(block, x, factors=factors)
                 position += 1
                 yield f"layers.{index}.blocks.{number}", x

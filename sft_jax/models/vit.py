@@ -20,7 +20,7 @@ from sft_jax.models.block_network import BlockNetwork
 from sft_jax.models.layers import Linear
 from sft_jax.models.positions import Positions, resample
 from sft_jax.models.rotary import Rotation, rotation
-from sft_jax.models.stochastic_depth import skip_factor
+from sft_jax.models.stochastic_depth import branch_factors
 from sft_jax.models.transformer import Biases, EncoderBlock, LayerNorm, PatchEmbedding, normalised, token
 
 INCEPTION = (0.5, 0.5, 0.5)
@@ -171,7 +171,7 @@ class VisionTransformer(BlockNetwork):
     def _factors(self, key: jax.Array | None, block: int, batch: int) -> list[jax.Array | None]:
         """Returns the factors of both residual branches of a block, see `skip_factor`."""
         rate = self.stochastic_depth * block / max(self.variant.depth - 1, 1)
-        return [skip_factor(key, rate, 2 * block + branch, batch, self.axis_name) for branch in (0, 1)]
+        return branch_factors(key, rate, block, batch, self.axis_name)
 
 
 def _pretrained(size: int = 224, resize: int = 248, **normalisation: tuple[float, float, float]) -> Pretrained:
