@@ -229,8 +229,9 @@ KEYS: dict[str, Key] = {
     "report.explain": Key(
         False,
         bool,
-        "Show in report.html what mistakes, and a sample of right answers, depend on: heat maps by Grad-CAM, or by "
-        "attention rollout for vision transformers; for classification and multilabel.",
+        "Show in the report of the end what mistakes, and a sample of right answers, depend on: heat maps by "
+        "Grad-CAM, or by attention rollout for vision transformers, for classification and multilabel; for texts, the "
+        "contributions of their tokens.",
     ),
     "optimizer.name": Key(
         "sgd",

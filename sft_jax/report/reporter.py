@@ -64,6 +64,8 @@ class Reports:
         validation: Mapping[str, Any],
         results: Mapping[str, Any] | None = None,
         output: Path | None = None,
+        *,
+        explain: bool = True,
     ) -> Path:
         """Writes the report, on the test split if there are `results`, otherwise on the validation split.
 
@@ -73,6 +75,7 @@ class Reports:
           validation: validation metrics, see `Task.summarize`; ignored if there are `results`.
           results: contents of results.json.
           output: output file, by default report.html of the run.
+          explain: whether to show what `report.explain` asks for, which may take longer than all the rest.
 
         Returns:
           the output file.
@@ -81,19 +84,29 @@ class Reports:
         name = self._run.folder.resolve().name
         records = Records(name, self._run.record(), rows, results)
         make = PAGES.get(type(self._experiment.task))
-        page = self._plain_page(records, validation) if make is None else self._page(make, weights, records, validation)
+        explain &= self._experiment.config.report.explain and self._run.writable
+        page = (
+            self._plain_page(records, validation)
+            if make is None
+            else self._page(make, weights, records, validation, explain=explain)
+        )
         if self._run.writable:
             write_text(output, page)
         return output
 
     def _page(
-        self, make: Callable[..., str], weights: Variables, records: Records, validation: Mapping[str, Any]
+        self,
+        make: Callable[..., str],
+        weights: Variables,
+        records: Records,
+        validation: Mapping[str, Any],
+        *,
+        explain: bool,
     ) -> str:
         experiment = self._experiment
         loader, task = experiment.validation_loader, experiment.task
-        explained = experiment.config.report.explain and self._run.writable
         kind = Explainer if experiment.dataset.reading is None else TextExplainer
-        explainer = kind(experiment, weights) if explained else None
+        explainer = kind(experiment, weights) if explain else None
         if task.dense:  # outputs of whole splits would not fit into memory
             loader = experiment.loader(segmentation.looked_at(loader.split, experiment.config.data.size))
         outputs = self._outputs(*weights, loader)
@@ -128,6 +141,8 @@ class Reports:
 class Reporter(Observer):
     """Writes the report at the end of a run and, if that is fast enough, at new best epochs; it never fails the run.
 
+    Only the report of the end has what `report.explain` asks for.
+
     Raises:
       UserError: `config` asks for heat maps, and there are none of its task or network.
     """
@@ -148,7 +163,7 @@ class Reporter(Observer):
         start = time.monotonic()
         if not self._agreed(start >= self._due):
             return
-        self._try(lambda: self._reports.write(weights, progress.rows, figures))
+        self._try(lambda: self._reports.write(weights, progress.rows, figures, explain=False))
         cost = time.monotonic() - start
         self._due = time.monotonic() + cost / REPORT_FRACTION
 

@@ -23,7 +23,7 @@ from sft_jax.errors import UserError, run_command
 from sft_jax.inference import explain
 from sft_jax.main import observers_of
 from sft_jax.models import ARCHITECTURES
-from sft_jax.report import classification
+from sft_jax.report import classification, reporter
 from sft_jax.report.__main__ import main
 from sft_jax.report.pictures import data_uri, images_of
 from sft_jax.tasks import TASKS
@@ -39,9 +39,14 @@ def plain(page):
     return [image for image in page.all("img") if not image["alt"].startswith("heat map of ")]
 
 
-def test_the_report_of_a_run_has_a_heat_map_beside_each_picture(tmp_path):
-    """On a source in arrays of another size than the network's."""
+def test_the_report_of_a_run_has_a_heat_map_beside_each_picture(tmp_path, monkeypatch):
+    """On a source in arrays of another size than the network's. Only the report of the end waits for heat maps."""
+    write, pages = reporter.write_text, []
+    monkeypatch.setattr(reporter, "write_text", lambda path, page: pages.append(Parsed(page)) or write(path, page))
     run(tmp_path, observed=True, report__explain=True, epochs=1)
+    early, _ = pages
+    assert plain(early)
+    assert not heat_maps(early)
     text = (tmp_path / "report.html").read_text()
     page = Parsed(text)
     assert len(heat_maps(page)) == len(plain(page)) > 15
