@@ -216,7 +216,7 @@ def test_tokenizers_of_other_networks_are_refused():
 @pytest.mark.parametrize("seed", range(3))
 def test_buckets_need_the_least_padding(seed):
     lengths = np.random.default_rng(seed).integers(1, 90, 50)
-    found = buckets(lengths)
+    found = buckets(lengths, 0)
 
     def padded(ends):
         return np.array(ends)[np.searchsorted(ends, lengths)].sum()
@@ -225,7 +225,14 @@ def test_buckets_need_the_least_padding(seed):
     best = min(padded((*some, sizes[-1])) for some in itertools.combinations(sizes[:-1].tolist(), 3))
     assert padded(found) == best
     assert all(end % UNIT == 0 for end in found)
-    assert buckets(np.array([3])) == (UNIT,)
+    assert buckets(np.array([3]), 0) == (UNIT,)
+
+
+def test_a_bucket_is_worth_the_padding_it_saves():
+    lengths = np.repeat([8, 16, 32], 100)
+    assert buckets(lengths, 799) == (8, 16, 32)
+    assert buckets(lengths, 800) == buckets(lengths, 3_199) == (16, 32)
+    assert buckets(lengths, 3_200) == (32,)
 
 
 def test_batches_of_similar_lengths_have_every_row_once():

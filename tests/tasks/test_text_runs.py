@@ -22,6 +22,7 @@ from convert.families import reference_of
 from sft_jax import export, predict
 from sft_jax.config import complete, flatten
 from sft_jax.data import loader as loader_module
+from sft_jax.data.sources.texts import source as text_source
 from sft_jax.doctor import ahead, planned
 from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
@@ -56,11 +57,19 @@ def texts(tmp_path_factory):
     return write(tmp_path_factory.mktemp("texts"))
 
 
+@pytest.fixture
+def several_lengths(monkeypatch):
+    """Makes a run pad batches to three lengths, for which it has too few texts."""
+    monkeypatch.setattr(text_source, "WORTH", 0)
+
+
 @pytest.fixture(scope="module")
 def made(alone, texts, tmp_path_factory):
-    """Returns a run and its results.json."""
+    """Returns a run with batches of three lengths, which it records, and its results.json."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, run_on(texts, folder, observed=True, report__explain=True, regularization__dropout=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_source, "WORTH", 0)
+        return folder, run_on(texts, folder, observed=True, report__explain=True, regularization__dropout=0.1)
 
 
 @pytest.fixture(scope="module", params=[NAME, MODERN])
@@ -80,7 +89,7 @@ def restored(folder, count=1, placement="auto"):
     return experiment, experiment.weights(run.restored("best").arrays)
 
 
-def test_it_learns_and_reports_its_metrics(each):
+def test_it_learns_and_reports_its_metrics(each, made):
     folder, results = each
     assert results["test_accuracy"] > 0.9
     assert results["class_names"] == ["negative", "positive"]
@@ -89,7 +98,9 @@ def test_it_learns_and_reports_its_metrics(each):
     log = (folder / "train.log").read_text()
     assert "203 / 61 / 77 train / validation / test texts, 2 classes" in log
     assert f"model      {Run(folder).config().model.name} at up to 24 tokens" in log
-    assert "texts      batches of similar lengths, padded to 8, 16 or 24 tokens" in log
+    padded = "8, 16 or 24" if folder == made[0] else "24"
+    assert f"texts      batches of similar lengths, padded to {padded} tokens" in log
+    assert restored(folder)[0].dataset.train.lengths.buckets[0] == int(padded.split(",")[0])
     assert "11 training texts per epoch" in log
     assert " texts/s  " in log
     assert "image" not in log
@@ -124,16 +135,17 @@ def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placem
         assert eight[name] == pytest.approx(one[name], rel=1e-4)
 
 
-@pytest.mark.parametrize(("method", "length"), [("full", 24), ("head_then_full", 8), ("gradual", 8)])
-def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method, length):
-    """Batches of three lengths, or of one to compile the steps of each phase once."""
+@pytest.mark.parametrize(("method", "worth"), [("full", 0), ("head_then_full", 10_000), ("gradual", 10_000)])
+def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method, worth):
+    """Batches of three lengths, of which the resumed run would make one, or of one, to compile each phase once."""
     changes = {"finetune__method": method, "finetune__head_epochs": 1, "regularization__dropout": 0.1}
-    changes["text__length"] = length
+    monkeypatch.setattr(text_source, "WORTH", worth)
     run_on(texts, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "StopRequest", lambda: StopAt(3))
         with pytest.raises(StoppedError):
             run_on(texts, tmp_path / "stopped", **changes)
+    monkeypatch.setattr(text_source, "WORTH", 10_000)
     run_on(texts, tmp_path / "stopped", resume=True, **changes)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
@@ -359,7 +371,7 @@ def test_a_learning_rate_is_found(texts, tmp_path, monkeypatch):
     assert result.losses[-1] != result.losses[0]
 
 
-def test_the_doctor_compiles_and_times_it(texts, monkeypatch):
+def test_the_doctor_compiles_and_times_it(texts, several_lengths, monkeypatch):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
     monkeypatch.setattr(planned, "Devices", one_device)
     report = Report(lambda line: None)

@@ -66,6 +66,7 @@ class Record:
       parts: split -> for each class, file name -> size in bytes; None if the images are not files.
       labels: what `parts` has an entry for, if that is not each class: all labels that occur.
       digests: split -> digest of its tokens and labels; None if it has no texts.
+      buckets: see `Lengths`; None if it has no texts.
     """
 
     class_names: tuple[str, ...]
@@ -74,6 +75,7 @@ class Record:
     parts: Mapping[str, Sequence[Mapping[str, int]]] | None = None
     labels: tuple[Label, ...] | None = None
     digests: Mapping[str, str] | None = None
+    buckets: tuple[int, ...] | None = None
 
     @property
     def groups(self) -> tuple[Label, ...]:
@@ -90,7 +92,8 @@ class Record:
         labels = contents.get("labels")
         if labels is not None:
             labels = tuple(tuple(label) if isinstance(label, list) else label for label in labels)
-        return cls(**{**contents, "class_names": tuple(contents["class_names"]), "labels": labels})
+        names, ends = tuple(contents["class_names"]), contents.get("buckets")
+        return cls(**{**contents, "class_names": names, "labels": labels, "buckets": ends and tuple(ends)})
 
     def sizes(self, *parts: str) -> dict[str, int]:
         """Maps the names of all files of the splits `parts` to their sizes in bytes."""

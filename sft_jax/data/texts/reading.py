@@ -132,8 +132,11 @@ class TextReading:
         return list(zip(encoded.tokens, encoded.offsets, which, strict=True))
 
 
-def buckets(lengths: np.ndarray) -> tuple[int, ...]:
-    """Chooses at most `BUCKETS` lengths, multiples of `UNIT`, that need the least padding for texts of `lengths`."""
+def buckets(lengths: np.ndarray, worth: int) -> tuple[int, ...]:
+    """Chooses at most `BUCKETS` lengths, multiples of `UNIT`, that need the least padding for texts of `lengths`.
+
+    Each length but one has to save `worth` tokens of padding.
+    """
     rounded = -(-lengths // UNIT) * UNIT
     sizes, counts = np.unique(rounded, return_counts=True)
     # cost[k][j]: tokens of the texts up to size j in k + 1 buckets, the last of which is size j.
@@ -151,7 +154,7 @@ def buckets(lengths: np.ndarray) -> tuple[int, ...]:
         before.append(best)
         cost.append(table[np.arange(len(sizes)), best])
     chosen = [len(sizes) - 1]
-    level = int(np.argmin([row[-1] for row in cost]))
+    level = int(np.argmin([row[-1] + level * worth for level, row in enumerate(cost)]))
     for best in reversed(before[:level]):
         chosen.append(int(best[chosen[-1]]))
     return tuple(int(sizes[place]) for place in reversed(chosen))
