@@ -14,8 +14,9 @@ from sft_jax.inference.spans import Span, weighed
 from sft_jax.inference.text_batches import batches
 
 METHOD = "integrated gradients"
-# Points on the way from the baseline to the text.
-STEPS = 32
+# Points on the way from the baseline to the text. Of 64 messages and a MiniLM fine-tuned on such, the sums differ from
+# what they should be by 0.15% in the median and 2% at most (8 points: 1.6 and 18%; 12 of Gauss and Legendre: the same).
+STEPS = 16
 # Texts per call; the last one is padded, so that there is one compilation for each length.
 BATCH = 8
 

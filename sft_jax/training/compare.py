@@ -23,7 +23,8 @@ def train_and_compare(
     results = train(config, run, **settings)
     if not config.compare_with_scratch or config.init == "scratch":
         return results
-    values = flatten(config) | {"init": "scratch", "compare_with_scratch": False}
+    # Explaining the mistakes of random weights would take longer than making them.
+    values = flatten(config) | {"init": "scratch", "compare_with_scratch": False, "report.explain": False}
     if task_class(config).unit == "text" and config.text.tokenizer is None:
         values["text.tokenizer"] = config.init
     # If an earlier session got this far, the folder exists and `resume` continues it.
