@@ -9,7 +9,7 @@ DATA: dict[str, Key] = {
         "tfds:cifar10",
         str,
         "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST; for "
-        "segmentation masks:PATH or voc:PATH; of texts text:PATH or tfds:NAME.",
+        "segmentation masks:PATH, voc:PATH or tfds:NAME; of texts text:PATH or tfds:NAME.",
     ),
     "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
     "data.download": Key(True, bool, "Whether a missing dataset of tfds or of Hugging Face's hub may be downloaded."),
@@ -83,8 +83,8 @@ DATA: dict[str, Key] = {
     "data.label_key": Key(
         None,
         str,
-        "Label feature of a tfds dataset, or label column of a table; for multilabel also several columns of 0 and "
-        "1, separated by semicolons, or * for all that are left; none: guessed.",
+        "Label or mask feature of a tfds dataset, or label column of a table; for multilabel also several columns of 0 "
+        "and 1, separated by semicolons, or * for all that are left; none: guessed.",
         optional=True,
     ),
     "data.part_key": Key(

@@ -64,6 +64,10 @@ def dataset_shapes(config: ConfigDict, console: Console) -> tuple[Dataset, str]:
         return dataclasses.replace(dataset, train=train, validation=validation, test=test), where
     labelling = task_class(config).labelling
     check_labelling(config.data, labelling)
+    if labelling == "mask":
+        raise UserError(
+            f"{config.data.source} is not on this machine, and its classes cannot be told without its masks"
+        )
     dataset, described = _assumed_tfds(config)
     return (numbered(dataset, config.data.source) if labelling == "number" else dataset), described
 

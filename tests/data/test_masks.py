@@ -236,7 +236,9 @@ def test_labels_of_another_kind_are_refused(folder):
     config = complete({"data.source": f"masks:{folder}", "data.ignore_index": VOID})
     with pytest.raises(UserError, match="has a mask per image, but the task needs one class per image; use --config"):
         load_dataset(config.data, seed=0)
-    with pytest.raises(UserError, match="has one class per image, but the task needs a mask per image; use masks:PATH"):
+    with pytest.raises(
+        UserError, match="has one class per image, but the task needs a mask per image; use tfds:NAME, masks:PATH"
+    ):
         load("digits")
 
 

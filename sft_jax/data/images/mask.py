@@ -39,7 +39,7 @@ def survey(path: Path, content: bytes) -> tuple[Header, tuple[int, ...]]:
     Raises:
       UserError: it is not a mask.
     """
-    own, upright = _decoded(path, content)
+    own, upright = decoded(path, content)
     return Header(own.shape[::-1], upright), tuple(np.unique(own).tolist())
 
 
@@ -49,10 +49,12 @@ def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:
     Raises:
       UserError: the file cannot be read or is not a mask.
     """
-    own = values(path)
-    if ignored is not None:
-        own = np.where(own == ignored, np.uint8(VOID), own)
-    return squared(own, square)
+    return squared(voided(values(path), ignored), square)
+
+
+def voided(values: np.ndarray, ignored: int | None) -> np.ndarray:
+    """Returns the values of a mask with `VOID` for the value `ignored`."""
+    return values if ignored is None else np.where(values == ignored, np.uint8(VOID), values)
 
 
 def squared(values: np.ndarray, square: Square) -> np.ndarray:
@@ -62,7 +64,7 @@ def squared(values: np.ndarray, square: Square) -> np.ndarray:
 
 def values(path: Path) -> np.ndarray:
     """Reads the values of a mask: uint8 [height, width]. Raises UserError as `read`."""
-    return _decoded(path, content_of(path))[0]
+    return decoded(path, content_of(path))[0]
 
 
 def content_of(path: Path) -> bytes:
@@ -73,14 +75,17 @@ def content_of(path: Path) -> bytes:
         raise UserError(f"the mask {path} cannot be read: {error.strerror}") from None
 
 
-def _decoded(path: Path, content: bytes) -> tuple[np.ndarray, bool]:
-    """Returns the values, uint8 [height, width], of gray images or the indices of palettes, and if it is upright."""
+def decoded(path: Path | str, content: bytes) -> tuple[np.ndarray, bool]:
+    """Returns the values, uint8 [height, width], of gray images or the indices of palettes, and if it is upright.
+
+    `path` is what a UserError calls the mask, which is raised if it is none.
+    """
     try:
         with opened(io.BytesIO(content)) as image:
             kind, mode, upright = image.format, image.mode, is_upright(image)
             found = np.asarray(image)
     except UNREADABLE as error:
-        raise UserError(f"the mask {path} cannot be read ({reason(error, path)}); repair it") from None
+        raise UserError(f"the mask {path} cannot be read ({reason(error, Path(path))}); repair it") from None
     if kind in LOSSY:
         raise UserError(f"the mask {path} is a {kind} file, which does not keep the indices of classes; use PNG")
     if mode not in ("1", "L", "P") and not mode.startswith("I"):

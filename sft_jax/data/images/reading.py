@@ -37,6 +37,7 @@ class Reading:
       check: check all images up front, rather than each one when it is used.
       square: preprocessing of a trained network, to be repeated; None to derive it from `fit` and the images.
       progress: called with the number of images read so far and the total.
+      ignored: the value of pixels of masks that are of no class; None if there is none.
     """
 
     fit: str = "crop"
@@ -49,12 +50,21 @@ class Reading:
     check: bool = True
     square: Square | None = None
     progress: Callable[[int, int], None] = _silent
+    ignored: int | None = None
 
     @classmethod
     def of_config(cls, config: ConfigDict) -> "Reading":
         """Takes the settings from `config`, the section `data` of the config."""
         kept = crops.kept_side(config.size, config.keep_size, config.crop_pct)
-        return cls(config.fit, config.interpolation, kept, config.decoding, config.on_error, config.max_pixels)
+        return cls(
+            config.fit,
+            config.interpolation,
+            kept,
+            config.decoding,
+            config.on_error,
+            config.max_pixels,
+            ignored=config.ignore_index,
+        )
 
     def square_of(self, size: int, integers: Range | None = None, floats: Range | None = None) -> Square:
         """Returns the preprocessing of files for a network that sees `size` pixels; for the rest see `Square`."""

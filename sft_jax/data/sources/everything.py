@@ -136,7 +136,11 @@ def _masks(
     path: str, config: ConfigDict, class_names: Sequence[str], split: str | None, notices: list[str]
 ) -> Everything:
     lister, ignored = source_of(config).list_masks, config.ignore_index
-    assert lister is not None
+    if lister is None:
+        raise UserError(
+            f"{config.source}: masks are evaluated from files, of masks:PATH or voc:PATH; for a split of a run's own "
+            f"dataset use --split instead of --data"
+        )
     listing = lister(Path(path), ignored, notices)
     files = of_split(path, listing.files, split, notices)
     names = listing.class_names

@@ -25,6 +25,8 @@ from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.data.sources.texts.prepared import list_prepared
 from sft_jax.data.sources.texts.source import load_texts
 from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
+from sft_jax.data.sources.tfds_masks import MaskRecords
+from sft_jax.data.sources.tfds_records import ImageRecords, Records
 from sft_jax.data.texts.reading import TextReading
 from sft_jax.errors import UserError
 
@@ -65,14 +67,15 @@ def check_of_images(config: ConfigDict) -> None:
 
 def check_labelling(config: ConfigDict, labelling: str) -> None:
     """Raises UserError if the source of `config` cannot have these labels."""
-    if source_of(config).has_masks != (labelling == "mask"):
-        has = LABELLINGS["mask" if source_of(config).has_masks else "class"].words
-        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks)
+    own = source_of(config)
+    if own.has_masks if labelling != "mask" else not (own.has_masks or own.of_masks):
+        has = LABELLINGS["mask" if own.has_masks else "class"].words
+        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks or source.of_masks)
         remedy = f"use {forms}" if labelling == "mask" else "use --config.task=segmentation"
         raise UserError(
             f"config.data.source={config.source} has {has}, but the task needs {LABELLINGS[labelling].words}; {remedy}"
         )
-    if labelling == "classes" and not source_of(config).has_several:
+    if labelling == "classes" and not own.has_several:
         able = ", ".join(source.form for source in SOURCES.values() if source.has_several)
         raise UserError(
             f"config.data.source={config.source} has {LABELLINGS['class'].words}, but the task needs "
@@ -130,7 +133,7 @@ class Source:
       is_path: whether a path follows the colon, which may be moved between sessions of a run.
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
-      of_images, of_texts: whether it may have images, and texts.
+      of_images, of_masks, of_texts: whether it may have images, images with masks, and texts.
       list_masks: see `masks.list_masks`, of sources whose images have masks, and nothing else; None of others.
     """
 
@@ -143,12 +146,13 @@ class Source:
     of_files: bool = False
     has_several: bool = False
     of_images: bool = True
+    of_masks: bool = False
     of_texts: bool = False
     list_masks: Callable[[Path, int | None, list[str]], Listing] | None = None
 
     @property
     def has_masks(self) -> bool:
-        """Whether images have masks."""
+        """Whether images have masks, always."""
         return self.list_masks is not None
 
 
@@ -163,8 +167,10 @@ def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
         examples = list_prepared(name, named, notices, keys, **where, labelling=request.labelling)
         dataset = _of_texts(examples, directory and str(Path(directory).absolute()), request, [])
     else:
+        make: type[ImageRecords] = MaskRecords if request.labelling == "mask" else Records
         keys_of_images = {"image_key": config.image_key, "label_key": config.label_key}
-        dataset = load_tfds(name, **where, splits=splits, size=config.size, **keys_of_images, reading=request.reading)
+        where |= {"reading": request.reading, "make": make}
+        dataset = load_tfds(name, **where, splits=splits, size=config.size, **keys_of_images)
     records = {part: positions(name, directory=directory, split=split) for part, split in named.items()}
     # An existing run has already passed this check.
     allowed = config.allow_overlap or request.once or request.recorded is not None
@@ -243,6 +249,7 @@ SOURCES: dict[str, Source] = {
         _load_tfds,
         lambda name, config: check_tfds(name, directory=config.dir, download=config.download),
         has_splits=True,
+        of_masks=True,
         of_texts=True,
     ),
     "folder": Source(

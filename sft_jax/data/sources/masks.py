@@ -120,14 +120,19 @@ def with_masks(dataset: Dataset, root: Path, ignored: int | None) -> Dataset:
     """
     square, splits = dataset.square, (dataset.train, dataset.validation, dataset.test)
     assert square is not None
-    needed, free = sum(map(len, splits)) * square.side**2, psutil.virtual_memory().available
-    if needed > MEMORY_FRACTION * free:
-        raise UserError(
-            f"the masks need {size_text(needed)} of memory at {square.side} px, of which {size_text(free)} are free; "
-            f"use a smaller data.size, or fewer images"
-        )
+    check_memory(sum(map(len, splits)), square.side)
     read = [with_targets(split, {"mask": read_masks(split, root, square, ignored)}) for split in splits]
     return dataclasses.replace(dataset, train=read[0], validation=read[1], test=read[2])
+
+
+def check_memory(count: int, side: int) -> None:
+    """Raises UserError if there is too little memory for `count` masks of this side length."""
+    needed, free = count * side**2, psutil.virtual_memory().available
+    if needed > MEMORY_FRACTION * free:
+        raise UserError(
+            f"the masks need {size_text(needed)} of memory at {side} px, of which {size_text(free)} are free; "
+            f"use a smaller data.size, or fewer images"
+        )
 
 
 def read_masks(split: Split, root: Path, square: Square, ignored: int | None) -> np.ndarray:

@@ -161,7 +161,7 @@ def _of_files(listing: Listing, files: list[LabelledFile], config: ConfigDict) -
 def _of_records(name: str, config: ConfigDict, split: str | None, notices: list[str]) -> Pictures:
     where = {"directory": config.dir, "download": config.download}
     keys = {"image_key": config.image_key, "label_key": config.label_key}
-    records, told = open_records(name, **where, **keys, progress=lambda done, total: None)
+    records, told = open_records(name, **where, **keys)
     notices += told
     splits = [split] if split else split_names(name, **where)
     labels: dict[str, list[int]] = {each: [label for _, label in records.encoded("test", each)] for each in splits}

@@ -1,4 +1,4 @@
-"""Datasets of tensorflow_datasets: locating and preparing them, choosing the features of image classification."""
+"""Datasets of tensorflow_datasets: locating and preparing them, choosing the features of images and targets."""
 
 import contextlib
 import difflib
@@ -10,7 +10,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,13 +21,14 @@ from sft_jax.data.images.square import Square
 from sft_jax.data.images.survey import fit_notices
 from sft_jax.data.sources.cache import cached, source_digest
 from sft_jax.data.sources.tfds_prepared import first_line
-from sft_jax.data.sources.tfds_records import Records
+from sft_jax.data.sources.tfds_records import ImageRecords, Records
 from sft_jax.errors import UserError
 
 # Seconds to wait for a host, to detect a missing connection early; tfds itself retries for minutes.
 PROBE_SECONDS = 2.0
 # The config keys under `data` that name splits.
 SPLIT_KEYS = ("train", "validation", "test")
+R = TypeVar("R", bound=ImageRecords)
 # Marks the folder of a prepared version.
 INFO = "dataset_info.json"
 
@@ -42,6 +43,7 @@ def load_tfds(
     image_key: str | None = None,
     label_key: str | None = None,
     reading: Reading = PLAIN,
+    make: type[ImageRecords] = Records,
 ) -> Dataset:
     """Loads the train, validation and test splits of the dataset `name`.
 
@@ -54,12 +56,13 @@ def load_tfds(
       image_key: the image feature; None for "image", or for the only feature of that kind.
       label_key: the label feature, likewise.
       reading: how images are read; `on_error` and `max_pixels` apply to image files only.
+      make: the class of its records, by which images have a label or a mask.
 
     Raises:
-      UserError: the dataset or split is unknown, cannot be obtained, is not for image classification or is damaged.
+      UserError: the dataset or split is unknown, cannot be obtained, has not what `make` needs or is damaged.
     """
-    keys = {"image_key": image_key, "label_key": label_key}
-    records, notices = open_records(name, directory=directory, download=download, **keys, progress=reading.progress)
+    where: dict[str, Any] = {"directory": directory, "download": download}
+    records, notices = open_records(name, **where, image_key=image_key, label_key=label_key, reading=reading, make=make)
     counts = {split: records.count(key, split) for key, split in zip(SPLIT_KEYS, splits, strict=True)}
     square, side = records.square(size, reading)
     read: Callable[..., tuple[Split, np.ndarray]] = records.streamed
@@ -73,6 +76,7 @@ def load_tfds(
         _, sizes = loaded[splits[0]]
         notices += fit_notices(sizes, square)
     train, validation, test = (loaded[split][0] for split in splits)
+    notices += records.notices
     return Dataset(train, validation, test, records.class_names, tuple(notices), square=square)
 
 
@@ -83,14 +87,15 @@ def open_records(
     download: bool,
     image_key: str | None = None,
     label_key: str | None = None,
-    progress: Callable[[int, int], None],
-) -> tuple[Records, list[str]]:
+    reading: Reading = PLAIN,
+    make: type[R] = Records,  # type: ignore[assignment]
+) -> tuple[R, list[str]]:
     """Returns the records of a dataset, which is prepared if necessary, and notices about it.
 
     Arguments and errors are those of `load_tfds`.
     """
     builder, notices = prepared(name, directory=directory, download=download)
-    return Records(builder, name, *_keys(builder, name, image_key, label_key, notices), progress), notices
+    return make(builder, name, *features_of(builder, name, image_key, label_key, make, notices), reading), notices
 
 
 def prepared(name: str, *, directory: str | None, download: bool) -> tuple[Any, list[str]]:
@@ -102,40 +107,48 @@ def prepared(name: str, *, directory: str | None, download: bool) -> tuple[Any, 
 
 
 def _in_memory(
-    records: Records, source: str | None, key: str, split: str, square: Square
+    records: ImageRecords, source: str | None, key: str, split: str, square: Square
 ) -> tuple[ArraySplit, np.ndarray]:
     """Returns a split and the sizes of its images, cached under the dataset's digest `source` (None: not cached)."""
     read = functools.partial(records.decoded, key, split, square)
-    keys = (split, records.image_key, records.label_key, repr(square))
-    arrays = read() if source is None else cached((source, *keys), read)
-    return ArraySplit.of_images(arrays["images"], arrays["labels"]), arrays["sizes"]
+    keys = (split, *records.identity, repr(square))
+    return records.in_memory(key, split, read() if source is None else cached((source, *keys), read))
 
 
-def _keys(builder: Any, name: str, image_key: str | None, label_key: str | None, notices: list[str]) -> tuple[str, str]:
-    """Returns the names of the image and label features. Raises UserError."""
+def features_of(
+    builder: Any,
+    name: str,
+    image_key: str | None,
+    label_key: str | None,
+    make: type[ImageRecords],
+    notices: list[str],
+) -> tuple[str, str]:
+    """Returns the names of the features of images and of targets. Raises UserError."""
     import tensorflow_datasets as tfds
 
-    kinds = {"image": (image_key, tfds.features.Image), "label": (label_key, tfds.features.ClassLabel)}
     features = builder.info.features or {}
-    chosen = {}
-    for what, (key, kind) in kinds.items():
-        known = sorted(feature for feature in features if type(features[feature]) is kind)
+    wanted = {"image": (image_key, (tfds.features.Image,)), make.target: (label_key, make.features())}
+    chosen: dict[str, str] = {}
+    for what, (key, kinds) in wanted.items():
+        known = sorted(each for each in features if type(features[each]) in kinds and each not in chosen.values())
+        setting = "image_key" if what == "image" else "label_key"
         if key is not None and key not in known:
-            raise UserError(f"data.{what}_key={key}: tfds:{name} has no such {what}; {_among(what, known)}")
+            raise UserError(f"data.{setting}={key}: tfds:{name} has no such {what}; {_among(what, setting, known)}")
         if key is None and what in known:
             key = what
         if key is None and len(known) != 1:
-            raise UserError(f"tfds:{name}: cannot tell which feature is the {what}; {_among(what, known)}")
+            raise UserError(f"tfds:{name}: cannot tell which feature is the {what}; {_among(what, setting, known)}")
         if key is None:
             notices.append(f"tfds:{name}: using feature {known[0]!r} as the {what}")
         chosen[what] = key or known[0]
-    return chosen["image"], chosen["label"]
+    return chosen["image"], chosen[make.target]
 
 
-def _among(what: str, known: list[str]) -> str:
+def _among(what: str, setting: str, known: list[str]) -> str:
     if not known:
-        return f"none of its features is {'an image' if what == 'image' else 'a class label'}"
-    return f"name it with --config.data.{what}_key={known[0]} (available: {', '.join(known)})"
+        kinds = {"image": "an image", "label": "a class label", "mask": "a second image"}
+        return f"none of its features is {kinds[what]}"
+    return f"name it with --config.data.{setting}={known[0]} (available: {', '.join(known)})"
 
 
 def check_tfds(name: str, *, directory: str | None, download: bool) -> tuple[bool, str]:

@@ -1,16 +1,17 @@
 """Reads the records of an image dataset of tensorflow_datasets as splits."""
 
+import abc
 import concurrent.futures
 import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sft_jax.data.dataset import DECODING_THREADS, StreamedSplit
+from sft_jax.data.dataset import DECODING_THREADS, ArraySplit, Batch, StreamedSplit
 from sft_jax.data.images.formats import opened
 from sft_jax.data.images.reading import Reading
 from sft_jax.data.images.square import Square
@@ -23,24 +24,57 @@ TASK = 32
 SAMPLE = 1000
 
 
-class Records(Prepared):
-    """The records of the dataset `name`, each with an image and a label.
+class ImageRecords(Prepared, abc.ABC):
+    """The records of the dataset `name`, each with an image and a target.
 
     Attributes:
-      image_key, label_key: names of the two features.
-      class_names: in label order.
+      target: what a target is called: "label" or "mask".
+      image_key, target_key: names of the two features.
     """
 
-    def __init__(self, builder: Any, name: str, image_key: str, label_key: str, progress: Callable[[int, int], None]):
+    target: ClassVar[str]
+
+    def __init__(self, builder: Any, name: str, image_key: str, target_key: str, reading: Reading):
         super().__init__(builder, name)
-        self._progress = progress
-        self.image_key, self.label_key, self.undecoded = image_key, label_key, (image_key,)
-        self._image, label = builder.info.features[image_key], builder.info.features[label_key]
-        self.class_names = tuple(label.names)
+        self._progress = reading.progress
+        self.image_key, self.target_key, self.undecoded = image_key, target_key, (image_key,)
+        self._image = builder.info.features[image_key]
         if self._image.np_dtype != np.uint8:
             raise UserError(
                 f"images of tfds:{name} are {self._image.np_dtype}; only 8-bit gray or RGB images are supported"
             )
+
+    @staticmethod
+    @abc.abstractmethod
+    def features() -> tuple[type, ...]:
+        """Returns the classes of tfds's features that can be targets."""
+
+    @property
+    @abc.abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """In label order; known once the splits are read."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines about what was guessed, known once the splits are read."""
+        return []
+
+    @property
+    @abc.abstractmethod
+    def identity(self) -> tuple[str, ...]:
+        """What the arrays of a split depend on, besides the dataset and how its images are read."""
+
+    @abc.abstractmethod
+    def empty(self, count: int, side: int) -> Batch:
+        """Returns arrays for what is known of the targets of `count` records, of images with this side length."""
+
+    @abc.abstractmethod
+    def fill(self, arrays: Batch, row: int, record: Record, square: Square) -> None:
+        """Reads the target of a record into row `row` of `arrays`; several threads at once. Raises UserError."""
+
+    @abc.abstractmethod
+    def targets(self, key: str, split: str, arrays: Batch) -> Batch:
+        """Returns the targets of a split by name, from filled arrays. Raises UserError if they are not usable."""
 
     def square(self, size: int, reading: Reading) -> tuple[Square, int]:
         """Returns the host-side preprocessing, and the side length of its results.
@@ -53,31 +87,24 @@ class Records(Prepared):
         square = dataclasses.replace(reading.square_of(size), keep_square=keeps)
         return square, height if keeps else square.side
 
-    def encoded(self, key: str, split: str) -> Iterator[tuple[bytes, int]]:
-        """Yields the encoded image and the label of each record of a split. Raises UserError if they are damaged."""
-        self.count(key, split)
-        with self.reading(split):
-            for record in self.records(split):
-                yield record[self.image_key], int(record[self.label_key])
-
-    def decoded(self, key: str, split: str, square: Square) -> dict[str, np.ndarray]:
+    def decoded(self, key: str, split: str, square: Square) -> Batch:
         """Decodes and resizes all records of a split.
 
         Returns:
-          images uint8 [n, side, side, 3], labels int32 [n], and sizes int32 [n, 2]: original width and height.
+          images uint8 [n, side, side, 3], sizes int32 [n, 2]: original width and height, and the arrays of `empty`.
 
         Raises:
-          UserError: files are damaged, or there are no labels.
+          UserError: files are damaged.
         """
         count = self.count(key, split)
-        side = self._image.shape[0] if square.keep_square else square.side
-        images = np.empty((count, side, side, 3), np.uint8)
-        labels, sizes = np.empty(count, np.int32), np.empty((count, 2), np.int32)
+        side = self._side(square)
+        images, sizes = np.empty((count, side, side, 3), np.uint8), np.empty((count, 2), np.int32)
+        arrays = self.empty(count, side)
 
         def decode(first: int, records: list[Record]) -> None:
             for row, record in enumerate(records, first):
                 images[row], sizes[row] = self._decoded(record, square)
-                labels[row] = record[self.label_key]
+                self.fill(arrays, row, record, square)
 
         done = 0
         with self.reading(split), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
@@ -88,40 +115,50 @@ class Records(Prepared):
                 list(pool.map(decode, itertools.count(done, TASK), tasks))
                 done += len(block)
                 self._progress(done, count)
-        self._check(key, split, labels[:done], count)
-        return {"images": images, "labels": labels, "sizes": sizes}
+        self._check_count(split, done, count)
+        return {"images": images, "sizes": sizes, **arrays}
+
+    def in_memory(self, key: str, split: str, arrays: Batch) -> tuple[ArraySplit, np.ndarray]:
+        """Returns a split of the arrays of `decoded`, and the sizes. Raises UserError if targets are not usable."""
+        return ArraySplit({"image": arrays["images"]}, self.targets(key, split, arrays)), arrays["sizes"]
 
     def streamed(self, key: str, split: str, square: Square) -> tuple[StreamedSplit, np.ndarray]:
         """Returns a split that decodes records on demand, and the sizes, int32 [n, 2], of its first `SAMPLE` images.
 
-        Only labels and these sizes are read now.
+        Only targets and these sizes are read now.
 
         Raises:
-          UserError: as `decoded`, or the file format has no random access.
+          UserError: as `decoded` and `targets`, or the file format has no random access.
         """
-        count = self.count(key, split)
-        labels: list[int] = []
+        count, done = self.count(key, split), 0
+        arrays = self.empty(count, self._side(square))
         sizes: list[tuple[int, int]] = []
         with self.reading(split):
-            for record in self.records(split):
-                labels.append(record[self.label_key])
+            for row, record in enumerate(self.records(split)):
+                if row == count:
+                    raise ValueError(f"there are more than {count} records")
+                self.fill(arrays, row, record, square)
                 if len(sizes) < SAMPLE:
                     sizes.append(self._size(record))
-                self._progress(len(labels), count)
+                done = row + 1
+                self._progress(done, count)
             source = self.source(split)
         if source is None:
             raise UserError(
                 f"tfds:{self._name} in {self._builder.data_dir} does not fit into memory, and was prepared as "
                 f"TFRecord, which has no random access; prepare it again with file_format='array_record'"
             )
-        label_array = np.array(labels, np.int32)
-        self._check(key, split, label_array, count)
+        self._check_count(split, done, count)
         decode = functools.partial(self._decoded_row, source, split, square)
-        return StreamedSplit.of_images(decode, np.arange(count), label_array), np.array(sizes, np.int32)
+        targets = self.targets(key, split, arrays)
+        return StreamedSplit(decode, np.arange(count), targets), np.array(sizes, np.int32)
 
-    def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> np.ndarray:
+    def _side(self, square: Square) -> int:
+        return self._image.shape[0] if square.keep_square else square.side
+
+    def _decoded_row(self, source: Any, split: str, square: Square, row: int) -> Batch:
         with self.reading(split):
-            return self._decoded(source[row], square)[0]
+            return {"image": self._decoded(source[row], square)[0]}
 
     def _decoded(self, record: Record, square: Square) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns a record's preprocessed image, and its original width and height."""
@@ -133,15 +170,62 @@ class Records(Prepared):
         with opened(io.BytesIO(record[self.image_key])) as image:
             return image.size
 
-    def _check(self, key: str, split: str, labels: np.ndarray, count: int) -> None:
-        """Raises UserError if labels are missing or out of range."""
-        where = f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
-        if len(labels) != count:
-            raise UserError(f"{where} has {len(labels)} images instead of {count}; its files are damaged")
+    def where(self, split: str) -> str:
+        """Names a split in a message."""
+        return f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
+
+    def _check_count(self, split: str, done: int, count: int) -> None:
+        if done != count:
+            raise UserError(f"{self.where(split)} has {done} images instead of {count}; its files are damaged")
+
+
+class Records(ImageRecords):
+    """Records of images with a label each."""
+
+    target = "label"
+
+    @staticmethod
+    def features() -> tuple[type, ...]:
+        """See `ImageRecords`."""
+        import tensorflow_datasets as tfds
+
+        return (tfds.features.ClassLabel,)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See `ImageRecords`."""
+        return tuple(self._builder.info.features[self.target_key].names)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """See `ImageRecords`."""
+        return self.image_key, self.target_key
+
+    def encoded(self, key: str, split: str) -> Iterator[tuple[bytes, int]]:
+        """Yields the encoded image and the label of each record of a split. Raises UserError if they are damaged."""
+        self.count(key, split)
+        with self.reading(split):
+            for record in self.records(split):
+                yield record[self.image_key], int(record[self.target_key])
+
+    def empty(self, count: int, side: int) -> Batch:
+        """See `ImageRecords`."""
+        return {"labels": np.empty(count, np.int32)}
+
+    def fill(self, arrays: Batch, row: int, record: Record, square: Square) -> None:
+        """See `ImageRecords`."""
+        arrays["labels"][row] = record[self.target_key]
+
+    def targets(self, key: str, split: str, arrays: Batch) -> Batch:
+        """See `ImageRecords`. Labels may neither be missing nor out of range."""
+        labels = arrays["labels"]
         if (labels == -1).all():
             raise UserError(f"data.{key}={split} has no labels (all are -1); {self.others(key)}")
         if labels.min() < 0 or labels.max() >= len(self.class_names):
-            raise UserError(f"{where} has labels outside its {len(self.class_names)} classes; its files are damaged")
+            raise UserError(
+                f"{self.where(split)} has labels outside its {len(self.class_names)} classes; its files are damaged"
+            )
+        return {"label": labels}
 
 
 def batched(records: Iterator[Record], count: int) -> Iterator[list[Record]]:
