@@ -72,6 +72,36 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_view_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --windows and --flips, which say how a network of pixels sees pictures, see `inference.windows.View`."""
+    parser.add_argument(
+        "--windows",
+        type=_whole,
+        metavar="PIXELS",
+        help="for a class per pixel: resize the shorter side of pictures to PIXELS, 0 for their own size, and see them "
+        "through overlapping windows as large as the whole pictures that the network was trained on",
+    )
+    parser.add_argument(
+        "--flips", action="store_true", help="for a class per pixel: average with the picture's mirror image"
+    )
+
+
+def _whole(text: str) -> int:
+    """Parses a whole number from 0. Raises ArgumentTypeError."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more")
+    return int(text)
+
+
+def check_view_flags(args: argparse.Namespace, *, dense: bool) -> None:
+    """Raises UserError if a flag of `add_view_flags` is given for another network than one of pixels."""
+    given = [
+        flag for flag, value in (("--windows", args.windows), ("--flips", args.flips or None)) if value is not None
+    ]
+    if given and not dense:
+        raise UserError(f"{given[0]} is for networks with a class per pixel, which this one is not")
+
+
 def add_source_flags(parser: argparse.ArgumentParser, known: Sequence[str] = SOURCE_KEYS) -> None:
     """Adds --data, --split, and --config.KEY of keys that are `known` for the help, see `add_config_flags`."""
     forms = "the images: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits"

@@ -13,7 +13,9 @@ from sft_jax.cli import (
     Overrides,
     add_checkpoint_flag,
     add_network_flags,
+    add_view_flags,
     check_overrides,
+    check_view_flags,
     make_parser,
     parse_with_overrides,
 )
@@ -40,8 +42,9 @@ EXAMPLE = """example:
 The metrics have the same names as in results.json for any split, and are written to
 RUN/evaluations/<split>_<checkpoint>.json; the run's results.json is not changed. With --data, all images of the source
 are evaluated once, from all of its splits; classes are matched by name and may be missing; metrics of masks come twice,
-of the pixels that the network sees and, as own_size_*, of the pictures' own. These metrics are written
-to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<source>.json next to the file.
+of the pixels that the network sees and, as own_size_*, of the pictures' own, which --windows is meant for. They are
+written to RUN/evaluations/<source>_<checkpoint>.json, or with --weights to <its name>_<source>.json next to the file;
+windows and flips are part of its name.
 """
 SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
@@ -70,6 +73,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         "(default: test; with --data: all)",
     )
     add_checkpoint_flag(parser)
+    add_view_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as a JSON object")
     parser.add_argument(
         "--config.KEY",
@@ -79,6 +83,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     args, overrides = parse_with_overrides(parser, argv)
     if args.weights is not None and args.data is None:
         parser.error("--weights FILE needs images to evaluate; give them with --data SOURCE")
+    if args.data is None and (args.windows is not None or args.flips):
+        parser.error("--windows and --flips need pictures with masks; give them with --data SOURCE")
     return args, overrides
 
 
@@ -192,11 +198,17 @@ def evaluate_others(
     if isinstance(classifier, Classifier):
         keys["data.size"] = classifier.preprocess.size
     config = complete(flatten(run.config() if run else default_config()) | keys | changes)
+    check_view_flags(args, dense=classifier.task.dense)
     if isinstance(classifier, Classifier):
-        results = _on_images(classifier, config, run, args.split, console)
+        results = _on_images(classifier, config, run, args, console)
     else:
         results = _on_texts(classifier, config, args.split, console)
-    name = file_name(args.data, args.split)
+    view = "".join(
+        f"_{name}"
+        for name, given in ((f"windows{args.windows}", args.windows is not None), ("flips", args.flips))
+        if given
+    )
+    name = file_name(args.data, args.split) + view
     if run is None:
         file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
     else:
@@ -208,17 +220,18 @@ def evaluate_others(
 
 
 def _on_images(
-    classifier: "Classifier", config: "ConfigDict", run: "Run | None", split: str | None, console: "Console"
+    classifier: "Classifier", config: "ConfigDict", run: "Run | None", args: argparse.Namespace, console: "Console"
 ) -> dict[str, Any]:
     from sft_jax.data.sources.everything import load_everything
     from sft_jax.data.sources.listing import counted, some
     from sft_jax.data.sources.record import trained_among
     from sft_jax.inference.mask_scoring import score_masks
     from sft_jax.inference.scoring import score
+    from sft_jax.inference.windows import View
 
     notices: list[str] = []
     known, square, labelling = classifier.class_names, classifier.preprocess.square, classifier.task.labelling
-    images = load_everything(config.data, known, split, notices, square, labelling)
+    images = load_everything(config.data, known, args.split, notices, square, labelling)
     record = run.dataset_record() if run else None
     if record is not None and images.record is not None:
         for names in trained_among(record, images.record).values():
@@ -226,7 +239,7 @@ def _on_images(
     _tell(notices)
     with console.progress(config.data.source, 1) as bar:
         if labelling == "mask":
-            return score_masks(classifier, images, after=bar.set)
+            return score_masks(classifier, images, after=bar.set, view=View(args.windows, flips=args.flips))
         augmentation = {} if run is None else config.evaluation.to_dict()
         return score(classifier, images, **augmentation, after=bar.set)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.cli import add_checkpoint_flag, make_parser, printable
+from sft_jax.cli import add_checkpoint_flag, add_view_flags, check_view_flags, make_parser, printable
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
@@ -77,6 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="also write each image with a heat map of the parts that its prediction depends on (Grad-CAM; attention "
         "rollout for vision transformers), or pages of the texts with what words contribute (integrated gradients)",
     )
+    add_view_flags(parser)
     args = parser.parse_args(argv)
     if not args.inputs and not args.text:
         parser.error("nothing to predict: name images, or give a network of texts a file or --text TEXT")
@@ -99,6 +100,7 @@ def main() -> None:
     from sft_jax.inference import masks
     from sft_jax.inference.predictor import Classifier, load
     from sft_jax.inference.tables import CsvTable, Table, print_json
+    from sft_jax.inference.windows import View
 
     classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
     classifier.decoder.check(args.top)
@@ -122,7 +124,8 @@ def main() -> None:
             paths = (path for name in args.inputs for path in _files(name, tell))
             limit = args.max_pixels or MAX_PIXELS
             if classifier.task.dense:
-                blocks = masks.answers(classifier, paths, args.output, tell, limit)
+                view = View(args.windows, flips=args.flips)
+                blocks = masks.answers(classifier, paths, args.output, tell, limit, view)
             else:
                 blocks = predictions(classifier, paths, args.top, tell, limit, args.explain)
         else:
@@ -175,7 +178,8 @@ def _of_texts(
 
 
 def _check_output(classifier: "Classifier | TextClassifier", args: argparse.Namespace) -> None:
-    """Raises UserError if the predictions cannot be written as the flags say."""
+    """Raises UserError if the predictions cannot be made, or written, as the flags say."""
+    check_view_flags(args, dense=classifier.task.dense)
     if classifier.task.dense:
         if args.explain is not None:
             raise UserError(

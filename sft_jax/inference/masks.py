@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sft_jax.data.crops import CENTRE, cropped
 from sft_jax.data.dataset import DECODING_THREADS
 from sft_jax.data.images.formats import MAX_PIXELS, UNREADABLE, FileWarnings, opened, reason
 from sft_jax.data.images.given import Given, one_by_one
@@ -20,13 +19,13 @@ from sft_jax.data.images.named import decoded
 from sft_jax.data.images.square import upright
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
+from sft_jax.inference.own_size import at_own_size
+from sft_jax.inference.windows import BATCH, WHOLE, View, check_view, outputs_of, seen_in_windows
 from sft_jax.runtime.files import write_bytes
 
 if TYPE_CHECKING:
     from sft_jax.inference.predictor import Classifier
 
-# Pictures per call of the network: their outputs have as many numbers as pixels and classes.
-BATCH = 8
 # Share of the mask's colours in an overlay.
 OPACITY = 0.5
 
@@ -45,6 +44,12 @@ def read(file: Path, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Pi
         return Picture(shape, preprocess.of_image(image))
 
 
+def pixels_of(file: Path, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads the pixels of a picture: uint8 [height, width, 3]. Raises one of `formats.UNREADABLE`."""
+    with opened(file, max_pixels) as image:
+        return np.asarray(preprocess.rgb(image))
+
+
 def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
     """Returns the class of each pixel of `images`, see `Classifier.logits`: uint8 [height, width] at their own sizes.
 
@@ -60,9 +65,9 @@ def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
     return masks
 
 
-def of_block(classifier: "Classifier", pictures: Sequence[Picture]) -> list[np.ndarray]:
-    """Returns the masks of at most `BATCH` pictures, see `predict`."""
-    outputs = classifier.square_logits([picture.square for picture in pictures])
+def of_block(classifier: "Classifier", pictures: Sequence[Picture], view: View = WHOLE) -> list[np.ndarray]:
+    """Returns the masks of at most `BATCH` pictures that are seen whole, see `predict`."""
+    outputs = outputs_of(classifier, [picture.square for picture in pictures], view)
     return [
         at_own_size(own, classifier.preprocess, picture.shape) for own, picture in zip(outputs, pictures, strict=True)
     ]
@@ -80,65 +85,13 @@ def _picture(image: Given, classifier: "Classifier") -> Picture:
         raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
 
-def at_own_size(outputs: np.ndarray, preprocess: Preprocess, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the class of each pixel of a picture of `shape` = height, width: uint8 [height, width].
-
-    Outputs between the centres of the network's pixels are interpolated bilinearly, as by torchvision; pixels that it
-    does not see are `VOID`.
-
-    Args:
-      outputs: float32 [size, size, classes], of the picture's square.
-      preprocess: how the square was made.
-      shape: of the picture.
-    """
-    rows, columns = (
-        _weights(side, first, length, len(outputs))
-        for side, (first, length) in zip(shape, _extent(preprocess, shape), strict=True)
-    )
-    best = np.full(shape, -np.inf, np.float32)
-    mask = np.zeros(shape, np.uint8)
-    for label in range(outputs.shape[-1]):  # one class at a time, because pictures may be large
-        own = rows @ outputs[..., label] @ columns.T
-        better = own > best
-        mask[better], best[better] = label, own[better]
-    unseen = [~weights.any(1) for weights in (rows, columns)]
-    mask[unseen[0]] = VOID
-    mask[:, unseen[1]] = VOID
-    return mask
-
-
-def _extent(preprocess: Preprocess, shape: tuple[int, ...]) -> list[tuple[float, float]]:
-    """Returns where a picture's rows, and columns, begin in the network's input, and how long they are, in pixels.
-
-    See `Square._squared` and `crops.cropped`, which make that input.
-    """
-    kept = preprocess.keep_square and shape[0] == shape[1]
-    side, size = shape[0] if kept else preprocess.side, preprocess.size
-    if kept or preprocess.fit == "squash":
-        extents = [(0.0, float(side))] * 2
-    elif preprocess.fit == "pad":
-        lengths = [max(1, round(side * each / max(shape))) for each in shape]
-        extents = [(float((side - length) // 2), float(length)) for length in lengths]
-    else:
-        shorter = preprocess.resize or side
-        lengths = [shorter * each // min(shape) for each in shape]
-        extents = [(-float(round((length - side) / 2)), float(length)) for length in lengths]
-    seen = cropped(np.empty((1, side, side), bool), preprocess.size, preprocess.crop_pct).shape[1]
-    start = round((side - seen) * CENTRE[0])
-    return [((first - start) * size / seen, length * size / seen) for first, length in extents]
-
-
-def _weights(side: int, first: float, length: float, size: int) -> np.ndarray:
-    """Computes the weights of `size` outputs for each of a picture's `side` rows: float32 [side, size]; 0 outside."""
-    places = first + (np.arange(side) + 0.5) * (length / side) - 0.5
-    near = np.clip(places, 0, size - 1)
-    weights = np.maximum(0, 1 - np.abs(near[:, None] - np.arange(size)))
-    inside = (places >= -0.5) & (places <= size - 0.5)
-    return (weights * inside[:, None]).astype(np.float32)
-
-
 def answers(
-    classifier: "Classifier", paths: Iterable[Path], folder: Path, tell: Callable[[str], None], max_pixels: int
+    classifier: "Classifier",
+    paths: Iterable[Path],
+    folder: Path,
+    tell: Callable[[str], None],
+    max_pixels: int,
+    view: View = WHOLE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Writes the masks of pictures to FOLDER/masks, and the pictures under the masks' colours to FOLDER/overlays.
 
@@ -150,22 +103,25 @@ def answers(
       folder: made if it does not exist.
       tell: called with a line per unreadable picture.
       max_pixels: larger pictures count as unreadable.
+      view: how the network sees them.
 
     Yields:
       for some pictures each their JSON objects: file, mask, overlay, and shares, the fraction of the pixels by class.
 
     Raises:
-      UserError: a file cannot be written.
+      UserError: a file cannot be written, or the view does not suit the pictures.
     """
+    check_view(view, classifier.preprocess)
     names: dict[str, int] = {}
     preprocess = classifier.preprocess
     readable = decoded(paths, lambda path: read(path, preprocess, max_pixels), tell)
     while block := list(itertools.islice(readable, BATCH)):
         found = []
-        masks = of_block(classifier, [picture for _, picture in block])
-        for (path, _), mask in zip(block, masks, strict=True):
-            with opened(path, max_pixels) as image:  # again, as dozens of large pictures do not fit into memory
-                pixels = np.asarray(preprocess.rgb(image))
+        masks = of_block(classifier, [picture for _, picture in block], view) if view.windows is None else None
+        for place, (path, _) in enumerate(block):
+            # Again, as dozens of large pictures do not fit into memory.
+            pixels = pixels_of(path, preprocess, max_pixels)
+            mask = seen_in_windows(classifier, pixels, view) if masks is None else masks[place]
             names[path.stem] = names.get(path.stem, 0) + 1
             again = f"_{names[path.stem]}" if names[path.stem] > 1 else ""
             files = {kind: folder / f"{kind}s" / f"{path.stem}{again}.png" for kind in ("mask", "overlay")}

@@ -13,6 +13,7 @@ from sft_jax import export, predict
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference import masks
+from sft_jax.inference.own_size import at_own_size
 
 SIDE = 16
 PLAIN = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -34,7 +35,7 @@ def test_a_mask_lies_where_its_picture_has_it(fit, shape, more):
     preprocess = Preprocess(size=32, fit=fit, **PLAIN, **more)
     seen = np.asarray(preprocess.on_device(preprocess.of_array(picture)[None]))[0, ..., 0]
     outputs = -np.abs((seen[..., None] + 1) * 127.5 - 80 * np.arange(4)).astype(np.float32)
-    mask = masks.at_own_size(outputs, preprocess, shape)
+    mask = at_own_size(outputs, preprocess, shape)
     assert mask.shape == shape
     known = mask != 255
     # All but the pixels at borders, which are mixed as the picture is reduced.

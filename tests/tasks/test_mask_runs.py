@@ -22,6 +22,7 @@ from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.evaluate import evaluate
 from sft_jax.evaluate import main as evaluating
+from sft_jax.inference.windows import View, seen_in_windows
 from sft_jax.report import segmentation
 from sft_jax.report.__main__ import rewrite
 from sft_jax.run.console import Console
@@ -146,6 +147,18 @@ def test_metrics_of_own_pixels_are_those_of_the_predicted_masks(trained, tmp_pat
     assert found["own_size_unseen"] == 0
     assert found["test_count"] == 5
     assert 0 < sum(map(sum, found["confusion"])) < 5 * 16 * 16  # of the squares, which are padded
+    closer, _ = evaluated(monkeypatch, capsys, *flags, "--windows", 32)
+    (kept,) = (folder / "evaluations").glob("*_windows32_best.json")
+    assert json.loads(kept.read_text()) == closer
+    assert closer["confusion"] == found["confusion"]
+    view, network = View(32), sft_jax.load(folder)
+    images = (np.asarray(Image.open(file)) for file in sorted((tmp_path / "images").iterdir()))
+    masks = [seen_in_windows(network, image, view) for image in images]
+    pairs[1] = np.concatenate([own[there] for own, there in zip(masks, known, strict=True)])
+    assert closer["own_size_confusion"] == metrics.confusion_matrix(*pairs, labels=[0, 1, 2]).tolist()
+    mirrored, _ = evaluated(monkeypatch, capsys, *flags, "--flips")
+    assert mirrored["test_loss"] != found["test_loss"]
+    assert mirrored["test_mean_iou"] == pytest.approx(found["test_mean_iou"], abs=0.1)
 
 
 def test_masks_that_cannot_be_evaluated_are_refused(trained, tmp_path, monkeypatch, capsys):
