@@ -2,7 +2,7 @@
 
     python -m sft_jax.benchmark.torch_input FOLDER SIZE BATCH
 
-Beside `torch_side` the only file of the package that imports torch; it runs in its own process.
+It runs in its own process, like `torch_side`.
 """
 
 import os
