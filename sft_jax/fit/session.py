@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sft_jax import models
 from sft_jax.config import complete
+from sft_jax.config.schema import KEYS
 from sft_jax.data import Dataset
 from sft_jax.errors import UserError
 from sft_jax.fit import choices as choose
@@ -22,7 +23,7 @@ from sft_jax.fit.sight import Sight, look_at, splits_of
 from sft_jax.fit.weights import Candidate, candidates
 from sft_jax.run.console import Console, duration
 from sft_jax.runtime.devices import Devices
-from sft_jax.tasks import task_class
+from sft_jax.tasks import task_class, task_named
 from sft_jax.training.start import read_dataset
 
 # Settings that follow from the time, or would make the plan of it wrong.
@@ -79,6 +80,13 @@ class Session:
                 raise UserError(f"config.{key} follows from --minutes; set it in the recipe that this command writes")
         if "data.source" in given:
             raise UserError("PATH already names the data; leave out --config.data.source")
+        task = task_named(given.get("task", KEYS["task"].default))
+        if task.dense or task.unit != "image":
+            recipe = "camvid" if task.dense else "messages"
+            raise UserError(
+                f"config.task={given['task']}: this command is for whole images, of which it settles classes, labels "
+                f"or a number; start from a recipe, such as configs/{recipe}.py"
+            )
         if weights is not None and "init" in given:
             raise UserError("--weights and --config.init both name the weights to start from; give one of them")
         self._choices = Choices(given)

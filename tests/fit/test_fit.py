@@ -149,6 +149,8 @@ def test_from_random_weights_only_if_asked(fit, tmp_path, monkeypatch):
         (["flowers", "--config.epochs=3"], "config.epochs follows from --minutes; set it in the recipe"),
         (["flowers", "--config.data.source=digits"], "PATH already names the data; leave out --config.data.source"),
         (["flowers", "--config.init=x"], "--weights and --config.init both name the weights"),
+        (["masks:m", "--config.task=segmentation"], "config.task=segmentation: this command is for whole images"),
+        (["text:t", "--config.task=text"], "config.task=text: this command is for whole images, of which it settles"),
         (["nothing"], "there is no folder or table nothing"),
         (
             ["flowers", "--workdir", "done"],

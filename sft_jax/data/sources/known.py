@@ -68,9 +68,9 @@ def check_of_images(config: ConfigDict) -> None:
 def check_labelling(config: ConfigDict, labelling: str) -> None:
     """Raises UserError if the source of `config` cannot have these labels."""
     own = source_of(config)
-    if own.has_masks if labelling != "mask" else not (own.has_masks or own.of_masks):
+    if (labelling == "mask" and not own.of_masks) or (labelling != "mask" and own.has_masks):
         has = LABELLINGS["mask" if own.has_masks else "class"].words
-        forms = ", ".join(source.form for source in SOURCES.values() if source.has_masks or source.of_masks)
+        forms = ", ".join(source.form for source in SOURCES.values() if source.of_masks)
         remedy = f"use {forms}" if labelling == "mask" else "use --config.task=segmentation"
         raise UserError(
             f"config.data.source={config.source} has {has}, but the task needs {LABELLINGS[labelling].words}; {remedy}"
@@ -152,7 +152,7 @@ class Source:
 
     @property
     def has_masks(self) -> bool:
-        """Whether images have masks, always."""
+        """Whether all images have masks."""
         return self.list_masks is not None
 
 
@@ -239,7 +239,7 @@ def _check_huggingface(named: str, config: ConfigDict) -> tuple[bool, str]:
 
 def _of_masks(form: str, lister: Callable) -> Source:
     load = functools.partial(_load_masks, lister)
-    return Source(form, load, _check_folder, is_path=True, of_files=True, list_masks=lister)
+    return Source(form, load, _check_folder, is_path=True, of_files=True, of_masks=True, list_masks=lister)
 
 
 # By what stands before the colon of `data.source`.

@@ -54,7 +54,7 @@ def load_tfds(
       splits: split expressions in the syntax of tfds, e.g. "train[:45000]".
       size: side length in pixels to which images are resized; square images of one common size are left unchanged.
       image_key: the image feature; None for "image", or for the only feature of that kind.
-      label_key: the label feature, likewise.
+      label_key: the feature of labels, or of masks, likewise.
       reading: how images are read; `on_error` and `max_pixels` apply to image files only.
       make: the class of its records, by which images have a label or a mask.
 
