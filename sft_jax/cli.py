@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,8 @@ Overrides = list[tuple[str, str]]
 SOURCE_KEYS = ("data.dir", "data.download", "data.image_key", "data.label_key", "data.part_key")
 # The same, where it may be texts.
 WITH_TEXTS = (*SOURCE_KEYS, "text.columns")
+# The same, where images may have masks.
+OTHERS_KEYS = (*WITH_TEXTS, "data.ignore_index")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,6 +150,12 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Iterable[str]) -
             parser.error(f"{word} needs a value")
         overrides.append((match[1], value))
     return parser.parse_args(rest), overrides
+
+
+def tell(notices: Iterable[str]) -> None:
+    """Prints notices on standard error, because standard output may be reserved for JSON."""
+    for notice in notices:
+        print(notice, file=sys.stderr)
 
 
 def printable(name: str) -> str:

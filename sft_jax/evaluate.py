@@ -4,20 +4,19 @@ import argparse
 import json
 import sys
 import urllib.parse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_jax.cli import (
-    WITH_TEXTS,
+    OTHERS_KEYS,
     Overrides,
     add_checkpoint_flag,
     add_network_flags,
     add_view_flags,
     check_overrides,
-    check_view_flags,
     make_parser,
     parse_with_overrides,
+    tell,
 )
 from sft_jax.errors import UserError, run_command
 from sft_jax.runtime.allocator import keep_freed_memory
@@ -26,8 +25,6 @@ from sft_jax.runtime.cache import keep_compiled_programs
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from sft_jax.inference.predictor import Classifier
-    from sft_jax.inference.texts import TextClassifier
     from sft_jax.run.console import Console
     from sft_jax.run.folder import Run
     from sft_jax.runtime.devices import Devices
@@ -49,8 +46,6 @@ windows and flips are part of its name.
 SPLITS = ("train", "validation", "test")
 # Keys of the data's location, which may have changed since the run.
 LOCATION_KEYS = ("data.source", "data.dir", "data.download")
-# Keys of the location and structure of other data.
-OTHERS_KEYS = (*WITH_TEXTS, "data.ignore_index")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
@@ -102,6 +97,8 @@ def main() -> None:
         results, task, file = evaluate(Run(args.workdir), split, args.checkpoint, overrides, console)
         what = f"{args.checkpoint} checkpoint of {args.workdir}, {split}"
     else:
+        from sft_jax.inference.others import evaluate_others
+
         results, task, file = evaluate_others(args, overrides, console)
         name = args.weights or f"{args.checkpoint} checkpoint of {args.workdir}"
         what = f"{name} on {args.data}{f', {args.split}' if args.split else ''}"
@@ -158,7 +155,7 @@ def evaluate(
         config = complete(flatten(config) | {"data.test": split})
     # Muted, because standard output may be reserved for JSON.
     dataset = read_dataset(config, Quiet(mute=True), once=True, before=earlier(run))
-    _tell(dataset.notices)
+    tell(dataset.notices)
     if tuple(restored.metadata["class_names"]) != dataset.class_names:
         raise UserError(
             f"the classes of {config.data.source} differ from those of {run.folder}; "
@@ -175,92 +172,6 @@ def evaluate(
     file = run.folder / "evaluations" / f"{urllib.parse.quote(split, safe='')}_{checkpoint}.json"
     write_json(file, results)
     return results, experiment.task, file
-
-
-def evaluate_others(
-    args: argparse.Namespace, overrides: Overrides, console: "Console"
-) -> tuple[dict[str, Any], "Task", Path]:
-    """Evaluates the network of `args` on all images of `args.data`; returns and raises the same as `evaluate`."""
-    from sft_jax.config import complete, default_config, flatten
-    from sft_jax.config.recipe import parse_value
-    from sft_jax.inference.predictor import Classifier, load
-    from sft_jax.inference.scoring import file_name
-    from sft_jax.run.folder import Run
-    from sft_jax.run.progress import Progress
-    from sft_jax.runtime.files import write_json
-    from sft_jax.tasks import monitor_of
-
-    check_overrides(overrides, OTHERS_KEYS, "evaluation")
-    run = None if args.workdir is None else Run(args.workdir)
-    changes = {name: parse_value(name, text) for name, text in overrides}
-    classifier = load(args.workdir or args.weights, checkpoint=args.checkpoint)
-    keys: dict[str, Any] = dict.fromkeys(WITH_TEXTS[2:]) | {"data.source": args.data}
-    if isinstance(classifier, Classifier):
-        keys["data.size"] = classifier.preprocess.size
-    config = complete(flatten(run.config() if run else default_config()) | keys | changes)
-    check_view_flags(args, dense=classifier.task.dense)
-    if isinstance(classifier, Classifier):
-        results = _on_images(classifier, config, run, args, console)
-    else:
-        results = _on_texts(classifier, config, args.split, console)
-    view = "".join(
-        f"_{name}"
-        for name, given in ((f"windows{args.windows}", args.windows is not None), ("flips", args.flips))
-        if given
-    )
-    name = file_name(args.data, args.split) + view
-    if run is None:
-        file = args.weights.with_name(f"{args.weights.stem}_{name}.json")
-    else:
-        progress = Progress.from_json(run.restored("latest").metadata["progress"])
-        results |= progress.outcome(classifier.task, monitor_of(config))
-        file = run.folder / "evaluations" / f"{name}_{args.checkpoint}.json"
-    write_json(file, results)
-    return results, classifier.task, file
-
-
-def _on_images(
-    classifier: "Classifier", config: "ConfigDict", run: "Run | None", args: argparse.Namespace, console: "Console"
-) -> dict[str, Any]:
-    from sft_jax.data.sources.everything import load_everything
-    from sft_jax.data.sources.listing import counted, some
-    from sft_jax.data.sources.record import trained_among
-    from sft_jax.inference.mask_scoring import score_masks
-    from sft_jax.inference.scoring import score
-    from sft_jax.inference.windows import View
-
-    notices: list[str] = []
-    known, square, labelling = classifier.class_names, classifier.preprocess.square, classifier.task.labelling
-    images = load_everything(config.data, known, args.split, notices, square, labelling)
-    record = run.dataset_record() if run else None
-    if record is not None and images.record is not None:
-        for names in trained_among(record, images.record).values():
-            notices.append(f"the run was trained on {counted(len(names))} of {config.data.source}: {some(names)}")
-    _tell(notices)
-    with console.progress(config.data.source, 1) as bar:
-        if labelling == "mask":
-            return score_masks(classifier, images, after=bar.set, view=View(args.windows, flips=args.flips))
-        augmentation = {} if run is None else config.evaluation.to_dict()
-        return score(classifier, images, **augmentation, after=bar.set)
-
-
-def _on_texts(
-    classifier: "TextClassifier", config: "ConfigDict", split: str | None, console: "Console"
-) -> dict[str, Any]:
-    from sft_jax.data.sources.texts.everything import labelled_texts
-    from sft_jax.inference.scoring import score_texts
-
-    notices: list[str] = []
-    texts, targets = labelled_texts(config, classifier.class_names, split, notices, classifier.task.labelling)
-    _tell(notices)
-    with console.progress(config.data.source, 1) as bar:
-        return score_texts(classifier, texts, targets, bar.set)
-
-
-def _tell(notices: Iterable[str]) -> None:
-    """Prints notices on standard error, because standard output may be reserved for JSON."""
-    for notice in notices:
-        print(notice, file=sys.stderr)
 
 
 def _settings(config: "ConfigDict", overrides: Overrides, devices: "Devices") -> "ConfigDict":

@@ -34,6 +34,11 @@ class View(NamedTuple):
     windows: int | None = None
     flips: bool = False
 
+    @property
+    def suffix(self) -> str:
+        """What a file of results is called after; empty for whole pictures as they are."""
+        return ("" if self.windows is None else f"_windows{self.windows}") + "_flips" * self.flips
+
 
 WHOLE = View()
 

@@ -23,7 +23,8 @@ from sft_jax.config import complete, flatten
 from sft_jax.doctor import ahead, planned
 from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
-from sft_jax.evaluate import evaluate, evaluate_others, parse
+from sft_jax.evaluate import evaluate, parse
+from sft_jax.inference.others import evaluate_others
 from sft_jax.report.__main__ import rewrite
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run

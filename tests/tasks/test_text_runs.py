@@ -26,8 +26,9 @@ from sft_jax.data.sources.texts import source as text_source
 from sft_jax.doctor import ahead, planned
 from sft_jax.doctor.finding import Report
 from sft_jax.errors import StoppedError, UserError
-from sft_jax.evaluate import evaluate, evaluate_others, parse
+from sft_jax.evaluate import evaluate, parse
 from sft_jax.inference.attribution import attributions
+from sft_jax.inference.others import evaluate_others
 from sft_jax.models import Network, builder, initial_arrays
 from sft_jax.models.architecture import Builder
 from sft_jax.models.weights import Weights, save_weights

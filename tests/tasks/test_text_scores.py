@@ -20,7 +20,8 @@ from sft_jax.config import complete, flatten
 from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.files import list_texts
 from sft_jax.errors import StoppedError, UserError
-from sft_jax.evaluate import evaluate, evaluate_others, parse
+from sft_jax.evaluate import evaluate, parse
+from sft_jax.inference.others import evaluate_others
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.runtime.devices import Devices
