@@ -6,8 +6,9 @@ python -m sft_jax.main --config configs/sst2.py --config.data.source=text:FOLDER
 FOLDER has train.tsv, dev.tsv and test.tsv, a sentence, a tab and 0 or 1 a line. GLUE's files work as well, without its
 test.tsv, whose labels are hidden: a tenth of the training sentences is then for testing.
 
-Measured with seed 0, without dropout and with jax 0.10.2: 89.2% of 1,821 test sentences of the first kind of files.
-Other seeds, and this recipe with dropout, have not been run.
+Measured with jax 0.10.2 on 1,821 test sentences of the first kind of files: 89.1 and 89.0% with seeds 0 and 1, without
+dropout 89.2% (seed 0). The same weights, batches, rate, epochs and dropout in PyTorch with transformers' BERT: 88.4 and
+89.8%.
 """
 
 from ml_collections import ConfigDict
