@@ -11,8 +11,10 @@ import transformers
 from text_runs import examples, json_lines, tokenizer
 
 from sft_jax.data.sampling import by_length, epoch_order, eval_order
+from sft_jax.data.sources.listing import Record
 from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.files import list_texts
+from sft_jax.data.sources.texts.source import buckets_of
 from sft_jax.data.texts import reading as reading_module
 from sft_jax.data.texts.reading import UNIT, TextReading, buckets
 from sft_jax.errors import UserError
@@ -233,6 +235,16 @@ def test_a_bucket_is_worth_the_padding_it_saves():
     assert buckets(lengths, 799) == (8, 16, 32)
     assert buckets(lengths, 800) == buckets(lengths, 3_199) == (16, 32)
     assert buckets(lengths, 3_200) == (32,)
+
+
+def test_a_run_keeps_the_buckets_it_began_with():
+    """Runs that recorded none had those of the least padding; texts may have become longer."""
+    lengths = np.repeat([8, 16, 32], 100)
+    assert buckets_of(lengths, None) == (32,)
+    assert buckets_of(lengths, Record(("a", "b"))) == (8, 16, 32)
+    recorded = Record.from_json(json.loads(json.dumps(Record(("a", "b"), buckets=(24, 40)).to_json())))
+    assert buckets_of(lengths, recorded) == (24, 40)
+    assert buckets_of(lengths + 40, recorded) == buckets_of(lengths + 40, None)
 
 
 def test_batches_of_similar_lengths_have_every_row_once():

@@ -46,7 +46,7 @@ def load_texts(
     parts = _parts(examples, notices)
     notices += doubtful(parts)
     splits = {part: split_of(own, examples, reading, part, notices) for part, own in parts.items()}
-    ends = _buckets(np.concatenate([split.lengths.each for split in splits.values() if split.lengths]), recorded)
+    ends = buckets_of(np.concatenate([split.lengths.each for split in splits.values() if split.lengths]), recorded)
     record = Record(
         examples.class_names,
         place,
@@ -100,7 +100,7 @@ def in_buckets(split: ArraySplit, ends: Sequence[int], padding: int) -> ArraySpl
     return dataclasses.replace(split, inputs=inputs, lengths=Lengths(split.lengths.each, needed))
 
 
-def _buckets(lengths: np.ndarray, recorded: Record | None) -> tuple[int, ...]:
+def buckets_of(lengths: np.ndarray, recorded: Record | None) -> tuple[int, ...]:
     """Returns the buckets of a run, on which the order of its batches depends, or new ones."""
     if recorded is None or (recorded.buckets is not None and recorded.buckets[-1] < lengths.max()):
         return buckets(lengths, WORTH)
