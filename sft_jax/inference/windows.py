@@ -110,7 +110,8 @@ def seen_in_windows(classifier: "Classifier", picture: np.ndarray, view: View) -
         for part, own in zip(parts, outputs_of(classifier, squares, view), strict=True):
             total[part] += np.einsum("ri,ijc,sj->rsc", rows, own, columns, optimize=True)
             count[part] += seen
-    mask = interpolated(total / np.maximum(count, 1)[..., None], [(0.0, height), (0.0, width)], shape)
+    total /= np.maximum(count, 1)[..., None]  # in place: there is room for one such array
+    mask = interpolated(total, [(0.0, height), (0.0, width)], shape)
     down, across = (
         np.minimum(np.arange(own) * given // own, given - 1) for own, given in zip(shape, count.shape, strict=True)
     )

@@ -168,9 +168,9 @@ def _load_tfds(name: str, config: ConfigDict, request: Request) -> Dataset:
         dataset = _of_texts(examples, directory and str(Path(directory).absolute()), request, [])
     else:
         make: type[ImageRecords] = MaskRecords if request.labelling == "mask" else Records
-        keys_of_images = {"image_key": config.image_key, "label_key": config.label_key}
-        where |= {"reading": request.reading, "make": make}
-        dataset = load_tfds(name, **where, splits=splits, size=config.size, **keys_of_images)
+        keys_of_images: dict[str, Any] = {"image_key": config.image_key, "label_key": config.label_key}
+        how: dict[str, Any] = {"size": config.size, "reading": request.reading, "make": make}
+        dataset = load_tfds(name, **where, splits=splits, **keys_of_images, **how)
     records = {part: positions(name, directory=directory, split=split) for part, split in named.items()}
     # An existing run has already passed this check.
     allowed = config.allow_overlap or request.once or request.recorded is not None
