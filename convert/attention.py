@@ -1,4 +1,4 @@
-"""Joins the queries, keys and values of an attention, which some libraries keep apart."""
+"""Joins and separates the queries, keys and values of an attention, which some libraries keep apart."""
 
 import re
 from collections.abc import Mapping
@@ -19,6 +19,18 @@ def joined(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
             # Only what fits and is plain: a tensor in a file may claim any shape.
             if all(_alike(tensors.get(part), tensors[name]) for part in parts):
                 tensors[f"{match[1]}qkv.{match[2]}"] = torch.cat([tensors.pop(part) for part in parts])
+    return tensors
+
+
+def separated(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
+    """Returns the state_dict with queries, keys and values as three matrices, the inverse of `joined`."""
+    tensors: Tensors = {}
+    for name, tensor in state_dict.items():
+        if match := re.fullmatch(r"(.+\.attn\.)qkv\.(weight|bias)", name):
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            tensors |= {f"{match[1]}{kind}.{match[2]}": part.clone() for kind, part in parts}
+        else:
+            tensors[name] = tensor
     return tensors
 
 

@@ -15,6 +15,7 @@ from convert.resnet import ResNetReference
 from convert.segformer import MitReference, SegformerReference
 from convert.segmentation import SegmentationReference
 from convert.swin import SwinReference
+from convert.upernet import UPerNetReference
 from convert.vit import VitReference
 from sft_jax.config.shipped import install_command
 from sft_jax.errors import UserError
@@ -36,6 +37,7 @@ REFERENCES: dict[str, Reference] = {
     "modernbert": ModernBertReference(),
     "mit": MitReference(),
     "segformer": SegformerReference(),
+    "upernet": UPerNetReference(),
     "segmentation": SegmentationReference(),
 }
 

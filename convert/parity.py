@@ -96,9 +96,7 @@ def torch_activations(
         def hook(_module, _inputs, output: Any) -> None:
             # transformers' layers return tuples in some versions.
             output = output[0] if isinstance(output, tuple) else output
-            # Images have their channels second in most networks of torch and last here; tokens have them last in both.
-            moved = output.ndim == 4 and not reference.channels_last
-            stages[name] = (output.permute(0, 2, 3, 1) if moved else output).numpy()
+            stages[name] = reference.arranged(output).numpy()
 
         return hook
 

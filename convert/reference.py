@@ -81,6 +81,11 @@ class Reference:
         """Returns the submodules whose outputs are compared with ours, under the names of our module's `stages`."""
         raise NotImplementedError
 
+    def arranged(self, activations: torch.Tensor) -> torch.Tensor:
+        """Returns the output of a stage as ours is: images have their channels last, tokens have them in both."""
+        moved = activations.ndim == 4 and not self.channels_last
+        return activations.permute(0, 2, 3, 1) if moved else activations
+
     def dialects(self, arch: str) -> Sequence[Dialect]:
         """Returns the naming schemes of `arch` in files, the reference's own first; empty if it has only that one."""
         return ()

@@ -75,7 +75,7 @@ def assert_same_function(module, ours, sizes=(32, 33), tolerance=1e-5, named=dic
         assert_close(found | {"logits": logits}, theirs | {"logits": their_logits}, tolerance)
     back = keys.to_torch(arrays, ours.architecture, keys.counters_of(own if reference.dense else state_dict))
     back = reference.whole(back, ours.architecture.name)
-    state_dict = own if reference.dense else state_dict  # without auxiliary heads
+    state_dict = reference.whole(own, ours.architecture.name) if reference.dense else state_dict  # no auxiliary heads
     assert back.keys() == state_dict.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 

@@ -107,6 +107,8 @@ class Architecture:
       pretrained_by: name of those weights in messages.
       positions: its position embeddings; None for networks without, which take images of any size.
       smallest: side in pixels of the smallest images that leave something of every map.
+      map_epsilon: that of the layer normalisation which its maps need before heads that mix them, because they are sums
+        of residual branches; None if they are normalised.
       dilates: whether `make` takes output_stride, 32 or, with dilated convolutions, 16 or 8.
       texts: the texts that it takes; None for networks of images. The inputs of texts are tokens int32 [n, length],
         padded at the end, and segments uint8 [n, length], and the attributes that concern images have no meaning.
@@ -131,6 +133,7 @@ class Architecture:
     pretrained_by: str = "torchvision's IMAGENET1K_V1"
     positions: Positions | None = None
     smallest: int = 1
+    map_epsilon: float | None = None
     dilates: bool = False
     texts: Texts | None = None
 

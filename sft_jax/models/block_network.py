@@ -42,6 +42,28 @@ class BlockNetwork(nnx.Module):
         return run(block, *arguments)
 
 
+class StagedNetwork(BlockNetwork):
+    """A network whose maps are the outputs of the last blocks of its stages.
+
+    Subclasses add `pool` and `stages`, which yields (name, activations [batch, height, width, channels]) after the stem
+    and within stages; the names of blocks are STAGE.blocks.INDEX.
+    """
+
+    pool: Callable[[jax.Array], jax.Array]
+    stages: Callable[..., Iterator[tuple[str, jax.Array]]]
+
+    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
+        """Maps normalised images [batch, height, width, 3] to `Features`."""
+        maps = self.maps(x, train=train, key=key)
+        return Features(self.pool(maps[-1]), maps)
+
+    def maps(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """See `BlockNetwork`."""
+        # Later blocks overwrite earlier ones, which leaves the last block of each stage.
+        last = {name.rpartition(".blocks.")[0]: activations for name, activations in self.stages(x, key=key)}
+        return tuple(activations for stage, activations in last.items() if stage)
+
+
 class PositionsFirstNetwork(BlockNetwork):
     """A network whose blocks take [height, width, batch, channels], for which `ops.conv2d` is fast; its head is `fc`.
 

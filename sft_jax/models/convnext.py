@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
-from sft_jax.models.block_network import BlockNetwork
+from sft_jax.models.architecture import Architecture, Pretrained, Rule, located_by
+from sft_jax.models.block_network import StagedNetwork
 from sft_jax.models.convnext_block import Block, Patches
 from sft_jax.models.layers import Linear
 from sft_jax.models.stochastic_depth import skip_factor
@@ -54,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(dtype=dtype, rngs=rngs) for _ in range(blocks)])
 
 
-class ConvNeXt(BlockNetwork):
+class ConvNeXt(StagedNetwork):
     """A ConvNeXt: stem, four stages of blocks, global average pooling, layer normalisation, linear head.
 
     Parameters, the residual stream, normalisations, the head and the logits are float32; convolutions and matrix
@@ -87,13 +87,6 @@ class ConvNeXt(BlockNetwork):
         self.trunk = nnx.List([Stage(*size, variant, dtype=dtype, rngs=rngs) for size in sizes])
         self.norm = LayerNorm(last)
         self.fc = Linear(last, num_classes, rngs=rngs)
-
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to `Features`."""
-        # Later blocks overwrite earlier ones, which leaves the last block of each stage.
-        last = {name.rpartition(".blocks.")[0]: activations for name, activations in self.stages(x, key=key)}
-        maps = tuple(activations for stage, activations in last.items() if stage)
-        return Features(self.pool(maps[-1]), maps)
 
     def pool(self, last: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` to `Features.pooled`."""
@@ -150,6 +143,7 @@ def architecture(name: str, variant: Variant, pretrained: Pretrained, weights: s
         channels=variant.channels,
         strides=(4, 8, 16, 32),
         smallest=32,
+        map_epsilon=1e-6,
         locate=located_by(
             [
                 (r"stem\.", lambda match: (0, 0)),

@@ -4,7 +4,7 @@ Three are torchvision's: `FCNHead` (Long et al., 2014, arXiv:1411.4038), `DeepLa
 arXiv:1706.05587) and `LRASPPHead` (Howard et al., 2019, arXiv:1905.02244), with its state_dict keys as attribute
 paths; None stands for parameterless layers, which are numbered there. `LinearHead` is the one with which DINOv2 is
 scored, batch norm and a linear layer. `SegformerHead` is transformers' `SegformerDecodeHead` (Xie et al., 2021,
-arXiv:2105.15203), under the names of its published files.
+arXiv:2105.15203), under the names of its published files. `UPerNetHead` has a file of its own.
 
 Maps are [batch, height, width, channels]; logits are float32. A head takes the maps that it `reads`: the "last" one,
 "all" with a stride of 4 or more, or the one of stride 8 and the last ("eighth"). Its `lasts` are the paths of the
@@ -20,31 +20,14 @@ from flax import nnx
 
 from sft_jax import ops
 from sft_jax.models.dropout import dropout
-from sft_jax.models.layers import BatchNorm2d, Conv2d, conv_images
+from sft_jax.models.layers import BatchNorm2d, Conv2d, PixelLinear, conv_images
 from sft_jax.models.transformer import Dense
+from sft_jax.models.upernet_head import UPerNetHead
 
 # Dilations of DeepLabV3's atrous spatial pyramid, and the channels of its branches.
 RATES, BRANCH = (12, 24, 36), 256
 # Channels between the layers of LRASPP.
 INNER = 128
-
-
-class PixelLinear(nnx.Module):
-    """A 1x1 convolution with bias, `torch.nn.Conv2d(inputs, outputs, 1)`, in float32; kernel [1, 1, in, out]."""
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        bound = inputs**-0.5
-
-        def uniform(*shape: int) -> nnx.Param:
-            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-
-        self.kernel, self.bias = uniform(1, 1, inputs, outputs), uniform(outputs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., in] to [..., out]."""
-        kernel = self.kernel[0, 0]
-        y = jnp.matmul(x.astype(kernel.dtype), kernel, precision="highest")
-        return y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
 class LinearHead(nnx.List):
@@ -205,4 +188,5 @@ HEADS: dict[str, Any] = {
     "deeplabv3": DeepLabHead,
     "lraspp": LRASPPHead,
     "segformer": SegformerHead,
+    "upernet": UPerNetHead,
 }

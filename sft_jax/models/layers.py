@@ -133,3 +133,21 @@ class Linear(nnx.Linear):
             return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
         super().__init__(inputs, outputs, precision="highest", kernel_init=uniform, bias_init=uniform, rngs=rngs)
+
+
+class PixelLinear(nnx.Module):
+    """A 1x1 convolution with bias, `torch.nn.Conv2d(inputs, outputs, 1)`, in float32; kernel [1, 1, in, out]."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        bound = inputs**-0.5
+
+        def uniform(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.kernel, self.bias = uniform(1, 1, inputs, outputs), uniform(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., in] to [..., out]."""
+        kernel = self.kernel[0, 0]
+        y = jnp.matmul(x.astype(kernel.dtype), kernel, precision="highest")
+        return y + jnp.broadcast_to(self.bias[...], y.shape)

@@ -1,9 +1,10 @@
 """Networks that give every pixel an output: a backbone, one of `dense_heads`, and bilinear interpolation.
 
 Their names are torchvision's, HEAD_BACKBONE, with any backbone: `deeplabv3_resnet50`, `fcn_resnet18`,
-`lraspp_mobilenet_v3_large`, `segformer_mit_b0`, `linear_vit_small_patch14_dinov2`. `_os8`, `_os16` or `_os32` at the
-end sets the stride of the backbone's last map. By default it is torchvision's: 8, and 16 of mobile networks; linear
-heads and those that read all maps have that of the backbone itself, as have all with backbones that cannot be dilated.
+`lraspp_mobilenet_v3_large`, `segformer_mit_b0`, `upernet_swin_t`, `linear_vit_small_patch14_dinov2`. `_os8`, `_os16`
+or `_os32` at the end sets the stride of the backbone's last map. By default it is torchvision's: 8, and 16 of mobile
+networks; linear heads and those that read all maps have that of the backbone itself, as have all with backbones that
+cannot be dilated.
 """
 
 import contextlib
@@ -20,8 +21,8 @@ from flax import nnx
 
 from sft_jax import ops
 from sft_jax.errors import UserError
-from sft_jax.models import mit
-from sft_jax.models.architecture import Architecture, Depth
+from sft_jax.models import mit, upernet_head
+from sft_jax.models.architecture import Architecture, Depth, Rule
 from sft_jax.models.dense_heads import HEADS
 from sft_jax.models.mobile import MobileNetwork
 
@@ -31,6 +32,8 @@ BACKBONE, HEAD = "backbone", "classifier"
 AFTER_MAPS = ("conv_head", "bn2", "norm_head")
 # Families of `MobileNetwork`s; lraspp heads read two of their maps.
 MOBILE = ("mobilenet", "efficientnet")
+# Networks of transformers, by the kind of their head and the family of their backbone.
+TRANSFORMERS = {("segformer", "mit"): "segformer", ("upernet", "convnext"): "upernet", ("upernet", "swin"): "upernet"}
 # Folded into the key of a step for the head's dropout; the backbone's blocks use their positions.
 DROPOUT = 1 << 16
 
@@ -60,7 +63,7 @@ class Segmenter(nnx.Module):
         **settings: Any,
     ):
         self.backbone = cast(Any, backbone.make(1, dtype=dtype, axis_name=axis_name, rngs=rngs, **settings))
-        for name in (backbone.head, *AFTER_MAPS):
+        for name in after_maps(kind, backbone):
             if hasattr(self.backbone, name):
                 delattr(self.backbone, name)
         self.first, channels = first_map(backbone), backbone.channels[-1:]
@@ -141,7 +144,7 @@ class DenseArchitecture(Architecture):
         """See `Architecture`: a classifier becomes the backbone, without what follows its last map."""
         if any(name.startswith(f"{BACKBONE}.") for name in arrays):
             return dict(arrays)
-        after = tuple(f"{name}." for name in (self.backbone.head, *AFTER_MAPS))
+        after = tuple(f"{name}." for name in after_maps(self.kind, self.backbone))
         return {f"{BACKBONE}.{name}": array for name, array in arrays.items() if not name.startswith(after)}
 
     def check_size(self, size: int, setting: str = "config.data.size") -> None:
@@ -204,13 +207,18 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
             raise UserError(f"{name}: {kind} heads read maps of all strides; use {kind}_{backbone.name}")
     if kind == "lraspp" and not (backbone.dilates and backbone.family in MOBILE):
         raise UserError(f"{name}: lraspp heads are for MobileNetV3 and EfficientNet; use fcn_{backbone.name}")
+    family = TRANSFORMERS.get((kind, backbone.family), "segmentation")
     module_path: Callable[[str], str] = functools.partial(_module_path, backbone.module_path)
-    if segformer := kind == "segformer" and backbone.family == "mit":
+    if family == "segformer":
         settings["head"] = {"width": mit.VARIANTS[backbone.name].decoder}
         module_path = mit.dense_path
+    elif kind == "upernet":
+        settings["head"] = {"epsilon": backbone.map_epsilon}
+        settings |= {"shifts_lone": True} if backbone.family == "swin" else {}
+        module_path = functools.partial(upernet_head.transformers_path, backbone.module_path)
     return DenseArchitecture(
         name=name,
-        family="segformer" if segformer else "segmentation",
+        family=family,
         make=functools.partial(_make, kind, backbone, settings),
         head=HEAD,
         channels=backbone.channels,
@@ -221,11 +229,19 @@ def _composed(name: str, kind: str, backbone: Architecture, asked: int | None) -
         pretrained_by=backbone.pretrained_by,
         reference=REFERENCES.get(name, ""),
         module_path=module_path,
+        rules=tuple(
+            Rule(rf"{BACKBONE}\.(?:{rule.ours})", f"{BACKBONE}.{rule.theirs}", rule.axes) for rule in backbone.rules
+        ),
         positions=backbone.positions,
         dilates=backbone.dilates,
         backbone=backbone,
         kind=kind,
     )
+
+
+def after_maps(kind: str, backbone: Architecture) -> tuple[str, ...]:
+    """Returns the attributes of a backbone that follow its last map, which a head of this kind replaces."""
+    return (backbone.head, *AFTER_MAPS, *(("norm",) if kind == "upernet" else ()))
 
 
 def first_map(backbone: Architecture) -> int:
@@ -239,6 +255,15 @@ REFERENCES = {
     "deeplabv3_mobilenet_v3_large": "torchvision",
     "lraspp_mobilenet_v3_large": "torchvision",
     **{f"segformer_{backbone}": "transformers" for backbone in mit.VARIANTS},
+    **{
+        f"upernet_{backbone}": "transformers"
+        for backbone in (
+            *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+            "swin_t",
+            "swin_s",
+            "swin_b",
+        )
+    },
 }
 
 

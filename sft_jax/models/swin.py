@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sft_jax.models.architecture import Architecture, Features, Pretrained, Rule, located_by
-from sft_jax.models.block_network import BlockNetwork
+from sft_jax.models.architecture import Architecture, Pretrained, Rule, located_by
+from sft_jax.models.block_network import StagedNetwork
 from sft_jax.models.convnext_block import Patches
 from sft_jax.models.layers import Linear
 from sft_jax.models.stochastic_depth import branch_factors
@@ -54,7 +54,7 @@ class Stage(nnx.Module):
         self.blocks = nnx.List([block(shifted=number % 2 == 1) for number in range(variant.blocks[index])])
 
 
-class Swin(BlockNetwork):
+class Swin(StagedNetwork):
     """A Swin transformer: patches, four stages of blocks, layer normalisation, global average pooling, linear head.
 
     Images may have any size. Parameters, the residual stream, normalisations, the head and the logits are float32;
@@ -67,6 +67,7 @@ class Swin(BlockNetwork):
       dtype: of the operands of matrix products.
       axis_name: the mapped axis of the devices, over which random draws are split.
       stochastic_depth: drop rate of both branches of the last block in training; it grows linearly from 0 in the first.
+      shifts_lone: see `WindowAttention`.
       rngs: `nnx.Rngs(params=seed)` for the initial weights.
     """
 
@@ -79,6 +80,7 @@ class Swin(BlockNetwork):
         dtype: jax.typing.DTypeLike = jnp.float32,
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
+        shifts_lone: bool = False,
         rngs: nnx.Rngs,
     ):
         self.axis_name, self.stochastic_depth = axis_name, stochastic_depth
@@ -87,15 +89,10 @@ class Swin(BlockNetwork):
             proj=Patches(3, channels, PATCH, dtype=dtype, rngs=rngs), norm=LayerNorm(channels, epsilon=EPSILON)
         )
         self.layers = nnx.List([Stage(index, variant, dtype=dtype, rngs=rngs) for index in range(len(variant.blocks))])
+        for block in (block for stage in self.layers for block in stage.blocks):
+            block.attn.shifts_lone = shifts_lone
         self.norm = LayerNorm(channels * 8, epsilon=EPSILON)
         self.head = Linear(channels * 8, num_classes, rngs=rngs)
-
-    def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
-        """Maps normalised images [batch, height, width, 3] to `Features`."""
-        # Later blocks overwrite earlier ones, which leaves the last block of each stage.
-        last = {name.rpartition(".blocks.")[0]: activations for name, activations in self.stages(x, key=key)}
-        maps = tuple(activations for stage, activations in last.items() if stage)
-        return Features(self.pool(maps[-1]), maps)
 
     def pool(self, last: jax.Array) -> jax.Array:
         """Maps the last of `Features.maps` to `Features.pooled`."""
@@ -151,6 +148,7 @@ def architecture(name: str, variant: Variant, resize: int = 256) -> Architecture
                 (r"norm\.", lambda match: (4, variant.blocks[-1] - 1)),  # with the last block
             ]
         ),
+        map_epsilon=EPSILON,
         pretrained=Pretrained(256 if variant.second else 224, resize, "bicubic"),
         module_path=torchvision_path,
         rules=tuple(

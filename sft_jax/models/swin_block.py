@@ -55,7 +55,13 @@ class WindowAttention(nnx.Module):
       heads: number of heads.
       window: side of a window in tokens.
       shifted: whether windows begin half a window later.
+
+    Attributes:
+      shifts_lone: whether the window of a map that has only one is shifted too. torchvision's and Microsoft's
+        classifiers leave it in place, transformers' backbones do not.
     """
+
+    shifts_lone = False
 
     def __init__(self, channels: int, heads: int, window: int, shifted: bool, *, dtype, rngs):
         self.heads, self.window, self.shifted = heads, window, shifted
@@ -70,8 +76,8 @@ class WindowAttention(nnx.Module):
         batch, height, width, channels = x.shape
         rows, columns = (math.ceil(length / side) * side for length in (height, width))
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, columns - width), (0, 0)))
-        # A map of a single window is not shifted.
-        shifts = tuple(side // 2 if self.shifted and length > side else 0 for length in (rows, columns))
+        moved = (self.shifted and (self.shifts_lone or length > side) for length in (rows, columns))
+        shifts = tuple(side // 2 if own else 0 for own in moved)
         x = jnp.roll(x, (-shifts[0], -shifts[1]), (1, 2)) if any(shifts) else x
         windows = x.reshape(batch, rows // side, side, columns // side, side, channels).swapaxes(2, 3)
         qkv = self.project(windows.reshape(-1, channels))
