@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         "--data",
         metavar="SOURCE",
         help="evaluate all images of this source instead: folder:PATH, csv:FILE, hf:PATH, tfds:NAME, digits; with "
-        "masks: masks:PATH, voc:PATH; of texts: text:PATH",
+        "masks: masks:PATH, voc:PATH, panoptic:PATH; of texts: text:PATH",
     )
     parser.add_argument(
         "--split",

@@ -9,7 +9,7 @@ DATA: dict[str, Key] = {
         "tfds:cifar10",
         str,
         "The dataset: tfds:NAME, folder:PATH, csv:FILE, hf:PATH or hf://OWNER/NAME, digits or digits:FIRST-LAST; for "
-        "segmentation masks:PATH, voc:PATH or tfds:NAME; of texts text:PATH or tfds:NAME.",
+        "segmentation masks:PATH, voc:PATH, panoptic:PATH or tfds:NAME; of texts text:PATH or tfds:NAME.",
     ),
     "data.dir": Key(None, str, "Data directory of tfds; none: its default.", optional=True),
     "data.download": Key(True, bool, "Whether a missing dataset of tfds or of Hugging Face's hub may be downloaded."),

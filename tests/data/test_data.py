@@ -222,7 +222,7 @@ def test_an_unknown_source_is_refused(source):
     with pytest.raises(
         UserError,
         match="must be one of tfds:NAME, folder:PATH, csv:FILE, hf:PATH, hf://OWNER/NAME, text:PATH, masks:PATH, "
-        "voc:PATH, digits, digits:FIRST-LAST",
+        "voc:PATH, panoptic:PATH, digits, digits:FIRST-LAST",
     ):
         data.load_dataset(config, seed=0)
 

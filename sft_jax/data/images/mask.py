@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sft_jax.data.images.formats import UNREADABLE, opened, reason
+from sft_jax.data.images.segments import Segments
 from sft_jax.data.images.square import Square, is_upright
 from sft_jax.errors import UserError
 
@@ -33,23 +34,21 @@ def header(path: Path) -> Header | None:
         return None
 
 
-def survey(path: Path, content: bytes) -> tuple[Header, tuple[int, ...]]:
+def survey(path: Path, content: bytes, segments: Segments | None = None) -> tuple[Header, tuple[int, ...]]:
     """Returns the header of a mask, the file `path` with this content, and its values, ascending.
 
-    Raises:
-      UserError: it is not a mask.
+    `segments` are those of a panoptic mask. Raises UserError if it is not a mask.
     """
-    own, upright = decoded(path, content)
+    own, upright = decoded(path, content, segments)
     return Header(own.shape[::-1], upright), tuple(np.unique(own).tolist())
 
 
-def read(path: Path, square: Square, ignored: int | None) -> np.ndarray:
+def read(path: Path, square: Square, ignored: int | None, segments: Segments | None = None) -> np.ndarray:
     """Reads a mask as the square of its picture: uint8 [side, side], with `VOID` for the value `ignored`.
 
-    Raises:
-      UserError: the file cannot be read or is not a mask.
+    `segments` are those of a panoptic mask. Raises UserError if the file cannot be read or is not a mask.
     """
-    return squared(voided(values(path), ignored), square)
+    return squared(voided(values(path, segments), ignored), square)
 
 
 def voided(values: np.ndarray, ignored: int | None) -> np.ndarray:
@@ -62,9 +61,9 @@ def squared(values: np.ndarray, square: Square) -> np.ndarray:
     return square.of_mask(Image.fromarray(values), VOID)
 
 
-def values(path: Path) -> np.ndarray:
-    """Reads the values of a mask: uint8 [height, width]. Raises UserError as `read`."""
-    return decoded(path, content_of(path))[0]
+def values(path: Path, segments: Segments | None = None) -> np.ndarray:
+    """Reads the values of a mask: uint8 [height, width]. See `read`."""
+    return decoded(path, content_of(path), segments)[0]
 
 
 def content_of(path: Path) -> bytes:
@@ -75,10 +74,11 @@ def content_of(path: Path) -> bytes:
         raise UserError(f"the mask {path} cannot be read: {error.strerror}") from None
 
 
-def decoded(path: Path | str, content: bytes) -> tuple[np.ndarray, bool]:
-    """Returns the values, uint8 [height, width], of gray images or the indices of palettes, and if it is upright.
+def decoded(path: Path | str, content: bytes, segments: Segments | None = None) -> tuple[np.ndarray, bool]:
+    """Returns the values, uint8 [height, width], of a mask's file with this content, and if it is upright.
 
-    `path` is what a UserError calls the mask, which is raised if it is none.
+    They are those of gray images, the indices of palettes, or of `segments` the classes, and `VOID` for none. `path` is
+    what a UserError calls the mask, which is raised if it is none.
     """
     try:
         with opened(io.BytesIO(content)) as image:
@@ -88,6 +88,10 @@ def decoded(path: Path | str, content: bytes) -> tuple[np.ndarray, bool]:
         raise UserError(f"the mask {path} cannot be read ({reason(error, Path(path))}); repair it") from None
     if kind in LOSSY:
         raise UserError(f"the mask {path} is a {kind} file, which does not keep the indices of classes; use PNG")
+    if segments is not None:
+        if mode not in ("RGB", "RGBA"):
+            raise UserError(f"the mask {path} has no colours (mode {mode}), whose values are the numbers of segments")
+        return segments.values(found, path, VOID), upright
     if mode not in ("1", "L", "P") and not mode.startswith("I"):
         raise UserError(
             f"the mask {path} has colours (mode {mode}), but each pixel must be the index of a class: save it as "

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sft_jax.data.dataset import ArraySplit, Batch, Split, with_targets
 from sft_jax.data.images import mask
 from sft_jax.data.images.reading import Reading
+from sft_jax.data.images.segments import Segments
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.digits import load_digits
 from sft_jax.data.sources.known import check_kind, check_labelling, kind_of, source_of
@@ -48,14 +49,21 @@ class Everything(NamedTuple):
 
 
 class MaskFile(NamedTuple):
-    """The mask of an image, and what its values become: uint8 [256], class indices of the network or `VOID`."""
+    """The mask of an image, its segments if it is panoptic, and what its values become.
+
+    Attributes:
+      path: the file.
+      table: uint8 [256], class indices of the network or `VOID`.
+      segments: see `Pair`.
+    """
 
     path: Path
     table: np.ndarray
+    segments: Segments | None
 
     def values(self) -> np.ndarray:
         """Reads the mask: uint8 [height, width], with class indices of the network. Raises UserError."""
-        return self.table[mask.values(self.path)]
+        return self.table[mask.values(self.path, self.segments)]
 
 
 def load_everything(
@@ -138,8 +146,8 @@ def _masks(
     lister, ignored = source_of(config).list_masks, config.ignore_index
     if lister is None:
         raise UserError(
-            f"{config.source}: masks are evaluated from files, of masks:PATH or voc:PATH; for a split of a run's own "
-            f"dataset use --split instead of --data"
+            f"{config.source}: masks are evaluated from files, of masks:PATH, voc:PATH or panoptic:PATH; for a "
+            f"split of a run's own dataset use --split instead of --data"
         )
     listing = lister(Path(path), ignored, notices)
     files = of_split(path, listing.files, split, notices)
@@ -150,7 +158,8 @@ def _masks(
     if ignored is not None:
         table[ignored] = mask.VOID
     masks = np.empty(len(files), object)
-    masks[:] = [MaskFile(listing.root / str(file.label[0]), table) for file in files]  # type: ignore[index]
+    own = [str(file.label[0]) for file in files]  # type: ignore[index]
+    masks[:] = [MaskFile(listing.root / name, table, listing.segments.get(name)) for name in own]
     paths = [listing.root / file.name for file in files]
     return Everything(paths, {"mask": masks}, [], record_of(listing, {"test": files}))
 

@@ -8,7 +8,7 @@ from sft_jax.data.dataset import Dataset
 from sft_jax.data.images.files import Found, find_images, is_ignored, is_image_file, left_out, subfolders
 from sft_jax.data.sources.files import load_listing
 from sft_jax.data.sources.listing import LabelledFile, Listing, counted, some
-from sft_jax.data.sources.masks import IMAGES, MASKS
+from sft_jax.data.sources.mask_folders import IMAGES, MASKS
 from sft_jax.data.sources.part_names import PARTS, part_of
 from sft_jax.errors import UserError
 

@@ -16,8 +16,10 @@ from sft_jax.data.sources.huggingface.hub import check_hub, is_of_hub
 from sft_jax.data.sources.labelling import LABELLINGS
 from sft_jax.data.sources.listing import Listing, Record
 from sft_jax.data.sources.lists import list_files
-from sft_jax.data.sources.masks import list_masks, list_voc, with_masks
+from sft_jax.data.sources.mask_folders import list_masks
+from sft_jax.data.sources.masks import with_masks
 from sft_jax.data.sources.overlap import check_positions
+from sft_jax.data.sources.panoptic import list_panoptic
 from sft_jax.data.sources.part_names import PARTS
 from sft_jax.data.sources.texts.columns import Keys
 from sft_jax.data.sources.texts.examples import Examples
@@ -27,6 +29,7 @@ from sft_jax.data.sources.texts.source import load_texts
 from sft_jax.data.sources.tfds import check_tfds, load_tfds, positions
 from sft_jax.data.sources.tfds_masks import MaskRecords
 from sft_jax.data.sources.tfds_records import ImageRecords, Records
+from sft_jax.data.sources.voc import list_voc
 from sft_jax.data.texts.reading import TextReading
 from sft_jax.errors import UserError
 
@@ -134,7 +137,7 @@ class Source:
       of_files: whether images are brought to `data.size` as their files are decoded.
       has_several: whether an image may have any number of labels.
       of_images, of_masks, of_texts: whether it may have images, images with masks, and texts.
-      list_masks: see `masks.list_masks`, of sources whose images have masks, and nothing else; None of others.
+      list_masks: see `mask_folders.list_masks`, of sources whose images have masks, and nothing else; None of others.
     """
 
     form: str
@@ -188,7 +191,7 @@ def _load_files(kind: str, path: str, config: ConfigDict, request: Request) -> D
 def _load_masks(lister: Callable, path: str, config: ConfigDict, request: Request) -> Dataset:
     notices: list[str] = []
     listing = lister(Path(_place(path, request.recorded, notices)), config.ignore_index, notices)
-    return with_masks(_read(listing, config, request, notices), listing.root, config.ignore_index)
+    return with_masks(_read(listing, config, request, notices), listing, config.ignore_index)
 
 
 def _read(listing: Listing, config: ConfigDict, request: Request, notices: list[str]) -> Dataset:
@@ -281,6 +284,7 @@ SOURCES: dict[str, Source] = {
     ),
     "masks": _of_masks("masks:PATH", list_masks),
     "voc": _of_masks("voc:PATH", list_voc),
+    "panoptic": _of_masks("panoptic:PATH", list_panoptic),
     "digits": Source(
         "digits, digits:FIRST-LAST", _load_digits, lambda *_: (True, "comes with scikit-learn"), is_named=False
     ),

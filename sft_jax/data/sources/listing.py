@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_jax.data.images.segments import Segments
+
 # A class, the classes, or the number of an image, or the name and the digest of its mask, see `labelling`.
 Label = str | tuple[str, ...] | float
 
@@ -45,6 +47,7 @@ class Listing:
       files: sorted by split and class.
       labelling: a key of `labelling.LABELLINGS`: what labels are.
       unit: what messages call one of them.
+      segments: of panoptic masks, by the names of their files.
     """
 
     root: Path
@@ -53,6 +56,7 @@ class Listing:
     files: list[LabelledFile]
     labelling: str = "class"
     unit: str = "image"
+    segments: Mapping[str, Segments] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
