@@ -1,6 +1,7 @@
 """Masks of pictures at their own size, from outputs of the square that the network sees."""
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import warnings
@@ -50,16 +51,25 @@ def pixels_of(file: Path, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) 
         return np.asarray(preprocess.rgb(image))
 
 
-def predict(classifier: "Classifier", images: Any) -> list[np.ndarray]:
+def predict(classifier: "Classifier", images: Any, view: View = WHOLE) -> list[np.ndarray]:
     """Returns the class of each pixel of `images`, see `Classifier.logits`: uint8 [height, width] at their own sizes.
 
-    Pixels that the network does not see, because `data.fit` or `data.crop_pct` crops pictures, are 255.
+    Pixels that the network does not see, because `data.fit` or `data.crop_pct` crops pictures, are 255. With windows,
+    arrays of floating point are rounded to 8 bits.
+
+    Raises:
+      UserError: a file cannot be read, or the view does not suit the pictures.
     """
+    preprocess = classifier.preprocess
+    check_view(view, preprocess)
     given, masks = one_by_one(images), []
     with FileWarnings() as warned, concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for first in range(0, len(given), BATCH):
-            block = list(pool.map(lambda image: _picture(image, classifier), given[first : first + BATCH]))
-            masks += of_block(classifier, block)
+        if view.windows is not None:
+            masks = [seen_in_windows(classifier, _pixels(image, preprocess), view) for image in given]
+        else:
+            for first in range(0, len(given), BATCH):
+                block = list(pool.map(lambda image: _picture(image, preprocess), given[first : first + BATCH]))
+                masks += of_block(classifier, block, view)
     for line in warned.lines:
         warnings.warn(line, stacklevel=3)
     return masks
@@ -73,16 +83,32 @@ def of_block(classifier: "Classifier", pictures: Sequence[Picture], view: View =
     ]
 
 
-def _picture(image: Given, classifier: "Classifier") -> Picture:
-    preprocess = classifier.preprocess
+def _pixels(image: Given, preprocess: Preprocess) -> np.ndarray:
+    """Returns the pixels of a picture: uint8 [height, width, 3]. Raises UserError if its file cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+    if isinstance(image, Image.Image):
+        return np.asarray(preprocess.rgb(image))
+    with _reading(image):
+        return pixels_of(image, preprocess)
+
+
+def _picture(image: Given, preprocess: Preprocess) -> Picture:
     if isinstance(image, np.ndarray):
         return Picture(image.shape[:2], preprocess.of_array(image))
     if isinstance(image, Image.Image):
         return Picture(upright(image), preprocess.of_image(image))
-    try:
+    with _reading(image):
         return read(image, preprocess)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises UserError for an image that cannot be read."""
+    try:
+        yield
     except UNREADABLE as error:
-        raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
+        raise UserError(f"{path} cannot be read: {reason(error, path)}") from error
 
 
 def answers(

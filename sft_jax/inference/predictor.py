@@ -24,6 +24,7 @@ from sft_jax.inference import explain, masks
 from sft_jax.inference.network import BATCH, TrainedNetwork
 from sft_jax.inference.stablehlo import SUFFIXES, load_exported
 from sft_jax.inference.texts import TextClassifier, text_facts
+from sft_jax.inference.windows import WHOLE, View
 from sft_jax.models.packages import PREFIX, load_installed_or_file
 from sft_jax.models.weights import Weights, headless, initialise
 from sft_jax.run.folder import Run
@@ -120,11 +121,17 @@ class Classifier(TrainedNetwork):
         except UNREADABLE as error:
             raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
-    def predict(self, images: Any, top: int | None = None) -> Any:
-        """See `TrainedNetwork`; of pixels it returns a list of masks, see `masks.predict`."""
+    def predict(self, images: Any, top: int | None = None, *, windows: int | None = None, flips: bool = False) -> Any:
+        """See `TrainedNetwork`; of pixels it returns a list of masks, see `masks.predict`.
+
+        `windows` and `flips` are for networks of pixels, see `View`; for others they raise UserError.
+        """
         self.decoder.check(None)
+        view = View(windows, flips)
         if self.task.dense and top is None:
-            return masks.predict(self, images)
+            return masks.predict(self, images, view)
+        if view != WHOLE:
+            raise UserError("windows and flips are for networks with a class per pixel, which this one is not")
         return super().predict(images, top)
 
 

@@ -13,7 +13,7 @@ import sft_jax
 from sft_jax import evaluate, predict
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
-from sft_jax.inference import windows
+from sft_jax.inference import masks, windows
 from sft_jax.inference.windows import View, outputs_of, seen_in_windows, side_of, starts
 
 
@@ -97,10 +97,29 @@ def test_the_command_writes_masks_seen_in_windows(run, tmp_path, monkeypatch):
 
     for flags, view in ((["--windows", "0"], View(0)), (["--windows=40", "--flips"], View(40, flips=True))):
         found = call("--output", str(tmp_path / "out"), *flags)
-        np.testing.assert_array_equal(found, seen_in_windows(sft_jax.load(run), picture, view))
+        network = sft_jax.load(run)
+        np.testing.assert_array_equal(found, seen_in_windows(network, picture, view))
+        for given in (tmp_path / "a.png", picture, Image.fromarray(picture), picture / np.float32(255)):
+            (mask,) = network.predict(given, windows=view.windows, flips=view.flips)
+            np.testing.assert_array_equal(mask, found)
     message = "--windows 15: a window has 16 pixels a side, as the network saw whole pictures; give a larger number"
     with pytest.raises(UserError, match=message):
         call("--output", str(tmp_path / "out"), "--windows=15")
+
+
+def test_predictions_of_python_take_flips_alone_and_refuse_what_the_command_refuses(run, tmp_path):
+    network, picture = sft_jax.load(run), pictured(0, 70, 50)[0]
+    (mask,) = network.predict(picture, flips=True)
+    (wanted,) = masks.of_block(
+        network, [masks.Picture((50, 70), network.preprocess.of_array(picture))], View(None, True)
+    )
+    np.testing.assert_array_equal(mask, wanted)
+    with pytest.raises(UserError, match="--windows 15: a window has 16 pixels a side"):
+        network.predict(picture, windows=15)
+    with pytest.raises(UserError, match="a.png cannot be read"):
+        network.predict(tmp_path / "a.png", windows=0)
+    with pytest.raises(UserError, match="windows and flips are for networks with a class per pixel"):
+        sft_jax.load(make_run(tmp_path / "run").folder).predict(picture, flips=True)
 
 
 def test_other_networks_and_splits_have_no_windows(tmp_path, monkeypatch, capsys):

@@ -86,9 +86,7 @@ def _pairs(folder: Path, part: str | None, notices: list[str]) -> list[Pair]:
         raise UserError(f"{folder / IMAGES} contains no images")
     loose = [pair.image for pair in pairs if pair.part is None]
     if 0 < len(loose) < len(pairs):
-        raise UserError(
-            f"{loose[0]} is in no split, but others are in folders of splits; move it into one"
-        )
+        raise UserError(f"{loose[0]} is in no split, but others are in folders of splits; move it into one")
     return pairs
 
 
