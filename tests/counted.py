@@ -27,20 +27,20 @@ def count(test, kind: str) -> int:
 
 
 def counted(row: re.Match) -> str:
-    """Returns a row of the table with updated counts of its default tests and of those marked slow."""
+    """Returns a row of the table with updated counts of the tests that CI runs and of those marked slow."""
     from fuzzing import TIMES
 
     start, kind, names = row.groups()
-    figures = {"default": 0, "slow": 0}
+    figures = {"ci": 0, "slow": 0}
     for file, name in re.findall(r"`(test_\w+)\.py::(\w+)`", names):
         test = getattr(importlib.import_module(file), name)
         if name == "test_twenty_times_as_many":
-            figures["slow"] += TIMES * figures["default"]
+            figures["slow"] += TIMES * figures["ci"]
         else:
             marks = {mark.name for mark in getattr(test, "pytestmark", [])}
-            figures["slow" if "slow" in marks else "default"] += count(test, kind)
-    default, slow = (f" {number:,} " if number else " " for number in figures.values())
-    return f"{start}{default}|{slow}|{names}|"
+            figures["slow" if "slow" in marks else "ci"] += count(test, kind)
+    ci, slow = (f" {number:,} " if number else " " for number in figures.values())
+    return f"{start}{ci}|{slow}|{names}|"
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ class TestOnnx:
         assert facts["licence"] == "CC-BY-NC-4.0"
         assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
 
+    @pytest.mark.long
     def test_a_network_that_differs_is_not_written(self, resnet18, tmp_path, monkeypatch):
         from convert import parity
 
@@ -196,6 +197,7 @@ class TestOnnx:
             flax_to_onnx.convert(resnet18.folder, None, tmp_path / "r.onnx")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.long
     def test_an_interruption_keeps_the_old_file(self, resnet18, tmp_path, monkeypatch):
         def ended(*_):
             raise RuntimeError("onnxruntime")

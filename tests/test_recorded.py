@@ -99,6 +99,7 @@ def test_predictions_on_tfds_datasets_equal_evaluation(tmp_path, shape, draw, sq
     np.testing.assert_allclose(classifier.logits(paths), classifier.logits(images), atol=1e-4)
 
 
+@pytest.mark.long
 def test_predictions_on_a_folder_equal_evaluation(trained):
     """The loss of the predictions equals the run's test loss."""
     run, paths = trained
@@ -108,6 +109,7 @@ def test_predictions_on_a_folder_equal_evaluation(trained):
     assert loss(classifier.logits(paths), labels) == pytest.approx(run.results()["test_loss"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
     """Training images that have become brighter must not change the preprocessing of test images."""
     run, paths = trained
@@ -118,6 +120,7 @@ def test_evaluation_uses_the_recorded_range(trained, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(run.results()["test_loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_resumed_run_preprocesses_images_as_before(trained):
     """It uses the record; a run without one must not get a range of gray values when it is resumed."""
     run, _ = trained
@@ -127,6 +130,7 @@ def test_a_resumed_run_preprocesses_images_as_before(trained):
     assert read_dataset(run.config(), Console(), before=first, resuming=True).square == Square(16, "pad")
 
 
+@pytest.mark.long
 def test_the_report_shows_what_the_network_saw(trained):
     """Mistakes are shown as preprocessed images."""
     run, paths = trained
@@ -151,6 +155,7 @@ def photos(folder):
     return generated + real
 
 
+@pytest.mark.long
 def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
     """With 224 px crops of 256 or 232 px: pixels agree within one grey level, logits within 1e-4."""
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ def network(name):
     return models.Network.abstract(models.builder(complete({"model.name": name}).model, 10))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHALLOW)
 def test_stock_layers_compute_the_same(name, shallow):
     ours = network(name)
@@ -57,6 +58,7 @@ def test_other_families_have_no_stock_network():
     assert not stock.use_stock_layers("vit_small_patch16_224")
 
 
+@pytest.mark.long
 def test_both_steps_are_compiled_and_counted(shallow, monkeypatch):
     devices = AbsentDevices(jax.devices()[:2], 4 << 30)
     monkeypatch.setattr(ahead, "absent_devices", lambda name: devices)

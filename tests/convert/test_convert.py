@@ -59,6 +59,7 @@ def assert_same(actual: dict, wanted: dict) -> None:
         assert torch.equal(actual[key], tensor), key
 
 
+@pytest.mark.long
 def test_the_command_and_its_certificate(tmp_path, state_dict, pytestconfig):
     torch.save(state_dict, tmp_path / "mine.pth")
     script = pytestconfig.rootpath / "convert" / "resnet_to_flax.py"
@@ -124,6 +125,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, state_dict, suffix):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {output.name: b"before"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 @pytest.mark.usefixtures("one_size")
 def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
@@ -155,6 +157,7 @@ def _reference(arch):
         return timm.create_model(arch.removesuffix("_avg"), num_classes=CLASSES, **pool)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arch",
     [

@@ -158,6 +158,7 @@ def test_a_size_that_patches_do_not_tile_is_refused(tmp_path):
         resnet_to_flax.convert("tiny_plain", tmp_path / "a.pth", "", tmp_path / "b.safetensors", size=30)
 
 
+@pytest.mark.long
 def test_a_file_is_used_at_the_given_size(tmp_path):
     """With `--size 24` for weights of 16 px, predictions and ONNX are at 24 px, and the weights are unchanged."""
     torch.save(state_dict_of("plain"), tmp_path / "a.pth")

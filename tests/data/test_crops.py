@@ -34,6 +34,7 @@ def chw(image):
     return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [16, 40, 56])
 def test_a_resampled_box_is_torchvisions_resized_crop(interpolation, size):
@@ -47,6 +48,7 @@ def test_a_resampled_box_is_torchvisions_resized_crop(interpolation, size):
         np.testing.assert_allclose(result, wanted.permute(1, 2, 0).clamp(0, 255), atol=2e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cubic", [False, True])
 @pytest.mark.parametrize("size", [16, 37, 40, 56])
 def test_taps_and_products_give_the_same(cubic, size):
@@ -86,6 +88,7 @@ def test_a_box_that_cannot_fit_is_the_largest_centred_one():
     assert {tuple(box) for box in boxes.tolist()} == {tuple(map(float, wanted))}
 
 
+@pytest.mark.long
 def test_each_image_has_its_own_box_on_any_number_of_devices():
     augment = Augmentation(size=16, crop_scale=(0.1, 0.8), **UNIT)
     images = jnp.asarray(np.stack([picture()] * 8))
@@ -127,6 +130,7 @@ def test_images_are_kept_at(size, keep_size, crop_pct, side):
     assert crops.kept_side(size, keep_size, crop_pct) == side
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["light", "medium", "strong"])
 def test_a_preset_changes_only_keys_that_have_their_defaults(preset):
     config = complete({"data.augment": preset, "data.random_erasing": 0.5, "data.size": 16}).data

@@ -43,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_mask_follows_its_image(name):
     changes, least = CASES[name]
@@ -59,6 +60,7 @@ def test_a_mask_follows_its_image(name):
         assert not np.array_equal(ours, truth)
 
 
+@pytest.mark.long
 def test_draws_do_not_depend_on_the_number_of_devices():
     augmentation = make_augment(settings(flip=True, crop_scale=(0.2, 1.0), rotation=20.0, size=16))
     _, truth = pictures()
@@ -70,6 +72,7 @@ def test_draws_do_not_depend_on_the_number_of_devices():
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
+@pytest.mark.long
 def test_the_colours_of_an_image_do_not_change_its_mask():
     images, truth = pictures()
     plain, coloured = (

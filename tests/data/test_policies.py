@@ -64,6 +64,7 @@ def test_each_operation_matches_torchvision(name):
                 np.testing.assert_array_equal(result, wanted)
 
 
+@pytest.mark.long
 def test_trivial_augment_draws_all_operations_and_magnitudes():
     keys = jax.random.split(jax.random.key(0), 500)
     images = np.asarray(
@@ -74,6 +75,7 @@ def test_trivial_augment_draws_all_operations_and_magnitudes():
     assert len(np.unique(images.reshape(500, -1), axis=0)) > 200
 
 
+@pytest.mark.long
 def test_rand_augment_applies_the_given_operations_at_one_magnitude():
     image = jnp.asarray(smooth_image(), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 300)
@@ -87,6 +89,7 @@ def test_rand_augment_applies_the_given_operations_at_one_magnitude():
     assert (none == smooth_image()).all((1, 2, 3)).mean() > 0.6
 
 
+@pytest.mark.long
 def test_translations_of_rand_augment_match_torchvision():
     space = autoaugment.RandAugment()._augmentation_space(31, (24, 24))
     image = jnp.asarray(smooth_image(), jnp.float32)

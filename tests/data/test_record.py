@@ -191,6 +191,7 @@ def trained(tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 def test_a_resumed_run_ignores_added_images_and_a_moved_folder(trained, tmp_path, monkeypatch, capsys):
     """The initial weights need not exist any more."""
     shutil.copytree(trained / "one", tmp_path / "run")
@@ -203,6 +204,7 @@ def test_a_resumed_run_ignores_added_images_and_a_moved_folder(trained, tmp_path
     assert_same_run(tmp_path / "run", trained / "two")
 
 
+@pytest.mark.long
 def test_a_relative_path_is_found_from_another_folder(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained / "one", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -212,6 +214,7 @@ def test_a_relative_path_is_found_from_another_folder(trained, tmp_path, monkeyp
     assert_same_run(tmp_path / "run", trained / "two")
 
 
+@pytest.mark.long
 def test_a_renamed_class_stops_a_resume_before_anything_is_written(trained, tmp_path):
     shutil.copytree(trained / "one", tmp_path / "run")
     shutil.copytree(trained / "flowers", tmp_path / "flowers")
@@ -224,6 +227,7 @@ def test_a_renamed_class_stops_a_resume_before_anything_is_written(trained, tmp_
     assert state_of(tmp_path / "run").step == state_of(trained / "one").step
 
 
+@pytest.mark.long
 def test_test_images_that_init_was_trained_on_are_refused(trained, tmp_path):
     """The folder was divided into splits after the first run."""
     earlier = Run(trained / "one").dataset_record()
@@ -241,6 +245,7 @@ def test_test_images_that_init_was_trained_on_are_refused(trained, tmp_path):
     assert any(f" was trained on {len(leaked)} test images: " in line for line in allowed.notices)
 
 
+@pytest.mark.long
 def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
     fill(tmp_path / "other" / "test", CLASSES, 12, start=50_000)
     fill(tmp_path / "other" / "train", CLASSES, 12, start=60_000)
@@ -258,6 +263,7 @@ def test_the_same_names_in_another_folder_are_other_images(trained, tmp_path):
     assert trained_among(Run(trained / "one").dataset_record(), record) == {}
 
 
+@pytest.mark.long
 def test_a_run_without_a_record_keeps_its_splits(trained, tmp_path, monkeypatch, capsys):
     """Such a run drew its splits by seed."""
     shutil.copytree(trained / "one", tmp_path / "run")

@@ -122,6 +122,7 @@ def test_masks_that_do_not_fit_into_memory_are_refused(prepared, monkeypatch):
         load("named", prepared, memory_bytes=0)
 
 
+@pytest.mark.long
 def test_a_run_learns_them_and_is_evaluated_again(prepared, tmp_path):
     where = {"source": "tfds:shapes", "dir": str(prepared), "label_key": "segmentation_mask"}
     keys = where | dict(zip(("train", "validation", "test"), SPLITS, strict=True))

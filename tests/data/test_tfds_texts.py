@@ -69,6 +69,7 @@ def test_pairs_may_have_numbers(root):
     assert [sum(each.part == part for each in found.all) for part in splits] == [5, 2, 2]
 
 
+@pytest.mark.long
 def test_a_run_reads_and_evaluates_them(root, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     register(monkeypatch)

@@ -54,6 +54,7 @@ def examine(config, *batches, name="gpu-h100"):
     return ahead.examine(complete(config), name, list(batches), lines.append), lines
 
 
+@pytest.mark.long
 def test_the_figures_are_those_of_the_program_that_trains(cpus):
     report, lines = examine(RECIPE, 32)
     assert report.keys() >= KEYS
@@ -75,6 +76,7 @@ def test_the_figures_are_those_of_the_program_that_trains(cpus):
     assert "compiles   yes" in text
 
 
+@pytest.mark.long
 def test_the_largest_batch_that_fits_is_reported(cpus):
     fitting, _ = examine(RECIPE)
     cpus(memory=int(1.5 * fitting["batches"]["64"]))
@@ -84,6 +86,7 @@ def test_the_largest_batch_that_fits_is_reported(cpus):
     assert report["batches"][str(report["largest_batch"])] <= report["memory_bytes"]
 
 
+@pytest.mark.long
 def test_a_recipe_whose_batch_does_not_fit_is_reported(cpus):
     fitting, _ = examine(RECIPE)
     cpus(memory=fitting["batches"]["64"] - 1)
@@ -101,6 +104,7 @@ def test_impossible_batches_are_refused(cpus, batch):
         examine(RECIPE, batch)
 
 
+@pytest.mark.long
 def test_a_batch_that_training_would_refuse_is_rounded_up(cpus):
     cpus(count=8)
     report, lines = examine(RECIPE | {"batch_size": 60})
@@ -109,6 +113,7 @@ def test_a_batch_that_training_would_refuse_is_rounded_up(cpus):
     assert report["all_reduces"] > 0
 
 
+@pytest.mark.long
 def test_a_head_on_features_costs_less(cpus):
     whole, _ = examine(RECIPE)
     head, _ = examine(RECIPE | {"finetune.method": "head"})
@@ -145,6 +150,7 @@ def test_a_dataset_that_is_not_on_the_machine_is_assumed(tmp_path):
         assumed.dataset_shapes(config, Console(quiet=True))
 
 
+@pytest.mark.long
 def test_streamed_images_need_a_second_chunk(cpus, monkeypatch):
     labels = np.arange(128, dtype=np.int32) % 5
     split = assumed._StreamedShapes({"label": labels}, 16)

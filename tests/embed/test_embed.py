@@ -45,6 +45,7 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
+@pytest.mark.long
 def test_features_are_what_the_head_gets(call, folder, run, tmp_path):
     code, printed, complaints = call("--data", f"folder:{folder}", "--output", "out.npz")
     assert (code, complaints) == (0, "")
@@ -115,6 +116,7 @@ def test_weights_of_a_package_are_loaded_by_name(monkeypatch, run):
     assert classifier.class_names == sft_jax.load(run).class_names
 
 
+@pytest.mark.long
 def test_features_of_texts(call, tmp_path, monkeypatch, capsys):
     register(monkeypatch)
     folder = write(tmp_path / "texts")

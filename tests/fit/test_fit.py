@@ -63,6 +63,7 @@ def flowers(folder, count=40):
     return folder
 
 
+@pytest.mark.long
 def test_it_chooses_trains_and_leaves_a_recipe_that_repeats_the_run(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "MOST", 4)
     code, printed, complaints = fit(flowers(tmp_path / "flowers"))
@@ -89,6 +90,7 @@ def test_it_chooses_trains_and_leaves_a_recipe_that_repeats_the_run(fit, tmp_pat
     assert_same_run(run.folder, tmp_path / "again")
 
 
+@pytest.mark.long
 def test_several_labels_and_given_settings(fit, tmp_path):
     table = several(tmp_path / "pictures", 60)
     code, printed, complaints = fit(table, "--config.task=multilabel", "--config.batch_size=12", "--workdir", "labels")
@@ -106,6 +108,7 @@ def test_few_images_per_class_train_the_head(fit, tmp_path):
     assert "with about 18 images per class, training more was never better" in printed
 
 
+@pytest.mark.long
 def test_of_several_weights_the_better_probe_wins(fit, tmp_path, weights):
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -133,6 +136,7 @@ def test_too_little_time_is_refused_with_the_minimum(fit, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_from_random_weights_only_if_asked(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "MOST", 3)
     fill(tmp_path / "flowers", ("ant", "bee"), 30)
@@ -188,6 +192,7 @@ def noise_split(count, side=16):
     return ArraySplit.of_images(images, np.arange(count, dtype=np.int32) % 2)
 
 
+@pytest.mark.long
 def test_the_batch_is_the_largest_that_fits(monkeypatch):
     split = noise_split(64)
     devices = one_device()

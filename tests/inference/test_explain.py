@@ -38,6 +38,7 @@ LAST = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAST)
 def test_grad_cam_matches_pytorch_grad_cam(name):
     grad_cam = pytest.importorskip("pytorch_grad_cam")
@@ -112,6 +113,7 @@ def test_an_overlay_is_red_where_the_heat_is_and_blue_elsewhere():
     assert drawn[-1, 0, 2] > drawn[-1, 0, 0] + 30
 
 
+@pytest.mark.long
 def test_predict_writes_a_heat_map_for_each_image(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run", data__source="folder:flowers")
     fill(tmp_path / "new", ("bee", "fly"), 2)

@@ -58,6 +58,7 @@ def run(tmp_path):
     return make_run(tmp_path / "run", preprocess=preprocess, names=NAMES, **settings).folder
 
 
+@pytest.mark.long
 def test_predictions_of_python(run, tmp_path):
     clf = sft_jax.load(run)
     pictures = [pictured(seed, width, height)[0] for seed, width, height in ((0, 24, 20), (1, 31, 40), (2, 16, 16))]
@@ -75,6 +76,7 @@ def test_predictions_of_python(run, tmp_path):
         clf.square_features([pictures[2]])
 
 
+@pytest.mark.long
 def test_files_and_lines_of_the_command(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "in" / "more").mkdir(parents=True)
     picture = Image.fromarray(pictured(0)[0])
@@ -122,6 +124,7 @@ def test_a_folder_is_only_for_masks(tmp_path, monkeypatch):
         predict.main()
 
 
+@pytest.mark.long
 def test_an_export_gives_the_same_masks(run, tmp_path):
     export.export(run, "best", tmp_path / "net.stablehlo")
     picture = pictured(3, 40, 30)[0]

@@ -86,6 +86,7 @@ def test_the_mirror_image_of_a_picture_has_the_mirror_image_of_its_outputs(run):
     assert np.abs(ours - once[0]).max() > 1e-3
 
 
+@pytest.mark.long
 def test_the_command_writes_masks_seen_in_windows(run, tmp_path, monkeypatch):
     picture = pictured(0, 70, 50)[0]
     Image.fromarray(picture).save(tmp_path / "a.png")

@@ -75,6 +75,7 @@ def line(number):
     return f"reviews.csv:{number}"
 
 
+@pytest.mark.long
 def test_every_fault_is_found_and_shown(call, reviews, tmp_path):
     code, printed, complaints = call("--data", "text:reviews.csv", "--output", "page.html")
     assert (code, complaints) == (0, "")
@@ -98,6 +99,7 @@ def test_every_fault_is_found_and_shown(call, reviews, tmp_path):
     assert "<img" not in page
 
 
+@pytest.mark.long
 def test_the_new_table_has_the_rest_and_can_be_trained_on(call, reviews, tmp_path):
     code, printed, _ = call("--data", "text:reviews.csv", "--output", "page.html", "--apply", "good.csv")
     assert code == 0
@@ -110,6 +112,7 @@ def test_the_new_table_has_the_rest_and_can_be_trained_on(call, reviews, tmp_pat
     )
 
 
+@pytest.mark.long
 def test_pairs_are_written_as_pairs(call, tmp_path):
     rows = ["question1,question2,label"]
     rows += [f"{sentence(number, 'word1')},{sentence(-number % 97, 'word2')},{number % 2}" for number in range(1, 20)]
@@ -177,6 +180,7 @@ def test_markup_is_told_and_a_fault_of_most_is_one_line():
     assert "2 of 3 texts have the fault 'markup': taken for a property of the set, not listed" in notices
 
 
+@pytest.mark.long
 def test_wrong_usage_is_one_line(call, reviews, monkeypatch):
     page = ("--output", "page.html")
     for words, message in (

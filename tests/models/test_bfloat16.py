@@ -20,6 +20,7 @@ def network():
     return tiny_network(5, dtype=jnp.bfloat16)
 
 
+@pytest.mark.long
 def test_logits_are_computed_in_float32(network):
     """With 8 bits, logits near 100 that differ by less than 0.5 would be equal."""
     features = jnp.asarray(np.random.default_rng(0).normal(10, 1, (8, 128)), jnp.float32)
@@ -48,6 +49,7 @@ def test_the_loss_and_its_gradient_are_float32(network):
     assert {stage.dtype for stage in activations.values()} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.long
 def test_an_export_is_compared_with_the_run_in_bfloat16(tmp_path):
     """It may round elsewhere (with jax 0.10.2 it does), but is closer to the run than to the float32 network."""
     for precision in ("bfloat16", "float32"):

@@ -69,6 +69,7 @@ def test_weights_of_timm_agree():
         assert licences == wanted, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_sizes_agree_with_the_networks(name):
     assert sizes()[name] == measured(name)

@@ -93,6 +93,7 @@ def test_every_stage_agrees_with_torch(name):
         assert len(comparison.stages) == 1 + 3 + sum(TINY[name].blocks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [V1, ATTO])
 def test_gradients_agree_with_torch_in_float64(name):
     module = with_random_weights(torch_network(name)).double()
@@ -134,6 +135,7 @@ def test_logits_in_bfloat16_are_close():
     assert 1e-5 < comparison.relative < 3e-2
 
 
+@pytest.mark.long
 def test_stochastic_depth_skips_blocks_per_image_and_scales_the_others():
     """Rates grow from 0 in the first block, as torchvision's; a kept branch is divided by its survival probability."""
     module = with_random_weights(torch_network(V1))
@@ -220,6 +222,7 @@ def torch_logits(module):
     return getattr(output, "logits", output).numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [V1, ATTO])
 def test_files_of_hugging_face_are_read(name, tmp_path, capsys):
     module = _hugging_face(name)
@@ -228,6 +231,7 @@ def test_files_of_hugging_face_are_read(name, tmp_path, capsys):
     assert "its keys are Hugging Face's" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_files_of_facebookresearch_are_read(tmp_path, capsys):
     name = V2
     module = with_random_weights(torch_network(name))
@@ -236,6 +240,7 @@ def test_files_of_facebookresearch_are_read(tmp_path, capsys):
     assert "its keys are facebookresearch's" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_files_of_timm_are_read_for_a_network_of_torchvision(tmp_path, capsys):
     variant = TINY[V1]
     module = timm.models.ConvNeXt(depths=variant.blocks, dims=variant.channels, num_classes=CLASSES)

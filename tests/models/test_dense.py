@@ -50,11 +50,13 @@ def torchvisions(name):
     return moved(torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["fcn", "deeplabv3"])
 def test_every_stage_of_a_dilated_resnet_agrees(kind, small):
     assert_same_function(torch_network(kind), network(find(f"{kind}_small")), sizes=(49,))
 
 
+@pytest.mark.long
 def test_every_stage_of_a_dilated_mobilenet_agrees():
     name = "lraspp_mobilenet_v3_large"
     assert_same_function(torchvisions(name), network(find(name)), sizes=(49,))
@@ -66,6 +68,7 @@ def test_every_stage_of_whole_networks_agrees(name):
     assert_same_function(torchvisions(name), network(find(name)), sizes=(64, 97))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [pytest.param("fcn", marks=pytest.mark.slow), "deeplabv3"])
 def test_gradients_and_statistics_agree(kind, small):
     assert_same_gradients(torch_network(kind), find(f"{kind}_small"), size=33)
@@ -81,6 +84,7 @@ def test_gradients_and_statistics_of_lraspp_agree():
     assert_same_gradients(module, find("lraspp_mobilenet_v3_large"), size=33, tolerance=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ours", "theirs", "stride"),
     [("resnet18", "resnet18", 8), ("resnet18", "resnet18", 16), ("tf_efficientnet_lite0", "tf_efficientnet_lite0", 16),
@@ -108,6 +112,7 @@ def test_the_maps_of_dilated_backbones_are_timms(ours, theirs, stride):
     assert_close({"map": found}, {"map": wanted}, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "size", "rows"),
     [("linear_vit_tiny_patch16_224", 32, 2), ("linear_convnextv2_atto", 64, 2), ("fcn_swin_t", 64, 2),
@@ -145,6 +150,7 @@ def test_dropout_does_not_depend_on_the_number_of_devices_and_keeps_the_mean():
     assert dropout(x, None, 0.5, None) is x
 
 
+@pytest.mark.long
 def test_bfloat16_and_rematerialisation(small):
     found, inputs = find("fcn_small"), images(17)
     plain, kept, short = (
@@ -179,6 +185,7 @@ def test_names_of_no_network_are_refused(name, line):
     assert str(caught.value).startswith(line)
 
 
+@pytest.mark.long
 def test_a_file_of_torchvisions_is_converted_there_and_back(tmp_path, capsys, monkeypatch):
     name = "lraspp_mobilenet_v3_large"
     module = torchvisions(name)

@@ -88,6 +88,7 @@ def test_angles_are_timm_s():
     assert not ours.sin[:, 2].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "_patch16_" in name])
 def test_shapes_are_timm_s(name):
     assert_same_shapes(name)
@@ -157,6 +158,7 @@ def test_files_of_facebookresearch():
         fit(renamed, PLAIN, "w.pth")
 
 
+@pytest.mark.long
 def test_timm_s_file_is_named():
     with torch.device("meta"):
         theirs = timm.create_model("vit_small_patch16_dinov3", num_classes=0).state_dict()

@@ -101,6 +101,7 @@ def references():
     return {name: torch_network(name).eval() for name in SMALL}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_activations_match_the_reference(name, references):
     module, network = references[name], flax_network(name)
@@ -117,6 +118,7 @@ def test_activations_match_the_reference(name, references):
     assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnetv2_s", "tf_efficientnet_lite0"])
 def test_gradients_and_statistics_match_the_reference(name, references):
     images, labels = np.random.default_rng(0).standard_normal((4, 16, 16, 3)), np.arange(4)
@@ -160,6 +162,7 @@ def _reference_names(name):
         return timm.create_model(name).state_dict()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["efficientnet_b3", "efficientnet_v2_m", "efficientnet_lite2", "tf_efficientnet_b4", "tf_efficientnetv2_s"]
 )

@@ -10,6 +10,7 @@ from flax import nnx
 from sft_jax.models.layers import Linear
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("inputs", "outputs"), [(512, 10), (2048, 1000), (3, 1)])
 def test_a_linear_layer_is_drawn_and_computed_as_in_earlier_versions(inputs, outputs):
     """A seed gives the same head, bit by bit, in every version."""

@@ -103,6 +103,7 @@ def test_every_stage_agrees(name, known):
 
 
 # torch's hard-sigmoid multiplies by 1/6 as a float32 number, in float64 too.
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenetv4_conv_small"])
 def test_gradients_and_statistics_agree(name):
     module = torch_network(name)
@@ -118,11 +119,13 @@ def test_every_stage_of_whole_networks_agrees(name):
     assert_same_function(moved(with_classes(name)), network(ARCHITECTURES[name]), sizes=(32, 65))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_shapes_are_the_reference_s(name):
     assert_same_shapes(name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("made", "asked", "fits"),
     [

@@ -86,6 +86,7 @@ def reach(first, index):
     return np.flatnonzero(np.abs(one - other).max(-1)).tolist()
 
 
+@pytest.mark.long
 def test_every_third_layer_sees_the_whole_text_and_the_others_a_window():
     assert [len(reach(0, index)) for index in range(4)] == [12, 5, 5, 12]
     assert reach(6, 1) == list(range(2, 11))

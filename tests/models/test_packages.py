@@ -36,6 +36,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         load_packaged("package:some")
 
 
+@pytest.mark.long
 def test_the_converters_for_torch_read_them_too(monkeypatch):
     params, batch_stats = initial_arrays(builder(complete({}).model, 3), 0)
     own = Weights(params | batch_stats, "resnet18", None, {})

@@ -91,6 +91,7 @@ def test_every_stage_agrees_with_torch(name):
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stem", ["cifar", "cifar3x3"])
 def test_the_cifar_stems_match_torch_without_its_strides(stem):
     module, network = torch_network(BASIC), flax_network(BASIC, stem=stem)
@@ -104,6 +105,7 @@ def test_the_cifar_stems_match_torch_without_its_strides(stem):
         assert_close(ours | {"logits": our_logits}, theirs | {"logits": their_logits}, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["basic", "groups"])
 def test_gradients_and_running_statistics_agree_in_float64(name):
     module = torch_network(SHAPES[name]).double().train()
@@ -151,6 +153,7 @@ def train_flax(
     return losses, jax.device_get(state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
 def test_twenty_steps_match_torch_in_float64(decay):
     module = torch_network(BASIC).double()
@@ -171,6 +174,7 @@ def test_twenty_steps_match_torch_in_float64(decay):
     assert_close(trace | state.batch_stats, keys.to_flax(momentum, network), 1e-5)
 
 
+@pytest.mark.long
 def test_the_losses_of_twenty_steps_match_torch_in_float32():
     # A rounding error that flips one ReLU changes a gradient by up to 1%, also in torch compared with float64. Larger
     # batches and the recipe's small learning rate keep such errors from growing: at most 4e-3 with five seeds.

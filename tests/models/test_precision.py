@@ -32,6 +32,7 @@ def product_levels(lowered):
     return set(levels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_forward_and_backward_products_have_the_precision(precision):
     tiny = network(precision)

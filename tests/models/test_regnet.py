@@ -50,6 +50,7 @@ def test_every_stage_agrees():
     assert_same_function(torch_network(), network(architecture("small", SMALL)), sizes=(37,))
 
 
+@pytest.mark.long
 def test_gradients_and_statistics_agree():
     assert_same_gradients(torch_network(), architecture("small", SMALL), size=32)
 
@@ -62,6 +63,7 @@ def test_every_stage_of_whole_networks_agrees(name):
     assert_same_function(moved(with_classes(name)), network(ARCHITECTURES[name]), sizes=(64,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["regnet_y_400mf", "regnet_y_800mf", "regnet_y_3_2gf"])
 def test_shapes_are_torchvision_s(name):
     assert_same_shapes(name)
@@ -114,6 +116,7 @@ def test_files_of_hugging_face(known, tmp_path):
         torch.testing.assert_close(found.module(inputs), module(inputs).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("made", "asked"), [("regnet_y_800mf", "regnet_y_400mf"), ("regnet_y_400mf", "resnet18")])
 def test_a_file_of_another_network_is_refused_with_its_name(made, asked, tmp_path):
     torch.save(expanded(made), tmp_path / "w.pth")

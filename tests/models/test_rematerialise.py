@@ -45,6 +45,7 @@ def steps(name):
     return programs, (state, batch, jax.eval_shape(jax.random.key, 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tiny", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_the_step_is_the_same(name):
     programs, shapes = steps(name)

@@ -37,6 +37,7 @@ def test_every_stage_of_resnet_d_is_timm_s(name, size):
     assert_same_function(torch_network(name), network(architecture(name, SMALL[name])), sizes=(size,))
 
 
+@pytest.mark.long
 def test_gradients_and_statistics_of_resnet_d_are_timm_s():
     assert_same_gradients(torch_network("resnet18d"), architecture("resnet18d", SMALL["resnet18d"]), size=24)
 
@@ -83,6 +84,7 @@ def expanded(name, change=lambda tensor: tensor):
     return floats({key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in shapes.items()}, change)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("made", "asked"), [("resnet18d", "resnet18"), ("resnet34", "resnet18d"), ("resnet50d", "resnet18")]
 )

@@ -79,6 +79,7 @@ def test_mismatches_are_listed_under_the_names_of_the_file(converted, tmp_path):
         resnet_to_flax.convert("convnet", tmp_path / "toy.pth", "", tmp_path / "toy.safetensors")
 
 
+@pytest.mark.long
 def test_it_learns_and_frozen_parameters_stay(converted, trained):
     folder, results = trained
     arrays, start = Run(folder).checkpoints.restore("best").arrays, load_weights(converted[1]).arrays
@@ -127,6 +128,7 @@ def test_weight_decay_and_muon_apply_to_its_kernels():
     assert ARCHITECTURE.matrix_axes("blocks.0.gamma", 3) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["head_then_full", "full"])
 def test_a_stopped_run_resumes_bit_identically(method, converted, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
@@ -141,6 +143,7 @@ def test_a_stopped_run_resumes_bit_identically(method, converted, tmp_path, monk
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.long
 def test_it_is_exported_predicts_and_is_converted_back(trained, tmp_path):
     folder, _ = trained
     difference, _ = export(folder, "best", tmp_path / "toy.stablehlo")

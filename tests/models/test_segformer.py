@@ -63,10 +63,12 @@ def test_every_stage_of_whole_networks_agrees(name):
     assert_same_function(module, network(find(name)), sizes=(128,), named=of_file)
 
 
+@pytest.mark.long
 def test_gradients_and_statistics_agree():
     assert_same_gradients(torch_network(WHOLE), find(WHOLE), size=64, tolerance=1e-9, named=of_file)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(name for name in mit.VARIANTS if name != ENCODER))
 def test_variants_are_those_of_the_published_files(name):
     """The numbers of parameters in the model cards and the paper, of the encoder without a head and of the whole."""
@@ -101,6 +103,7 @@ def saved(tmp_path):
     return files
 
 
+@pytest.mark.long
 def test_the_files_of_transformers_are_converted_there_and_back(saved, tmp_path, capsys):
     for name, file in saved.items():
         ours, back = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.back.safetensors"
@@ -180,6 +183,7 @@ def test_the_head_reads_the_maps_of_other_backbones(name):
     assert stages["classifier"].shape == (2, 16, 16, CLASSES)
 
 
+@pytest.mark.long
 def test_dropout_of_the_head_drops_whole_channels():
     built = network(find(WHOLE))
     params, statistics = initial_arrays(Builder(built.architecture, CLASSES), 0)

@@ -56,6 +56,7 @@ def test_every_stage_agrees(name):
     assert_same_function(moved(torch_network(name)), network(ARCHITECTURES[name]), sizes=(70,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(NAME, marks=pytest.mark.slow), SECOND])
 def test_gradients_agree(name):
     assert_same_gradients(moved(torch_network(name)), ARCHITECTURES[name], size=70, tolerance=1e-9)
@@ -71,6 +72,7 @@ def test_every_stage_of_whole_networks_agrees(name):
     assert_same_function(moved(with_classes(name)), network(ARCHITECTURES[name]), sizes=(size,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_are_torchvision_s(name):
     assert_same_shapes(name)
@@ -152,6 +154,7 @@ def test_timm_s_names_are_all_known():
         fit(tensors, "resnet18", "w.pth")
 
 
+@pytest.mark.long
 def test_another_network_and_another_index_are_refused():
     tensors = expanded("swin_s")
     with pytest.raises(UserError, match=r"does not fit swin_t, but fits swin_s: add --arch swin_s$"):

@@ -40,6 +40,7 @@ def test_every_stage_agrees_with_transformers(name):
     assert_same_function(torch_network(name), network(ARCHITECTURES[name]), sizes=(1, 11, 33))
 
 
+@pytest.mark.long
 @EACH
 def test_gradients_agree(name):
     # transformers computes ModernBERT's softmax and rotations in float32.
@@ -47,6 +48,7 @@ def test_gradients_agree(name):
     assert_same_gradients(torch_network(name), ARCHITECTURES[name], size=7, tolerance=tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["bert_of_test", "modernbert_of_test"])
 def test_rematerialised_layers_give_the_same_gradients(name):
     """Dropout included: the second pass through a layer drops what the first one did."""
@@ -69,6 +71,7 @@ def test_rematerialised_layers_give_the_same_gradients(name):
         np.testing.assert_allclose(found[1][key], wanted, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.long
 @EACH
 def test_padding_changes_nothing(name):
     module, ours = torch_network(name), network(ARCHITECTURES[name])
@@ -86,6 +89,7 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(alone[0], logits[0][2], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*bert.VARIANTS, *modernbert.VARIANTS])
 def test_names_and_shapes_are_those_of_transformers(name):
     ours = Network.abstract(Builder(ARCHITECTURES[name], 3))
@@ -143,6 +147,7 @@ OF_MODERNBERT = {
 FILES = {"bert_of_test": FORMS | OF_BERT, "modernbert_of_test": FORMS | OF_MODERNBERT}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "form"), [(name, form) for name, forms in FILES.items() for form in forms])
 def test_files_of_transformers_are_read(name, form, tmp_path):
     change, told = FILES[name][form]
@@ -259,6 +264,7 @@ def test_a_tokenizer_for_images_is_refused(tmp_path):
         )
 
 
+@pytest.mark.long
 @EACH
 def test_a_converted_classifier_predicts_texts(name, tmp_path):
     module, reference = torch_network(name), reference_of(name)

@@ -74,6 +74,7 @@ def test_every_stage_of_whole_networks_agrees(name, monkeypatch):
 
 
 # A single pooled value per image: with a ConvNeXt, whose two images differ little, older releases of torch round more.
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "tolerance"), [*zip(NAMES, (1e-5, 1e-9), strict=True)])
 def test_gradients_and_statistics_agree(name, tolerance):
     def renamed(state_dict):
@@ -89,6 +90,7 @@ def test_pooled_parts_are_torchs(length, bins):
     np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), bins), wanted.permute(0, 2, 3, 1), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_transformers_are_converted_there_and_back(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(UPerNetReference, "sizes", lambda self, arch: (32,))
@@ -120,6 +122,7 @@ def test_files_of_transformers_are_converted_there_and_back(name, tmp_path, caps
         torch.testing.assert_close(loaded.eval()(pictures).logits, module(pictures).logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", ["resnet18", "mit_b0", "tf_efficientnet_lite0", SWIN, "convnextv2_atto"])
 def test_the_head_reads_the_maps_of_all_backbones(backbone):
     found = find(f"upernet_{backbone}")

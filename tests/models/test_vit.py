@@ -77,6 +77,7 @@ def test_gradients_agree_in_float64(name):
     assert_close(gradients, keys.to_flax(theirs, ours), 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "registers"])
 def test_images_of_another_size_match_timm(name):
     """With embeddings that are resampled once, and with those that are resampled in every step."""
@@ -115,6 +116,7 @@ def test_positions_that_are_not_a_square_fit_no_size():
     assert positions.resampled(arrays, 16) == (arrays, "")
 
 
+@pytest.mark.long
 def test_branches_are_skipped_as_in_timm():
     """The first block is never skipped; a skipped branch adds nothing, and the others are scaled."""
     ours = network("plain", stochastic_depth=0.5)
@@ -156,6 +158,7 @@ def test_preprocessing_is_that_of_the_published_weights():
     assert (settings.size, settings.resize, settings.interpolation, settings.mean[0]) == (518, 518, "bicubic", 0.485)
 
 
+@pytest.mark.long
 def test_bfloat16_is_close_to_float32():
     params = keys.to_flax(torch_network("registers").state_dict(), network("registers"))
 

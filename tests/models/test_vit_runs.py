@@ -50,12 +50,14 @@ def trained(known, tmp_path_factory):
     return folder, run(folder, **{**CHANGES, **changes})
 
 
+@pytest.mark.long
 def test_a_run_learns(trained):
     _, results = trained
     assert results["test_accuracy"] > 0.5
     assert results["test_loss"] < np.log(5)
 
 
+@pytest.mark.long
 def test_a_stopped_run_resumes_bit_identically(converted, tmp_path, monkeypatch, capsys):
     """From weights for images of another size."""
     changes = {**CHANGES, "init": str(converted)}
@@ -69,6 +71,7 @@ def test_a_stopped_run_resumes_bit_identically(converted, tmp_path, monkeypatch,
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.long
 def test_a_run_is_fine_tuned_at_another_size(trained, tmp_path):
     folder, _ = trained
     run(tmp_path / "large", init=str(folder), epochs=1, data__size=20, **CHANGES)
@@ -83,6 +86,7 @@ def test_sizes_that_patches_do_not_tile_are_refused(tmp_path):
         run(tmp_path / "b", data__size_schedule=((10, 0.5),), **CHANGES)
 
 
+@pytest.mark.long
 def test_it_is_exported_predicts_and_is_converted_back(trained, tmp_path):
     folder, _ = trained
     difference, _ = export(folder, "best", tmp_path / "vit.stablehlo")
@@ -100,6 +104,7 @@ def test_it_is_exported_predicts_and_is_converted_back(trained, tmp_path):
     flax_to_onnx.convert(folder, None, tmp_path / "vit.onnx")
 
 
+@pytest.mark.long
 def test_a_head_is_trained_on_features(converted, tmp_path):
     results = run(tmp_path / "probe", init=str(converted), finetune__method="head", model__name="tiny_plain")
     assert results["test_loss"] > 0

@@ -143,6 +143,7 @@ def test_an_example_of_padding_alone_gives_no_nan(window):
     assert np.isfinite(pull(result)[0]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("window", "tokens"), [(None, 23), (3, 23), (4, 24), (30, 23)])
 def test_long_texts_give_the_same_in_blocks_and_parts(window, tokens, dtype, monkeypatch):

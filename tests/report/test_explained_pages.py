@@ -39,6 +39,7 @@ def plain(page):
     return [image for image in page.all("img") if not image["alt"].startswith("heat map of ")]
 
 
+@pytest.mark.long
 def test_the_report_of_a_run_has_a_heat_map_beside_each_picture(tmp_path, monkeypatch):
     """On a source in arrays of another size than the network's. Only the report of the end waits for heat maps."""
     write, pages = reporter.write_text, []
@@ -58,6 +59,7 @@ def test_the_report_of_a_run_has_a_heat_map_beside_each_picture(tmp_path, monkey
     assert len(text) < 2_000_000
 
 
+@pytest.mark.long
 def test_a_heat_map_is_that_of_the_prediction_over_what_the_network_sees(tmp_path, monkeypatch):
     """A folder's pictures are kept at 20 px, of which the network sees 16; an existing run is explained afterwards."""
     fill(tmp_path / "flowers", ("ant", "bee"), 30)
@@ -74,6 +76,7 @@ def test_a_heat_map_is_that_of_the_prediction_over_what_the_network_sees(tmp_pat
     np.testing.assert_allclose(drawn, np.asarray(explain.overlay(square[2:18, 2:18], heat)), atol=1)
 
 
+@pytest.mark.long
 def test_labels_given_and_missed_are_explained_by_their_own_maps(tmp_path):
     table = several(tmp_path / "pictures", 60)
     run(
@@ -95,6 +98,7 @@ def test_labels_given_and_missed_are_explained_by_their_own_maps(tmp_path):
     assert any(len(maps) > 1 for maps in by_name.values()), "the maps of two labels of a picture differ"
 
 
+@pytest.mark.long
 def test_the_page_says_that_attention_depends_on_no_class(tmp_path, monkeypatch):
     tiny_vit.register(monkeypatch)
     run(tmp_path, observed=True, report__explain=True, epochs=1, model__name="tiny_plain")
@@ -103,6 +107,7 @@ def test_the_page_says_that_attention_depends_on_no_class(tmp_path, monkeypatch)
     assert "what the network attends to, whatever its answer is (attention rollout)" in page.text
 
 
+@pytest.mark.long
 def test_without_the_key_there_are_none(whole):
     page = Parsed((whole[0] / "report.html").read_text())
     assert not heat_maps(page)
@@ -133,6 +138,7 @@ def test_a_sample_is_spread_from_the_first_to_the_last():
     assert len(spread(np.zeros(0, np.int64), 15)) == 0
 
 
+@pytest.mark.long
 def test_a_picture_is_read_once(whole):
     class Split:
         def batches(self, order):

@@ -97,6 +97,7 @@ def test_mistakes_show_their_file_names():
     assert len(set(re.findall(r"label: \w+test/cat/\d+\.jpg", page.text))) == 25
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [1, 2, 5, 100, 1000])
 def test_pages_of_any_number_of_classes(classes):
     evaluated = scored(classes, n=3000 if classes > 5 else 50)
@@ -229,6 +230,7 @@ def test_the_command_compares_runs(finished, tmp_path, monkeypatch, capsys):
     assert "contains no run" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise RuntimeError("out of paint\nand more")

@@ -62,6 +62,7 @@ def size_of(folder) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.long
 def test_a_run_continues_after_the_disk_was_full(whole, mounted):
     """The first epochs' checkpoints fit and the next does not; with space again the run continues."""
     saved = size_of(whole[0] / "checkpoints" / "best")
@@ -92,6 +93,7 @@ def limit(disk, room):
     subprocess.run(["btrfs", "qgroup", "limit", amount, disk], check=True)
 
 
+@pytest.mark.long
 def test_a_run_continues_after_a_quota_was_exceeded(whole, quota_disk):
     """The next checkpoint does not fit; with space again the run continues."""
     place = quota_disk / "run"
@@ -121,6 +123,7 @@ sys.exit(run_command(lambda: Checkpoints(Path(sys.argv[1])).save("latest", 1, ar
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_one_line_error(mounted):
     """Many arrays fail at once, and no tracebacks of the others are printed."""
     disk = mounted("size=4m")
@@ -181,6 +184,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     assert "already contains a run" in message(lambda: claim(tmp_path))
 
 
+@pytest.mark.long
 def test_a_folder_claimed_in_the_meantime_is_refused(whole, tmp_path):
     """Both saw an empty folder; the second starts after the first has claimed it."""
     folder = tmp_path / "run"
@@ -191,6 +195,7 @@ def test_a_folder_claimed_in_the_meantime_is_refused(whole, tmp_path):
     assert_same_run(folder, whole[0])
 
 
+@pytest.mark.long
 def test_a_claim_ends_with_its_process(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path; from sft_jax.run.folder import Run; "

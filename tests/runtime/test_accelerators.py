@@ -19,6 +19,7 @@ def run(folder, *flags):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_a_missing_accelerator_is_an_error(platform, tmp_path):
     if platform in accelerators.on_machine():
@@ -34,6 +35,7 @@ def test_a_missing_accelerator_is_an_error(platform, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_cpu_can_be_requested(tmp_path):
     code, _, error = run(tmp_path, "--platform", "cpu", "--config.batch_size=64")
     assert code == 2

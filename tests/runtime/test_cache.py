@@ -159,6 +159,7 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
+@pytest.mark.long
 def test_a_cache_chosen_for_jax_is_left_alone(tmp_path):
     chosen = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "SFT_JAX_CACHE": str(tmp_path / "ours")}
     for environment, expected in (
@@ -185,6 +186,7 @@ print(hits.count("/jax/compilation_cache/cache_hits"))
 """
 
 
+@pytest.mark.long
 def test_a_second_process_reuses_the_programs_of_the_first(tmp_path):
     environment = os.environ | {"SFT_JAX_CACHE": str(tmp_path / "ours"), "XLA_FLAGS": ""}
     hits = []

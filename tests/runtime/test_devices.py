@@ -47,6 +47,7 @@ def losses(monkeypatch):
     return recorded
 
 
+@pytest.mark.long
 def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
     """Trains each epoch on another number of devices and compares it with the same epoch on eight.
 
@@ -67,6 +68,7 @@ def test_from_eight_devices_to_one_two_four_and_back(tmp_path, losses):
         assert row["step"] == wanted["step"] == 3 * epochs
 
 
+@pytest.mark.long
 def test_devices_may_change_within_an_epoch(tmp_path, losses, monkeypatch):
     """Steps that one device has done are not repeated by two others."""
     stop = StopRequest()

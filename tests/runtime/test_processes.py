@@ -67,6 +67,7 @@ def whole(pair):
     return ends
 
 
+@pytest.mark.long
 def test_two_processes_are_bit_identical_to_one(pair, whole):
     """The one process has as many devices; test_devices.py compares them with one device."""
     program = pair.programs[0]
@@ -77,6 +78,7 @@ def test_two_processes_are_bit_identical_to_one(pair, whole):
     assert results_of(pair.place / "alone") == results_of(pair.place / "whole")
 
 
+@pytest.mark.long
 def test_only_the_first_process_prints(pair, whole):
     (_, printed, _), (_, silent, _) = whole
     assert "2 x cpu in 2 processes" in printed
@@ -84,6 +86,7 @@ def test_only_the_first_process_prints(pair, whole):
     assert "</html>" in (pair.place / "whole" / "report.html").read_text()
 
 
+@pytest.mark.long
 @counts(kills=2)
 def test_a_run_continues_after_a_process_was_killed(pair, whole):
     """Kills first one of them, then the other one after both have resumed. Each holds half of the images only."""
@@ -113,6 +116,7 @@ def test_a_hanging_process_ends_the_other(pair, whole):
     assert _LOST in ends[0][2]
 
 
+@pytest.mark.long
 @counts(stops=1)
 def test_a_signal_to_one_process_stops_both(pair, whole):
     ends = pair.run("stopped", second="training:4:0:SIGTERM")
@@ -140,6 +144,7 @@ def test_processes_with_different_configs_are_refused(pair):
     assert not (pair.place / "different").exists()
 
 
+@pytest.mark.long
 def test_a_used_folder_is_refused_by_all(pair, whole):
     ends = pair.run("whole")
     assert [code for code, _, _ in ends] == [2, 2]
@@ -166,6 +171,7 @@ def test_wrong_usage_is_refused(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_process_without_others_gives_up():
     alone = []
     for index in (0, 1):

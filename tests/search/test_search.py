@@ -52,6 +52,7 @@ def cross_validated(tmp_path_factory):
     return folder, run(folder, folds=2)
 
 
+@pytest.mark.long
 def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
     folder = tmp_path / "search"
     winner = run(folder, changes={"optimizer.weight_decay": 5e-4}, devices=Devices)
@@ -68,6 +69,7 @@ def test_best_py_is_a_recipe_that_gives_the_reported_score(tmp_path, capsys):
     assert [row["train_loss"] for row in rows] == pytest.approx(winner.folds[0].train_loss[: winner.epochs], rel=1e-6)
 
 
+@pytest.mark.long
 def test_the_files_of_a_cross_validated_search(cross_validated, capsys):
     folder, winner = cross_validated
     whole = json.loads((folder / "search.json").read_text())
@@ -165,6 +167,7 @@ def test_a_used_folder_is_refused(cross_validated, tmp_path):
         run(tmp_path)
 
 
+@pytest.mark.long
 def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
     before = trials_of(cross_validated[0])
     folder = tmp_path / "search"
@@ -173,6 +176,7 @@ def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
     assert trials_of(folder) == before
 
 
+@pytest.mark.long
 def test_trials_at_once_report_their_timing(tmp_path, capsys):
     run(tmp_path / "search", sampler="grid", trials=2, at_once=2)
     printed = capsys.readouterr().out
@@ -183,6 +187,7 @@ def test_trials_at_once_report_their_timing(tmp_path, capsys):
     assert sorted(trial["optimizer.learning_rate"] for trial in trials) == pytest.approx([0.002, 0.05])
 
 
+@pytest.mark.long
 def test_a_diverged_trial_ranks_last_and_does_not_end_the_search(tmp_path):
     folder = tmp_path / "search"
     winner = run(folder, "optimizer.learning_rate=choice(1e30,0.02)", sampler="grid", trials=2)
@@ -191,6 +196,7 @@ def test_a_diverged_trial_ranks_last_and_does_not_end_the_search(tmp_path):
     assert (last["state"], last["mean"]) == (DIVERGED, None)
 
 
+@pytest.mark.long
 def test_early_stopping_of_a_trial_equals_that_of_a_run(tmp_path):
     """Only epochs of the last phase count."""
     changes = {

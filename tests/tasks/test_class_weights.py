@@ -70,6 +70,7 @@ def build(**settings):
     return Builder(architecture("small", Variant(BasicBlock, (1, 0, 0, 0))), 3, settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (1, 4), (4, 1), (4, 2)])
 def test_a_step_divides_by_the_weights_of_the_whole_batch(count, parts):
     """The sum is over all devices and micro-batches, whose labels differ."""
@@ -178,6 +179,7 @@ def test_a_run_uses_the_weights():
     assert experiment.task.class_weights == pytest.approx((8 / 9, 8 / 6, 8 / 9))
 
 
+@pytest.mark.long
 def test_unreadable_weights_write_nothing_and_a_resumed_run_needs_the_same_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     file, folder = tmp_path / "weights.json", tmp_path / "run"

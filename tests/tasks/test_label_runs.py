@@ -84,6 +84,7 @@ def restored(folder, count=1, placement="auto"):
     return experiment, experiment.weights(best.arrays)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_reports_its_metrics_and_keeps_the_best_epoch(runs, task):
     _, folder, results = runs[task]
@@ -102,6 +103,7 @@ def test_a_run_reports_its_metrics_and_keeps_the_best_epoch(runs, task):
     assert {"multilabel": "test mAP ", "regression": "test mae "}[task] in log
 
 
+@pytest.mark.long
 def test_thresholds_are_those_of_the_best_epochs_validation(runs):
     _, folder, results = runs["multilabel"]
     experiment, weights = restored(folder)
@@ -112,6 +114,7 @@ def test_thresholds_are_those_of_the_best_epochs_validation(runs):
     np.testing.assert_allclose(results["thresholds"], figures["thresholds"], rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "placement"), [(1, "auto"), (8, "replicated"), (8, "sharded")])
 @pytest.mark.parametrize("task", TASKS)
 def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count, placement):
@@ -136,6 +139,7 @@ def test_evaluation_is_exact_on_any_number_of_devices(runs, task, count, placeme
         assert results[f"test_{name}"] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_the_commands_evaluate_it_again(runs, task):
     table, folder, results = runs[task]
@@ -156,6 +160,7 @@ def test_the_commands_evaluate_it_again(runs, task):
     assert every["test_loss"] == pytest.approx(total / 140, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", ["full", "head_then_full"])
 def test_a_stopped_run_resumes_bit_identically(tmp_path, monkeypatch, runs, task, method):
@@ -172,6 +177,7 @@ def test_a_stopped_run_resumes_bit_identically(tmp_path, monkeypatch, runs, task
     assert one | {"seconds": 0} == two | {"seconds": 0}
 
 
+@pytest.mark.long
 def test_predictions_of_labels(runs, printed):
     table, folder, results = runs["multilabel"]
     clf = sft_jax.load(folder)
@@ -197,6 +203,7 @@ def test_predictions_of_labels(runs, printed):
         clf.predict(images, top=2)
 
 
+@pytest.mark.long
 def test_predictions_of_a_number(runs, printed):
     table, folder, _ = runs["regression"]
     clf = sft_jax.load(folder)
@@ -216,6 +223,7 @@ def test_predictions_of_a_number(runs, printed):
         printed(predict, "--workdir", folder, "--json", "--top", 2, images[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "columns"), [("multilabel", "file,labels,blue,green,red"), ("regression", "file,value")]
 )
@@ -233,6 +241,7 @@ def test_predictions_as_tables(runs, tmp_path, monkeypatch, capsys, task, column
     assert capsys.readouterr().out.splitlines()[0].split() == head
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_exports_predict_the_same(runs, tmp_path, task):
     table, folder, _ = runs[task]
@@ -247,6 +256,7 @@ def test_exports_predict_the_same(runs, tmp_path, task):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "names", "learnt"),
     [
@@ -282,6 +292,7 @@ def test_weights_for_torch_and_onnx_predict_the_same(tmp_path, capsys, task, nam
         np.testing.assert_allclose(outputs, 40 + 7 * normalised, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_starts_from_another_one_of_the_task(runs, tmp_path, task):
     """A regression's head is in the scale of the run that it starts, here of other numbers."""
@@ -297,6 +308,7 @@ def test_a_run_starts_from_another_one_of_the_task(runs, tmp_path, task):
         assert again["test_map"] == pytest.approx(results["test_map"], rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_settings_are_searched_on_folds(runs, tmp_path, monkeypatch, capsys, task):
     monkeypatch.setattr(session, "Devices", one_device)
@@ -312,6 +324,7 @@ def test_settings_are_searched_on_folds(runs, tmp_path, monkeypatch, capsys, tas
         search(config, space, tmp_path / "other", options, Console())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_linear_probe_starts_from_the_solution(runs, tmp_path, task):
     """With a learning rate of 0 it is the solution."""
@@ -325,6 +338,7 @@ def test_a_linear_probe_starts_from_the_solution(runs, tmp_path, task):
         assert results["test_r2"] > 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_the_doctor_compiles_and_times_it(runs, monkeypatch, task):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
@@ -338,6 +352,7 @@ def test_the_doctor_compiles_and_times_it(runs, monkeypatch, task):
     assert any("data       csv:" in line for line in costs.plan)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_the_report_has_the_tasks_sections(runs, tmp_path, task):
     _, folder, _ = runs[task]
@@ -353,6 +368,7 @@ def test_the_report_has_the_tasks_sections(runs, tmp_path, task):
     assert len(sections[0]) == len(sections[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     ("key", "value"),
@@ -371,6 +387,7 @@ def test_settings_of_other_tasks_are_refused(runs, tmp_path, task, key, value):
         run_on(runs[task][0], tmp_path / "run", task, epochs=1, **{key.replace(".", "__"): value})
 
 
+@pytest.mark.long
 def test_settings_of_another_loss_are_refused(runs, tmp_path):
     with pytest.raises(UserError, match=r"^config.multilabel.focal_gamma is for multilabel.loss=focal, not bce$"):
         run_on(runs["multilabel"][0], tmp_path / "run", "multilabel", multilabel__focal_gamma=1.0)
@@ -381,6 +398,7 @@ def test_numbers_that_are_all_equal_are_refused(tmp_path):
         run_on(numbers(tmp_path, count=40, scale=0, shift=5), tmp_path / "run", "regression")
 
 
+@pytest.mark.long
 def test_digits_are_numbers(tmp_path):
     results = run_on("-", tmp_path / "run", "regression", data__source="digits:0-4", limit_eval_examples=61, epochs=1)
     assert results["test_count"] == 61

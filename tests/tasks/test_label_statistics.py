@@ -38,6 +38,7 @@ def test_mean_average_precision_and_f1_match_scikit_learn(seed, ties):
     assert figures["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_the_thresholds_have_the_highest_f1(seed):
     logits, truth = drawn(seed, ties=seed == 2)

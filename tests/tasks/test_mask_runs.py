@@ -75,6 +75,7 @@ def test_a_run_learns_and_reports_its_metrics(trained):
     assert f"test mean IoU {results['test_mean_iou']:.2%}, pixel accuracy {results['test_pixel_accuracy']:.2%}" in log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("count", "placement", "batch"), [(1, "auto", 8), (8, "replicated", 8), (8, "sharded", 8), (2, "auto", 6)]
 )
@@ -111,6 +112,7 @@ def evaluated(monkeypatch, capsys, *flags):
     return json.loads(printed), said
 
 
+@pytest.mark.long
 def test_a_split_evaluated_as_other_data_gives_the_same(trained, monkeypatch, capsys):
     source, folder, results = trained
     found, said = evaluated(monkeypatch, capsys, "--workdir", folder, "--data", f"masks:{source}", "--split", "test")
@@ -123,6 +125,7 @@ def test_a_split_evaluated_as_other_data_gives_the_same(trained, monkeypatch, ca
     assert "the run was trained on 24 images of masks:" in said
 
 
+@pytest.mark.long
 def test_metrics_of_own_pixels_are_those_of_the_predicted_masks(trained, tmp_path, monkeypatch, capsys):
     """Of pictures of another size, with the classes in another order and another value for pixels of none."""
     _, folder, _ = trained
@@ -206,6 +209,7 @@ def test_the_report_shows_pictures_with_their_masks(trained, tmp_path, monkeypat
     assert f"{results['test_mean_iou']:.2%}" in some
 
 
+@pytest.mark.long
 def test_settings_are_searched_on_folds(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     config = complete(flatten(Run(trained[1]).config()) | {"epochs": 2})
@@ -215,6 +219,7 @@ def test_settings_are_searched_on_folds(trained, tmp_path, monkeypatch, capsys):
     assert "scored by mean IoU on the validation images on" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_doctor_compiles_and_times_it(trained, monkeypatch):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
     config = Run(trained[1]).config()
@@ -263,6 +268,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["full", "head_then_full"])
 def test_a_stopped_run_resumes_bit_identically(tmp_path, monkeypatch, trained, method):
     changes = CHANGES | {"finetune__method": method}
@@ -282,6 +288,7 @@ def test_a_stopped_run_resumes_bit_identically(tmp_path, monkeypatch, trained, m
         assert [phase.head_only for phase in started.phases] == [True, False]
 
 
+@pytest.mark.long
 def test_eight_devices_train_as_one(tmp_path, monkeypatch, trained):
     changes = CHANGES | {"epochs": 2, "optimizer__accumulate": 1, "optimizer__learning_rate": 0.002}
     ones, eights = (tmp_path / name for name in ("one", "eight"))
@@ -298,6 +305,7 @@ def test_eight_devices_train_as_one(tmp_path, monkeypatch, trained):
             assert second[name] == pytest.approx(first[name], rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_run_starts_from_a_classifier_and_from_another_run(tmp_path, trained):
     source, folder, results = trained
     start = run_on(source, tmp_path / "classifier", task="classification", data__source="digits:0-4", epochs=1,
@@ -367,6 +375,7 @@ def test_masks_without_any_class_are_refused(tmp_path):
         run_on(source, tmp_path / "run", epochs=1)
 
 
+@pytest.mark.long
 def test_changed_masks_stop_a_resumed_run(tmp_path, monkeypatch):
     source = parts(tmp_path / "set", 16, 4, 4)
     with monkeypatch.context() as patch:

@@ -137,6 +137,7 @@ def test_imbalanced_classes_are_detected():
     assert not is_unequal(np.array([[10, 0, 0], [0, 0, 0], [1, 0, 6]]))
 
 
+@pytest.mark.long
 def test_a_run_keeps_the_epoch_with_the_lowest_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
     losses = iter([0.5, 0.2, 0.9, 0.4, 0.1])  # of four epochs, and of the test images
@@ -173,6 +174,7 @@ def test_trials_are_ranked_by_the_monitor():
     assert Fold.from_json(kept).score == [0.3, 0.4], "from a version without monitors"
 
 
+@pytest.mark.long
 def test_a_search_is_scored_by_the_loss(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=1, resume=False, command=["test"])

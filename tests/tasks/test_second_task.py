@@ -39,6 +39,7 @@ def trained(known, tmp_path_factory):
     return folder, run(folder, observed=True, epochs=4, **CHANGES)
 
 
+@pytest.mark.long
 def test_a_run_reports_the_metrics_of_the_task(trained):
     folder, results = trained
     rows = rows_of(folder)
@@ -55,6 +56,7 @@ def test_a_run_reports_the_metrics_of_the_task(trained):
     assert "Confusion" not in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 def test_evaluation_is_exact_on_any_number_of_devices(trained, count):
     folder, results = trained
@@ -70,6 +72,7 @@ def test_evaluation_is_exact_on_any_number_of_devices(trained, count):
         assert results[f"test_{name}"] == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_command_evaluates_it_again(trained):
     folder, results = trained
     metrics, _, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
@@ -77,6 +80,7 @@ def test_the_command_evaluates_it_again(trained):
         assert metrics[name] == pytest.approx(results[name], rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["full", "head_then_full"])
 def test_a_stopped_run_resumes_bit_identically(method, tmp_path, monkeypatch):
     changes = {**CHANGES, "finetune__method": method, "optimizer__accumulate": 2}
@@ -90,6 +94,7 @@ def test_a_stopped_run_resumes_bit_identically(method, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.long
 def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=2, resume=False, command=["test"])
@@ -101,11 +106,13 @@ def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     assert "scored by mean absolute error on" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_prediction_is_refused_because_the_task_has_none(trained):
     with pytest.raises(UserError, match="^toy has no predictions and no exports, only training and evaluation$"):
         sft_jax.load(trained[0])
 
 
+@pytest.mark.long
 def test_its_weights_start_a_run_of_classification(trained, tmp_path):
     folder, _ = trained
     results = run(tmp_path / "run", init=str(folder), epochs=1)

@@ -107,6 +107,7 @@ def test_it_learns_and_reports_its_metrics(each, made):
     assert "image" not in log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "placement"), [(1, "auto"), (8, "replicated"), (8, "sharded"), (8, "streamed")])
 def test_evaluation_is_exact_on_any_number_of_devices(made, monkeypatch, count, placement):
     folder, results = made
@@ -124,6 +125,7 @@ def test_evaluation_is_exact_on_any_number_of_devices(made, monkeypatch, count, 
     assert ours["test_loss"] == pytest.approx(metrics.log_loss(truth, np.asarray(jax.nn.softmax(outputs))), rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placement):
     """Dropout included: what it drops depends on an example's place in the batch alone."""
@@ -136,6 +138,7 @@ def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placem
         assert eight[name] == pytest.approx(one[name], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "worth"), [("full", 0), ("head_then_full", 10_000), ("gradual", 10_000)])
 def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method, worth):
     """Batches of three lengths, of which the resumed run would make one, or of one, to compile each phase once."""
@@ -162,6 +165,7 @@ def test_changed_texts_are_not_resumed(texts, made, tmp_path, monkeypatch):
         run_on(own, tmp_path / "run", resume=True)
 
 
+@pytest.mark.long
 def test_the_tokenizer_is_in_the_run(texts, tmp_path, monkeypatch):
     own = write(tmp_path / "own")
     with monkeypatch.context() as patch:
@@ -175,6 +179,7 @@ def test_the_tokenizer_is_in_the_run(texts, tmp_path, monkeypatch):
     assert sft_jax.load(tmp_path / "run").reading.tokenizer == tokenizer()
 
 
+@pytest.mark.long
 def test_the_commands_evaluate_it_again(texts, made):
     folder, results = made
     again, _, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
@@ -232,6 +237,7 @@ def test_flags_of_images_are_refused(made, whole, tmp_path, monkeypatch):
             predict.main()
 
 
+@pytest.mark.long
 def test_predictions_are_explained(each, tmp_path, monkeypatch, capsys):
     """The words that decide contribute most; each text has its own page entry, whatever the texts beside it."""
     folder, why = each[0], tmp_path / "why"
@@ -265,6 +271,7 @@ def test_any_batch_and_padding_give_the_same_logits(each):
         clf.logits([3])
 
 
+@pytest.mark.long
 def test_exports_predict_the_same(each, tmp_path):
     clf, split = sft_jax.load(each[0]), restored(each[0])[0].dataset.test
     export.export(each[0], "best", tmp_path / "e.stablehlo")
@@ -278,6 +285,7 @@ def test_exports_predict_the_same(each, tmp_path):
         exported.explain("good", np.array([0]))
 
 
+@pytest.mark.long
 def test_torch_and_onnx_predict_the_same(each, tmp_path, capsys):
     clf, split = sft_jax.load(each[0]), restored(each[0])[0].dataset.test
     read, name = clf.reading.read(split.texts), Run(each[0]).config().model.name
@@ -299,6 +307,7 @@ def test_torch_and_onnx_predict_the_same(each, tmp_path, capsys):
     assert json.loads(metadata["class_names"]) == ["negative", "positive"]
 
 
+@pytest.mark.long
 def test_a_run_starts_from_another_one(texts, made, tmp_path):
     changes = {"init": str(made[0]), "optimizer__learning_rate": 0.0, "epochs": 1, "text__tokenizer": None}
     again = run_on(texts, tmp_path / "again", **changes)
@@ -306,11 +315,13 @@ def test_a_run_starts_from_another_one(texts, made, tmp_path):
     assert again["test_accuracy"] == made[1]["test_accuracy"]
 
 
+@pytest.mark.long
 def test_a_linear_probe_starts_from_the_solution(texts, made, tmp_path):
     changes = {"finetune__method": "head", "optimizer__learning_rate": 0.0, "epochs": 1, "text__tokenizer": None}
     assert run_on(texts, tmp_path / "run", init=str(made[0]), **changes)["test_accuracy"] > 0.9
 
 
+@pytest.mark.long
 def test_converted_weights_bring_their_tokenizer(texts, tmp_path):
     params, _ = initial_arrays(Builder(text_network().architecture, 3), 0)
     body = {name: np.asarray(array) for name, array in params.items() if not name.startswith("classifier.")}
@@ -328,6 +339,7 @@ def text_network():
     return Network.abstract(builder(complete({"model.name": NAME}).model, 2))
 
 
+@pytest.mark.long
 def test_attributions_add_up_to_the_difference_from_the_baseline(each):
     clf, (experiment, _) = sft_jax.load(each[0]), restored(each[0])
     split = experiment.dataset.test.take(np.arange(6))
@@ -347,6 +359,7 @@ def test_attributions_add_up_to_the_difference_from_the_baseline(each):
     assert np.abs(found[special]).max() == 0
 
 
+@pytest.mark.long
 def test_the_report_marks_what_decides(made):
     folder, _ = made
     page = (folder / "report.html").read_text()
@@ -358,6 +371,7 @@ def test_the_report_marks_what_decides(made):
     assert (folder / "again.html").read_text().count("<mark") == page.count("<mark")
 
 
+@pytest.mark.long
 def test_settings_are_searched(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=2, sampler="grid", pruner="none", at_once=None, resume=False, command=["test"])
@@ -372,6 +386,7 @@ def test_a_learning_rate_is_found(texts, tmp_path, monkeypatch):
     assert result.losses[-1] != result.losses[0]
 
 
+@pytest.mark.long
 def test_the_doctor_compiles_and_times_it(texts, several_lengths, monkeypatch):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
     monkeypatch.setattr(planned, "Devices", one_device)

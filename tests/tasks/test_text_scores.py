@@ -63,6 +63,7 @@ def split(made, texts):
     return read_dataset(run.config(), Console(mute=True), before=earlier(run)).test
 
 
+@pytest.mark.long
 def test_it_learns_and_reports_its_metrics(made, split):
     folder, results = made
     assert results["test_spearman"] > 0.8
@@ -75,6 +76,7 @@ def test_it_learns_and_reports_its_metrics(made, split):
     assert "image" not in log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 def test_metrics_are_those_of_scipy_and_scikit_learn(made, split, count):
     folder, results = made
@@ -97,6 +99,7 @@ def test_metrics_are_those_of_scipy_and_scikit_learn(made, split, count):
         assert results[name] == pytest.approx(ours[name], rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_commands_evaluate_it_again(texts, made):
     folder, results = made
     again, _, _ = evaluate(Run(folder), "test", "best", [], Console(mute=True))
@@ -108,6 +111,7 @@ def test_the_commands_evaluate_it_again(texts, made):
     assert task.details(others).startswith("spearman 0.")
 
 
+@pytest.mark.long
 def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch):
     run_on(texts, tmp_path / "whole", epochs=3, **TASK)
     with monkeypatch.context() as patch:
@@ -118,6 +122,7 @@ def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.long
 def test_predictions_are_in_the_numbers_own_unit(made, split, monkeypatch, capsys):
     texts = [text for (text,) in split.texts[:3]]
     words = [word for text in texts for word in ("--text", text)]
@@ -131,6 +136,7 @@ def test_predictions_are_in_the_numbers_own_unit(made, split, monkeypatch, capsy
         predict.main()
 
 
+@pytest.mark.long
 def test_exports_predict_the_same(made, split, tmp_path):
     clf = sft_jax.load(made[0])
     wanted = clf.predict(split.texts)
@@ -151,18 +157,21 @@ def test_exports_predict_the_same(made, split, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_run_starts_from_another_one(texts, made, tmp_path):
     changes = {"init": str(made[0]), "optimizer__learning_rate": 0.0, "epochs": 1, "text__tokenizer": None}
     again = run_on(texts, tmp_path / "again", **changes, **TASK)
     assert again["test_mae"] == pytest.approx(made[1]["test_mae"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_linear_probe_starts_from_the_solution(texts, made, tmp_path):
     changes = {"finetune__method": "head", "optimizer__learning_rate": 0.0, "epochs": 1, "text__tokenizer": None}
     results = run_on(texts, tmp_path / "run", init=str(made[0]), **changes, **TASK)
     assert results["test_spearman"] > 0.8
 
 
+@pytest.mark.long
 def test_the_report_shows_the_worst_errors_with_their_tokens(made):
     page = (made[0] / "report.html").read_text()
     assert "Spearman correlation" in page

@@ -46,6 +46,7 @@ def torch_refuses(name, batch, size):
     return False
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("batch", "size"), [(1, 16), (1, 32), (1, 33), (2, 32)])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_one_value_per_channel_is_refused_where_torch_refuses_it(noise, name, batch, size):
@@ -66,6 +67,7 @@ def test_the_smallest_batch_that_works_is_named(noise):
     assert refusal(noise, devices=2, batch_size=2) is None, "statistics are computed over all devices"
 
 
+@pytest.mark.long
 def test_the_smallest_size_of_a_schedule_counts(noise):
     schedule = (("32", 0.5),)
     assert "at 32 px" in refusal(noise, batch_size=1, data__size=64, data__size_schedule=schedule)

@@ -82,6 +82,7 @@ def used(monkeypatch):
     return keys
 
 
+@pytest.mark.long
 def test_no_two_purposes_share_a_key(used):
     """No key is used for two draws, and no key from which others are derived is used for a draw."""
     parents = [jax.random.fold_in(jax.random.key(0), TRAINING)]

@@ -56,12 +56,14 @@ KILLS = [(kind, signal.SIGKILL) for kind in KINDS]
 STOPS = [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)]
 
 
+@pytest.mark.long
 @counts(kills=len(KILLS), stops=len(STOPS))
 def test_a_run_interrupted_anywhere_resumes_bit_identically(tmp_path):
     with Program(tmp_path, epochs=5) as program:
         interrupt_and_resume(program, KILLS + STOPS, seed=0)
 
 
+@pytest.mark.long
 @counts(kills=len(KILLS), stops=1)
 def test_a_run_on_masks_interrupted_anywhere_resumes_bit_identically(tmp_path):
     changes = SEGMENTATION | {"data__source": f"masks:{parts(tmp_path / 'set')}", "model__stem": "imagenet"}

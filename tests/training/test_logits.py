@@ -30,6 +30,7 @@ def digits():
     return data.load_dataset(config.data, seed=0, limit_eval=61).validation, data.make_preprocess(config.data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("placement", ["replicated", "sharded", "streamed"])
 def test_logits_are_in_the_order_of_the_images(network, digits, count, placement):

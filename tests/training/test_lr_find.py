@@ -128,6 +128,7 @@ def test_the_suggested_key_is_that_of_the_last_phase(changes, wanted):
     assert meaning(experiment(**changes)) == wanted
 
 
+@pytest.mark.long
 def test_lp_ft_tests_the_full_phase_from_the_fitted_head(monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 2)
     begun = []
@@ -191,6 +192,7 @@ def stamps(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_no_run_is_started_or_changed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lr_find, "STEPS", 40)
     monkeypatch.setattr(lr_find, "Devices", one_device)

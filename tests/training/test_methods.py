@@ -55,6 +55,7 @@ def backbone_moved(folder, source):
     }
 
 
+@pytest.mark.long
 def test_a_linear_probe_trains_only_the_head(source, tmp_path):
     """A linear probe keeps the backbone and its statistics, and its closed form is good before the first step."""
     results = transfer(tmp_path / "run", source, finetune__method="head", epochs=2)
@@ -88,6 +89,7 @@ def two_phase_run(source, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("calls", [2, 11, 13], ids=["head", "last step of the head", "full"])
 def test_a_run_stopped_in_any_phase_resumes_bit_identically(source, two_phase_run, tmp_path, monkeypatch, calls):
     with monkeypatch.context() as patch:
@@ -99,6 +101,7 @@ def test_a_run_stopped_in_any_phase_resumes_bit_identically(source, two_phase_ru
     assert_same_run(tmp_path / "run", two_phase_run)
 
 
+@pytest.mark.long
 def test_learning_rates_and_state_of_two_phases(two_phase_run):
     rates = [row["learning_rate"] for row in rows_of(two_phase_run)]
     of_head = [0.001 * (1 + np.cos(np.pi * fraction)) / 2 for fraction in (4 / 10, 9 / 10)]
@@ -114,6 +117,7 @@ def test_learning_rates_and_state_of_two_phases(two_phase_run):
     }
 
 
+@pytest.mark.long
 def test_gradual_unfreezing_reaches_the_stem_last(source, tmp_path):
     two = transfer(tmp_path / "two", source, finetune__method="gradual", epochs=2)
     assert {key.partition(".")[0] for key in backbone_moved(tmp_path / "two", source)} <= {"layer2"}
@@ -137,6 +141,7 @@ def test_frozen_parameters_and_statistics_are_not_touched(source, tmp_path):
     assert all(key.startswith("layer2") and key.endswith("kernel") for key in moved)
 
 
+@pytest.mark.long
 def test_recalibrated_statistics_come_from_the_new_images(source, tmp_path):
     for mode in ("recalibrate", "freeze_statistics"):
         transfer(tmp_path / mode, source, finetune__batch_norm=mode, epochs=1, limit_train_examples=None)
@@ -146,6 +151,7 @@ def test_recalibrated_statistics_come_from_the_new_images(source, tmp_path):
     assert (measured[key] != kept[key]).any()
 
 
+@pytest.mark.long
 def test_the_average_is_evaluated_as_well_as_the_weights(source, tmp_path):
     transfer(tmp_path / "run", source, regularization__ema=0.8, epochs=2)
     for row in rows_of(tmp_path / "run"):
@@ -154,6 +160,7 @@ def test_the_average_is_evaluated_as_well_as_the_weights(source, tmp_path):
     assert (arrays["ema/fc.kernel"] != arrays["params/fc.kernel"]).any()
 
 
+@pytest.mark.long
 def test_early_stopping_ends_a_run_without_improvement(source, tmp_path, capsys):
     settings = {
         "regularization__early_stopping": 2,
@@ -169,6 +176,7 @@ def test_early_stopping_ends_a_run_without_improvement(source, tmp_path, capsys)
     assert "all epochs are done" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "epochs"),
     [
@@ -186,18 +194,21 @@ def test_early_stopping_counts_within_the_last_phase(source, tmp_path, capsys, c
     assert "stopped early: validation accuracy has not improved since epoch 5" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_run_with_growing_image_sizes_learns(source, untrained, tmp_path):
     results = transfer(tmp_path / "run", source, data__size_schedule=(("8", 0.5),), epochs=2)
     assert results["epochs"] == 2
     assert results["test_loss"] < 0.9 * untrained["test_loss"]
 
 
+@pytest.mark.long
 def test_accuracy_with_mirror_images_is_reported_separately(source, tmp_path):
     results = transfer(tmp_path / "run", source, evaluation__flips=True, epochs=1, limit_eval_examples=None)
     assert 0 < results["test_accuracy_flips"] != results["test_accuracy"], "a mirrored digit looks like another digit"
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
+@pytest.mark.long
 def test_accuracy_with_crops_is_that_of_their_mean_logits(source, tmp_path):
     settings = {"data__crop_pct": 0.75, "data__keep_size": 24, "data__crop_scale": (0.5, 1.0), "data__repeats": 2}
     results = transfer(tmp_path / "run", source, evaluation__crops=5, evaluation__flips=True, epochs=1, **settings)
@@ -213,6 +224,7 @@ def test_accuracy_with_crops_is_that_of_their_mean_logits(source, tmp_path):
     assert results["test_accuracy"] == (np.asarray(logits[0]).argmax(1) == test.labels).mean()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -251,6 +263,7 @@ def digits():
     return data.load_dataset(config.data, seed=0, limit_train=100), data.make_preprocess(config.data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 def test_features_are_in_the_order_of_the_images(digits, count):
     dataset, preprocess = digits

@@ -49,6 +49,7 @@ def on_one_device(monkeypatch):
     monkeypatch.setattr(train_module, "Devices", one_device)
 
 
+@pytest.mark.long
 def test_observers_are_called_in_order(tmp_path):
     diary = Diary()
     results = run(tmp_path / "run", diary)
@@ -63,6 +64,7 @@ def test_observers_are_called_in_order(tmp_path):
     assert not {"report.html", "tensorboard"} & written, "only observers write these"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["begin", "epoch", "best", "end"])
 def test_a_failing_observer_is_dropped_and_the_run_continues(event, tmp_path, capsys):
     broken, other = Diary(fails_at=event), Diary()

@@ -183,6 +183,7 @@ def numeric(name):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(optimizer_names()))
 def test_float_arguments_become_integers_where_needed(name):
     """Passing the defaults as floats changes nothing."""

@@ -119,6 +119,7 @@ def test_eight_devices_take_the_same_steps_as_one():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), eight_state, one_state)
 
 
+@pytest.mark.long
 def test_eight_devices_see_the_same_images_as_one():
     """Compares order, augmentation and counts of the whole program in float32, as far as rounding allows."""
     losses, correct, state = run_epoch(8, split_of(STEPS * BATCH + 3), steady(STEPS))
@@ -150,6 +151,7 @@ def test_an_epoch_in_memory_is_one_call_without_a_transfer(count):
     assert np.isfinite(metrics.loss).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 def test_streamed_images_train_like_those_in_memory(count):
     split = split_of(STEPS * BATCH + 3)
@@ -161,6 +163,7 @@ def test_streamed_images_train_like_those_in_memory(count):
     jax.tree.map(np.testing.assert_array_equal, state, wanted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [lambda split: split, streamed])
 def test_shares_of_the_images_train_like_all_of_them(kind):
     split = split_of(STEPS * BATCH + 3)

@@ -93,6 +93,7 @@ def test_frozen_parameters_cost_no_gradient_no_memory_and_no_update():
     assert costs[head]["bytes accessed"] < 0.6 * costs[plain]["bytes accessed"]
 
 
+@pytest.mark.long
 def test_frozen_statistics_are_used_and_kept():
     after, losses = step(StepSettings(batch_statistics=False))
     assert_close(after.batch_stats, weights()[1], 0)
@@ -108,6 +109,7 @@ def zip_up(one, two):
     return [((key, one[key]), two[key]) for key in one]
 
 
+@pytest.mark.long
 def test_micro_batches_add_up_to_the_batch():
     """Without batch norm, which uses the statistics of each micro-batch."""
     whole, parts = (step(StepSettings(batch_statistics=False, accumulate=count), steps=2) for count in (1, 4))
@@ -117,6 +119,7 @@ def test_micro_batches_add_up_to_the_batch():
     assert any((np.asarray(seen.batch_stats[key]) != np.asarray(leaf)).any() for key, leaf in weights()[1].items())
 
 
+@pytest.mark.long
 def test_l2_sp_pulls_towards_the_initial_weights():
     """The penalty is (l2_sp / 2) * |w - w0|^2, whose gradient after one plain step is l2_sp * (w - w0)."""
     anchored = [key for key in weights()[0] if key not in HEAD]
@@ -137,6 +140,7 @@ def test_l2_sp_pulls_towards_the_initial_weights():
     assert distances[1] < 0.8 * distances[0]
 
 
+@pytest.mark.long
 def test_sharpness_aware_steps_use_the_gradient_at_the_perturbed_weights():
     rho = 0.05  # a gradient is compared, which jumps where a unit is switched
     params = weights()[0]
@@ -170,6 +174,7 @@ def test_labels_are_smoothed():
     assert loss == pytest.approx(float(cross_entropy(logits, batch()["label"], 0.3).mean()), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixtures_depend_on_the_key(name):
     settings = StepSettings(**{name: 1.0})
@@ -179,6 +184,7 @@ def test_mixtures_depend_on_the_key(name):
     assert step(settings, key=None)[1] == pytest.approx(step()[1], rel=1e-6), "nothing is random without a key"
 
 
+@pytest.mark.long
 def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
     """Branches are scaled by 0 or 1/survival, so that their mean is the full network up to its nonlinearity."""
     network = Network.abstract(builder(CLASSES, stochastic_depth=0.5))
@@ -202,6 +208,7 @@ def test_stochastic_depth_skips_blocks_and_keeps_the_mean():
     np.testing.assert_allclose(factors.mean(1), 1, atol=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

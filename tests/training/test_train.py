@@ -82,6 +82,7 @@ def test_a_stopped_run_resumes_bit_identically(whole, tmp_path, monkeypatch, cal
     assert results | {"seconds": 0} == whole[1] | {"seconds": 0}
 
 
+@pytest.mark.long
 def test_a_finished_run_resumes_with_more_epochs(whole, tmp_path, capsys):
     """config.json is updated, and the previous one is kept."""
     folder = tmp_path / "run"
@@ -105,6 +106,7 @@ def test_a_finished_run_resumes_with_more_epochs(whole, tmp_path, capsys):
     assert not (folder / "config.2.json").exists()
 
 
+@pytest.mark.long
 def test_a_save_within_an_epoch_changes_nothing(whole, tmp_path):
     folder = tmp_path / "run"
     run(folder, save_minutes=1e-9)
@@ -148,6 +150,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
         assert all(np.isfinite(array).all() for array in saved.arrays.values())
 
 
+@pytest.mark.long
 def test_the_checkpoints_of_a_diverged_run_are_kept(tmp_path):
     folder = tmp_path / "run"
     run(folder, epochs=1)
@@ -172,6 +175,7 @@ def test_a_run_is_fine_tuned_on_other_classes(whole, tmp_path, capsys):
     assert 0 < moved < 0.5 * size
 
 
+@pytest.mark.long
 def test_a_learning_rate_of_zero_keeps_the_parameters(whole, tmp_path):
     """With the same classes, the head is kept too."""
     folder, _ = whole
@@ -182,6 +186,7 @@ def test_a_learning_rate_of_zero_keeps_the_parameters(whole, tmp_path):
             np.testing.assert_array_equal(after[key], array, err_msg=key)
 
 
+@pytest.mark.long
 def test_the_licence_of_the_weights_is_passed_on(whole, tmp_path):
     converted = tmp_path / "w.safetensors"
     weights = load_run_weights(whole[0])
@@ -195,6 +200,7 @@ def test_the_licence_of_the_weights_is_passed_on(whole, tmp_path):
     assert "licence" not in load_run_weights(whole[0]).metadata
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"model__stem": "cifar"}])
 def test_other_precisions_and_stems_learn(tmp_path, changes):
     results = run(tmp_path / "run", epochs=3, limit_train_examples=None, **changes)
@@ -203,6 +209,7 @@ def test_other_precisions_and_stems_learn(tmp_path, changes):
     assert {array.dtype for array in kept.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.long
 def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
     values = TINY | {"init": str(whole[0]), "epochs": 1, "compare_with_scratch": True}
     folder = tmp_path / "run"
@@ -216,6 +223,7 @@ def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
     )
 
 
+@pytest.mark.long
 def test_nothing_is_traced_twice(tmp_path, monkeypatch):
     """Programs are not retraced between epochs, for calls of another length or for the last batch of an evaluation."""
     traced = collections.Counter()
