@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from sft_jax.data.images.mask import VOID
-from sft_jax.data.images.reading import MEMORY_FRACTION
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
 from sft_jax.inference.own_size import extent, interpolated, weights_of
-from sft_jax.runtime.estimate import size_text
+from sft_jax.runtime.memory import check_free
 
 if TYPE_CHECKING:
     from sft_jax.inference.predictor import Classifier
@@ -90,12 +88,11 @@ def seen_in_windows(classifier: "Classifier", picture: np.ndarray, view: View) -
     scale = max(view.windows or min(shape), side) / min(shape)
     height, width = (max(side, round(scale * each)) for each in shape)
     classes = len(classifier.class_names)
-    needed, free = 4 * height * width * (classes + 1), psutil.virtual_memory().available
-    if needed > MEMORY_FRACTION * free:
-        raise UserError(
-            f"the outputs of a picture of {width} x {height} pixels need {size_text(needed)} of memory, of which "
-            f"{size_text(free)} are free; use a smaller number with --windows"
-        )
+    check_free(
+        4 * height * width * (classes + 1),
+        f"the outputs of a picture of {width} x {height} pixels",
+        "use a smaller number with --windows",
+    )
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
     pixels = np.asarray(resized)
     rows, columns = (

@@ -117,8 +117,8 @@ def test_a_set_without_masks_is_refused(tmp_path):
 
 
 def test_masks_that_do_not_fit_into_memory_are_refused(prepared, monkeypatch):
-    monkeypatch.setattr("sft_jax.data.sources.masks.MEMORY_FRACTION", 0.0)
-    with pytest.raises(UserError, match="the masks need .* of memory at 16 px, of which .* are free; use a"):
+    monkeypatch.setattr("sft_jax.runtime.memory.MEMORY_FRACTION", 0.0)
+    with pytest.raises(UserError, match="the masks at 16 px need .* of memory, of which .* are free; use a"):
         load("named", prepared, memory_bytes=0)
 
 

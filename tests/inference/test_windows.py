@@ -139,7 +139,7 @@ def test_other_networks_and_splits_have_no_windows(tmp_path, monkeypatch, capsys
 
 def test_outputs_that_do_not_fit_into_memory_are_refused(monkeypatch):
     network = what_it_sees(Preprocess(size=32, fit="crop", **PLAIN))
-    monkeypatch.setattr(windows, "MEMORY_FRACTION", 0.0)
+    monkeypatch.setattr("sft_jax.runtime.memory.MEMORY_FRACTION", 0.0)
     with pytest.raises(
         UserError, match=r"the outputs of a picture of 96 x 64 pixels need .* use a smaller number with"
     ):

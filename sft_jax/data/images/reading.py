@@ -13,9 +13,8 @@ from sft_jax.data.images.formats import MAX_PIXELS
 from sft_jax.data.images.square import Range, Square
 from sft_jax.errors import UserError
 from sft_jax.runtime.files import write_bytes
+from sft_jax.runtime.memory import MEMORY_FRACTION
 
-# Fraction of free memory that decoded images may take.
-MEMORY_FRACTION = 0.5
 # Maximum number of unreadable images named in a message; if there are more, this file lists them all.
 NAMED, LIST = 3, "bad_images.txt"
 

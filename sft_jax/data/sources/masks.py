@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 
 from sft_jax.data.dataset import DECODING_THREADS, Dataset, Split, with_targets
 from sft_jax.data.images import mask
-from sft_jax.data.images.reading import MEMORY_FRACTION
 from sft_jax.data.images.segments import Segments
 from sft_jax.data.images.square import Square
 from sft_jax.data.sources.listing import LabelledFile, Listing, counted, some
 from sft_jax.errors import UserError
-from sft_jax.runtime.estimate import size_text
+from sft_jax.runtime.memory import check_free
 
 CLASSES = "classes.txt"
 # Digits of a mask's SHA-256 in the record of a run.
@@ -58,12 +56,7 @@ def with_masks(dataset: Dataset, listing: Listing, ignored: int | None) -> Datas
 
 def check_memory(count: int, side: int) -> None:
     """Raises UserError if there is too little memory for `count` masks of this side length."""
-    needed, free = count * side**2, psutil.virtual_memory().available
-    if needed > MEMORY_FRACTION * free:
-        raise UserError(
-            f"the masks need {size_text(needed)} of memory at {side} px, of which {size_text(free)} are free; "
-            f"use a smaller data.size, or fewer images"
-        )
+    check_free(count * side**2, f"the masks at {side} px", "use a smaller data.size, or fewer images")
 
 
 def read_masks(split: Split, listing: Listing, square: Square, ignored: int | None) -> np.ndarray:
