@@ -37,7 +37,7 @@ def list_panoptic(root: Path, ignored: int | None, notices: list[str]) -> Listin
     if ignored != mask.VOID:
         raise UserError(
             f"data.ignore_index={ignored}: panoptic masks have no such value, the pixels of no segment are ignored; "
-            f"leave it at {mask.VOID}"
+            f"use --config.data.ignore_index={mask.VOID}"
         )
     tables = sorted(path for place in (root / "annotations", root) for path in place.glob(f"{START}*.json"))
     if not tables:
