@@ -13,8 +13,9 @@ EXAMPLE = """example:
 
 Parameters are those with 1,000 classes. GFLOP is for one image of the size at which the weights were evaluated, or for
 a text of 128 tokens; a multiply-add counts as two. Top-1 is the best published accuracy on ImageNet that torchvision
-records. For segmentation put linear_, fcn_, deeplabv3_ or lraspp_ (mobile networks) before a name, e.g. fcn_resnet18;
-_os8 or _os16 after it sets the stride of the last map. Convert weights with: python convert/to_flax.py --arch NAME
+records. For segmentation put linear_, fcn_, deeplabv3_, segformer_, upernet_ (both of networks with maps of several
+sizes) or lraspp_ (mobile networks) before a name, e.g. fcn_resnet18; _os8 or _os16 after it sets the stride of the last
+map. Convert weights with: python convert/to_flax.py --arch NAME
 """
 
 
