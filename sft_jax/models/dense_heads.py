@@ -106,10 +106,10 @@ class Pyramid(nnx.Module):
         *branches, of_mean = self.convs
         found = [norm(conv_images(conv, x), train=train, relu=True) for conv, norm in branches]
         _, conv, norm = of_mean
-        mean = norm(conv(x.mean((1, 2), keepdims=True), layout="NHWC"), train=train, relu=True)
+        mean = norm(conv_images(conv, x.mean((1, 2), keepdims=True)), train=train, relu=True)
         found.append(jnp.broadcast_to(mean, found[0].shape))
         conv, norm = self.project
-        x = norm(conv(jnp.concatenate(found, -1), layout="NHWC"), train=train, relu=True)
+        x = norm(conv_images(conv, jnp.concatenate(found, -1)), train=train, relu=True)
         return dropout(x, key, 0.5, self.axis_name)
 
 

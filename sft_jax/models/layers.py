@@ -56,7 +56,11 @@ class Conv2d(nnx.Module):
 
 
 def conv_images(conv: Conv2d, x: jax.Array) -> jax.Array:
-    """Convolves x [batch, height, width, in]; on CPUs the other layout is faster for kernels larger than 1x1."""
+    """Convolves x [batch, height, width, in], of any dtype; the result has that of `conv`.
+
+    On CPUs the other layout is faster for kernels larger than 1x1.
+    """
+    x = x.astype(conv.dtype)
     if conv.kernel.shape[0] == 1:
         return conv(x, layout="NHWC")
     return conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)

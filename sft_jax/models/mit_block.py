@@ -28,7 +28,7 @@ class OverlapPatches(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [batch, height, width, in] to [batch, ceil(height / stride), ceil(width / stride), out]."""
         bias = self.proj.bias[...]
-        y = conv_images(self.proj, x.astype(self.proj.dtype)).astype(bias.dtype)
+        y = conv_images(self.proj, x).astype(bias.dtype)
         return normalised(self.layer_norm, y + bias[None, None, None])
 
 

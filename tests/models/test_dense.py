@@ -138,6 +138,23 @@ def test_every_family_has_heads_for_pixels(name, size, rows):
     ]
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["fcn_swin_t", "deeplabv3_vit_tiny_patch16_224", "linear_swin_t", "segformer_mit_b0", "upernet_convnextv2_atto",
+     "upernet_resnet18", "lraspp_efficientnet_lite0"],
+)  # fmt: skip
+def test_every_head_takes_maps_of_either_dtype_in_bfloat16(name, train):
+    """Maps are float32 where the backbone's residual stream is."""
+    found, size = find(name), 32
+    settings = {"size": size} if found.positions is not None else {}
+    built = Network.abstract(Builder(found, CLASSES, settings | {"dtype": jnp.bfloat16}))
+    arguments = built.params, built.batch_stats, jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    outputs, statistics = jax.eval_shape(lambda *given: built.apply(*given, train=train), *arguments)
+    assert (outputs.shape, outputs.dtype) == ((2, size, size, CLASSES), jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in statistics.values())
+
+
 def test_dropout_does_not_depend_on_the_number_of_devices_and_keeps_the_mean():
     x = jnp.ones((8, 6, 6, 16))
     whole = dropout(x, jax.random.key(0), 0.5, None)
