@@ -12,6 +12,8 @@ from transformers.image_transforms import id_to_rgb
 from sft_jax.config import complete
 from sft_jax.data import load_dataset
 from sft_jax.data.images import mask
+from sft_jax.data.images.square import Square
+from sft_jax.data.sources.everything import load_everything
 from sft_jax.data.sources.panoptic import list_panoptic
 from sft_jax.errors import UserError
 
@@ -80,6 +82,17 @@ def test_segments_become_their_classes(root):
     _, values = pictured(1001)
     places = np.array([dataset.class_names.index(name) for name in NAMES] + [255] * (VOID - len(NAMES) + 1), np.uint8)
     np.testing.assert_array_equal(dataset.validation.targets["mask"][1], places[values][:, 2:22], strict=True)
+
+
+def test_another_network_is_evaluated_on_them_with_its_own_order_of_classes(root):
+    names = ("nothing", *NAMES)
+    config = complete({"data.source": f"panoptic:{root}", "data.size": 16})
+    found = load_everything(config.data, names, "val", notices := [], Square(16, "squash"), "mask")
+    _, values = pictured(1001)
+    wanted = np.array([names.index(name) for name in NAMES] + [255] * (VOID - len(NAMES) + 1), np.uint8)[values]
+    np.testing.assert_array_equal(found.targets["mask"][1].values(), wanted, strict=True)
+    assert [path.name for path in found.paths] == ["000000001000.jpg", "000000001001.jpg"]
+    assert any("no images of 1 of the network's 4 classes: nothing" in line for line in notices)
 
 
 def test_the_digest_covers_the_json_file(root):
