@@ -91,7 +91,7 @@ def decoded(path: Path | str, content: bytes, segments: Segments | None = None) 
     if segments is not None:
         if mode not in ("RGB", "RGBA"):
             raise UserError(f"the mask {path} has no colours (mode {mode}), whose values are the numbers of segments")
-        return segments.values(found, path, VOID), upright
+        return segments.values(found, path), upright
     if mode not in ("1", "L", "P") and not mode.startswith("I"):
         raise UserError(
             f"the mask {path} has colours (mode {mode}), but each pixel must be the index of a class: save it as "

@@ -15,28 +15,24 @@ class Segments(NamedTuple):
     """The segments of a mask.
 
     Attributes:
-      numbers: uint32 [segments], ascending.
-      classes: uint8 [segments], the index of the class of each.
+      numbers: uint32 [segments], ascending; among them 0, of the pixels of no segment.
+      classes: uint8 [segments], the value in masks of each.
     """
 
     numbers: np.ndarray
     classes: np.ndarray
 
-    def values(self, pixels: np.ndarray, path: Path | str, void: int) -> np.ndarray:
-        """Maps pixels, uint8 [height, width, 3 or 4], to indices of classes, uint8 [height, width].
+    def values(self, pixels: np.ndarray, path: Path | str) -> np.ndarray:
+        """Maps pixels, uint8 [height, width, 3 or 4], to their values, uint8 [height, width].
 
-        Number 0 is no segment, and becomes `void`. `path` is what a UserError calls the mask, which is raised if a
-        pixel has a number that no segment has.
+        `path` is what a UserError calls the mask, which is raised if a pixel has a number that no segment has.
         """
         numbers = (pixels[..., :3] * PLACES).sum(-1, dtype=np.uint32)
-        known, classes = np.append(self.numbers, np.uint32(0)), np.append(self.classes, np.uint8(void))
-        order = np.argsort(known)
-        known, classes = known[order], classes[order]
-        places = np.searchsorted(known, numbers).clip(max=len(known) - 1)
-        unknown = known[places] != numbers
+        places = np.searchsorted(self.numbers, numbers).clip(max=len(self.numbers) - 1)
+        unknown = self.numbers[places] != numbers
         if unknown.any():
             raise UserError(f"the mask {path} has the segment {numbers[unknown][0]}, which its JSON file does not list")
-        return classes[places]
+        return self.classes[places]
 
     def tobytes(self) -> bytes:
         """Returns the content, for a digest."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from sft_jax.data.images import mask
 from sft_jax.data.images.files import find_images, left_out, subfolders
 from sft_jax.data.sources.listing import Listing, counted, some
-from sft_jax.data.sources.masks import CLASSES, Pair, lines_of, listing_of, some_paths
+from sft_jax.data.sources.masks import CLASSES, Pair, check_folder, lines_of, listing_of, some_paths
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.errors import UserError
 
@@ -30,8 +30,7 @@ def list_masks(root: Path, ignored: int | None, notices: list[str]) -> Listing:
     Raises:
       UserError: the folders, masks or classes are missing or do not fit each other.
     """
-    if not root.is_dir():
-        raise UserError(f"data.source=masks:{root}: no such folder")
+    check_folder(f"masks:{root}", root)
     try:
         inside = subfolders(root)
         parts = {folder: part_of(folder.name) for folder in inside if (folder / IMAGES).is_dir()}

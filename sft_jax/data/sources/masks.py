@@ -39,6 +39,19 @@ class Pair(NamedTuple):
     segments: Segments | None = None
 
 
+def check_folder(source: str, root: Path) -> None:
+    """Raises UserError if there is no folder `root`, that of a `data.source`."""
+    if not root.is_dir():
+        raise UserError(f"data.source={source}: no such folder")
+
+
+def check_present(pairs: Iterable[Pair], listed_in: Path) -> None:
+    """Raises UserError if an image or a mask that `listed_in` names does not exist."""
+    absent = [path for pair in pairs for path in (pair.image, pair.mask) if not path.is_file()]
+    if absent:
+        raise UserError(f"{counted(len(absent), 'file')} of {listed_in} missing: {some_paths(absent)}")
+
+
 def with_masks(dataset: Dataset, listing: Listing, ignored: int | None) -> Dataset:
     """Returns a dataset of a listing with masks in place of the names of their files: {"mask": uint8 [n, side, side]}.
 

@@ -10,7 +10,7 @@ import numpy as np
 from sft_jax.data.images import mask
 from sft_jax.data.images.segments import Segments
 from sft_jax.data.sources.listing import Listing, counted
-from sft_jax.data.sources.masks import Pair, listing_of, some_paths
+from sft_jax.data.sources.masks import Pair, check_folder, check_present, listing_of, some_paths
 from sft_jax.data.sources.part_names import part_of
 from sft_jax.errors import UserError
 
@@ -32,8 +32,7 @@ def list_panoptic(root: Path, ignored: int | None, notices: list[str]) -> Listin
     Raises:
       UserError: files are missing, or do not fit each other or the format.
     """
-    if not root.is_dir():
-        raise UserError(f"data.source=panoptic:{root}: no such folder")
+    check_folder(f"panoptic:{root}", root)
     if ignored != mask.VOID:
         raise UserError(
             f"data.ignore_index={ignored}: panoptic masks have no such value, the pixels of no segment are ignored; "
@@ -89,9 +88,7 @@ def _read(table: Path, root: Path, notices: list[str]) -> _Table:
         raise UserError(f"{table} is not in COCO's panoptic format ({type(error).__name__}: {error})") from None
     if len(set(names)) < len(names) or len(indices) < len(names) or len(names) > mask.VOID:
         raise UserError(f"{table} has a category twice, or more than {mask.VOID}")
-    absent = [path for pair in pairs for path in (pair.image, pair.mask) if not path.is_file()]
-    if absent:
-        raise UserError(f"{counted(len(absent), 'file')} of {table} missing: {some_paths(absent)}")
+    check_present(pairs, table)
     if files:
         notices.append(f"{counted(len(files))} of {table} ignored, without a mask: {some_paths(files.values())}")
     return _Table(part, tuple(names), pairs)
@@ -99,6 +96,6 @@ def _read(table: Path, root: Path, notices: list[str]) -> _Table:
 
 def _segments(listed: Sequence[Mapping[str, int]], indices: Mapping[int, int]) -> Segments:
     """Returns the segments of a mask; `indices` are the classes of the categories. Raises KeyError, ValueError, ..."""
-    classes = {segment["id"]: indices[segment["category_id"]] for segment in listed}
+    classes = {0: mask.VOID} | {segment["id"]: indices[segment["category_id"]] for segment in listed}
     numbers = sorted(classes)
     return Segments(np.array(numbers, np.uint32), np.array([classes[number] for number in numbers], np.uint8))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sft_jax.data.images.files import subfolders
 from sft_jax.data.sources.listing import Listing, counted, some
-from sft_jax.data.sources.masks import Pair, lines_of, listing_of, some_paths
+from sft_jax.data.sources.masks import Pair, check_folder, check_present, lines_of, listing_of
 from sft_jax.errors import UserError
 
 # Pascal VOC's, in the order of the values of its masks; 255 is the border between them.
@@ -16,8 +16,7 @@ VOC_CLASSES = (
 
 def list_voc(root: Path, ignored: int | None, notices: list[str]) -> Listing:
     """Lists the images of Pascal VOC's ImageSets/Segmentation, in ROOT or ROOT/VOC2012; see `list_masks`."""
-    if not root.is_dir():
-        raise UserError(f"data.source=voc:{root}: no such folder")
+    check_folder(f"voc:{root}", root)
     years = [folder for folder in (root, *reversed(subfolders(root))) if (folder / "SegmentationClass").is_dir()]
     if not years:
         raise UserError(f"data.source=voc:{root} has no SegmentationClass, nor has a folder in it; name VOC2012")
@@ -35,9 +34,5 @@ def list_voc(root: Path, ignored: int | None, notices: list[str]) -> Listing:
         notices.append(f"{counted(len(without), 'test image')} ignored, which have no mask: {some(without)}")
     if not pairs:
         raise UserError(f"data.source=voc:{root}: {folder}/ImageSets/Segmentation has no train.txt with images")
-    absent = [path for pair in pairs for path in (pair.image, pair.mask) if not path.is_file()]
-    if absent:
-        raise UserError(
-            f"{counted(len(absent), 'file')} of {folder}/ImageSets/Segmentation missing: {some_paths(absent)}"
-        )
+    check_present(pairs, folder / "ImageSets" / "Segmentation")
     return listing_of(folder, pairs, VOC_CLASSES, ignored, notices)
