@@ -1,7 +1,6 @@
 """Masks of pictures at their own size, from outputs of the square that the network sees."""
 
 import concurrent.futures
-import contextlib
 import io
 import itertools
 import warnings
@@ -13,13 +12,12 @@ import numpy as np
 from PIL import Image
 
 from sft_jax.data.dataset import DECODING_THREADS
-from sft_jax.data.images.formats import MAX_PIXELS, UNREADABLE, FileWarnings, opened, reason
+from sft_jax.data.images.formats import MAX_PIXELS, FileWarnings, opened, readable
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.images.mask import VOID
 from sft_jax.data.images.named import decoded
 from sft_jax.data.images.square import upright
 from sft_jax.data.preprocess import Preprocess
-from sft_jax.errors import UserError
 from sft_jax.inference.own_size import at_own_size
 from sft_jax.inference.windows import BATCH, WHOLE, View, check_view, outputs_of, seen_in_windows
 from sft_jax.runtime.files import write_bytes
@@ -89,7 +87,7 @@ def _pixels(image: Given, preprocess: Preprocess) -> np.ndarray:
         return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
     if isinstance(image, Image.Image):
         return np.asarray(preprocess.rgb(image))
-    with _reading(image):
+    with readable(image):
         return pixels_of(image, preprocess)
 
 
@@ -98,17 +96,8 @@ def _picture(image: Given, preprocess: Preprocess) -> Picture:
         return Picture(image.shape[:2], preprocess.of_array(image))
     if isinstance(image, Image.Image):
         return Picture(upright(image), preprocess.of_image(image))
-    with _reading(image):
+    with readable(image):
         return read(image, preprocess)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raises UserError for an image that cannot be read."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read: {reason(error, path)}") from error
 
 
 def answers(

@@ -16,7 +16,7 @@ from sft_jax import models
 from sft_jax.config import default_config
 from sft_jax.data.crops import CENTRE, Place
 from sft_jax.data.dataset import DECODING_THREADS
-from sft_jax.data.images.formats import UNREADABLE, FileWarnings, reason
+from sft_jax.data.images.formats import FileWarnings, readable
 from sft_jax.data.images.given import Given, one_by_one
 from sft_jax.data.preprocess import Preprocess
 from sft_jax.errors import UserError
@@ -116,10 +116,8 @@ class Classifier(TrainedNetwork):
             return self.preprocess.of_array(image)
         if isinstance(image, Image.Image):
             return self.preprocess.of_image(image)
-        try:
+        with readable(image):
             return self.preprocess.read(image)
-        except UNREADABLE as error:
-            raise UserError(f"{image} cannot be read: {reason(error, image)}") from error
 
     def predict(self, images: Any, top: int | None = None, *, windows: int | None = None, flips: bool = False) -> Any:
         """See `TrainedNetwork`; of pixels it returns a list of masks, see `masks.predict`.

@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from sft_jax.errors import UserError
+
 # Pillow's names. Excluded are documents and drawings (EPS would start a program), videos, icons, and data formats that
 # Pillow can only identify.
 FORMATS = frozenset(
@@ -88,6 +90,15 @@ def opened(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Iterator[Im
             yield image
     finally:
         _reading.file = None
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Context manager that raises UserError, which names `path`, for one of `UNREADABLE`."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {reason(error, path)}") from error
 
 
 @contextlib.contextmanager
