@@ -42,10 +42,10 @@ class Conv2d(nnx.Module):
         self.groups, self.dtype = groups, dtype
 
     def __call__(self, x: jax.Array, layout: Layout = "HWNC") -> jax.Array:
-        """Convolves x [height, width, batch, in], or in the given `layout`."""
+        """Convolves x [height, width, batch, in], or in the given `layout`; of any dtype, the result is of `dtype`."""
         kernel = self.kernel[...].astype(self.dtype)
         return ops.conv2d(
-            x,
+            x.astype(self.dtype),
             kernel,
             stride=self.stride,
             padding=self.padding,
@@ -56,11 +56,7 @@ class Conv2d(nnx.Module):
 
 
 def conv_images(conv: Conv2d, x: jax.Array) -> jax.Array:
-    """Convolves x [batch, height, width, in], of any dtype; the result has that of `conv`.
-
-    On CPUs the other layout is faster for kernels larger than 1x1.
-    """
-    x = x.astype(conv.dtype)
+    """Convolves x [batch, height, width, in]; on CPUs the other layout is faster for kernels larger than 1x1."""
     if conv.kernel.shape[0] == 1:
         return conv(x, layout="NHWC")
     return conv(x.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
