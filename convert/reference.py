@@ -1,5 +1,6 @@
 """What the converters need to know about the reference implementation of a family of networks in torch."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class Reference:
       body: prefixes of the reference's names outside the head. Files have heads of other shapes and under other names,
         which `heads.py` finds among the remaining tensors.
       channels_last: whether `stages` have their channels last.
+      lists_tokens: whether stages whose outputs are maps of ours return them as lists of tokens, of square images.
       dense: whether heads are part of the network as they are, and not one linear layer of any name.
       unit: of `sizes`, for messages.
       axes: names of the leading axes of the module's inputs, which may have any size.
@@ -69,6 +71,7 @@ class Reference:
     landmark = ""
     body: tuple[str, ...] = ()
     channels_last = False
+    lists_tokens = False
     dense = False
     unit = "px"
     axes: tuple[str, ...] = ("batch",)
@@ -83,8 +86,9 @@ class Reference:
 
     def arranged(self, activations: torch.Tensor) -> torch.Tensor:
         """Returns the output of a stage as ours is: images have their channels last, tokens have them in both."""
-        moved = activations.ndim == 4 and not self.channels_last
-        return activations.permute(0, 2, 3, 1) if moved else activations
+        if activations.ndim == 4:
+            return activations if self.channels_last else activations.permute(0, 2, 3, 1)
+        return activations.unflatten(1, (math.isqrt(activations.shape[1]), -1)) if self.lists_tokens else activations
 
     def dialects(self, arch: str) -> Sequence[Dialect]:
         """Returns the naming schemes of `arch` in files, the reference's own first; empty if it has only that one."""

@@ -82,6 +82,7 @@ class MitReference(Reference):
     title = "a Mix Transformer"
     landmark = "segformer.encoder.patch_embeddings.0.proj.weight"
     body: tuple[str, ...] = (ENCODER,)
+    lists_tokens = True
 
     def empty(self, arch: str, outputs: int) -> torch.nn.Module:
         """Returns the network `arch`, without stochastic depth, if possible on the meta device."""

@@ -8,7 +8,6 @@ Swin of torchvision has.
 """
 
 import functools
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from convert.attention import separated
 from convert.convnext import ConvNeXtReference
 from convert.names import PREFIX, Dialect, Naming, Replacement
-from convert.reference import Reference, Tensors
+from convert.reference import Reference, Tensors, without_values
 from convert.swin import INDEX, SwinReference
 from sft_jax.models import architecture, convnext, swin
 from sft_jax.models.architecture import Architecture
@@ -57,6 +56,7 @@ class UPerNetReference(Reference):
     landmark = "first layer of a ConvNeXt or a Swin under a known name"
     body = (_START, DECODER, AUXILIARY)
     dense = True
+    lists_tokens = True  # of a Swin
 
     def module(self, arch: str, outputs: int, state_dict: Mapping[str, torch.Tensor], stem: str) -> torch.nn.Module:
         """See `Reference`. The backbone's names may be torchvision's or those of files."""
@@ -88,12 +88,6 @@ class UPerNetReference(Reference):
             if stage.downsample is not None:
                 stages[f"{_START}layers.{index + 1}.downsample"] = stage.downsample
         return stages
-
-    def arranged(self, activations: torch.Tensor) -> torch.Tensor:
-        """See `Reference`: a Swin's are lists of tokens."""
-        if activations.ndim == 4:
-            return super().arranged(activations)
-        return activations.unflatten(1, (math.isqrt(activations.shape[1]), -1))
 
     def logits(self, module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Reference`."""
@@ -169,7 +163,8 @@ def _dialect(arch: str) -> Dialect:
 def _names(arch: str) -> dict[str, str]:
     """Returns our names of the tensors that the network needs from a file, by their names there."""
     naming = Naming(_dialect(arch), "")
-    names = {name: naming.reference_name(name) for name in map(published_name, _network(arch, 1).state_dict())}
+    module = without_values(lambda: _network(arch, 1))
+    names = {name: naming.reference_name(name) for name in map(published_name, module.state_dict())}
     return {name: own for name, own in names.items() if not own.startswith(UNUSED) and not own.endswith(INDEX)}
 
 

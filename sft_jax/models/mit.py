@@ -83,7 +83,7 @@ class MixTransformer(BlockNetwork):
 
     def features(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Features:
         """Maps normalised images [batch, height, width, 3] to `Features`."""
-        stages = dict(self._stages(x, key=key))
+        stages = dict(self.stages(x, key=key))
         maps = tuple(stages[f"layer_norm.{index}"] for index in range(len(self.layer_norm)))
         return Features(self.pool(maps[-1]), maps)
 
@@ -95,13 +95,8 @@ class MixTransformer(BlockNetwork):
         """Maps features [batch, channels] to logits [batch, num_classes]."""
         return self.classifier(features)
 
-    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, tokens [batch, height * width, channels]) after the patches, blocks and norms."""
-        for name, activations in self._stages(x):
-            yield name, activations.reshape(len(activations), -1, activations.shape[-1])
-
-    def _stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
-        """Yields as `stages`, but [batch, height, width, channels]."""
+    def stages(self, x: jax.Array, *, key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+        """Yields (name, activations [batch, height, width, channels]) after the patches, blocks and norms."""
         position, last = 0, sum(len(blocks) for blocks in self.block) - 1
         for stage, (patches, blocks, norm) in enumerate(
             zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
