@@ -6,6 +6,7 @@ so that every call pays for the page faults again.
 
 import ctypes
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -17,13 +18,16 @@ SWITCH = "SFT_JAX_MALLOPT"
 
 # From <malloc.h>: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _SETTINGS = ((-8, 1), (-4, 0), (-1, -1), (-2, 64 * 1024 * 1024))
-_STATM = Path("/proc/self/statm")
+# From <sys/mman.h>.
+_MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 << 20
+_CHECK_S = 2.0
 
 
+@functools.cache
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for reuse. Call it before jax is imported.
+    """Makes this process keep freed memory for reuse, from the first call on. Call it before jax is imported.
 
-    The process then stays near its peak memory, see `Bound`. Does nothing on systems without glibc, or if the
+    The process then stays near its peak memory, see `Bound`. Does nothing without a glibc of at least 2.33, or if the
     environment variable SFT_JAX_MALLOPT is 0.
 
     Returns:
@@ -32,10 +36,13 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "0":
         return False
     libc = ctypes.CDLL(None)
-    mallopt = getattr(libc, "mallopt", None)  # musl has none
-    if mallopt is None or {mallopt(option, value) for option, value in _SETTINGS} != {1}:
+    # musl has no mallopt, and an older glibc cannot tell how much of its memory is in use.
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "mallinfo2")):
         return False
-    bound = Bound(_resident, lambda: libc.malloc_trim(0))
+    if {libc.mallopt(option, value) for option, value in _SETTINGS} != {1}:
+        return False
+    heap = Heap(libc)
+    bound = Bound(heap.resident, heap.in_use, heap.trim)
     threading.Thread(target=_watch, args=(bound,), name="allocator", daemon=True).start()
     return True
 
@@ -47,38 +54,70 @@ class Bound:
     A block of the size of one that was freed does not always fit into its place: glibc aligns blocks by cutting their
     ends off, and a small block that gets one of the ends is in the way of the next large one (glibc's bug 14581). The
     heap then grows by a large block; without a bound, from 4 to 18 GB in the first epoch of EfficientNet-Lite0 with
-    batches of 100 images at 128 px. Returning everything that is free costs the page faults of one call.
+    batches of 100 images at 128 px.
 
     Attributes:
       resident: returns the bytes that the process has in memory, without files.
-      trim: returns what is free to the system.
-      limit: bytes above which it does so.
-      settle: number of checks after it, until what is then resident is what the process needs.
+      in_use: returns the bytes of its heap that are allocated.
+      trim: returns the others to the system, which costs the page faults of the next call.
+      spare: bytes that it may have besides a quarter more than it ever used.
+      used: the most bytes in use that were seen.
+      elsewhere: the most bytes outside the heap that were seen.
     """
 
     resident: Callable[[], int]
+    in_use: Callable[[], int]
     trim: Callable[[], object]
-    limit: float = 2 << 30
-    settle: int = 5
-    _waiting: int = 0
+    spare: int = 512 << 20
+    used: int = 0
+    elsewhere: int = 512 << 20
 
     def check(self) -> None:
-        """Returns free memory if the process has more than `limit`, and then sets this anew, from what is needed."""
-        if self._waiting:
-            self._waiting -= 1
-            if not self._waiting:
-                self.limit = max(self.limit, 1.25 * self.resident() + (1 << 28))
-        elif self.resident() > self.limit:
+        """Returns free memory to the system if the process has more than it may."""
+        self.used = max(self.used, self.in_use())
+        if self.resident() > 1.25 * self.used + self.elsewhere + self.spare:
             self.trim()
-            self._waiting = self.settle
+            self.elsewhere = max(self.elsewhere, self.resident() - self.in_use())
 
 
-def _resident() -> int:
-    pages = [int(number) for number in _STATM.read_text().split()]
-    return (pages[1] - pages[2]) * os.sysconf("SC_PAGE_SIZE")  # less those of files
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+        )
+    )  # fmt: skip
+
+
+class Heap:
+    """The heap of this process, as glibc and Linux know it."""
+
+    def __init__(self, libc: ctypes.CDLL):
+        self._libc = libc
+        libc.mallinfo2.restype = _Mallinfo
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def resident(self) -> int:
+        """See `Bound`."""
+        pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+        return (pages[1] - pages[2]) * os.sysconf("SC_PAGE_SIZE")  # less those of files
+
+    def in_use(self) -> int:
+        """See `Bound`."""
+        return self._libc.mallinfo2().uordblks
+
+    def trim(self) -> None:
+        """See `Bound`. What is used again gets huge pages, where the system has them: few faults instead of many."""
+        self._libc.malloc_trim(0)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith("[heap]"):
+                first, end = (int(address, 16) for address in line.split()[0].split("-"))
+                first = -(-first // _HUGE_PAGE) * _HUGE_PAGE
+                if end > first:
+                    self._libc.madvise(first, end - first, _MADV_HUGEPAGE)
 
 
 def _watch(bound: Bound) -> None:
     while True:
-        time.sleep(2)
+        time.sleep(_CHECK_S)
         bound.check()

@@ -20,12 +20,18 @@ class Devices:
     """The devices of a run; moves arrays to them and compiles programs for all of them.
 
     With several processes, each holds arrays on its own devices only and passes its own part of sharded arguments.
+
+    Attributes:
+      devices: of all processes, in order.
+      count: their number.
+      apart: whether they have memory and cores of their own, as GPUs and TPUs do.
     """
 
     def __init__(self, devices: list[jax.Device] | None = None):
         # Grouped by process, as pmap requires.
         self.devices = devices or sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.count = len(self.devices)
+        self.apart = self.devices[0].platform != "cpu"
         self._own = [device for device in self.devices if device.process_index == jax.process_index()]
         self._first = self.devices.index(self._own[0])
         mesh = Mesh(np.array(self._own), (AXIS,))

@@ -181,8 +181,9 @@ class PhasePrograms:
     ) -> Iterator[tuple[TrainState, Call, StepMetrics]]:
         """Trains; yields after each call the new state, the call and its metrics.
 
-        When a call is yielded it is only queued, while the previous one is finished. So the devices stay busy while the
-        host reads the metrics of the previous call.
+        On GPUs and TPUs a call is only queued when it is yielded, while the previous one is finished, so that they stay
+        busy while the host reads the metrics of the previous call. On CPUs, whose cores the host needs as well, the
+        temporary memory of two calls would overlap.
 
         Args:
           state: the state before the first step; it is donated.
@@ -196,7 +197,7 @@ class PhasePrograms:
             before_call(state, call)
             with steps_per_call.timing(call.steps):
                 state, metrics = self.train_steps(state, call.chunk, self.experiment.key)
-                jax.block_until_ready(before)
+                jax.block_until_ready(before if self.experiment.devices.apart else metrics)
             before = metrics
             yield state, call, metrics
 

@@ -9,11 +9,12 @@ from sft_jax.runtime.allocator import Bound
 
 
 class Process:
-    """A process whose heap has `needed` bytes in use, and others that are free."""
+    """A process with bytes in use on its heap, bytes that are free there, and others outside it."""
 
-    def __init__(self, needed):
-        self.needed, self.free, self.trimmed = needed, 0, 0
-        self.bound = Bound(lambda: self.needed + self.free, self.trim, limit=1 << 30, settle=2)
+    def __init__(self, used, elsewhere=0):
+        self.used, self.free, self.elsewhere, self.trimmed = used, 0, elsewhere, 0
+        sizes = {"spare": 100 << 20, "elsewhere": 0}
+        self.bound = Bound(lambda: self.used + self.free + self.elsewhere, lambda: self.used, self.trim, **sizes)
 
     def trim(self):
         self.free, self.trimmed = 0, self.trimmed + 1
@@ -25,46 +26,61 @@ class Process:
 
 
 def test_free_memory_is_returned_above_the_limit():
-    process = Process(needed=600 << 20)
+    process = Process(used=400 << 20)
+    process.free = 200 << 20  # a quarter and 100 MiB
     assert process.check(10) == 0
-    process.free = 500 << 20
+    process.free += 1
     assert process.check() == 1
     assert process.free == 0
 
 
-def test_the_limit_follows_what_is_needed():
-    process = Process(needed=4 << 30)
-    assert process.check(10) == 1, "what is in use cannot be returned, again and again"
-    assert process.bound.limit == (5 << 30) + (1 << 28)
-    process.free = 1 << 30
+def test_what_was_in_use_before_may_be_kept():
+    process = Process(used=4 << 30)
+    process.check()
+    process.used, process.free = 1 << 30, 4 << 30
+    assert process.check(10) == 0
+
+
+def test_what_is_outside_the_heap_is_not_asked_for_again_and_again():
+    process = Process(used=1 << 30, elsewhere=2 << 30)
     assert process.check(10) == 1
-    process.free = 2 << 30
+    process.free = 1 << 30
     assert process.check(10) == 2
 
 
 GROWING = """
-import ctypes, time
+import ctypes
 from sft_jax.runtime import allocator
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 assert allocator.keep_freed_memory()
-before = allocator._resident()
-for turn in range(8):  # each block is a page larger than the last one, which another one keeps apart
-    block = libc.malloc((64 << 20) + (turn << 12))
-    ctypes.memset(block, 1, 64 << 20)
-    libc.malloc(1 << 20)
+heap = allocator.Heap(libc)
+blocks = []
+for number in range(16):
+    blocks.append(libc.malloc(32 << 20))
+    ctypes.memset(blocks[-1], 1, 32 << 20)
+for block in blocks[:-1]:  # the last one is above them, in the way of the end of the heap
     libc.free(block)
-kept = allocator._resident() - before
-bound = allocator.Bound(allocator._resident, lambda: libc.malloc_trim(0), limit=before + (100 << 20))
+bound = allocator.Bound(heap.resident, heap.in_use, heap.trim, spare=100 << 20, elsewhere=0)
+kept = heap.resident()
 bound.check()
-print(kept >> 20, allocator._resident() - before >> 20)
+block = libc.malloc(400 << 20)  # in the place of those that were returned
+ctypes.memset(block, 2, 400 << 20)
+assert blocks[0] <= block < blocks[-1]
+assert ctypes.string_at(blocks[-1], 32 << 20) == bytes([1]) * (32 << 20)
+libc.free(block)
+again = heap.resident()
+bound.check()
+print(kept >> 20, again >> 20, heap.resident() >> 20, heap.in_use() >> 20)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there are no such settings elsewhere")
 def test_glibc_keeps_memory_until_it_is_trimmed():
     done = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True)
-    kept, left = map(int, done.stdout.split())
-    assert kept > 400
-    assert left < 32
+    kept, again, left, used = map(int, done.stdout.split())
+    assert kept > 16 * 32
+    assert again > 432
+    assert 32 <= used < 64
+    assert left < 100
