@@ -141,6 +141,12 @@ KEYS: dict[str, Key] = {
         "head's inputs (BERT: 0.1, ModernBERT: 0), rounded to a 256th.",
         **FRACTION,
     ),
+    "regularization.attention_dropout": Key(
+        0.0,
+        float,
+        "Dropout of the attention weights of networks of texts (BERT: 0.1, ModernBERT: 0), rounded to a 256th.",
+        **FRACTION,
+    ),
     "regularization.l2_sp": Key(
         0.0,
         float,

@@ -124,8 +124,8 @@ def step_flops(experiment: Experiment, programs: PhasePrograms) -> float:
     """Returns the floating-point operations of one step, on all devices together."""
     config = experiment.config
     # On one device and without accumulation, which computes the same.
-    dropout, outputs, size = config.regularization.dropout, experiment.task.outputs, config.data.size
-    build = models.builder(config.model, outputs, size=size, precision=config.precision, dropout=dropout)
+    outputs, size = experiment.task.outputs, config.data.size
+    build = models.builder(config.model, outputs, size=size, precision=config.precision)
     full = models.Network.abstract(build, experiment.task.inputs)
     network: models.Network | models.HeadNetwork = full
     stored = experiment.stored_shapes(config.batch_size)

@@ -94,6 +94,7 @@ def builder(
     axis_name: str | None = None,
     stochastic_depth: float = 0.0,
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     rematerialise: bool = False,
 ) -> Builder:
     """Returns the constructor of the network that `config`, the group `model` of the configuration, describes.
@@ -106,6 +107,7 @@ def builder(
       axis_name: the mapped axis over which batch norm's statistics are averaged in training.
       stochastic_depth: drop rate of the last block in training.
       dropout: drop rate of networks of texts in training.
+      attention_dropout: that of their attention weights.
       rematerialise: whether the activations within blocks are computed again in the backward pass.
 
     Raises:
@@ -121,10 +123,12 @@ def builder(
         "axis_name": axis_name,
         "stochastic_depth": stochastic_depth,
     }
+    rates = {"dropout": dropout, "attention_dropout": attention_dropout}
     if found.texts is not None:
-        settings["dropout"] = dropout
-    elif dropout:
-        raise UserError(f"config.regularization.dropout={dropout}: {config.name} has no dropout; use 0")
+        settings |= rates
+    for name, rate in rates.items():
+        if rate and found.texts is None:
+            raise UserError(f"config.regularization.{name}={rate}: {config.name} has no dropout; use 0")
     if size is not None:
         found.check_size(size)
         settings |= {"size": size} if found.positions is not None else {}

@@ -133,7 +133,7 @@ class Layer(nnx.Module):
         kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
         bias = jnp.concatenate([part.bias[...] for part in parts])
         qkv = ops.dense(x.astype(self.dtype), kernel, bias)
-        mixed = ops.self_attention(qkv, mask.shape[1], self.heads, mask=mask)
+        mixed = ops.self_attention(qkv, mask.shape[1], self.heads, mask=mask, drop=dropout.of_attention(mask.shape[0]))
         x = _added(self.attention["output"], x, mixed, mask.shape[0], dropout)
         return _added(self.output, x, ops.gelu(self.intermediate["dense"](x)), mask.shape[0], dropout)
 
@@ -143,7 +143,7 @@ def _added(output: Any, x: jax.Array, branch: jax.Array, examples: int, dropout:
 
 
 class Bert(TextNetwork):
-    """transformers' `BertForSequenceClassification` and its relatives, without dropout of attention weights.
+    """transformers' `BertForSequenceClassification` and its relatives.
 
     Args:
       variant: see `Variant`.
@@ -153,6 +153,7 @@ class Bert(TextNetwork):
       axis_name: the mapped axis over devices, of which dropout takes examples' places in the global batch.
       stochastic_depth: unused.
       dropout: rate after the embeddings, of every branch, and of the head's inputs, if there is a key.
+      attention_dropout: rate of attention weights, if there is a key.
     """
 
     def __init__(
@@ -165,10 +166,12 @@ class Bert(TextNetwork):
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.variant, width, kind = variant, variant.width, variant.kind
-        self.padding, self.dropout, self.axis_name = kind.padding, dropout, axis_name
+        self.padding, self.axis_name = kind.padding, axis_name
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         counts = {"word": variant.vocabulary, "position": kind.positions, "token_type": kind.segments}
         tables = {f"{name}_embeddings": Embedding(n, width, rngs=rngs) for name, n in counts.items() if n}
         self.embeddings: Any = nnx.Dict(tables | {"LayerNorm": LayerNorm(width, epsilon=kind.epsilon)})

@@ -1,10 +1,13 @@
 """Dropout (Srivastava et al., 2014), drawn for each example by its place in the global batch."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.collectives import own_rows
+from sft_jax.ops.scores import Drop, dropped
 
 # A byte decides about a number: drawing 32 bits instead takes four times as long.
 LEVELS = 256
@@ -20,26 +23,43 @@ class Dropout:
       rate: from 0 to 1; 0 changes nothing.
       key: of the update; None drops nothing.
       axis_name: the mapped axis of devices, if there is one.
+      attention: the rate of attention weights.
     """
 
-    def __init__(self, rate: float, key: jax.Array | None, axis_name: str | None):
-        self._dropped = round(rate * LEVELS) if key is not None else 0
+    def __init__(self, rate: float, key: jax.Array | None, axis_name: str | None, *, attention: float = 0.0):
+        self._dropped, self._of_attention = (round(each * LEVELS * (key is not None)) for each in (rate, attention))
         self._key, self._axis_name, self._used = key, axis_name, 0
 
     def __call__(self, x: jax.Array, examples: int) -> jax.Array:
         """Drops numbers of rows [examples * tokens, width]; every call draws anew."""
         if not self._dropped:
             return x
+        kept = self._bytes(self._next(), x.shape, examples) >= self._dropped
+        return dropped(x, kept, LEVELS / (LEVELS - self._dropped))
+
+    def of_attention(self, examples: int) -> Drop | None:
+        """Returns what drops attention weights [examples * heads, ...]; every call draws anew. None drops nothing."""
+        if not self._of_attention:
+            return None
+        key, at_least = self._next(), self._of_attention
+
+        def kept(shape: tuple[int, ...], part: int | jax.Array) -> jax.Array:
+            return self._bytes(jax.random.fold_in(key, part), shape, examples) >= at_least
+
+        return Drop(kept, LEVELS / (LEVELS - at_least))
+
+    def _next(self) -> jax.Array:
         assert self._key is not None
-        own = jax.random.fold_in(self._key, self._used)
         self._used += 1
-        keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(own_rows(jnp.arange, examples, self._axis_name))
-        size = x.size // examples
+        return jax.random.fold_in(self._key, self._used - 1)
+
+    def _bytes(self, key: jax.Array, shape: tuple[int, ...], examples: int) -> jax.Array:
+        """Draws uint8 of `shape`, whose first axis is the examples or consists of as many equal parts."""
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(own_rows(jnp.arange, examples, self._axis_name))
+        size = math.prod(shape) // examples
         words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 4),), jnp.uint32))(keys)
         # jax.random.bits of bytes takes five times as long (jax 0.10.2, CPU).
-        bits = lax.bitcast_convert_type(words, jnp.uint8).reshape(examples, -1)[:, :size].reshape(x.shape)
-        scale = jnp.asarray(LEVELS / (LEVELS - self._dropped), x.dtype)
-        return jnp.where(bits >= self._dropped, x * scale, jnp.zeros((), x.dtype))
+        return lax.bitcast_convert_type(words, jnp.uint8).reshape(examples, -1)[:, :size].reshape(shape)
 
 
 def dropout(

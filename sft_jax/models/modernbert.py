@@ -84,7 +84,8 @@ class Layer(nnx.Module):
         batch, tokens = mask.shape
         qkv = self.attn["Wqkv"](x if self.attn_norm is None else self.attn_norm(x))
         qkv = rotated(qkv, tokens, self.heads, rotation)
-        mixed = ops.self_attention(qkv, tokens, self.heads, mask=mask, window=self.window)
+        drop = dropout.of_attention(batch)
+        mixed = ops.self_attention(qkv, tokens, self.heads, mask=mask, window=self.window, drop=drop)
         x = x + self.attn["Wo"](mixed).astype(x.dtype)
         signal, gate = jnp.split(self.mlp["Wi"](self.mlp_norm(x)), 2, axis=-1)
         return x + self.mlp["Wo"](dropout(ops.gelu(signal) * gate, batch)).astype(x.dtype)
@@ -101,7 +102,7 @@ def output_deviation(variant: Variant) -> float:
 
 
 class ModernBert(TextNetwork):
-    """transformers' `ModernBertForSequenceClassification`, without dropout in the attention.
+    """transformers' `ModernBertForSequenceClassification`.
 
     Args:
       variant: see `Variant`.
@@ -112,6 +113,7 @@ class ModernBert(TextNetwork):
       stochastic_depth: unused.
       dropout: rate after the embeddings, of the gated channels of every MLP and of the classifier's inputs, if there is
         a key: transformers' `embedding_dropout`, `mlp_dropout` and `classifier_dropout`, which all are 0 by default.
+      attention_dropout: rate of attention weights, if there is a key.
     """
 
     def __init__(
@@ -124,10 +126,12 @@ class ModernBert(TextNetwork):
         axis_name: str | None = None,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.variant, width = variant, variant.width
-        self.padding, self.dropout, self.axis_name = variant.padding, dropout, axis_name
+        self.padding, self.axis_name = variant.padding, axis_name
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         tokens = Embedding(variant.vocabulary, width, rngs=rngs)
         self.embeddings: Any = nnx.Dict({"tok_embeddings": tokens, "norm": norm(variant)})
         self.layers = nnx.List([Layer(variant, index, dtype=dtype, rngs=rngs) for index in range(variant.depth)])

@@ -16,12 +16,14 @@ class TextNetwork(BlockNetwork):
     Attributes:
       padding: number of the padding token.
       dropout: its rate, where the subclass says, if there is a key.
+      attention_dropout: the rate of attention weights, likewise.
       axis_name: the mapped axis over devices, of which dropout takes examples' places in the global batch.
       classifier: the head.
     """
 
     padding: int
     dropout: float
+    attention_dropout: float
     axis_name: str | None
     classifier: Any
 
@@ -38,7 +40,7 @@ class TextNetwork(BlockNetwork):
 
         `words` are the tokens' embeddings [batch, length, width], if they are not those of `embed`.
         """
-        dropout = Dropout(self.dropout, key, self.axis_name)
+        dropout = Dropout(self.dropout, key, self.axis_name, attention=self.attention_dropout)
         stages = self._stages(tokens, segments, self.embed(tokens) if words is None else words, dropout)
         maps = tuple(activations for _, activations in stages)[1:]
         return Features(dropout(self.pool(maps[-1], self.mask(tokens)), tokens.shape[0]), maps)

@@ -8,7 +8,7 @@ from jax import lax
 
 from sft_jax.ops.long_attention import is_long, long_attention
 from sft_jax.ops.precision import wide
-from sft_jax.ops.scores import softmax_of_seen
+from sft_jax.ops.scores import Drop, dropped, softmax_of_seen
 
 
 def self_attention(
@@ -18,6 +18,7 @@ def self_attention(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     window: int | None = None,
+    drop: Drop | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(d) + bias) v for every example and head, as torch's scaled_dot_product_attention.
 
@@ -33,14 +34,16 @@ def self_attention(
         examples, and so on; None for none.
       mask: bool [batch, tokens], whether others attend to a token, which they do not to padding; None for all.
       window: the number of tokens before and after it to which a token attends; None for all.
+      drop: dropout of the softmax; None for none.
 
     Returns:
       rows [batch * tokens, heads * d] of the same dtype.
     """
     if mask is not None and bias is None and is_long(tokens, window):
         q, k, v = _heads(qkv, tokens, heads)
-        return _rows(long_attention(q, k, v, mask, window), heads)
-    return _self_attention(qkv, bias, mask, tokens, heads, window)
+        return _rows(long_attention(q, k, v, mask, window, drop), heads)
+    kept = drop and drop.kept((qkv.shape[0] // tokens * heads, tokens, tokens), 0)
+    return _self_attention(qkv, bias, mask, kept, tokens, heads, window, drop and drop.scale)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, heads: int) -> jax.Array:
@@ -71,16 +74,16 @@ def attention_weights(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
     return _softmax(q, k, None, None, None).reshape(-1, heads, tokens, tokens)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _self_attention(qkv, bias, mask, tokens, heads, window):
-    return _forward(qkv, bias, mask, tokens, heads, window)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _self_attention(qkv, bias, mask, kept, tokens, heads, window, scale):
+    return _forward(qkv, bias, mask, kept, tokens, heads, window, scale)[0]
 
 
-def _forward(qkv, bias, mask, tokens, heads, window):
+def _forward(qkv, bias, mask, kept, tokens, heads, window, scale):
     q, k, v = _heads(qkv, tokens, heads)
     weights = _softmax(q, k, bias, mask, window).astype(qkv.dtype)
-    mixed = _product(weights, v, 2, 1).astype(qkv.dtype)
-    saved = q, k, v, weights, bias
+    mixed = _product(weights if kept is None else dropped(weights, kept, scale), v, 2, 1).astype(qkv.dtype)
+    saved = q, k, v, weights, bias, kept
     return _rows(mixed, heads), saved
 
 
@@ -119,23 +122,25 @@ def _seen(tokens: int, mask: jax.Array | None, window: int | None) -> jax.Array 
     return near if seen is None else seen & near
 
 
-def _backward(tokens, heads, window, saved, dy):
-    q, k, v, weights, bias = saved
+def _backward(tokens, heads, window, scale, saved, dy):
+    q, k, v, weights, bias, kept = saved
     batch, d = q.shape[0] // heads, q.shape[-1]
     dy = dy.reshape(batch, tokens, heads, d).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, d)
     dy = lax.optimization_barrier(dy)
-    d_weights = _product(dy, v, 2, 2)
+    d_weights, seen = _product(dy, v, 2, 2), weights
+    if kept is not None:
+        d_weights, seen = dropped(d_weights, kept, scale), dropped(weights, kept, scale)
     softmax = weights.astype(d_weights.dtype)
     d_scores = softmax * (d_weights - (d_weights * softmax).sum(-1, keepdims=True))
     d_bias = None if bias is None else d_scores.reshape(-1, *bias.shape).sum(0).astype(bias.dtype)
     d_scores = (d_scores * d**-0.5).astype(q.dtype)
     flipped, d_flipped, d_scores = lax.optimization_barrier(
-        (weights.transpose(0, 2, 1), d_scores.transpose(0, 2, 1), d_scores)
+        (seen.transpose(0, 2, 1), d_scores.transpose(0, 2, 1), d_scores)
     )
     parts = [_product(d_scores, k, 2, 1), _product(d_flipped, q, 2, 1), _product(flipped, dy, 2, 1)]
     split = lax.optimization_barrier(jnp.stack(parts).astype(q.dtype))
     split = split.reshape(3, batch, heads, tokens, d).transpose(1, 3, 0, 2, 4)
-    return split.reshape(batch * tokens, 3 * heads * d), d_bias, None
+    return split.reshape(batch * tokens, 3 * heads * d), d_bias, None, None
 
 
 _self_attention.defvjp(_forward, _backward)

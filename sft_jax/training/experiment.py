@@ -85,6 +85,7 @@ class Experiment:
             axis_name=AXIS,
             stochastic_depth=config.regularization.stochastic_depth,
             dropout=config.regularization.dropout,
+            attention_dropout=config.regularization.attention_dropout,
             rematerialise=config.finetune.rematerialise == "blocks",
         )
         self.network = models.Network.abstract(self.build, self.task.inputs)

@@ -57,7 +57,8 @@ def test_rematerialised_layers_give_the_same_gradients(name):
     params, _ = initial_arrays(Builder(architecture, CLASSES), 0)
     found = []
     for rematerialise in (False, True):
-        ours = Network.abstract(Builder(architecture, CLASSES, {"dropout": 0.25}, rematerialise=rematerialise))
+        rates = {"dropout": 0.25, "attention_dropout": 0.25}
+        ours = Network.abstract(Builder(architecture, CLASSES, rates, rematerialise=rematerialise))
 
         def loss(params, ours=ours):
             logits, _ = ours.apply(params, {}, *inputs, train=True, key=jax.random.key(0))

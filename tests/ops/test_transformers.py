@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sft_jax import ops
+from sft_jax.models.dropout import Dropout
 from sft_jax.ops import long_attention
+from sft_jax.ops.scores import Drop
 
 TOKENS, HEADS, D = 5, 3, 8
 ROWS = 4 * TOKENS
@@ -32,6 +34,18 @@ def attention(qkv, mask=None):
     return mixed.transpose(1, 2).reshape(ROWS, HEADS * D)
 
 
+KEPT = np.random.default_rng(0).random((4 * HEADS, TOKENS, TOKENS)) < 0.75
+DROP = Drop(lambda shape, part: jnp.asarray(KEPT).reshape(shape), 4 / 3)
+
+
+def dropped_attention(qkv, mask):
+    """torch's `multi_head_attention_forward`, with the numbers that are dropped given."""
+    q, k, v = qkv.reshape(-1, TOKENS, 3, HEADS, D).permute(2, 0, 3, 1, 4)
+    scores = (q @ k.mT * D**-0.5).masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1) * torch.from_numpy(KEPT).reshape(scores.shape) * (4 / 3)
+    return (weights @ v).transpose(1, 2).reshape(ROWS, HEADS * D)
+
+
 # Ours, torch's, and the shapes of their arguments.
 CASES = {
     "attention": (
@@ -50,6 +64,11 @@ CASES = {
     "masked local attention": (
         functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS, mask=jnp.asarray(LONGER), window=2),
         lambda qkv: attention(qkv, torch.from_numpy(LONGER[:, None, None, :] & NEAR)),
+        [(ROWS, 3 * HEADS * D)],
+    ),
+    "dropped attention": (
+        functools.partial(ops.self_attention, tokens=TOKENS, heads=HEADS, mask=jnp.asarray(MASK), drop=DROP),
+        lambda qkv: dropped_attention(qkv, torch.from_numpy(MASK)[:, None, None, :]),
         [(ROWS, 3 * HEADS * D)],
     ),
     "layer_norm": (
@@ -163,6 +182,36 @@ def test_long_texts_give_the_same_in_blocks_and_parts(window, tokens, dtype, mon
     for each, wanted in zip(*found, strict=True):
         each, wanted = (np.asarray(array, np.float64) for array in (each, wanted))
         assert np.abs(each - wanted).max() < TOLERANCES[dtype] * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("window", "tokens"), [(None, 6), (2, 12), (None, 12)], ids=["whole", "blocks", "parts"])
+def test_attention_weights_are_dropped_independently_of_each_other(window, tokens, monkeypatch):
+    """Values that tell the tokens apart show the weights. Of the first text some are padding."""
+    monkeypatch.setattr(long_attention, "WHOLE", 8)
+    monkeypatch.setattr(long_attention, "PART", 4)
+    mask = jnp.arange(tokens)[None] < jnp.array([tokens - 2] + [tokens] * 63)[:, None]
+    q, k = normal(2, 64 * tokens, HEADS * tokens)
+    v = np.tile(np.eye(tokens), (64, HEADS))
+    qkv = jnp.asarray(np.concatenate([q, k, v], axis=1), jnp.float32)
+
+    def weights(dropout):
+        drop = dropout.of_attention(64)
+        rows = ops.self_attention(qkv, tokens, HEADS, mask=mask, window=window, drop=drop)
+        return np.asarray(rows).reshape(64, tokens, HEADS, tokens)
+
+    dropout = Dropout(0.0, jax.random.key(0), None, attention=0.25)
+    whole, first, second = weights(Dropout(0.5, None, None, attention=0.5)), weights(dropout), weights(dropout)
+    for each in (first, second):
+        np.testing.assert_allclose(each, np.where(each == 0, 0, whole * 4 / 3), rtol=1e-5)
+    seen = whole > 0
+    zeros = [(each == 0)[seen] for each in (first, second)]
+    assert np.mean(zeros) == pytest.approx(0.25, abs=0.01)
+    assert np.corrcoef(*zeros)[0, 1] == pytest.approx(0, abs=0.03), "every layer draws anew"
+    pairs = [(slice(None), slice(None), 0), (slice(None), slice(None), 1)], [(slice(32),), (slice(32, 64),)]
+    pairs += ([(slice(None), slice(4)), (slice(None), slice(-4, None))],) if window is None else ()
+    for one, other in pairs:  # heads, texts, and the queries of the first and the last part
+        both = seen[one] & seen[other]
+        assert np.corrcoef((first == 0)[one][both], (first == 0)[other][both])[0, 1] == pytest.approx(0, abs=0.1)
 
 
 def test_the_memory_of_long_texts_grows_as_their_length():

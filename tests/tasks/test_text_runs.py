@@ -129,7 +129,8 @@ def test_evaluation_is_exact_on_any_number_of_devices(made, monkeypatch, count, 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placement):
     """Dropout included: what it drops depends on an example's place in the batch alone."""
-    changes = {"epochs": 1, "regularization__dropout": 0.2, "data__placement": placement, "text__length": 16}
+    rates = {"regularization__dropout": 0.2, "regularization__attention_dropout": 0.2}
+    changes = {"epochs": 1, **rates, "data__placement": placement, "text__length": 16}
     run_on(texts, tmp_path / "one", **changes)
     monkeypatch.setattr(train_module, "Devices", lambda: Devices(jax.devices()[:8]))
     run_on(texts, tmp_path / "eight", **changes)
@@ -432,6 +433,8 @@ def test_networks_of_texts_need_their_task(tmp_path):
         Experiment(config, read_dataset(config, Console(mute=True)), one_device())
     with pytest.raises(UserError, match=r"config.regularization.dropout=0.1: resnet18 has no dropout; use 0"):
         builder(complete({}).model, 2, dropout=0.1)
+    with pytest.raises(UserError, match=r"config.regularization.attention_dropout=0.1: resnet18 has no dropout; use 0"):
+        builder(complete({}).model, 2, attention_dropout=0.1)
 
 
 def test_pairs_are_told_apart(texts, tmp_path):
