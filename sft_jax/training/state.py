@@ -56,11 +56,15 @@ class TrainState(struct.PyTreeNode):
         def copies(arrays: Mapping[str, Any]) -> Arrays:
             return {key: jnp.array(leaf) for key, leaf in arrays.items()}
 
-        params, batch_stats = copies(params), copies(batch_stats)
-        opt_state = optimizer.init({key: leaf for key, leaf in params.items() if trained is None or key in trained})
-        averages = copies({**params, **batch_stats}) if ema else {}
-        anchor = copies({key: params[key] for key in anchored})
-        return cls(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, averages, anchor)
+        # As one program: otherwise copies and zeros of every shape are a program each, of Lite0 2.5 s instead of 0.7.
+        @jax.jit
+        def made(params: Arrays, batch_stats: Arrays) -> TrainState:
+            opt_state = optimizer.init({key: leaf for key, leaf in params.items() if trained is None or key in trained})
+            averages = copies({**params, **batch_stats}) if ema else {}
+            anchor = copies({key: params[key] for key in anchored})
+            return cls(jnp.zeros((), jnp.int32), copies(params), copies(batch_stats), opt_state, averages, anchor)
+
+        return made(dict(params), dict(batch_stats))
 
 
 def to_arrays(state: Any) -> Arrays:
