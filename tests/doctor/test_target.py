@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 
+import image_folders
 import jax
+import mask_folders
 import numpy as np
 import pytest
 from made_run import NAMES, make_run
 
 from sft_jax.config import complete
+from sft_jax.config.shipped import shipped
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.doctor import ahead, assumed
 from sft_jax.doctor.__main__ import main
@@ -292,22 +295,30 @@ def test_an_export_compiles(name, tmp_path):
     assert int(done.stdout) >= 4 * len(NAMES) * 4, "logits, which a TPU pads"
 
 
-RECIPES = ["cifar10", "cifar100", "cifar10_fast", "cifar10_best", "digits:source"]
+RECIPES = sorted(path.stem for path in shipped("configs").glob("*.py"))
+# What those that read files get in their place; other data that is not present is assumed.
+ARGUMENTS = {"digits": ":source", "folder": ":{folder}/classes"}
+FILES = {"sst2": "text:{configs}/messages.csv", "trec": "text:{configs}/messages.csv", "camvid": "masks:{folder}/masks"}
+# Transposes of kernels, which are small: cuDNN takes those of 1x1 convolutions in another order, and products instead
+# move more bytes.
+TRANSPOSES = {"cifar10_best": 40, "lite0": 50, "flowers": 55, "camvid": 60, "messages": 40, "sst2": 40, "trec": 40}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_compiler(name)) for name in ("tpu-v5e-1", "gpu-h100")])
 def test_every_recipe_compiles(recipe, name, tmp_path):
-    """No data is present, so the dataset is assumed."""
-    request = [name, recipe, [("data.dir", str(tmp_path))], []]
+    mask_folders.parts(tmp_path / "masks")
+    image_folders.fill(tmp_path / "classes", ["one", "other"], 40)
+    places = {"configs": shipped("configs"), "folder": tmp_path}
+    source = [("data.source", FILES[recipe].format(**places))] if recipe in FILES else []
+    request = [name, recipe + ARGUMENTS.get(recipe, "").format(**places), [("data.dir", str(tmp_path)), *source], []]
     report = process.ask("sft_jax.doctor.ahead", name, request, lambda line: None)
     assert report["compiles"], report["reason"]
     assert report["host_transfers"] == 0
     assert report["largest_batch"] >= report["batch_size"]
     if name.startswith("gpu"):
-        # cuDNN takes the 1x1 kernels of ResNet-50 in another order; products instead move more bytes.
-        assert report["transposes"] <= (40 if recipe == "cifar10_best" else 10)
+        assert report["transposes"] <= TRANSPOSES.get(recipe, 10)
     if (recipe, name) == ("cifar10", "tpu-v5e-1"):
         assert report["temp_bytes"] < 150 << 20
     json.dumps(report)
