@@ -186,10 +186,10 @@ def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, tas
     )
 
 
-def speed_line(progress: Progress, config: ConfigDict, steps_per_epoch: int) -> str:
-    """Estimates the training time from the steps of the first epoch so far, at least one."""
-    epoch_s = steps_per_epoch * progress.epoch_seconds / progress.epoch_steps
+def speed_line(steps: int, seconds: float, config: ConfigDict, steps_per_epoch: int) -> str:
+    """Estimates the training time from some steps and the seconds that they took."""
+    epoch_s = steps_per_epoch * seconds / steps
     return (
         f"time       about {duration(epoch_s)} per epoch, {duration(config.epochs * epoch_s)} in total, without "
-        f"validation (from the first {progress.epoch_steps} steps)"
+        f"validation (from {steps} steps)"
     )

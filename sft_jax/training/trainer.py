@@ -31,7 +31,7 @@ from sft_jax.training.start import Earlier, earlier, initial_weights, load_init,
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepMetrics
 
-# Seconds of training in the first epoch before the speed is extrapolated.
+# Seconds of training in the first epoch before the speed is extrapolated, after the first call, which is slower.
 SPEED_SECONDS = 3.0
 
 
@@ -107,6 +107,7 @@ class Trainer:
         self.progress = Progress(learnt=self.experiment.task.learnt(None))
         self.state: TrainState
         self._compiled: PhasePrograms | None = None
+        self._first: tuple[int, float] | None = None  # the epoch's steps and seconds after the first call
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
         """Restores the latest checkpoint if `resume` is set and there is one, otherwise starts from `init`.
@@ -291,8 +292,11 @@ class Trainer:
         self._clock = now
         task, steps = self.experiment.task, self.experiment.steps_per_epoch
         bar.advance(call.steps, epoch_note(self.progress, self.config, steps, task))
-        if not self.progress.rows and before < SPEED_SECONDS <= self.progress.epoch_seconds:
-            self.console.line(speed_line(self.progress, self.config, steps))
+        if self._first is None:
+            self._first = self.progress.epoch_steps, self.progress.epoch_seconds
+        timed, seconds = (self.progress.epoch_steps - self._first[0], self.progress.epoch_seconds - self._first[1])
+        if not self.progress.rows and before - self._first[1] < SPEED_SECONDS <= seconds:
+            self.console.line(speed_line(timed, seconds, self.config, steps))
 
     def _obey(self) -> None:
         """Saves the state and raises StoppedError if a signal has requested a stop."""

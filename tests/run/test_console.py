@@ -38,9 +38,9 @@ def test_the_last_step_of_the_last_epoch():
     assert note.endswith("eta 0:00, run 0:00")
 
 
-def test_the_time_is_estimated_from_the_first_steps():
-    assert speed_line(under_way(epoch=0, rows=[]), CONFIG, steps_per_epoch=100) == (
-        "time       about 0:20 per epoch, 1:20 in total, without validation (from the first 20 steps)"
+def test_the_time_is_estimated_from_some_steps():
+    assert speed_line(20, 4.0, CONFIG, steps_per_epoch=100) == (
+        "time       about 0:20 per epoch, 1:20 in total, without validation (from 20 steps)"
     )
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -221,6 +222,16 @@ def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
         f"test accuracy {results['test_accuracy']:.2%} from {whole[0]}, "
         f"{scratch['test_accuracy']:.2%} from random weights"
     )
+
+
+@pytest.mark.long
+def test_the_time_is_estimated_without_the_first_call(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_module, "SPEED_SECONDS", 1e-6)
+    run(tmp_path / "run", limit_train_examples=64 * 8)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
+    assert len(lines) == 1
+    steps = int(re.search(r"\(from (\d+) steps\)", lines[0])[1])
+    assert 1 <= steps < 8, "those of the second call"
 
 
 @pytest.mark.long
