@@ -106,16 +106,10 @@ class ImageRecords(Prepared, abc.ABC):
                 images[row], sizes[row] = self._decoded(record, square)
                 self.fill(arrays, row, record, square)
 
-        done = 0
         with self.reading(split), concurrent.futures.ThreadPoolExecutor(DECODING_THREADS) as pool:
-            for block in batched(self.records(split), BLOCK):
-                if done + len(block) > count:
-                    raise ValueError(f"there are more than {count} records")
+            for start, block in self._blocks(split, count):
                 tasks = [block[first : first + TASK] for first in range(0, len(block), TASK)]
-                list(pool.map(decode, itertools.count(done, TASK), tasks))
-                done += len(block)
-                self._progress(done, count)
-        self._check_count(split, done, count)
+                list(pool.map(decode, itertools.count(start, TASK), tasks))
         return {"images": images, "sizes": sizes, **arrays}
 
     def in_memory(self, key: str, split: str, arrays: Batch) -> tuple[ArraySplit, np.ndarray]:
@@ -130,25 +124,20 @@ class ImageRecords(Prepared, abc.ABC):
         Raises:
           UserError: as `decoded` and `targets`, or the file format has no random access.
         """
-        count, done = self.count(key, split), 0
+        count = self.count(key, split)
         arrays = self.empty(count, self._side(square))
         sizes: list[tuple[int, int]] = []
         with self.reading(split):
-            for row, record in enumerate(self.records(split)):
-                if row == count:
-                    raise ValueError(f"there are more than {count} records")
-                self.fill(arrays, row, record, square)
-                if len(sizes) < SAMPLE:
-                    sizes.append(self._size(record))
-                done = row + 1
-                self._progress(done, count)
+            for start, block in self._blocks(split, count):
+                for row, record in enumerate(block, start):
+                    self.fill(arrays, row, record, square)
+                sizes += [self._size(record) for record in block[: SAMPLE - len(sizes)]]
             source = self.source(split)
         if source is None:
             raise UserError(
                 f"tfds:{self._name} in {self._builder.data_dir} does not fit into memory, and was prepared as "
                 f"TFRecord, which has no random access; prepare it again with file_format='array_record'"
             )
-        self._check_count(split, done, count)
         decode = functools.partial(self._decoded_row, source, split, square)
         targets = self.targets(key, split, arrays)
         return StreamedSplit(decode, np.arange(count), targets), np.array(sizes, np.int32)
@@ -174,7 +163,20 @@ class ImageRecords(Prepared, abc.ABC):
         """Names a split in a message."""
         return f"split {split!r} of tfds:{self._name} in {self._builder.data_dir}"
 
-    def _check_count(self, split: str, done: int, count: int) -> None:
+    def _blocks(self, split: str, count: int) -> Iterator[tuple[int, list[Record]]]:
+        """Yields the records of a split in blocks, with the number of each block's first one, and tells the progress.
+
+        Raises:
+          ValueError: there are more than `count`.
+          UserError: there are fewer.
+        """
+        records, done = self.records(split), 0
+        while block := list(itertools.islice(records, BLOCK)):
+            if done + len(block) > count:
+                raise ValueError(f"there are more than {count} records")
+            yield done, block
+            done += len(block)
+            self._progress(done, count)
         if done != count:
             raise UserError(f"{self.where(split)} has {done} images instead of {count}; its files are damaged")
 
@@ -226,9 +228,3 @@ class Records(ImageRecords):
                 f"{self.where(split)} has labels outside its {len(self.class_names)} classes; its files are damaged"
             )
         return {"label": labels}
-
-
-def batched(records: Iterator[Record], count: int) -> Iterator[list[Record]]:
-    """Yields lists of `count` records; the last one may be shorter."""
-    while block := list(itertools.islice(records, count)):
-        yield block
