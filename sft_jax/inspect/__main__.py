@@ -22,8 +22,18 @@ from sft_jax.runtime.allocator import keep_freed_memory
 from sft_jax.runtime.cache import keep_compiled_programs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ml_collections import ConfigDict
+
+    from sft_jax.data.sources.pictures import Pictures
     from sft_jax.inference.predictor import Classifier
     from sft_jax.inference.texts import TextClassifier
+    from sft_jax.inspect.examine import Measured
+    from sft_jax.inspect.texts import Writings
+
+    # Takes a list that receives notices, and a function to call with the number of examples done and of all.
+    Measure = Callable[[list[str], Callable[[int, int], None]], Measured]
 
 # The network without --workdir and --weights, for images and for texts.
 USUAL, USUAL_OF_TEXTS = "package:efficientnet-lite0", "package:all-minilm-l6-v2"
@@ -78,16 +88,11 @@ def main() -> None:
     # Imported after parsing, as in `main.py`.
     keep_freed_memory()
     keep_compiled_programs()
-    from sft_jax.data.sources.known import check_of_images
-    from sft_jax.data.sources.pictures import Pictures, load_pictures
     from sft_jax.inference.predictor import Classifier
     from sft_jax.inspect.examine import examine, imbalance, totals
     from sft_jax.inspect.page import inspection_page
-    from sft_jax.inspect.pictures import measure_pictures
     from sft_jax.inspect.table import apply, check_free, write_findings
-    from sft_jax.inspect.texts import Writings, load_writings, measure_texts
     from sft_jax.run.console import Console
-    from sft_jax.run.folder import Run
     from sft_jax.runtime.files import write_text
 
     console, notices = Console(), list[str]()
@@ -96,19 +101,9 @@ def main() -> None:
     network, classifier = _network(args)
     examples: Pictures | Writings
     if isinstance(classifier, Classifier):
-        check_of_images(config)
-        examples = load_pictures(config.data, notices, split=args.split, group_key=args.group)
-        if args.apply is not None and examples.files is None:
-            raise UserError(f"--apply writes a table of files, but {args.data} has none; use folder:PATH or csv:FILE")
-        record = Run(args.workdir).dataset_record() if args.workdir else None
-        if record is not None:
-            examples = examples.divided_as(record, notices)
-        measure = functools.partial(measure_pictures, classifier, examples)
+        examples, measure = _pictures(args, config, classifier, notices)
     else:
-        if args.group is not None:
-            raise UserError("--group is for images: no text is known to belong to another")
-        examples = load_writings(config, notices, args.split)
-        measure = functools.partial(measure_texts, classifier, examples)
+        examples, measure = _writings(args, config, classifier, notices)
     unit = examples.unit
     console.line(f"inspecting {len(examples):,} {unit}s of {printable(args.data)} with the features of {network}")
     with console.progress(args.data, 1) as bar:
@@ -124,6 +119,37 @@ def main() -> None:
     console.line(f"wrote {args.output} and {table}")
     if args.apply is not None:
         console.line(apply(args.apply, findings, examples, args.label_score))
+
+
+def _pictures(
+    args: argparse.Namespace, config: "ConfigDict", classifier: "Classifier", notices: list[str]
+) -> "tuple[Pictures, Measure]":
+    """Reads the images; returns them and what measures them. Raises UserError."""
+    from sft_jax.data.sources.known import check_of_images
+    from sft_jax.data.sources.pictures import load_pictures
+    from sft_jax.inspect.pictures import measure_pictures
+    from sft_jax.run.folder import Run
+
+    check_of_images(config)
+    pictures = load_pictures(config.data, notices, split=args.split, group_key=args.group)
+    if args.apply is not None and pictures.files is None:
+        raise UserError(f"--apply writes a table of files, but {args.data} has none; use folder:PATH or csv:FILE")
+    record = Run(args.workdir).dataset_record() if args.workdir else None
+    if record is not None:
+        pictures = pictures.divided_as(record, notices)
+    return pictures, functools.partial(measure_pictures, classifier, pictures)
+
+
+def _writings(
+    args: argparse.Namespace, config: "ConfigDict", classifier: "TextClassifier", notices: list[str]
+) -> "tuple[Writings, Measure]":
+    """Reads the texts; returns them and what measures them. Raises UserError."""
+    from sft_jax.inspect.texts import load_writings, measure_texts
+
+    if args.group is not None:
+        raise UserError("--group is for images: no text is known to belong to another")
+    writings = load_writings(config, notices, args.split)
+    return writings, functools.partial(measure_texts, classifier, writings)
 
 
 def _network(args: argparse.Namespace) -> tuple[str, "Classifier | TextClassifier"]:
