@@ -27,8 +27,8 @@ _CHECK_S = 2.0
 def keep_freed_memory() -> bool:
     """Makes this process keep freed memory for reuse, from the first call on. Call it before jax is imported.
 
-    The process then stays near its peak memory, see `Bound`. Does nothing without a glibc of at least 2.33, or if the
-    environment variable SFT_JAX_MALLOPT is 0.
+    The process then stays near its peak memory, see `Bound`. Does nothing without a glibc of at least 2.33 and /proc,
+    or if the environment variable SFT_JAX_MALLOPT is 0.
 
     Returns:
       whether the settings were applied.
@@ -39,9 +39,13 @@ def keep_freed_memory() -> bool:
     # musl has no mallopt, and an older glibc cannot tell how much of its memory is in use.
     if not (hasattr(libc, "mallopt") and hasattr(libc, "mallinfo2")):
         return False
+    heap = Heap(libc)
+    try:
+        heap.resident()
+    except OSError:
+        return False  # there is no /proc
     if {libc.mallopt(option, value) for option, value in _SETTINGS} != {1}:
         return False
-    heap = Heap(libc)
     bound = Bound(heap.resident, heap.in_use, heap.trim)
     threading.Thread(target=_watch, args=(bound,), name="allocator", daemon=True).start()
     return True
