@@ -26,7 +26,8 @@ Each framework runs in its own process; they take turns, and figures are medians
 without augmentation; an epoch (configs/cifar10.py on random pixels) includes input, augmentation and validation.
 PyTorch, if installed, runs torchvision's, timm's or transformers' network in a plain script: of images in both memory
 formats, on a CPU with and without sft-jax's allocator settings, on a GPU also compiled, and under autocast for
-bfloat16. The fastest of these is what sft-jax is compared with.
+bfloat16. The fastest of these is what sft-jax is compared with; it also runs the epoch, with torchvision's transforms
+in DataLoaders and with images that are one tensor in memory.
 --input times no network, but the way from a folder of images to augmented batches, against torchvision's ImageFolder
 and DataLoader. --target times nothing: it compiles the step for a device that is not here and counts what it does,
 beside that of a ResNet of stock Flax layers.

@@ -21,7 +21,10 @@ SIDES = {
     "torch_channels_last": "PyTorch, channels_last",
     "torch_channels_last_allocator": "PyTorch, channels_last, allocator set",
     "torch_compiled": "PyTorch, channels_last, compiled",
+    "torch_in_memory": "PyTorch at its best, images in memory",
 }
+# The task of PyTorch's worker that is an epoch of the side "torch_in_memory".
+IN_MEMORY = "epoch_in_memory"
 
 
 class Timing(NamedTuple):
@@ -81,10 +84,12 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Timing]]:
                 each.turn("train", 5)
                 each.turn("eval", 5)
         if args.epoch:
-            racing = [name for name in ("", rival(timings(sides), "train")) if name is not None]
+            best = rival(timings(sides), "train")
             for _ in range(args.rounds):
-                for name in racing:
-                    sides[name].turn("epoch", 1)
+                ours.turn("epoch", 1)
+                if best is not None:
+                    sides[best].turn("epoch", 1)
+                    sides[best].turn(IN_MEMORY, 1)
         return ours.facts | {"unit": "text" if of_texts else "image"}, timings(sides)
 
 
@@ -114,7 +119,13 @@ def _pytorch(start: Callable[..., Side], facts: Mapping[str, Any], *, of_texts: 
 
 def timings(sides: Mapping[str, Side]) -> list[Timing]:
     """Returns the timings of all sides, by the names of `SIDES`."""
-    return [Timing(name, task, side.median(task)) for name, side in sides.items() for task in side.times]
+
+    def timing(name: str, task: str, milliseconds: float) -> Timing:
+        if task == IN_MEMORY:
+            return Timing("torch_in_memory", "epoch", milliseconds)
+        return Timing(name, task, milliseconds)
+
+    return [timing(name, task, side.median(task)) for name, side in sides.items() for task in side.times]
 
 
 def rival(found: Sequence[Timing], task: str) -> str | None:

@@ -18,29 +18,16 @@ from sft_jax.runtime.allocator import keep_freed_memory
 keep_freed_memory()
 
 import torch  # noqa: E402  # the allocator first
-from PIL import Image  # noqa: E402
-from torchvision import transforms  # noqa: E402
 
 from sft_jax import models  # noqa: E402
 from sft_jax.benchmark import worker  # noqa: E402
+from sft_jax.benchmark.torch_epoch import Epoch  # noqa: E402
 from sft_jax.benchmark.torch_networks import of_images, of_texts  # noqa: E402
 from sft_jax.errors import run_command  # noqa: E402
 
 
-class _Images(torch.utils.data.Dataset):
-    def __init__(self, count: int, size: int, transform):
-        self.images, self.labels = worker.images(count, size)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int):
-        return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
-
-
 def main() -> None:
-    """Serves the tasks train, eval and epoch."""
+    """Serves the tasks train, eval, epoch and epoch_in_memory."""
     arch, batch, size, precision, *options = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
     memory_format = torch.channels_last if "channels_last" in options else torch.contiguous_format
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,29 +93,17 @@ def main() -> None:
 
         return worker.milliseconds(call, repeats, steps)
 
+    whole = Epoch(network, update, logits, placed, batch, size)
+
     def epoch(repeats: int) -> list[float]:
-        normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-        crop = transforms.RandomCrop(size, padding=worker.CROP_PADDING)
-        augment = transforms.Compose([transforms.RandomHorizontalFlip(), crop, transforms.ToTensor(), normalize])
-        plain = transforms.Compose([transforms.ToTensor(), normalize])
-        loader = torch.utils.data.DataLoader
-        training = loader(_Images(worker.EPOCH_TRAIN, size, augment), batch, shuffle=True, num_workers=2)
-        validation = loader(_Images(worker.EPOCH_VALIDATION, size, plain), batch, num_workers=2)
+        return worker.milliseconds(whole.from_loaders(), repeats)
 
-        def whole() -> None:
-            network.train()
-            for inputs, labels in training:
-                update(placed(inputs), labels.to(device))
-            network.eval()
-            with torch.no_grad():
-                correct = sum((logits(placed(inputs)).argmax(1).cpu() == labels).sum() for inputs, labels in validation)
-            assert 0 <= int(correct) <= worker.EPOCH_VALIDATION
-
-        return worker.milliseconds(whole, repeats)
+    def epoch_in_memory(repeats: int) -> list[float]:
+        return worker.milliseconds(whole.in_memory(), repeats)
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     facts = {"torch": torch.__version__, "device": name, "platform": platform}
-    worker.serve(facts, {"train": train, "eval": evaluate, "epoch": epoch})
+    worker.serve(facts, {"train": train, "eval": evaluate, "epoch": epoch, "epoch_in_memory": epoch_in_memory})
 
 
 if __name__ == "__main__":

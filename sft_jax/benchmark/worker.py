@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def milliseconds(call: Callable[[], None], repeats: int, steps: int = 1) -> list
     return times
 
 
-def serve(facts: dict, tasks: dict[str, Callable[[int], list[float]]]) -> None:
+def serve(facts: Mapping[str, Any], tasks: Mapping[str, Callable[[int], list[float]]]) -> None:
     """Prints `facts`, then answers each line "TASK REPEATS" with the list of milliseconds that the task returns."""
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:

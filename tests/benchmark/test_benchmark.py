@@ -60,7 +60,7 @@ def test_figures_are_medians_and_ratios():
         {"device": "2 x Tesla T4", "train_flops": 13e12}, {"train": [9.0, 200, 100], "eval": [50.0], "epoch": [4000.0]}
     )
     slow = Measured({}, {"train": [150.0], "eval": [75.0], "epoch": [8000.0]})
-    fast = Measured({}, {"train": [160.0], "eval": [25.0]})
+    fast = Measured({}, {"train": [160.0], "eval": [25.0], "epoch": [9000.0], "epoch_in_memory": [6000.0]})
     sides = {"": ours, "torch_nchw": slow, "torch_channels_last": fast}
     report = figures(parse(["--batch", "10"]), ours.facts, timings(sides))
     assert report["train_ms"] == 100, "the median"
@@ -69,7 +69,9 @@ def test_figures_are_medians_and_ratios():
     assert report["eval_speedup_vs_torch"] == 0.5, "the fastest setting of each task is the rival"
     assert (report["rival"], report["eval_rival"]) == ("PyTorch", "PyTorch, channels_last")
     assert report["eval_speedup_vs_torch_nchw"] == 1.5
-    assert (report["epoch_s"], report["torch_epoch_s"], report["epoch_speedup_vs_torch"]) == (4, 8, 2)
+    assert (report["epoch_s"], report["torch_epoch_s"], report["epoch_speedup_vs_torch"]) == (4, 6, 1.5)
+    assert report["epoch_rival"] == "PyTorch at its best, images in memory"
+    assert report["epoch_speedup_vs_torch_channels_last"] == 2.25
     assert report["share_of_peak"] == pytest.approx(130e12 / (2 * 65e12))
 
 
