@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.ops.long_attention import is_long, long_attention
-from sft_jax.ops.precision import wide
+from sft_jax.ops.precision import rounded_product, wide
 from sft_jax.ops.scores import Drop, dropped, softmax_of_seen
+
+# Divides the number of tokens that cuBLAS wants in bfloat16; otherwise XLA pads each operand of each product.
+ALIGNED = 8
 
 
 def self_attention(
@@ -42,8 +45,20 @@ def self_attention(
     if mask is not None and bias is None and is_long(tokens, window):
         q, k, v = _heads(qkv, tokens, heads)
         return _rows(long_attention(q, k, v, mask, window, drop), heads)
+    if qkv.dtype.itemsize < 4 and bias is None and isinstance(tokens, int) and tokens % ALIGNED:
+        return _padded(qkv, tokens, heads, mask, window, drop)
     kept = drop and drop.kept((qkv.shape[0] // tokens * heads, tokens, tokens), 0)
     return _self_attention(qkv, bias, mask, kept, tokens, heads, window, drop and drop.scale)
+
+
+def _padded(qkv, tokens, heads, mask, window, drop):
+    """Computes `self_attention` with padding up to a multiple of `ALIGNED` tokens."""
+    whole = -(-tokens // ALIGNED) * ALIGNED
+    added = ((0, 0), (0, whole - tokens), (0, 0))
+    rows = jnp.pad(qkv.reshape(-1, tokens, qkv.shape[-1]), added).reshape(-1, qkv.shape[-1])
+    seen = jnp.ones((1, tokens), bool) if mask is None else mask
+    mixed = self_attention(rows, whole, heads, mask=jnp.pad(seen, added[:2]), window=window, drop=drop)
+    return mixed.reshape(-1, whole, mixed.shape[-1])[:, :tokens].reshape(-1, mixed.shape[-1])
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, heads: int) -> jax.Array:
@@ -65,7 +80,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, heads: int) 
 
     queries, keys, values = split(q), split(k), split(v)
     weights = _softmax(queries, keys, None, None, None).astype(q.dtype)
-    return _rows(_product(weights, values, 2, 1).astype(q.dtype), heads)
+    return _rows(_rounded(weights, values), heads)
 
 
 def attention_weights(qkv: jax.Array, tokens: int, heads: int) -> jax.Array:
@@ -82,7 +97,7 @@ def _self_attention(qkv, bias, mask, kept, tokens, heads, window, scale):
 def _forward(qkv, bias, mask, kept, tokens, heads, window, scale):
     q, k, v = _heads(qkv, tokens, heads)
     weights = _softmax(q, k, bias, mask, window).astype(qkv.dtype)
-    mixed = _product(weights if kept is None else dropped(weights, kept, scale), v, 2, 1).astype(qkv.dtype)
+    mixed = _rounded(weights if kept is None else dropped(weights, kept, scale), v)
     saved = q, k, v, weights, bias, kept
     return _rows(mixed, heads), saved
 
@@ -137,13 +152,18 @@ def _backward(tokens, heads, window, scale, saved, dy):
     flipped, d_flipped, d_scores = lax.optimization_barrier(
         (seen.transpose(0, 2, 1), d_scores.transpose(0, 2, 1), d_scores)
     )
-    parts = [_product(d_scores, k, 2, 1), _product(d_flipped, q, 2, 1), _product(flipped, dy, 2, 1)]
-    split = lax.optimization_barrier(jnp.stack(parts).astype(q.dtype))
+    parts = [_rounded(d_scores, k), _rounded(d_flipped, q), _rounded(flipped, dy)]
+    split = lax.optimization_barrier(jnp.stack(parts))
     split = split.reshape(3, batch, heads, tokens, d).transpose(1, 3, 0, 2, 4)
     return split.reshape(batch * tokens, 3 * heads * d), d_bias, None, None
 
 
 _self_attention.defvjp(_forward, _backward)
+
+
+def _rounded(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Multiplies matrices [n, a, b] and [n, b, c], with results of their dtype."""
+    return rounded_product(x, y, (((2,), (1,)), ((0,), (0,))))
 
 
 def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:

@@ -12,11 +12,48 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sft_jax.ops.precision import rounded_product
+
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Computes x kernel + bias [rows, out], in x's dtype, for x [rows, in], kernel [in, out] and bias [out] or None."""
+    """Computes x kernel + bias [rows, out], in x's dtype, for x [rows, in], kernel [in, out] and bias [out] or None.
+
+    If x is narrower than the kernel, the products of the backward pass have operands of x's dtype as well, as under
+    torch's autocast; all sums are of the kernel's.
+    """
+    return _wide(x, kernel, bias) if x.dtype == kernel.dtype else _narrow(x, kernel, bias)
+
+
+def _wide(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Computes `dense`, rounded at its end."""
     y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=kernel.dtype)
     return (y if bias is None else y + bias[None]).astype(x.dtype)
+
+
+def _rounded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Computes `dense` with the bias added to rounded sums, which cuBLAS does where it multiplies, as for torch."""
+    y = jnp.dot(x, kernel.astype(x.dtype))
+    return y if bias is None else y + bias[None].astype(x.dtype)
+
+
+@jax.custom_vjp
+def _narrow(x, kernel, bias):
+    return lax.platform_dependent(x, kernel, bias, cuda=_rounded, default=_wide)
+
+
+def _narrow_forward(x, kernel, bias):
+    return _narrow(x, kernel, bias), (x, kernel, bias)
+
+
+def _narrow_backward(saved, dy):
+    x, kernel, bias = saved
+
+    dx = rounded_product(dy, kernel.astype(x.dtype), (((1,), (1,)), ((), ())))
+    d_kernel = lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    return dx, d_kernel, None if bias is None else dy.sum(0, dtype=kernel.dtype)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, *, epsilon: float) -> jax.Array:
