@@ -51,7 +51,11 @@ def compare(request: list[Any], tell: Tell) -> dict[str, Any]:
 
 
 def _figures(asked: Request, devices: AbsentDevices, name: str, tell: Tell) -> dict[str, Any]:
-    architecture(asked.arch).check_inputs(("image",), "classification")
+    if architecture(asked.arch).texts is not None:
+        raise UserError(
+            f"--target compiles networks of images; for {asked.arch} use python -m sft_jax.doctor --config "
+            f"configs/sst2.py --config.model.name={asked.arch} --target {asked.target}"
+        )
     config = complete(worker.recipe(asked.arch, asked.batch, asked.size, asked.precision))
     devices.check_batch(asked.batch)
     compiler = Compiler(config, _black_images(asked.size), devices)

@@ -88,6 +88,13 @@ def test_a_refusal_is_one_line(monkeypatch):
         ahead.compare(["gpu-t4", "resnet18", 4, 32, "float32"], lambda line: None)
 
 
+def test_a_network_of_texts_is_sent_to_the_doctor(monkeypatch):
+    monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
+    wanted = r"use python -m sft_jax.doctor --config configs/sst2.py --config.model.name=bert_tiny_uncased --target gpu"
+    with pytest.raises(UserError, match=wanted):
+        ahead.compare(["gpu-t4", "bert_tiny_uncased", 4, 32, "float32"], lambda line: None)
+
+
 def test_a_target_is_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--target", "gpu-h100", "--epoch"])
     with pytest.raises(SystemExit) as stopped:
