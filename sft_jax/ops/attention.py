@@ -47,17 +47,21 @@ def self_attention(
         return _rows(long_attention(q, k, v, mask, window, drop), heads)
     if qkv.dtype.itemsize < 4 and bias is None and isinstance(tokens, int) and tokens % ALIGNED:
         return _padded(qkv, tokens, heads, mask, window, drop)
+    return _at_once(qkv, bias, mask, tokens, heads, window, drop)
+
+
+def _at_once(qkv, bias, mask, tokens, heads, window, drop):
     kept = drop and drop.kept((qkv.shape[0] // tokens * heads, tokens, tokens), 0)
     return _self_attention(qkv, bias, mask, kept, tokens, heads, window, drop and drop.scale)
 
 
 def _padded(qkv, tokens, heads, mask, window, drop):
-    """Computes `self_attention` with padding up to a multiple of `ALIGNED` tokens."""
+    """Computes `_at_once` with padding up to a multiple of `ALIGNED` tokens."""
     whole = -(-tokens // ALIGNED) * ALIGNED
     added = ((0, 0), (0, whole - tokens), (0, 0))
     rows = jnp.pad(qkv.reshape(-1, tokens, qkv.shape[-1]), added).reshape(-1, qkv.shape[-1])
     seen = jnp.ones((1, tokens), bool) if mask is None else mask
-    mixed = self_attention(rows, whole, heads, mask=jnp.pad(seen, added[:2]), window=window, drop=drop)
+    mixed = _at_once(rows, None, jnp.pad(seen, added[:2]), whole, heads, window, drop)
     return mixed.reshape(-1, whole, mixed.shape[-1])[:, :tokens].reshape(-1, mixed.shape[-1])
 
 
