@@ -21,7 +21,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "tf_efficientnet_lite0"
     config.init = "package:efficientnet-lite0"
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)  # as TensorFlow scales the pixels
-    config.optimizer.momentum = 0.9
     config.optimizer.schedule = "cosine"
     if arg == "digits":
         config.data.source = "digits"
@@ -32,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batch_size = 25
         config.epochs = 20
         config.optimizer.learning_rate = 0.03
+        config.optimizer.momentum = 0.9
     else:
         config.data.source = "tfds:cifar10"
         config.data.size = 128
@@ -39,5 +39,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.flip = True
         config.batch_size = 100
         config.epochs = 3
-        config.optimizer.learning_rate = 0.02
+        config.finetune.batch_norm = "freeze_statistics"
+        config.optimizer.name = "adamw"
+        config.optimizer.learning_rate = 0.001
+        config.optimizer.weight_decay = 0.01
+        config.optimizer.warmup_epochs = 0.1
     return config

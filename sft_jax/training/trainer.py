@@ -32,7 +32,7 @@ from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepMetrics
 
 # Seconds of training in the first epoch before the speed is extrapolated, after the first call, which is slower.
-SPEED_SECONDS = 3.0
+SPEED_SECONDS = 10.0
 
 
 def train(
