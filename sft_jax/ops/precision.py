@@ -20,8 +20,8 @@ def rounded_product(x: jax.Array, y: jax.Array, dimensions: lax.DotDimensionNumb
     if x.dtype == wide(x):
         return lax.dot_general(x, y, dimensions)
 
-    def product(x: jax.Array, y: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return lax.dot_general(x, y, dimensions, preferred_element_type=dtype).astype(x.dtype)
+    def rounded_after(x: jax.Array, y: jax.Array) -> jax.Array:
+        return lax.dot_general(x, y, dimensions, preferred_element_type=wide(x)).astype(x.dtype)
 
-    here, there = (functools.partial(product, dtype=dtype) for dtype in (x.dtype, wide(x)))
-    return lax.platform_dependent(x, y, cuda=here, default=there)
+    within = functools.partial(lax.dot_general, dimension_numbers=dimensions)
+    return lax.platform_dependent(x, y, cuda=within, default=rounded_after)

@@ -294,7 +294,7 @@ class Trainer:
         bar.advance(call.steps, epoch_note(self.progress, self.config, steps, task))
         if self._first is None:
             self._first = self.progress.epoch_steps, self.progress.epoch_seconds
-        timed, seconds = (self.progress.epoch_steps - self._first[0], self.progress.epoch_seconds - self._first[1])
+        timed, seconds = self.progress.epoch_steps - self._first[0], self.progress.epoch_seconds - self._first[1]
         if not self.progress.rows and before - self._first[1] < SPEED_SECONDS <= seconds:
             self.console.line(speed_line(timed, seconds, self.config, steps))
 
