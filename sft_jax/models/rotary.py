@@ -47,8 +47,10 @@ def text_rotation(tokens: int, d: int, theta: float, dtype: jax.typing.DTypeLike
       theta: the slowest of the angles turns by nearly 1 / theta from a token to the next.
       dtype: of the sines and cosines.
     """
-    # Rounded to float32 as in the reference, where it matters at the end of long texts.
-    frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d))
+    # Rounded to float32 as in the reference, where it matters at the end of long texts. The power is float64's, because
+    # the last bit of float32's is another on processors with AVX-512.
+    exponents = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    frequencies = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
     angles = jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequencies[None]
     return _rotation(angles.astype(dtype), dtype, jnp)
 

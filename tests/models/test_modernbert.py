@@ -19,6 +19,7 @@ from convert.sources import read
 from sft_jax.errors import UserError
 from sft_jax.models import ARCHITECTURES, catalogue, initial_arrays
 from sft_jax.models.architecture import HEAD_DEPTH, Builder
+from sft_jax.models.dropout import Dropout
 from sft_jax.models.modernbert import GLOBAL_THETA, LOCAL_THETA, VARIANTS
 from sft_jax.models.rotary import text_rotation
 
@@ -65,9 +66,12 @@ def test_positions_are_those_of_transformers_up_to_the_longest_text(kind, theta)
     config = reference_of("modernbert_base").empty("modernbert_base", 2).config
     cos, sin = ModernBertRotaryEmbedding(config)(torch.zeros(1), torch.arange(8192)[None], kind)
     ours = text_rotation(8192, 64, theta, jnp.float32)
+    # torch's powers differ in the last bit from processor to processor, which grows with the angle.
+    angles = np.arange(8192)[:, None] / theta ** (np.arange(64) % 32 / 32)
+    tolerance = 1e-6 + angles * np.finfo(np.float32).eps
     for part in (0, 1):
-        np.testing.assert_allclose(ours.cos[:, part, 0], cos[0], atol=1e-6)
-        np.testing.assert_allclose(ours.sin[:, part, 0], sin[0], atol=1e-6)
+        np.testing.assert_array_less(np.abs(ours.cos[:, part, 0] - cos[0].numpy()), tolerance)
+        np.testing.assert_array_less(np.abs(ours.sin[:, part, 0] - sin[0].numpy()), tolerance)
     assert not ours.sin[:, 2].any()
 
 
@@ -81,7 +85,7 @@ def reach(first, index):
     stages = dict(model.stages(jnp.asarray(tokens), jnp.zeros((2, 12), jnp.uint8)))
     before = stages["embeddings"].reshape(24, variant.width)
     rotation = text_rotation(12, variant.width // variant.heads, LOCAL_THETA, jnp.float32)
-    after = model.layers[index](before, jnp.ones((2, 12), bool), rotation, dropout=lambda x, examples: x)
+    after = model.layers[index](before, jnp.ones((2, 12), bool), rotation, dropout=Dropout(0.0, None, None))
     one, other = np.asarray(after).reshape(2, 12, -1)
     return np.flatnonzero(np.abs(one - other).max(-1)).tolist()
 
