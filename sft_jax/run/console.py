@@ -184,12 +184,3 @@ def epoch_note(progress: Progress, config: ConfigDict, steps_per_epoch: int, tas
         f"loss {progress.epoch_loss / done:.4f}  {training}"
         f"{images / max(seconds, 1e-9):.0f} {short_unit(task)}/s  eta {duration(left)}, run {duration(run_left)}"
     )
-
-
-def speed_line(steps: int, seconds: float, config: ConfigDict, steps_per_epoch: int) -> str:
-    """Estimates the training time from some steps and the seconds that they took."""
-    epoch_s = steps_per_epoch * seconds / steps
-    return (
-        f"time       about {duration(epoch_s)} per epoch, {duration(config.epochs * epoch_s)} in total, without "
-        f"validation (from {steps} steps)"
-    )

@@ -14,8 +14,9 @@ from sft_jax import data, tasks
 from sft_jax.data.loader import Call, StepsPerCall
 from sft_jax.errors import StoppedError, UserError
 from sft_jax.models.weights import Weights
-from sft_jax.run.console import Bar, Console, epoch_line, epoch_note, speed_line
+from sft_jax.run.console import Bar, Console, epoch_line, epoch_note
 from sft_jax.run.folder import Run
+from sft_jax.run.pace import Pace
 from sft_jax.run.progress import Progress, waited
 from sft_jax.runtime.devices import Devices
 from sft_jax.runtime.estimate import compile_step
@@ -30,9 +31,6 @@ from sft_jax.training.resume import Saves
 from sft_jax.training.start import Earlier, earlier, initial_weights, load_init, read_dataset
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepMetrics
-
-# Seconds of training in the first epoch before the speed is extrapolated, after the first call, which is slower.
-SPEED_SECONDS = 10.0
 
 
 def train(
@@ -106,8 +104,8 @@ class Trainer:
         self.steps_per_call = StepsPerCall()
         self.progress = Progress(learnt=self.experiment.task.learnt(None))
         self.state: TrainState
+        self.pace = Pace(config.epochs, self.experiment.steps_per_epoch)
         self._compiled: PhasePrograms | None = None
-        self._first: tuple[int, float] | None = None  # the epoch's steps and seconds after the first call
 
     def begin(self, init: Weights | None, *, resume: bool, command: list[str]) -> None:
         """Restores the latest checkpoint if `resume` is set and there is one, otherwise starts from `init`.
@@ -287,16 +285,13 @@ class Trainer:
         losses, sums = jax.tree.map(lambda values: np.asarray(values)[call.rows], tuple(metrics))
         first = self.progress.epoch * self.experiment.steps_per_epoch + self.progress.epoch_steps + 1
         check_losses(losses, first=first, epoch=self.progress.epoch + 1, run=self.run)
-        now, before = time.perf_counter(), self.progress.epoch_seconds
+        now = time.perf_counter()
         self.progress.add(losses, sums, now - self._clock)
         self._clock = now
         task, steps = self.experiment.task, self.experiment.steps_per_epoch
         bar.advance(call.steps, epoch_note(self.progress, self.config, steps, task))
-        if self._first is None:
-            self._first = self.progress.epoch_steps, self.progress.epoch_seconds
-        timed, seconds = self.progress.epoch_steps - self._first[0], self.progress.epoch_seconds - self._first[1]
-        if not self.progress.rows and before - self._first[1] < SPEED_SECONDS <= seconds:
-            self.console.line(speed_line(timed, seconds, self.config, steps))
+        if not self.progress.rows and (line := self.pace.line(self.progress)):
+            self.console.line(line)
 
     def _obey(self) -> None:
         """Saves the state and raises StoppedError if a signal has requested a stop."""

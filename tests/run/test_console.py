@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from sft_jax.config import complete
-from sft_jax.run.console import Console, epoch_line, epoch_note, speed_line
+from sft_jax.run.console import Console, epoch_line, epoch_note
 from sft_jax.run.progress import Progress
 from sft_jax.tasks.classification import Classification
 
@@ -36,12 +36,6 @@ def test_the_first_epoch_is_extrapolated_to_the_others():
 def test_the_last_step_of_the_last_epoch():
     note = epoch_note(under_way(epoch=3, epoch_steps=100), CONFIG, 100, TASK)
     assert note.endswith("eta 0:00, run 0:00")
-
-
-def test_the_time_is_estimated_from_some_steps():
-    assert speed_line(20, 4.0, CONFIG, steps_per_epoch=100) == (
-        "time       about 0:20 per epoch, 1:20 in total, without validation (from 20 steps)"
-    )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from sft_jax.config import complete
 from sft_jax.data.loader import StepsPerCall
 from sft_jax.errors import DivergedError, StoppedError, UserError
 from sft_jax.models.weights import save_weights
+from sft_jax.run import pace
 from sft_jax.run.console import Console
 from sft_jax.run.folder import Run
 from sft_jax.run.weights import load_run_weights
@@ -226,7 +227,7 @@ def test_a_run_is_compared_with_random_weights(whole, tmp_path, capsys):
 
 @pytest.mark.long
 def test_the_time_is_estimated_without_the_first_call(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_module, "SPEED_SECONDS", 1e-6)
+    monkeypatch.setattr(pace, "SECONDS", 1e-6)
     run(tmp_path / "run", limit_train_examples=64 * 8)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
     assert len(lines) == 1
