@@ -61,7 +61,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     add_checkpoint_flag(parser)
     add_source_flags(parser, WITH_TEXTS)
     parser.add_argument(
-        "--group", metavar="COLUMN", help="column of a table whose values, e.g. patients, must not be in two splits"
+        "--group",
+        metavar="COLUMN",
+        help="column of a table whose values, e.g. patients or authors, must not be in two splits",
     )
     parser.add_argument("--output", type=Path, metavar="PAGE.html", required=True, help="the page to write")
     parser.add_argument("--apply", type=Path, metavar="NEW.csv", help="write a table of the data without these faults")
@@ -146,9 +148,7 @@ def _writings(
     """Reads the texts; returns them and what measures them. Raises UserError."""
     from sft_jax.inspect.texts import load_writings, measure_texts
 
-    if args.group is not None:
-        raise UserError("--group is for images: no text is known to belong to another")
-    writings = load_writings(config, notices, args.split)
+    writings = load_writings(config, notices, args.split, args.group)
     return writings, functools.partial(measure_texts, classifier, writings)
 
 

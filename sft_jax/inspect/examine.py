@@ -67,6 +67,11 @@ def examine(examples: Examples, measured: Measured, notices: list[str]) -> list[
     findings = list(measured.faults)
     parts, labels = splits(examples), examples.labels[rows]
     shared = shared_groups(examples.groups, parts)
+    if any(examples.groups) and not any(parts):
+        notices.append(
+            "no group can be in two splits, because the data names none; those that training draws do not keep groups "
+            "together"
+        )
     if len(rows) < 2:
         notices.append(f"neither labels, copies nor outliers looked for: only one {unit} is readable")
         return _named(findings + shared, examples)

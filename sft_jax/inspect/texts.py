@@ -38,7 +38,7 @@ class Writings:
       labels: int32 [n].
       class_names: in label order.
       parts: the split of each; None where the source does not say.
-      groups: None for all.
+      groups: what each belongs to; None where the source was not asked or does not say.
     """
 
     unit: ClassVar[str] = "text"
@@ -55,9 +55,9 @@ class Writings:
         return len(self.names)
 
 
-def load_writings(config: ConfigDict, notices: list[str], split: str | None) -> Writings:
-    """Lists the texts of `config`, the whole configuration; see `all_texts` for `split`, `notices` and the errors."""
-    found = all_texts(config, split, notices)
+def load_writings(config: ConfigDict, notices: list[str], split: str | None, group: str | None = None) -> Writings:
+    """Lists the texts of `config`, the whole configuration; see `all_texts` for the arguments and errors."""
+    found = all_texts(config, split, notices, group=group)
     kind, rest = kind_of(config.data)
     parts: list[str | None] = [each.part for each in found.all]
     if kind == "tfds":
@@ -70,7 +70,7 @@ def load_writings(config: ConfigDict, notices: list[str], split: str | None) -> 
         LABELLINGS["class"].targets([each.label for each in found.all], found.class_names)["label"],
         found.class_names,
         parts,
-        [None] * len(parts),
+        [each.group for each in found.all],
     )
 
 

@@ -181,10 +181,39 @@ def test_markup_is_told_and_a_fault_of_most_is_one_line():
 
 
 @pytest.mark.long
-def test_wrong_usage_is_one_line(call, reviews, monkeypatch):
+def test_authors_in_two_splits_are_leaks(call, tmp_path):
+    rows = [(sentence(number, (GOOD, BAD)[number % 2][0]), number % 2, number // 3) for number in range(9)]
+    parts = ["test" if number in (0, 6) else "train" for number in range(9)]
+    with (tmp_path / "by_author.csv").open("w", newline="") as file:
+        lines = [(*row, part) for row, part in zip(rows, parts, strict=True)]
+        csv.writer(file).writerows([("text", "label", "author", "split"), *lines])
+    code, *_ = call("--data", "text:by_author.csv", "--group", "author", "--output", "page.html")
+    assert code == 0
+    leaks = findings_of(tmp_path / "page.csv", "leak")
+    assert leaks == {(f"by_author.csv:{row + 2}", "leak", f"by_author.csv:{row // 3 * 3 + 2}") for row in (1, 2, 7, 8)}
+    with (tmp_path / "undivided.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "author"), *rows])
+    code, printed, _ = call("--data", "text:undivided.csv", "--group", "author", "--output", "page.html")
+    assert code == 0
+    assert (
+        "notice: no group can be in two splits, because the data names none; those that training draws do " in printed
+    )
+
+
+@pytest.mark.long
+def test_wrong_usage_is_one_line(call, reviews, tmp_path, monkeypatch):
+    (tmp_path / "folders" / "good").mkdir(parents=True)
+    (tmp_path / "folders" / "good" / "1.txt").write_text("word1")
     page = ("--output", "page.html")
     for words, message in (
-        (("--data", "text:reviews.csv", "--group", "author"), "--group is for images: no text is known to belong to "),
+        (
+            ("--data", "text:reviews.csv", "--group", "author"),
+            "reviews.csv has no column 'author'; its columns are 'text', 'label', 'split'\n",
+        ),
+        (
+            ("--data", "text:folders", "--group", "author"),
+            "--group author needs tables with such a column, and folders has text files\n",
+        ),
         (
             ("--data", "digits:0-1"),
             "config.data.source=digits:0-1 has images, but the task needs texts; use tfds:NAME, text:",

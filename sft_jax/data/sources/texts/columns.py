@@ -40,11 +40,13 @@ class Keys(NamedTuple):
       texts: of the texts, two separated by a semicolon for pairs.
       label: of the labels.
       part: of the splits, which there may be none of.
+      group: of what texts belong to, e.g. an author, which is never guessed.
     """
 
     texts: str | None = None
     label: str | None = None
     part: str | None = None
+    group: str | None = None
 
     @classmethod
     def of(cls, config: ConfigDict, texts: str | None) -> "Keys":
@@ -53,11 +55,12 @@ class Keys(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Indices of the columns that are read; `part` is None if there is no such column."""
+    """Indices of the columns that are read; `part` and `group` are None if there are no such columns."""
 
     texts: tuple[int, ...]
     label: int
     part: int | None
+    group: int | None
 
 
 def named(sheet: Sheet, keys: Keys) -> Sheet:
@@ -81,8 +84,8 @@ def columns_of(sheet: Sheet, keys: Keys, labelling: str = "class") -> Columns:
     names = sheet.names
     assert names is not None
     text_keys = _named_texts(sheet, keys.texts)
-    _check_names(sheet, [keys.label, keys.part])
-    taken = {key for key in (*text_keys, keys.label, keys.part) if key is not None}
+    _check_names(sheet, [keys.label, keys.part, keys.group])
+    taken = {key for key in (*text_keys, keys.label, keys.part, keys.group) if key is not None}
     part = keys.part or _part(sheet, taken)
     taken |= {part} if part else set()
     label = keys.label or _usual(names, f"{NUMBERS} {LABELS}" if labelling == "number" else LABELS, taken)
@@ -106,7 +109,8 @@ def columns_of(sheet: Sheet, keys: Keys, labelling: str = "class") -> Columns:
             raise UserError(
                 f"{sheet.path}: column {part!r} must say train, validation or test, not {some(map(repr, unknown))}"
             )
-    return Columns(tuple(names.index(name) for name in texts), names.index(label), position)
+    group = None if keys.group is None else names.index(keys.group)
+    return Columns(tuple(names.index(name) for name in texts), names.index(label), position, group)
 
 
 def text_columns(sheet: Sheet, text_key: str | None) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ def all_texts(
     *,
     known: Sequence[str] | None = None,
     labelling: str = "class",
+    group: str | None = None,
 ) -> Examples:
     """Collects the texts of `config.data.source`, from all splits unless `split` names one.
 
@@ -33,13 +34,14 @@ def all_texts(
       split: the only split to use; None for all.
       notices: receives a line about anything that is skipped or guessed.
       known, labelling: see `list_texts`.
+      group: the column that says what a text belongs to, e.g. an author.
 
     Raises:
       UserError: there are no texts, or their columns or labels are missing or invalid.
     """
     check_kind(config.data, of_texts=True)
     kind, rest = kind_of(config.data)
-    keys = Keys.of(config.data, config.text.columns)
+    keys = Keys.of(config.data, config.text.columns)._replace(group=group)
     settings: dict[str, Any] = {"keys": keys, "known": known, "labelling": labelling}
     if kind == "tfds":
         where = {"directory": config.data.dir, "download": config.data.download}

@@ -27,12 +27,14 @@ class Example(NamedTuple):
       text: the text, or a pair.
       label: its class, or its number.
       part: its split: "train", "val" or "test"; None if the source does not say.
+      group: what it belongs to, e.g. an author; None if the source was not asked or does not say.
     """
 
     name: str
     text: Text
     label: Label
     part: str | None
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,8 @@ def _of_sheet(root: Path, sheet: Sheet, columns: Columns, part: str | None, noti
                 raise UserError(f"{sheet.path}: row {line} has the label {label}, but there are {len(classes)} classes")
             label = classes[int(label)]
         own = part if columns.part is None else part_of(row[columns.part] or "")
-        found.append(Example(f"{name}:{line}", text, label, own))
+        group = None if columns.group is None else (row[columns.group] or "").strip() or None
+        found.append(Example(f"{name}:{line}", text, label, own, group))
     for count, what in ((unlabelled, "label"), (empty, "text")):
         if count:
             notices.append(f"{sheet.path}: {counted(count, 'row')} without a {what} skipped")

@@ -44,6 +44,8 @@ def list_texts(
         # Text files in a folder for each class look like tables of one cell.
         of_text = all(path.suffix.lower() == ".txt" or not path.suffix for path in files)
         if (of_text and any(path.parent != place for path in files)) or not tables:
+            if keys.group is not None:
+                raise UserError(f"--group {keys.group} needs tables with such a column, and {place} has text files")
             found = Found(_of_folders(place, files, notices))
         else:
             found = _of_files(place, tables, keys, labelling, notices)
