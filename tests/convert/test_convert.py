@@ -126,7 +126,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, state_dict, suffix):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.parametrize("stem", ["imagenet", pytest.param("cifar", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("one_size")
 def test_a_run_becomes_a_state_dict(tmp_path, state_dict, stem, capsys):
     network = families.flax_network("resnet18", CLASSES)

@@ -106,7 +106,7 @@ def test_the_cifar_stems_match_torch_without_its_strides(stem):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["basic", "groups"])
+@pytest.mark.parametrize("name", ["basic", pytest.param("groups", marks=pytest.mark.slow)])
 def test_gradients_and_running_statistics_agree_in_float64(name):
     module = torch_network(SHAPES[name]).double().train()
     (images,), (labels,) = batches(1, 8, np.float64)

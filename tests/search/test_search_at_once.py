@@ -33,7 +33,7 @@ def curves(together, configs, dataset):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch_norm", ["freeze_statistics", "train"])
+@pytest.mark.parametrize("batch_norm", [pytest.param("freeze_statistics", marks=pytest.mark.slow), "train"])
 def test_eight_trials_at_once_equal_eight_runs(batch_norm):
     """Frozen statistics keep rounding errors small; with batch statistics they grow, so the curves are short."""
     split = noise(192)

@@ -269,7 +269,7 @@ CHANGES = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["full", "head_then_full"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "head_then_full"])
 def test_a_stopped_run_resumes_bit_identically(tmp_path, monkeypatch, trained, method):
     changes = CHANGES | {"finetune__method": method}
     changes |= {"finetune__head_epochs": 1, "finetune__batch_norm": "freeze"} if method != "full" else {}

@@ -140,7 +140,10 @@ def test_devices_do_not_change_the_training(texts, tmp_path, monkeypatch, placem
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("method", "worth"), [("full", 0), ("head_then_full", 10_000), ("gradual", 10_000)])
+@pytest.mark.parametrize(
+    ("method", "worth"),
+    [("full", 0), ("head_then_full", 10_000), pytest.param("gradual", 10_000, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_resumes_bit_identically(texts, tmp_path, monkeypatch, method, worth):
     """Batches of three lengths, of which the resumed run would make one, or of one, to compile each phase once."""
     changes = {"finetune__method": method, "finetune__head_epochs": 1, "regularization__dropout": 0.1}

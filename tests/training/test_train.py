@@ -203,7 +203,9 @@ def test_the_licence_of_the_weights_is_passed_on(whole, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"model__stem": "cifar"}])
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bfloat16"}, pytest.param({"model__stem": "cifar"}, marks=pytest.mark.slow)]
+)
 def test_other_precisions_and_stems_learn(tmp_path, changes):
     results = run(tmp_path / "run", epochs=3, limit_train_examples=None, **changes)
     assert results["test_accuracy"] > 0.5, "0.2 is chance"
