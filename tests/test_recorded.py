@@ -155,7 +155,7 @@ def photos(folder):
     return generated + real
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_converted_weights_predict_as_their_torchvision_transforms(tmp_path):
     """With 224 px crops of 256 or 232 px: pixels agree within one grey level, logits within 1e-4."""
     torch.manual_seed(0)

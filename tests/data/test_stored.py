@@ -175,7 +175,7 @@ def test_the_least_recently_used_are_deleted(tmp_path, cache, monkeypatch, read)
     assert len(read) == COUNT
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_runs_are_the_same_with_and_without(images, cache, tmp_path, monkeypatch):
     settings = {"data__source": f"folder:{images}", "batch_size": 16, "limit_train_examples": None}
     run(tmp_path / "kept", **settings)

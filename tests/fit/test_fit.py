@@ -90,7 +90,7 @@ def test_it_chooses_trains_and_leaves_a_recipe_that_repeats_the_run(fit, tmp_pat
     assert_same_run(run.folder, tmp_path / "again")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_several_labels_and_given_settings(fit, tmp_path):
     table = several(tmp_path / "pictures", 60)
     code, printed, complaints = fit(table, "--config.task=multilabel", "--config.batch_size=12", "--workdir", "labels")
@@ -192,7 +192,7 @@ def noise_split(count, side=16):
     return ArraySplit.of_images(images, np.arange(count, dtype=np.int32) % 2)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_batch_is_the_largest_that_fits(monkeypatch):
     split = noise_split(64)
     devices = one_device()

@@ -202,7 +202,7 @@ def test_names_of_no_network_are_refused(name, line):
     assert str(caught.value).startswith(line)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_file_of_torchvisions_is_converted_there_and_back(tmp_path, capsys, monkeypatch):
     name = "lraspp_mobilenet_v3_large"
     module = torchvisions(name)

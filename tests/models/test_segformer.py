@@ -68,7 +68,7 @@ def test_gradients_and_statistics_agree():
     assert_same_gradients(torch_network(WHOLE), find(WHOLE), size=64, tolerance=1e-9, named=of_file)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name in mit.VARIANTS if name != ENCODER))
 def test_variants_are_those_of_the_published_files(name):
     """The numbers of parameters in the model cards and the paper, of the encoder without a head and of the whole."""

@@ -48,7 +48,7 @@ def test_gradients_agree(name):
     assert_same_gradients(torch_network(name), ARCHITECTURES[name], size=7, tolerance=tolerance)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_of_test", "modernbert_of_test"])
 def test_rematerialised_layers_give_the_same_gradients(name):
     """Dropout included: the second pass through a layer drops what the first one did."""

@@ -57,7 +57,7 @@ def test_a_run_learns(trained):
     assert results["test_loss"] < np.log(5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_stopped_run_resumes_bit_identically(converted, tmp_path, monkeypatch, capsys):
     """From weights for images of another size."""
     changes = {**CHANGES, "init": str(converted)}

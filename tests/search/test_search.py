@@ -176,7 +176,7 @@ def test_a_resumed_search_may_have_more_trials(cross_validated, tmp_path):
     assert trials_of(folder) == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_trials_at_once_report_their_timing(tmp_path, capsys):
     run(tmp_path / "search", sampler="grid", trials=2, at_once=2)
     printed = capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_eight_trials_at_once_equal_eight_runs(batch_norm):
     assert len(together._compiled) == 2, "one program for all eight, and one for a single trial"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_trials_at_once_have_phases():
     """With the optional parts of a state: moving averages, and anchors shared by all trials."""
     split = noise(128)
@@ -93,7 +93,7 @@ def test_the_settings_of_every_optimizer_can_be_arguments():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), traced, wanted)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_faster_way_is_chosen():
     split = noise(320)
     dataset = Dataset(split, split, split, tuple("01234"))

@@ -315,7 +315,7 @@ def test_a_run_starts_from_another_one_of_the_task(runs, tmp_path, task):
         assert again["test_map"] == pytest.approx(results["test_map"], rel=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_settings_are_searched_on_folds(runs, tmp_path, monkeypatch, capsys, task):
     monkeypatch.setattr(session, "Devices", one_device)
@@ -345,7 +345,7 @@ def test_a_linear_probe_starts_from_the_solution(runs, tmp_path, task):
         assert results["test_r2"] > 0.5
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_doctor_compiles_and_times_it(runs, monkeypatch, task):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))

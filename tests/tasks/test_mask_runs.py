@@ -209,7 +209,7 @@ def test_the_report_shows_pictures_with_their_masks(trained, tmp_path, monkeypat
     assert f"{results['test_mean_iou']:.2%}" in some
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_settings_are_searched_on_folds(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     config = complete(flatten(Run(trained[1]).config()) | {"epochs": 2})
@@ -219,7 +219,7 @@ def test_settings_are_searched_on_folds(trained, tmp_path, monkeypatch, capsys):
     assert "scored by mean IoU on the validation images on" in capsys.readouterr().out
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_doctor_compiles_and_times_it(trained, monkeypatch):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
     config = Run(trained[1]).config()

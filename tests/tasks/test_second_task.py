@@ -94,7 +94,7 @@ def test_a_stopped_run_resumes_bit_identically(method, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_its_settings_are_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=1, sampler="grid", pruner="median", at_once=2, resume=False, command=["test"])

@@ -375,7 +375,7 @@ def test_the_report_marks_what_decides(made):
     assert (folder / "again.html").read_text().count("<mark") == page.count("<mark")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_settings_are_searched(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "Devices", one_device)
     options = Options(trials=2, folds=2, sampler="grid", pruner="none", at_once=None, resume=False, command=["test"])
@@ -390,7 +390,7 @@ def test_a_learning_rate_is_found(texts, tmp_path, monkeypatch):
     assert result.losses[-1] != result.losses[0]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_doctor_compiles_and_times_it(texts, several_lengths, monkeypatch):
     monkeypatch.setattr(ahead, "absent_devices", lambda name: AbsentDevices(jax.devices()[:1], 1 << 30))
     monkeypatch.setattr(planned, "Devices", one_device)

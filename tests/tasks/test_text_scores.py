@@ -136,7 +136,7 @@ def test_predictions_are_in_the_numbers_own_unit(made, split, monkeypatch, capsy
         predict.main()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_exports_predict_the_same(made, split, tmp_path):
     clf = sft_jax.load(made[0])
     wanted = clf.predict(split.texts)

@@ -63,7 +63,7 @@ def test_a_run_interrupted_anywhere_resumes_bit_identically(tmp_path):
         interrupt_and_resume(program, KILLS + STOPS, seed=0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @counts(kills=len(KILLS), stops=1)
 def test_a_run_on_masks_interrupted_anywhere_resumes_bit_identically(tmp_path):
     changes = SEGMENTATION | {"data__source": f"masks:{parts(tmp_path / 'set')}", "model__stem": "imagenet"}

@@ -117,7 +117,7 @@ def test_learning_rates_and_state_of_two_phases(two_phase_run):
     }
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_gradual_unfreezing_reaches_the_stem_last(source, tmp_path):
     two = transfer(tmp_path / "two", source, finetune__method="gradual", epochs=2)
     assert {key.partition(".")[0] for key in backbone_moved(tmp_path / "two", source)} <= {"layer2"}
