@@ -18,7 +18,7 @@ class Rotation(NamedTuple):
 
 def periods(d: int) -> np.ndarray:
     """Returns the periods of the angles for heads of d channels, float32 [d / 4], for coordinates in -1..1."""
-    return np.float32(TEMPERATURE) ** (2 * np.arange(d // 4, dtype=np.float32) / (d // 2)).astype(np.float32)
+    return _powers(TEMPERATURE, (2 * np.arange(d // 4, dtype=np.float32) / (d // 2)).astype(np.float32))
 
 
 def rotation(rows: int, columns: int, prefix: int, d: int, dtype: jax.typing.DTypeLike) -> Rotation:
@@ -47,12 +47,15 @@ def text_rotation(tokens: int, d: int, theta: float, dtype: jax.typing.DTypeLike
       theta: the slowest of the angles turns by nearly 1 / theta from a token to the next.
       dtype: of the sines and cosines.
     """
-    # Rounded to float32 as in the reference, where it matters at the end of long texts. The power is float64's, because
-    # the last bit of float32's is another on processors with AVX-512.
-    exponents = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
-    frequencies = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
+    # Rounded to float32 as in the reference, where it matters at the end of long texts.
+    frequencies = np.float32(1) / _powers(theta, np.arange(0, d, 2, dtype=np.float32) / np.float32(d))
     angles = jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequencies[None]
     return _rotation(angles.astype(dtype), dtype, jnp)
+
+
+def _powers(base: float, exponents: np.ndarray) -> np.ndarray:
+    """Returns powers rounded to float32; the last bit of float32's own is another on processors with AVX-512."""
+    return np.power(base, exponents, dtype=np.float64).astype(np.float32)
 
 
 def _rotation(angles: Any, dtype: jax.typing.DTypeLike, numeric: Any) -> Rotation:

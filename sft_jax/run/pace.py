@@ -17,11 +17,13 @@ class Pace:
 
     def line(self, progress: Progress) -> str | None:
         """Returns the estimate after a call of the first epoch, once; None before there is one, and afterwards."""
+        if self._told or progress.rows:
+            return None
         steps, seconds = progress.epoch_steps, progress.epoch_seconds
         if self._first is None:
             self._first = steps, seconds
         steps, seconds = steps - self._first[0], seconds - self._first[1]
-        if self._told or not steps or seconds < SECONDS:
+        if not steps or seconds < SECONDS:
             return None
         self._told = True
         epoch = self._steps_per_epoch * seconds / steps

@@ -290,7 +290,7 @@ class Trainer:
         self._clock = now
         task, steps = self.experiment.task, self.experiment.steps_per_epoch
         bar.advance(call.steps, epoch_note(self.progress, self.config, steps, task))
-        if not self.progress.rows and (line := self.pace.line(self.progress)):
+        if line := self.pace.line(self.progress):
             self.console.line(line)
 
     def _obey(self) -> None:
